@@ -1,0 +1,1 @@
+//! The daemon: wiring, lifecycle, control API, metrics, shutdown.

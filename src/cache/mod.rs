@@ -1,0 +1,1 @@
+//! The disk cache of plain chunks and its eviction policy.

@@ -1,0 +1,121 @@
+//! The port that a file system walks: one immutable tree of one revision.
+
+use crate::chunk::SourceError;
+use crate::model::ChunkRef;
+use futures::future::BoxFuture;
+use std::sync::Arc;
+
+/// An inode number. 1 is the root of the tree.
+///
+/// Numbers are chosen by the publisher and stable: an unchanged file keeps its number in the next
+/// revision, a changed file gets a new one (so page caches never mix revisions), a directory keeps
+/// the number of its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Inode(pub u64);
+
+impl Inode {
+    /// The root directory of every tree.
+    pub const ROOT: Self = Self(1);
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// Attributes of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The inode.
+    pub inode: Inode,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, set-id and sticky bits included (`mode & 0o7777`).
+    pub permissions: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Plain bytes of a file; length of a symbolic link's target; 0 for a directory.
+    pub size: u64,
+    /// Number of names.
+    pub links: u32,
+    /// Modification time, seconds since 1970 (may be negative).
+    pub mtime_s: i64,
+    /// Modification time, nanoseconds within the second.
+    pub mtime_ns: u32,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// The name: any bytes but `/` and NUL.
+    pub name: Arc<[u8]>,
+    /// What it names.
+    pub attributes: Attributes,
+}
+
+/// Why metadata could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// The inode was never handed out by this tree.
+    #[error("inode {} is not known", .0.0)]
+    UnknownInode(Inode),
+    /// A directory was needed.
+    #[error("inode {} is not a directory", .0.0)]
+    NotADirectory(Inode),
+    /// A regular file or a symbolic link was needed.
+    #[error("inode {} is of the wrong kind", .0.0)]
+    WrongKind(Inode),
+    /// A catalog could not be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A catalog's content contradicts the format. The hash was right, so its publisher wrote it so.
+    #[error("damaged catalog: {0}")]
+    Damaged(String),
+}
+
+/// One immutable tree.
+///
+/// Nested catalogs are loaded when they are first entered; what is loaded answers without network,
+/// with a future that is ready at its first poll. An inode must have been handed out by `lookup` or
+/// `list` of the same tree (or be the root) before it is asked about.
+pub trait Tree: Send + Sync + 'static {
+    /// The entry `name` of `directory`, or `None`.
+    fn lookup<'a>(
+        &'a self,
+        directory: Inode,
+        name: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>>;
+
+    /// All entries of `directory`, sorted by name, without `.` and `..`.
+    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>>;
+
+    /// The attributes of `inode`.
+    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>>;
+
+    /// The parent of `directory`; the root is its own parent.
+    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>>;
+
+    /// The target of a symbolic link.
+    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>>;
+
+    /// Extended attributes, sorted by name.
+    #[expect(clippy::type_complexity, reason = "a list of name and value")]
+    fn extended_attributes(
+        &self,
+        inode: Inode,
+    ) -> BoxFuture<'_, Result<Arc<[(Box<[u8]>, Box<[u8]>)]>, TreeError>>;
+
+    /// The chunks of a file in the order of its bytes. Their plain lengths add up to the file's size.
+    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>>;
+
+    /// Number of inodes and plain bytes in the whole tree, for `statfs`.
+    fn totals(&self) -> (u64, u64);
+}

@@ -1,0 +1,68 @@
+//! The port through which trees and file systems obtain bytes, wherever they come from.
+
+use crate::model::{ChunkRef, Class, ContentId};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+/// A run of plain bytes inside one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The chunk.
+    pub chunk: ChunkRef,
+    /// First byte wanted, from the start of the plain chunk.
+    pub offset: u32,
+    /// Bytes wanted; `offset + len` is at most the chunk's plain length.
+    pub len: u32,
+}
+
+impl Piece {
+    /// All of `chunk`.
+    pub const fn whole(chunk: ChunkRef) -> Self {
+        Self { chunk, offset: 0, len: chunk.plain_len }
+    }
+}
+
+/// Why bytes could not be had. Every variant is final for this call: the source has already tried
+/// whom it could within its deadline.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// Nobody who could be reached has the chunk.
+    #[error("chunk {chunk}: no source has it ({detail})")]
+    Unavailable {
+        /// The chunk.
+        chunk: ContentId,
+        /// What was tried.
+        detail: String,
+    },
+    /// The deadline passed first.
+    #[error("chunk {chunk}: not here after {waited_ms} ms ({detail})")]
+    TimedOut {
+        /// The chunk.
+        chunk: ContentId,
+        /// How long the reader waited, in milliseconds.
+        waited_ms: u64,
+        /// What was tried.
+        detail: String,
+    },
+    /// The catalog row itself is nonsense (a length or an offset out of bounds).
+    #[error("chunk {chunk}: {detail}")]
+    Invalid {
+        /// The chunk.
+        chunk: ContentId,
+        /// The offending value.
+        detail: String,
+    },
+    /// The node is shutting down.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// Delivers plain, verified bytes of one repository's chunks.
+///
+/// Implementations verify before they deliver, coalesce equal wishes, and answer within a bounded
+/// time. Dropping the future withdraws the wish. Cheap to call for what is already here: the
+/// returned future is then ready at its first poll.
+pub trait ChunkSource: Send + Sync + 'static {
+    /// The bytes of `pieces`, in their order.
+    fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>>;
+}

@@ -1,0 +1,121 @@
+//! The command line: one file a verb. The only room that reads arguments, environment and home.
+
+#[cfg(feature = "node")]
+mod agent;
+mod core_replay;
+#[cfg(feature = "node")]
+mod demo;
+mod error;
+#[cfg(feature = "node")]
+mod join;
+#[cfg(feature = "node")]
+mod mesh;
+#[cfg(feature = "node")]
+mod mount;
+#[cfg(feature = "node")]
+mod peers;
+#[cfg(feature = "node")]
+mod publish;
+#[cfg(feature = "node")]
+mod repo;
+mod simulate;
+#[cfg(feature = "node")]
+mod status;
+#[cfg(feature = "node")]
+mod stratum;
+#[cfg(feature = "node")]
+mod umount;
+
+pub use error::CliError;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Distributes software trees to fleets: publish once, mount everywhere, fetch from neighbours first.
+#[derive(Debug, Parser)]
+#[command(name = "starling", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[cfg(feature = "node")]
+    /// Make this machine a member of a mesh.
+    Join(join::Args),
+    #[cfg(feature = "node")]
+    /// Mount a repository.
+    Mount(mount::Args),
+    #[cfg(feature = "node")]
+    /// Unmount a repository.
+    Umount(umount::Args),
+    #[cfg(feature = "node")]
+    /// Publish a directory tree as a new revision of a repository.
+    Publish(publish::Args),
+    #[cfg(feature = "node")]
+    /// Run this machine's agent: mounts, cache, mesh member.
+    Agent(agent::Args),
+    #[cfg(feature = "node")]
+    /// Show what the agent is doing.
+    Status(status::Args),
+    #[cfg(feature = "node")]
+    /// Show the members that the agent knows.
+    Peers(peers::Args),
+    #[cfg(feature = "node")]
+    /// Make a mesh and invite machines into it.
+    #[command(subcommand)]
+    Mesh(mesh::Command),
+    #[cfg(feature = "node")]
+    /// Make repositories known to this machine, or to the whole mesh.
+    #[command(subcommand)]
+    Repo(repo::Command),
+    #[cfg(feature = "node")]
+    /// Serve a published repository over HTTP.
+    #[command(subcommand)]
+    Stratum(stratum::Command),
+    /// Predict a roll-out to a fleet with the node's own decisions.
+    Simulate(simulate::Args),
+    #[cfg(feature = "node")]
+    /// Publish, serve, join, mount and read back on this machine, with real processes.
+    Demo(demo::Args),
+    /// Replay recorded decisions of an agent and compare them byte for byte.
+    CoreReplay(core_replay::Args),
+}
+
+/// Runs the program and tells its exit code: 0 done, 1 failed, 2 called wrongly.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        #[cfg(feature = "node")]
+        Command::Join(args) => join::run(args),
+        #[cfg(feature = "node")]
+        Command::Mount(args) => mount::run(args),
+        #[cfg(feature = "node")]
+        Command::Umount(args) => umount::run(args),
+        #[cfg(feature = "node")]
+        Command::Publish(args) => publish::run(args),
+        #[cfg(feature = "node")]
+        Command::Agent(args) => agent::run(args),
+        #[cfg(feature = "node")]
+        Command::Status(args) => status::run(args),
+        #[cfg(feature = "node")]
+        Command::Peers(args) => peers::run(args),
+        #[cfg(feature = "node")]
+        Command::Mesh(args) => mesh::run(args),
+        #[cfg(feature = "node")]
+        Command::Repo(args) => repo::run(args),
+        #[cfg(feature = "node")]
+        Command::Stratum(args) => stratum::run(args),
+        Command::Simulate(args) => simulate::run(args),
+        #[cfg(feature = "node")]
+        Command::Demo(args) => demo::run(args),
+        Command::CoreReplay(args) => core_replay::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(error.code())
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! `starling mount`: mount a repository.
+
+use super::CliError;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: Args) -> Result<(), CliError> {
+    Err(CliError::failed("not wired yet"))
+}

@@ -1,0 +1,11 @@
+//! `starling peers`: show the members that the agent knows.
+
+use super::CliError;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: Args) -> Result<(), CliError> {
+    Err(CliError::failed("not wired yet"))
+}

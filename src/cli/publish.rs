@@ -1,0 +1,11 @@
+//! `starling publish`: publish a directory tree as a new revision of a repository.
+
+use super::CliError;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: Args) -> Result<(), CliError> {
+    Err(CliError::failed("not wired yet"))
+}

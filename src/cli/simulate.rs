@@ -1,0 +1,11 @@
+//! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
+
+use super::CliError;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: Args) -> Result<(), CliError> {
+    Err(CliError::failed("not wired yet"))
+}

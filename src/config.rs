@@ -1,0 +1,1 @@
+//! Every setting, its unit, its default and the reason for the default.

@@ -1,0 +1,20 @@
+//! The node's decisions: whom to ask, whom to serve, whom to redirect, when to take a chunk from
+//! the strata, what to announce.
+//!
+//! Nothing here does I/O. [`Node::handle`] is the only way in: time and randomness come from
+//! outside, bytes never enter, outputs are collected in an [`Outbox`] in the order in which they
+//! were decided. The same code runs in the agent and in the simulator.
+//!
+//! # The algorithm
+//! A slice (about 1 MiB of a segment) has *homes*: the members of a cell in the order of weighted
+//! rendezvous hashing. Who wants a chunk asks the first home. A home that holds it serves it while
+//! it has upload slots; otherwise it answers *busy* and names others who hold it, of whom it
+//! remembers the last 64-128 a slice. A home that does not hold it makes askers wait and gets it
+//! once: from the next two ranks if it is new and empty, else from the region's lease home (the
+//! home of the slice in the cell that rendezvous hashing picks among the region's cells), else, if
+//! it is that lease home, from another region (through the DHT) or from the strata. A dead or
+//! failing home is replaced by the next rank, never by the strata.
+
+mod vocabulary;
+
+pub use vocabulary::*;

@@ -1,0 +1,1 @@
+//! A tree becomes chunks, segments, catalogs and a signed root, in that write order.

@@ -1,0 +1,1 @@
+//! The fleet simulator: the node's own decisions on a virtual network.

@@ -1,0 +1,63 @@
+//! The port for plain chunks on this node.
+
+use crate::model::ContentId;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Where a chunk was first obtained, for the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Origin {
+    /// It was in the store when the process started.
+    Cache,
+    /// A neighbour sent it.
+    Peers,
+    /// It came from a stratum.
+    Strata,
+}
+
+/// Why the store refused. None of these may fail a reader: the bytes are had from elsewhere.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full, or the quota leaves no room.
+    #[error("no room for {wanted_bytes} bytes: {detail}")]
+    Full {
+        /// Bytes that were to be stored.
+        wanted_bytes: u64,
+        /// What is full.
+        detail: String,
+    },
+    /// The disk failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Plain chunks by name. Calls block for a disk access at most.
+///
+/// `insert` is given bytes that the caller verified. What was found at start is verified by the
+/// store itself before its first delivery; a damaged chunk is dropped and reported as absent.
+pub trait ChunkStore: Send + Sync + 'static {
+    /// Whether the chunk is here. It may turn out damaged when it is read.
+    fn contains(&self, id: &ContentId) -> bool;
+
+    /// `len` bytes from `offset` of the chunk, or `None` when it is not here. A failing disk counts
+    /// as absent and is reported once.
+    fn read(&self, id: &ContentId, offset: u32, len: u32) -> Option<Bytes>;
+
+    /// The whole chunk, or `None`.
+    fn read_all(&self, id: &ContentId) -> Option<Bytes>;
+
+    /// Stores verified bytes. Storing what is here already changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot; the store stays as it was.
+    fn insert(&self, id: &ContentId, bytes: &Bytes, origin: Origin) -> Result<(), StoreError>;
+
+    /// Called with the name of each chunk that leaves the store (evicted or found damaged). At most
+    /// one listener; it must not call back into the store.
+    fn on_removal(&self, listener: Box<dyn Fn(&ContentId) + Send + Sync>);
+}

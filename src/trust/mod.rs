@@ -1,0 +1,1 @@
+//! Keys, signed roots, repository cards, roll-back refusal.

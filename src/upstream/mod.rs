@@ -1,0 +1,1 @@
+//! Reading strata over HTTP, and serving one.
