@@ -206,10 +206,10 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_bit_is_refused(plain in proptest::collection::vec(0_u8..4, 1..5000), at: usize, bit in 0..8) {
+        fn a_changed_bit_is_refused(plain in proptest::collection::vec(0_u8..4, 1..5000), at: usize, bit in 0_u8..8) {
             let mut frame = encode(&plain, 3).unwrap();
             let at = at % frame.len();
-            frame[at] ^= 1 << bit;
+            frame[at] ^= 1_u8 << bit;
             // A flipped bit that leaves the plain bytes as they were (such as a reserved one) does no harm.
             if let Ok(decoded) = decode(&frame, &ContentId::of(&plain), len(&plain)) {
                 prop_assert_eq!(&decoded[..], &plain[..]);
