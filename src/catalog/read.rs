@@ -358,7 +358,7 @@ pub(super) mod tests {
         let mut writer = CatalogWriter::new().unwrap();
         let xattrs: [(Box<[u8]>, Box<[u8]>); 1] = [(b"user.a".as_slice().into(), b"value".as_slice().into())];
         let directory = |inode| attributes(inode, FileKind::Directory, 0);
-        let mut add = |parent, name: &[u8], attributes: Attributes, content| {
+        let mut add = |parent, name: &[u8], attributes: Attributes, content: NewContent<'_>| {
             let entry = NewEntry { parent, name, attributes: &attributes, xattrs: &xattrs, content };
             writer.add(&entry).unwrap();
         };
