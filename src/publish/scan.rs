@@ -14,7 +14,7 @@ use crate::model::{ContentId, limits};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -271,7 +271,8 @@ impl<'a> Scanner<'a> {
     fn chunks(&mut self, file: &File, size: u64) -> Result<(Vec<Number>, u64), PublishError> {
         let Self { table, packer, tree, path, buffer, .. } = self;
         let mut numbers = Vec::new();
-        let read = cut::<Failed>(file, size, self.chunking, buffer, |chunk| {
+        // One byte more than expected shows that it grew; a file that grows for ever is not followed.
+        let read = cut::<Failed>(file.take(size.saturating_add(1)), size, self.chunking, buffer, |chunk| {
             let plain_len = u32::try_from(chunk.len()).expect("chunks are at most CHUNK_MAX_BYTES");
             debug_assert!(plain_len <= limits::CHUNK_MAX_BYTES);
             let id = ContentId::of(chunk);
