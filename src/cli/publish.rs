@@ -58,13 +58,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     let started = ambient::now();
     let tree = open_tree(&tree)?;
     let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
-    // A stratum inside the tree would publish itself, keys would be published for all to read.
-    for (what, directory) in [("the stratum", &to), ("the key directory", &keys_directory)] {
-        if resolved(directory)?.starts_with(&tree) {
-            let message = format!("{what} {} lies inside the tree {}", directory.display(), tree.display());
-            return Err(CliError::usage(message).hint("choose a directory outside of what is published"));
-        }
-    }
+    check_places(&tree, &to, &keys_directory)?;
     let objects = Arc::new(DirectoryObjects::new(&to, &repo));
     let _lock = objects.lock().map_err(|error| store_error(&error))?;
     let is_published = objects.root().map_err(|error| store_error(&error))?.is_some();
@@ -102,6 +96,25 @@ fn open_tree(tree: &Path) -> Result<PathBuf, CliError> {
         return Err(CliError::usage(format!("{} is not a directory", tree.display())));
     }
     Ok(found)
+}
+
+/// A stratum inside the tree would publish itself; keys in either would be there for all to read.
+fn check_places(tree: &Path, stratum: &Path, keys: &Path) -> Result<(), CliError> {
+    let [stratum_at, keys_at] = [resolved(stratum)?, resolved(keys)?];
+    let inside = |what: &str, path: &Path, whole: &str, outer: &Path| {
+        let message = format!("{what} {} lies inside {whole} {}", path.display(), outer.display());
+        Err(CliError::usage(message).hint("choose a directory outside of what others can read"))
+    };
+    if stratum_at.starts_with(tree) {
+        return inside("the stratum", stratum, "the tree", tree);
+    }
+    if keys_at.starts_with(tree) {
+        return inside("the key directory", keys, "the tree", tree);
+    }
+    if keys_at.starts_with(&stratum_at) {
+        return inside("the key directory", keys, "the stratum", stratum);
+    }
+    Ok(())
 }
 
 fn default_keys(name: &RepositoryName) -> Result<PathBuf, CliError> {
