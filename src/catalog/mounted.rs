@@ -266,7 +266,11 @@ mod tests {
         let mut catalogs = Vec::new();
         let directory = |inode| attributes(inode, FileKind::Directory, 0);
         let mut top = CatalogWriter::new().unwrap();
-        let mut add = |writer: &mut CatalogWriter, parent, name: &[u8], attributes: Attributes, content| {
+        let add = |writer: &mut CatalogWriter,
+                   parent,
+                   name: &[u8],
+                   attributes: Attributes,
+                   content: NewContent<'_>| {
             let entry = NewEntry { parent, name, attributes: &attributes, xattrs: &[], content };
             writer.add(&entry).unwrap();
         };
