@@ -47,7 +47,7 @@ async fn serve(args: Serve) -> Result<(), CliError> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let Serve { dir, listen, access_log, json } = args;
     let options = ServeOptions { dir: dir.clone(), listen, log: access_log, log_json: json };
-    let server = Server::bind(options).await.map_err(explain)?;
+    let server = Server::bind(options).await.map_err(|error| explain(&error))?;
     if !server.has_repository() {
         eprintln!("warning: {} holds no repository yet; publish with --to {0}", dir.display());
     }
@@ -70,8 +70,8 @@ async fn serve(args: Serve) -> Result<(), CliError> {
     Ok(())
 }
 
-fn explain(error: ServeError) -> CliError {
-    let failed = CliError::failed(&error);
+fn explain(error: &ServeError) -> CliError {
+    let failed = CliError::failed(error);
     match error {
         ServeError::Dir { .. } => failed.hint("give the folder that `starling publish --to` wrote"),
         ServeError::Listen { .. } => {

@@ -22,7 +22,9 @@ impl Flights {
     /// The fetch of `id` that is at least as urgent as `class`.
     pub(super) fn find(&self, id: &ContentId, class: Class) -> Option<Flight> {
         let (its_class, flight) = self.flights.get(id)?;
-        (*its_class <= class).then(|| flight.upgrade()).flatten()
+        let flight = flight.upgrade().filter(|_| *its_class <= class)?;
+        // One that failed is over, though some of its waiters have not been told yet.
+        (!matches!(flight.peek(), Some(Err(_)))).then_some(flight)
     }
 
     /// Adds a fetch; it takes the place of a less urgent one, whose waiters keep theirs.

@@ -186,7 +186,9 @@ impl Local for LocalNode {
             };
             let fetch = strata.retrying.fetch_chunks(&repository, &chunks);
             match tokio::time::timeout(self.options.fetch_max, fetch).await {
-                Ok(results) => results.into_iter().map(|result| result.map_err(failure)).collect(),
+                Ok(results) => {
+                    results.into_iter().map(|result| result.map_err(|error| failure(&error))).collect()
+                }
                 Err(_) => {
                     let detail = format!("nothing after {} s", self.options.fetch_max.as_secs());
                     vec![Err(UpstreamFailure::Unreachable(detail)); chunks.len()]
@@ -244,7 +246,7 @@ fn undecided(error: &crate::trust::RegistryError) -> NewsVerdict {
     NewsVerdict::Unjudged
 }
 
-fn failure(error: UpstreamError) -> UpstreamFailure {
+fn failure(error: &UpstreamError) -> UpstreamFailure {
     match error {
         UpstreamError::WrongBytes { .. } => UpstreamFailure::WrongBytes(error.to_string()),
         _ => UpstreamFailure::Unreachable(error.to_string()),
