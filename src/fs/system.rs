@@ -47,7 +47,7 @@ struct Handles {
     open: HashMap<u64, Open>,
 }
 
-/// One mounted repository.
+/// One mounted repository; make a new one for each mount, since an unmounted kernel forgets nothing.
 ///
 /// Every method may be called from many threads at once. What is here is answered with a future that
 /// is ready at its first poll. Each successful [`FileSystem::lookup`] and
