@@ -39,5 +39,6 @@ pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
 pub use node::Node;
 pub use peers_table::PeerTable;
+pub use rendezvous::{best_members, lease_cell};
 pub use settings::Settings;
 pub use vocabulary::*;
