@@ -108,6 +108,15 @@ pub(super) struct CellView {
     map: Arc<Map>,
     me: u32,
     cell: u32,
+    members: (u32, u32),
+}
+
+impl CellView {
+    fn new(map: &Arc<Map>, me: u32) -> Self {
+        let cell = map.cell_of(me);
+        let members = map.members_of(cell);
+        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end) }
+    }
 }
 
 impl Peers for CellView {
@@ -116,7 +125,7 @@ impl Peers for CellView {
     }
 
     fn nearness(&self, peer: Peer) -> Nearness {
-        if self.map.members_of(self.cell).contains(&peer.0) {
+        if (self.members.0..self.members.1).contains(&peer.0) {
             Nearness::Cell
         } else if self.map.same_region(self.me, peer.0) {
             Nearness::Region
@@ -144,11 +153,11 @@ impl Peers for CellView {
     }
 
     fn members(&self) -> usize {
-        self.map.members_of(self.cell).len()
+        (self.members.1 - self.members.0) as usize
     }
 
     fn member(&self, index: usize) -> Peer {
-        Peer(self.map.members_of(self.cell).start + u32::try_from(index).unwrap_or(0))
+        Peer(self.members.0 + u32::try_from(index).unwrap_or(0))
     }
 
     fn contacts(&self) -> &[Peer] {
@@ -272,7 +281,7 @@ impl Machine {
         settings: &Arc<Settings>,
         seed: u64,
     ) -> Self {
-        let view = CellView { map: Arc::clone(map), me, cell: map.cell_of(me) };
+        let view = CellView::new(map, me);
         let generator = Generator::stream(seed, u64::from(me));
         Self {
             me,
