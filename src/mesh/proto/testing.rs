@@ -162,7 +162,8 @@ impl Net {
 
     pub(super) fn want(&mut self, at: Peer, chunk: Chunk, class: Class, within: Duration) {
         let deadline = self.now + within;
-        self.members[at.0 as usize].wants.insert(chunk, deadline);
+        let known = self.members[at.0 as usize].wants.entry(chunk).or_insert(deadline);
+        *known = deadline.max(*known);
         self.input(at, Input::Wanted { chunk, class, deadline });
     }
 
