@@ -567,4 +567,4 @@ pub(super) fn agreed(connection: &quinn::Connection) -> Option<Alpn> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
