@@ -127,7 +127,7 @@ pub async fn join(
         match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
             Ok(Ok((reply, authority))) => {
                 endpoint.close(CloseCode::Done.into(), CloseCode::Done.reason());
-                return settle(ticket, cell, state_dir, key.node(), reply, authority);
+                return settle(ticket, &cell, state_dir, key.node(), reply, authority);
             }
             Ok(Err(detail)) => tried.push(format!("{address}: {detail}")),
             Err(_) => tried.push(format!("{address}: no answer within {ATTEMPT_LIMIT:?}")),
@@ -184,7 +184,7 @@ async fn ask_authority(
 /// Checks the answer and stores what it brought, the membership last.
 fn settle(
     ticket: &Ticket,
-    cell: CellLabel,
+    cell: &CellLabel,
     state_dir: &Path,
     node: NodeId,
     reply: JoinReply,
@@ -199,7 +199,7 @@ fn settle(
     let now = crate::ambient::unix_now();
     let membership =
         MembershipCert::verify(&certificate, ticket.authority(), now).map_err(JoinError::Certificate)?;
-    if membership.node != node || membership.cell != cell {
+    if membership.node != node || membership.cell != *cell {
         return Err(JoinError::OtherThanAsked {
             found: format!("{} in {}", membership.node, membership.cell),
             asked: format!("{node} in {cell}"),

@@ -56,6 +56,9 @@ pub enum DatagramError {
     },
 }
 
+/// Membership datagrams as they come in, with their senders.
+pub(super) type Datagrams = mpsc::Receiver<(SocketAddr, Bytes)>;
+
 /// What happened to membership datagrams, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatagramCounts {
@@ -115,10 +118,7 @@ impl fmt::Debug for SharedSocket {
 
 impl SharedSocket {
     /// Shares `socket` with quinn; the receiver gets the membership datagrams and their senders.
-    pub(super) fn new(
-        socket: UdpSocket,
-        runtime: &dyn quinn::Runtime,
-    ) -> io::Result<(Arc<Self>, mpsc::Receiver<(SocketAddr, Bytes)>)> {
+    pub(super) fn new(socket: UdpSocket, runtime: &dyn quinn::Runtime) -> io::Result<(Arc<Self>, Datagrams)> {
         let (datagrams, receiver) = mpsc::channel(WAITING_DATAGRAMS);
         let ipv6 = socket.local_addr()?.is_ipv6();
         let sender = socket.try_clone()?;

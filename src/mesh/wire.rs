@@ -68,6 +68,7 @@ pub enum WireError {
     },
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "numbers and texts that are made on the spot")]
 fn bounds(what: &'static str, found: impl ToString, allowed: impl ToString) -> WireError {
     WireError::Bounds { what, found: found.to_string(), allowed: allowed.to_string() }
 }

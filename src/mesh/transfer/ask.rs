@@ -6,6 +6,7 @@ use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told, VE
 use crate::model::{ChunkRef, ContentId};
 use bytes::{Bytes, BytesMut};
 use quinn::SendStream;
+use std::convert::Infallible;
 use tokio::sync::mpsc;
 
 /// Verified chunks that wait for the asker; then the peer is no longer read, and so is slowed down.
@@ -135,15 +136,16 @@ async fn exchange(
     let mut reader = FrameReader::new(recv, NO_PROGRESS);
     tokio::select! {
         result = replies(&mut reader, request, open, events) => result,
-        error = pass_withdrawals(send, withdrawn) => Err(error),
+        never = pass_withdrawals(send, withdrawn) => match never {},
     }
 }
 
-/// Passes withdrawals on as they come; ends only with an error.
-async fn pass_withdrawals(mut send: SendStream, mut withdrawn: mpsc::Receiver<u16>) -> TransferError {
+/// Passes withdrawals on as they come. A peer that has said all it will takes no more of them, which is
+/// no failure: what it said may still be on its way. A broken connection is noticed by the reader.
+async fn pass_withdrawals(mut send: SendStream, mut withdrawn: mpsc::Receiver<u16>) -> Infallible {
     while let Some(index) = withdrawn.recv().await {
-        if let Err(error) = write_message(&mut send, &Message::Withdraw(index), NO_PROGRESS).await {
-            return error.into();
+        if write_message(&mut send, &Message::Withdraw(index), NO_PROGRESS).await.is_err() {
+            break;
         }
     }
     std::future::pending().await
