@@ -1,0 +1,300 @@
+//! Who is in this cell: SWIM (Das, Gupta, Motivala: "SWIM: Scalable Weakly-consistent Infection-style
+//! Process Group Membership Protocol", DSN 2002) with suspicion, as foca implements it.
+//!
+//! Every member probes one other a second; who does not answer, not even through three others, is
+//! suspected, and is down when it has not spoken up in time. With [`Tuning::default`] a killed member
+//! is probed first after about 1.6 s, suspected 1 s later, down 2.5 s after that, and all know within
+//! another second: about six seconds. The fetch path does not wait for it: a home that does not
+//! answer is passed over at once.
+//!
+//! The datagrams (`datagram`) are signed and carry certificates; the protocol without I/O is `swim`.
+
+mod datagram;
+mod seat;
+mod swim;
+#[cfg(test)]
+mod tests;
+
+pub use datagram::{CERTIFICATE_MAX_BYTES, DATAGRAM_MAX_BYTES};
+
+use crate::ambient;
+use crate::model::{CellLabel, NodeId, UnixTime};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use swim::{Action, Now, Swim};
+use tokio::sync::{mpsc, oneshot};
+
+/// What a membership certificate says, once it was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Whom it admits.
+    pub node: NodeId,
+    /// To which cell.
+    pub cell: CellLabel,
+    /// Until when.
+    pub expires: UnixTime,
+}
+
+/// This node's key and certificate, and its judgement of those of others.
+pub trait Credentials: Send + Sync + 'static {
+    /// This node.
+    fn node(&self) -> NodeId;
+    /// This node's cell.
+    fn cell(&self) -> CellLabel;
+    /// This node's membership certificate, at most [`CERTIFICATE_MAX_BYTES`].
+    fn certificate(&self) -> Vec<u8>;
+    /// Signs with this node's key.
+    fn sign(&self, message: &[u8]) -> [u8; 64];
+    /// Whether `node` signed `message`.
+    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool;
+    /// Checks a certificate against this mesh's authority. `None`: forged, foreign or expired.
+    fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission>;
+}
+
+impl<C: Credentials + ?Sized> Credentials for Arc<C> {
+    fn node(&self) -> NodeId {
+        (**self).node()
+    }
+    fn cell(&self) -> CellLabel {
+        (**self).cell()
+    }
+    fn certificate(&self) -> Vec<u8> {
+        (**self).certificate()
+    }
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        (**self).sign(message)
+    }
+    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+        (**self).verify(node, message, signature)
+    }
+    fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
+        (**self).admit(certificate, now)
+    }
+}
+
+/// The protocol's times.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Between two probes of a member (SWIM's period; memberlist's default for a LAN).
+    pub probe_period: Duration,
+    /// Until a probe is repeated through others (guess: the 99th percentile inside a site, doubled twice over).
+    pub probe_rtt: Duration,
+    /// How long a suspect may speak up (guess: two probes and a busy machine's pause).
+    pub suspect_to_down: Duration,
+    /// How long the dead are remembered, and thus announced to (guess: longer than most cuts).
+    pub remember_down: Duration,
+    /// How often two of the dead are announced to, so that the halves of a cut cell find together.
+    pub announce_to_down: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            probe_period: Duration::from_secs(1),
+            probe_rtt: Duration::from_millis(400),
+            suspect_to_down: Duration::from_millis(2_500),
+            remember_down: Duration::from_secs(3_600),
+            announce_to_down: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a datagram was dropped. Nothing is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is not of this protocol, or its parts do not fit.
+    #[error("malformed")]
+    Malformed,
+    /// It claims to come from this node.
+    #[error("sent in this node's own name")]
+    OwnName,
+    /// Its counter is too far from this node's clock.
+    #[error("older or newer than the clocks may differ")]
+    Stale,
+    /// It was seen before.
+    #[error("replayed")]
+    Replayed,
+    /// Its sender is not known and shows no certificate.
+    #[error("from a stranger without a certificate")]
+    Stranger,
+    /// The certificate is forged, of another mesh or node, or expired.
+    #[error("bad certificate")]
+    BadCertificate,
+    /// The sender belongs to another cell.
+    #[error("from another cell")]
+    OtherCell,
+    /// The signature is wrong, or the packet speaks for somebody else.
+    #[error("forged")]
+    Forged,
+    /// More members are remembered than a cell may have.
+    #[error("the cell is full")]
+    CellFull,
+}
+
+/// A change of the cell, for the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipEvent {
+    /// A member is up, or is reached elsewhere than before.
+    Up {
+        /// Who.
+        node: NodeId,
+        /// Where.
+        addr: SocketAddr,
+        /// Its checked membership certificate.
+        certificate: Vec<u8>,
+    },
+    /// A member is down or left.
+    Down(NodeId),
+}
+
+/// Counters for the metrics.
+#[derive(Debug, Default)]
+pub struct MembershipCounters {
+    /// Datagrams taken.
+    pub received: AtomicU64,
+    /// Datagrams dropped: see [`Refusal`].
+    pub dropped: AtomicU64,
+    /// Datagrams sent.
+    pub sent: AtomicU64,
+}
+
+/// Sends a datagram; may drop it.
+pub type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
+
+/// The certificate cannot travel in a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the membership certificate has {found} bytes; at most {CERTIFICATE_MAX_BYTES} fit a datagram")]
+pub struct CertificateTooLong {
+    /// Its length.
+    pub found: usize,
+}
+
+enum Command {
+    Contact(SocketAddr),
+    Leave(oneshot::Sender<()>),
+}
+
+/// Commands that may wait for the task.
+const COMMANDS_MAX: usize = 64;
+
+/// The membership of this node in its cell: a task of its own.
+pub struct Membership {
+    commands: mpsc::Sender<Command>,
+    counters: Arc<MembershipCounters>,
+}
+
+impl Membership {
+    /// Starts the task, which asks `contacts` at once. `addr` is where others reach this node.
+    ///
+    /// The task ends when this handle is dropped, on [`Membership::leave`], or when `events` or
+    /// `datagrams` close.
+    ///
+    /// # Errors
+    /// [`CertificateTooLong`].
+    pub fn start(
+        credentials: impl Credentials,
+        addr: SocketAddr,
+        contacts: Vec<SocketAddr>,
+        tuning: &Tuning,
+        datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
+        send: SendDatagram,
+        events: mpsc::Sender<MembershipEvent>,
+    ) -> Result<Self, CertificateTooLong> {
+        let certificate = credentials.certificate();
+        if !swim::certificate_fits(&certificate) {
+            return Err(CertificateTooLong { found: certificate.len() });
+        }
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let counters = Arc::new(MembershipCounters::default());
+        let swim = Swim::new(credentials, addr, contacts, tuning, now(), ambient::generator());
+        let task = Task { swim, inbox, datagrams, send, events, counters: Arc::clone(&counters) };
+        tokio::spawn(task.run());
+        Ok(Self { commands, counters })
+    }
+
+    /// Names another address at which a member of this cell may be. Dropped when the task is busy.
+    pub fn add_contact(&self, contact: SocketAddr) {
+        let _ = self.commands.try_send(Command::Contact(contact));
+    }
+
+    /// Tells a few members that this node goes, and ends the task.
+    pub async fn leave(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.commands.send(Command::Leave(done)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Arc<MembershipCounters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+struct Task<C> {
+    swim: Swim<C>,
+    inbox: mpsc::Receiver<Command>,
+    datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
+    send: SendDatagram,
+    events: mpsc::Sender<MembershipEvent>,
+    counters: Arc<MembershipCounters>,
+}
+
+fn now() -> Now {
+    Now { time: ambient::now(), unix: ambient::unix_now() }
+}
+
+impl<C: Credentials> Task<C> {
+    async fn run(mut self) {
+        loop {
+            self.swim.advance(now());
+            if !self.carry_out().await {
+                return;
+            }
+            let pause = self.swim.next_deadline().since(ambient::now());
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(Command::Contact(contact)) => self.swim.add_contact(contact, now()),
+                    Some(Command::Leave(done)) => {
+                        self.swim.leave(now());
+                        self.carry_out().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                datagram = self.datagrams.recv() => {
+                    let Some((from, bytes)) = datagram else { return };
+                    self.counters.received.fetch_add(1, Ordering::Relaxed);
+                    if let Err(refusal) = self.swim.receive(from, &bytes, now()) {
+                        self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                        tracing::debug!(%from, %refusal, "membership datagram dropped");
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// `false` when nobody listens any more.
+    async fn carry_out(&mut self) -> bool {
+        for action in self.swim.take_actions() {
+            let event = match action {
+                Action::Send(to, bytes) => {
+                    self.counters.sent.fetch_add(1, Ordering::Relaxed);
+                    (self.send)(to, bytes.into());
+                    continue;
+                }
+                Action::Up { node, addr, certificate } => MembershipEvent::Up { node, addr, certificate },
+                Action::Down(node) => MembershipEvent::Down(node),
+            };
+            if self.events.send(event).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
