@@ -3,6 +3,8 @@
 //! [`proto`] decides and does no I/O; everything else in this room carries its decisions out.
 
 #[cfg(feature = "node")]
+pub mod dht;
+#[cfg(feature = "node")]
 pub mod membership;
 #[cfg(feature = "node")]
 mod ports;

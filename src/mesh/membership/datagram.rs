@@ -3,12 +3,12 @@
 //! | bytes | meaning |
 //! | --- | --- |
 //! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
-//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours", bit 2 the receiver's name is not known |
+//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours" |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
 //! | 2 + n | with bit 0: the sender's membership certificate, at most [`CERTIFICATE_MAX_BYTES`] |
 //! | rest | a packet of foca, or nothing (an introduction) |
-//! | 64 | ed25519 signature over a context, the receiver's name (zeros with bit 2) and all bytes before it |
+//! | 64 | ed25519 signature over a context, the receiver's name and all bytes before it |
 //!
 //! Numbers are big-endian. The receiver's name is signed but not sent: a datagram that is replayed to
 //! another node does not verify there. A foreign mesh's datagrams fail at the certificate.
@@ -17,15 +17,14 @@ use crate::model::{NodeId, UnixTime};
 
 /// First byte of every membership datagram of this protocol version.
 pub(super) const VERSION: u8 = 0x01;
-/// Most bytes of a datagram: fits an Ethernet frame with IPv6, UDP and a tunnel's header (RFC 8085's advice).
-pub const DATAGRAM_MAX_BYTES: usize = 1_400;
+/// Most bytes of a datagram: what the endpoint sends, because every path carries it.
+pub const DATAGRAM_MAX_BYTES: usize = 1_200;
 /// Most bytes of a membership certificate that may travel in a datagram.
-pub const CERTIFICATE_MAX_BYTES: usize = 512;
+pub const CERTIFICATE_MAX_BYTES: usize = 800;
 const HEAD_BYTES: usize = 1 + 1 + 32 + 8;
 const SIGNATURE_BYTES: usize = 64;
-/// Most bytes that foca may put into one datagram: what is left beside the largest certificate.
-pub(super) const PACKET_MAX_BYTES: usize =
-    DATAGRAM_MAX_BYTES - HEAD_BYTES - 2 - CERTIFICATE_MAX_BYTES - SIGNATURE_BYTES;
+/// Most bytes that foca may put into one datagram, when no certificate travels with it.
+pub(super) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - HEAD_BYTES - SIGNATURE_BYTES;
 /// Begins everything that is signed here, so that no signature serves elsewhere.
 const CONTEXT: &[u8] = b"starling membership datagram 1\0";
 /// How far a sender's clock may differ from the receiver's, in seconds: a guess that any time service keeps.
@@ -37,13 +36,11 @@ const COUNTER_SHIFT: u32 = 20;
 
 const HAS_CERTIFICATE: u8 = 1;
 const WANTS_CERTIFICATE: u8 = 2;
-const RECEIVER_UNKNOWN: u8 = 4;
 
 /// What a sender puts into an envelope.
 pub(super) struct Letter<'a> {
     pub(super) sender: NodeId,
-    /// `None`: whoever is at that address. Only for introductions.
-    pub(super) receiver: Option<NodeId>,
+    pub(super) receiver: NodeId,
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
@@ -59,8 +56,12 @@ pub(super) struct Datagram<'a> {
     pub(super) wants_certificate: bool,
     pub(super) packet: &'a [u8],
     pub(super) signature: [u8; SIGNATURE_BYTES],
-    receiver_unknown: bool,
     signed: &'a [u8],
+}
+
+/// Whether a certificate and a packet fit one datagram.
+pub(super) const fn fit_together(certificate: &[u8], packet: &[u8]) -> bool {
+    2 + certificate.len() + packet.len() <= PACKET_MAX_BYTES
 }
 
 impl Letter<'_> {
@@ -74,8 +75,7 @@ impl Letter<'_> {
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         bytes.push(
             flag(self.certificate.is_some(), HAS_CERTIFICATE)
-                | flag(self.wants_certificate, WANTS_CERTIFICATE)
-                | flag(self.receiver.is_none(), RECEIVER_UNKNOWN),
+                | flag(self.wants_certificate, WANTS_CERTIFICATE),
         );
         bytes.extend_from_slice(&self.sender.0);
         bytes.extend_from_slice(&self.counter.to_be_bytes());
@@ -102,7 +102,7 @@ impl<'a> Datagram<'a> {
         let ([version, flags], rest) = signed.split_first_chunk::<2>()?;
         let (sender, rest) = rest.split_first_chunk::<32>()?;
         let (counter, mut rest) = rest.split_first_chunk::<8>()?;
-        if *version != VERSION || *flags > (HAS_CERTIFICATE | WANTS_CERTIFICATE | RECEIVER_UNKNOWN) {
+        if *version != VERSION || *flags > (HAS_CERTIFICATE | WANTS_CERTIFICATE) {
             return None;
         }
         let mut certificate = None;
@@ -116,10 +116,6 @@ impl<'a> Datagram<'a> {
             certificate = Some(body);
             rest = after;
         }
-        let receiver_unknown = flags & RECEIVER_UNKNOWN != 0;
-        if rest.len() > PACKET_MAX_BYTES || receiver_unknown && !rest.is_empty() {
-            return None;
-        }
         Some(Self {
             sender: NodeId(*sender),
             counter: u64::from_be_bytes(*counter),
@@ -127,14 +123,13 @@ impl<'a> Datagram<'a> {
             wants_certificate: flags & WANTS_CERTIFICATE != 0,
             packet: rest,
             signature: *signature,
-            receiver_unknown,
             signed,
         })
     }
 
     /// The bytes that the signature covers, when this node `me` is the receiver.
     pub(super) fn message(&self, me: NodeId) -> Vec<u8> {
-        message((!self.receiver_unknown).then_some(me), self.signed)
+        message(me, self.signed)
     }
 
     /// Whether the counter lies within the allowed skew of this node's clock.
@@ -143,9 +138,8 @@ impl<'a> Datagram<'a> {
     }
 }
 
-fn message(receiver: Option<NodeId>, signed: &[u8]) -> Vec<u8> {
-    let receiver = receiver.map_or([0; 32], |node| node.0);
-    [CONTEXT, &receiver, signed].concat()
+fn message(receiver: NodeId, signed: &[u8]) -> Vec<u8> {
+    [CONTEXT, &receiver.0, signed].concat()
 }
 
 /// The sender's side of replay protection: a number that grows across restarts, too.
@@ -199,7 +193,7 @@ mod tests {
     fn letter<'a>(certificate: Option<&'a [u8]>, packet: &'a [u8]) -> Letter<'a> {
         Letter {
             sender: NodeId([7; 32]),
-            receiver: Some(NodeId([9; 32])),
+            receiver: NodeId([9; 32]),
             counter: 5 << COUNTER_SHIFT,
             certificate,
             wants_certificate: true,
@@ -210,7 +204,8 @@ mod tests {
     #[test]
     fn an_envelope_survives_and_the_receiver_is_part_of_what_is_signed() {
         let certificate = vec![3; CERTIFICATE_MAX_BYTES];
-        let packet = vec![4; PACKET_MAX_BYTES];
+        let packet = vec![4; PACKET_MAX_BYTES - 2 - CERTIFICATE_MAX_BYTES];
+        assert!(fit_together(&certificate, &packet));
         let mut signed = Vec::new();
         let bytes = letter(Some(&certificate), &packet).seal(|message| {
             let hash = blake3::hash(message);
@@ -251,7 +246,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_500)) {
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_300)) {
             let _ = Datagram::open(&bytes);
         }
 

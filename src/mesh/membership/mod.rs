@@ -173,7 +173,7 @@ pub struct CertificateTooLong {
 }
 
 enum Command {
-    Contact(SocketAddr),
+    Contact(NodeId, SocketAddr),
     Leave(oneshot::Sender<()>),
 }
 
@@ -197,7 +197,7 @@ impl Membership {
     pub fn start(
         credentials: impl Credentials,
         addr: SocketAddr,
-        contacts: Vec<SocketAddr>,
+        contacts: Vec<(NodeId, SocketAddr)>,
         tuning: &Tuning,
         datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
         send: SendDatagram,
@@ -215,9 +215,9 @@ impl Membership {
         Ok(Self { commands, counters })
     }
 
-    /// Names another address at which a member of this cell may be. Dropped when the task is busy.
-    pub fn add_contact(&self, contact: SocketAddr) {
-        let _ = self.commands.try_send(Command::Contact(contact));
+    /// Names another node that may be a member of this cell. Dropped when the task is busy.
+    pub fn add_contact(&self, node: NodeId, addr: SocketAddr) {
+        let _ = self.commands.try_send(Command::Contact(node, addr));
     }
 
     /// Tells a few members that this node goes, and ends the task.
@@ -257,7 +257,7 @@ impl<C: Credentials> Task<C> {
             let pause = self.swim.next_deadline().since(ambient::now());
             tokio::select! {
                 command = self.inbox.recv() => match command {
-                    Some(Command::Contact(contact)) => self.swim.add_contact(contact, now()),
+                    Some(Command::Contact(node, addr)) => self.swim.add_contact((node, addr), now()),
                     Some(Command::Leave(done)) => {
                         self.swim.leave(now());
                         self.carry_out().await;

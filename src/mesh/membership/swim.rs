@@ -7,7 +7,9 @@
 //! datagrams ask for it no longer). Members that foca learns of by hearsay are asked for theirs, at
 //! a bounded pace, and are reported only once it is known.
 
-use super::datagram::{CERTIFICATE_MAX_BYTES, Counter, Datagram, Letter, PACKET_MAX_BYTES, Window};
+use super::datagram::{
+    CERTIFICATE_MAX_BYTES, Counter, Datagram, Letter, PACKET_MAX_BYTES, Window, fit_together,
+};
 use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
 use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
@@ -77,7 +79,7 @@ pub(super) struct Swim<C> {
     active: BTreeMap<NodeId, Seat>,
     /// Members of `active` that were not reported yet, and when they are asked for a certificate.
     unmet: BTreeMap<NodeId, Time>,
-    contacts: Vec<SocketAddr>,
+    contacts: Vec<(NodeId, SocketAddr)>,
     next_contact: usize,
     contacts_due: Time,
     contacts_pause: Duration,
@@ -92,12 +94,12 @@ impl<C: Credentials> Swim<C> {
     pub(super) fn new(
         credentials: C,
         addr: SocketAddr,
-        mut contacts: Vec<SocketAddr>,
+        mut contacts: Vec<(NodeId, SocketAddr)>,
         tuning: &Tuning,
         now: Now,
         generator: Generator,
     ) -> Self {
-        contacts.retain(|contact| *contact != addr);
+        contacts.retain(|(node, _)| *node != credentials.node());
         contacts.truncate(CONTACTS_MAX);
         // Milliseconds, so that a restart always wins over the rejoins of the life before.
         let me = Seat { node: credentials.node(), addr, renewal: now.unix.0.saturating_mul(1_000) };
@@ -133,16 +135,16 @@ impl<C: Credentials> Swim<C> {
         timer.min(self.chores_due)
     }
 
-    /// Another address at which a member of this cell may be.
-    pub(super) fn add_contact(&mut self, contact: SocketAddr, now: Now) {
-        if contact == self.me.addr || self.contacts.contains(&contact) {
+    /// Another node that may be a member of this cell.
+    pub(super) fn add_contact(&mut self, contact: (NodeId, SocketAddr), now: Now) {
+        if contact.0 == self.me.node || self.contacts.contains(&contact) {
             return;
         }
         if self.contacts.len() == CONTACTS_MAX {
             self.contacts.remove(0);
         }
         self.contacts.push(contact);
-        self.introduce(contact, None, now);
+        self.introduce(contact.1, contact.0, now);
     }
 
     /// Takes a datagram. What is refused changes nothing.
@@ -268,7 +270,7 @@ impl<C: Credentials> Swim<C> {
     /// Reacts to a datagram without a packet: somebody shows its certificate, or asks for ours, or both.
     fn introduced(&mut self, from: SocketAddr, datagram: &Datagram<'_>, now: Now) {
         if datagram.wants_certificate {
-            self.introduce(from, Some(datagram.sender), now);
+            self.introduce(from, datagram.sender, now);
         }
         if !self.active.contains_key(&datagram.sender) {
             let seat = Seat { node: datagram.sender, addr: from, renewal: 0 };
@@ -317,27 +319,41 @@ impl<C: Credentials> Swim<C> {
             self.timers.insert((now.time + after, self.timer_number), timer);
         }
         while let Some((seat, packet)) = self.runtime.to_send() {
-            self.send(seat.addr, Some(seat.node), &packet, now);
+            self.send(seat.addr, seat.node, &packet, now);
         }
     }
 
     /// Sends a datagram without a packet: this node's certificate, and a wish for theirs if it is not known.
-    fn introduce(&mut self, to: SocketAddr, receiver: Option<NodeId>, now: Now) {
+    fn introduce(&mut self, to: SocketAddr, receiver: NodeId, now: Now) {
         self.send(to, receiver, &[], now);
     }
 
-    fn send(&mut self, to: SocketAddr, receiver: Option<NodeId>, packet: &[u8], now: Now) {
-        let known = receiver.and_then(|node| self.known.get(&node));
-        let certificate = self.credentials.certificate();
+    fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
+        let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
-        let letter = Letter {
-            sender: self.me.node,
-            receiver,
-            counter: self.counter.next(now.unix),
-            certificate: attach.then_some(&certificate[..]),
-            wants_certificate: known.is_none(),
-            packet,
-        };
+        let wants_certificate = known.is_none();
+        let certificate = self.credentials.certificate();
+        let apart = attach && !fit_together(&certificate, packet);
+        if apart {
+            // The certificate goes ahead. Should it be overtaken or lost, the packet is dropped there
+            // as a stranger's, and foca sends another.
+            self.seal(to, receiver, Some(&certificate), wants_certificate, &[], now);
+        }
+        let certificate = (attach && !apart).then_some(&certificate[..]);
+        self.seal(to, receiver, certificate, wants_certificate, packet, now);
+    }
+
+    fn seal(
+        &mut self,
+        to: SocketAddr,
+        receiver: NodeId,
+        certificate: Option<&[u8]>,
+        wants_certificate: bool,
+        packet: &[u8],
+        now: Now,
+    ) {
+        let (sender, counter) = (self.me.node, self.counter.next(now.unix));
+        let letter = Letter { sender, receiver, counter, certificate, wants_certificate, packet };
         let bytes = letter.seal(|message| self.credentials.sign(message));
         self.actions.push(Action::Send(to, bytes));
     }
@@ -366,7 +382,7 @@ impl<C: Credentials> Swim<C> {
         for node in due {
             self.unmet.insert(node, now.time + ASK_AGAIN);
             if let Some(addr) = self.active.get(&node).map(|seat| seat.addr) {
-                self.introduce(addr, Some(node), now);
+                self.introduce(addr, node, now);
             }
         }
     }
@@ -387,10 +403,10 @@ impl<C: Credentials> Swim<C> {
         let wanted = if alone { CONTACTS_AT_ONCE } else { 1 };
         let mut asked = 0;
         for _ in 0..self.contacts.len() {
-            let contact = self.contacts[self.next_contact % self.contacts.len()];
+            let (node, addr) = self.contacts[self.next_contact % self.contacts.len()];
             self.next_contact = (self.next_contact + 1) % self.contacts.len();
-            if !self.active.values().any(|seat| seat.addr == contact) {
-                self.introduce(contact, None, now);
+            if !self.active.contains_key(&node) {
+                self.introduce(addr, node, now);
                 asked += 1;
             }
             if asked == wanted {

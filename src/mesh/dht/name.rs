@@ -1,0 +1,108 @@
+//! Our names for nodes, places and keys, and libp2p's.
+
+use crate::model::{CellLabel, ContentId, NodeId};
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId, identity};
+use std::net::SocketAddr;
+
+/// What is looked up in the DHT: a hash, so that keys spread evenly whatever they name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DhtKey(pub [u8; 32]);
+
+impl DhtKey {
+    /// Who holds something of a segment.
+    pub fn segment(segment: &ContentId) -> Self {
+        let mut name = vec![segment.algorithm() as u8];
+        name.extend_from_slice(segment.digest());
+        Self::named("segment", &name)
+    }
+
+    /// Who can list the members of a cell.
+    pub fn cell(cell: &CellLabel) -> Self {
+        Self::named("cell", cell.as_str().as_bytes())
+    }
+
+    /// Who can list the members of some cell of a region.
+    pub fn region(region: &str) -> Self {
+        Self::named("region", region.as_bytes())
+    }
+
+    /// The kinds of keys are kept apart by a derivation context, so that no name of one is one of another.
+    fn named(kind: &str, name: &[u8]) -> Self {
+        Self(blake3::derive_key(&format!("starling 2026 dht key of a {kind}"), name))
+    }
+}
+
+/// libp2p's name of a node. `None` when the bytes are no point of the curve.
+pub(super) fn peer_id(node: NodeId) -> Option<PeerId> {
+    public_key(node).map(|key| PeerId::from(&key))
+}
+
+/// libp2p's form of a node's key.
+pub(super) fn public_key(node: NodeId) -> Option<identity::PublicKey> {
+    identity::ed25519::PublicKey::try_from_bytes(&node.0).ok().map(Into::into)
+}
+
+/// Our name of a peer. `None` when its key is not ed25519.
+pub(super) fn node_id(peer: &PeerId) -> Option<NodeId> {
+    // A small key stands in the peer id itself: multihash code 0, 36 bytes of protobuf (libp2p's peer id
+    // specification), of which the last 32 are the key.
+    let bytes = peer.to_bytes();
+    let key = bytes.strip_prefix(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20])?;
+    Some(NodeId(key.try_into().ok()?))
+}
+
+/// `/ip4/…/udp/…/quic-v1`.
+pub(super) fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
+    Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
+}
+
+/// The address and, where it is named, the node. `None` for anything but QUIC at an IP address.
+pub(super) fn from_multiaddr(addr: &Multiaddr) -> Option<(SocketAddr, Option<NodeId>)> {
+    let mut parts = addr.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else { return None };
+    let node = match parts.next() {
+        Some(Protocol::P2p(peer)) => Some(node_id(&peer)?),
+        Some(_) => return None,
+        None => None,
+    };
+    Some((SocketAddr::new(ip, port), node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses_survive_the_way_through_libp2p() {
+        let keypair = identity::Keypair::generate_ed25519();
+        let peer = keypair.public().to_peer_id();
+        let node = node_id(&peer).unwrap();
+        assert_eq!(peer_id(node), Some(peer));
+        for text in ["192.0.2.7:4000", "[2001:db8::1]:65535"] {
+            let addr: SocketAddr = text.parse().unwrap();
+            assert_eq!(from_multiaddr(&to_multiaddr(addr)), Some((addr, None)));
+            let named = to_multiaddr(addr).with(Protocol::P2p(peer));
+            assert_eq!(from_multiaddr(&named), Some((addr, Some(node))));
+        }
+    }
+
+    #[test]
+    fn other_transports_and_keys_are_not_taken_for_ours() {
+        for text in ["/ip4/192.0.2.7/tcp/4000", "/dns/example.org/udp/1/quic-v1", "/ip4/192.0.2.7/udp/1"] {
+            assert_eq!(from_multiaddr(&text.parse().unwrap()), None, "{text}");
+        }
+        assert_eq!(node_id(&PeerId::from_bytes(&[&[0x12, 0x20][..], &[7; 32]].concat()).unwrap()), None);
+    }
+
+    #[test]
+    fn kinds_of_keys_never_meet() {
+        let cell: CellLabel = "a/b/c".parse().unwrap();
+        assert_ne!(DhtKey::cell(&cell), DhtKey::region("a/b/c"));
+    }
+}
