@@ -15,6 +15,29 @@
 //! it is that lease home, from another region (through the DHT) or from the strata. A dead or
 //! failing home is replaced by the next rank, never by the strata.
 
+mod announce;
+mod content_table;
+mod core;
+mod fetch;
+mod holders;
+mod lookups;
+mod marks;
+mod news;
+mod node;
+mod peers_table;
+mod pending;
+mod rendezvous;
+mod search;
+mod settings;
+mod timer;
+mod uploads;
+mod upstream;
 mod vocabulary;
+mod wants;
 
+pub use content_table::{ContentTable, NumberTooLarge};
+pub use core::{Core, Start};
+pub use node::Node;
+pub use peers_table::PeerTable;
+pub use settings::Settings;
 pub use vocabulary::*;
