@@ -5,7 +5,7 @@
 #[cfg(feature = "node")]
 pub mod dht;
 #[cfg(feature = "node")]
-pub mod membership;
+pub mod swim;
 #[cfg(feature = "node")]
 mod ports;
 pub mod proto;

@@ -7,11 +7,11 @@
 //! another second: about six seconds. The fetch path does not wait for it: a home that does not
 //! answer is passed over at once.
 //!
-//! The datagrams (`datagram`) are signed and carry certificates; the protocol without I/O is `swim`.
+//! The datagrams (`datagram`) are signed and carry certificates; the protocol without I/O is `protocol`.
 
 mod datagram;
 mod seat;
-mod swim;
+mod protocol;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use swim::{Action, Now, Swim};
+use protocol::{Action, Now, Protocol};
 use tokio::sync::{mpsc, oneshot};
 
 /// What a membership certificate says, once it was checked.
@@ -136,7 +136,7 @@ pub enum Refusal {
 
 /// A change of the cell, for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MembershipEvent {
+pub enum MemberEvent {
     /// A member is up, or is reached elsewhere than before.
     Up {
         /// Who.
@@ -152,7 +152,7 @@ pub enum MembershipEvent {
 
 /// Counters for the metrics.
 #[derive(Debug, Default)]
-pub struct MembershipCounters {
+pub struct SwimCounters {
     /// Datagrams taken.
     pub received: AtomicU64,
     /// Datagrams dropped: see [`Refusal`].
@@ -183,13 +183,13 @@ const COMMANDS_MAX: usize = 64;
 /// The membership of this node in its cell: a task of its own.
 pub struct Membership {
     commands: mpsc::Sender<Command>,
-    counters: Arc<MembershipCounters>,
+    counters: Arc<SwimCounters>,
 }
 
-impl Membership {
+impl Swim {
     /// Starts the task, which asks `contacts` at once. `addr` is where others reach this node.
     ///
-    /// The task ends when this handle is dropped, on [`Membership::leave`], or when `events` or
+    /// The task ends when this handle is dropped, on [`Swim::leave`], or when `events` or
     /// `datagrams` close.
     ///
     /// # Errors
@@ -201,15 +201,15 @@ impl Membership {
         tuning: &Tuning,
         datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
         send: SendDatagram,
-        events: mpsc::Sender<MembershipEvent>,
+        events: mpsc::Sender<MemberEvent>,
     ) -> Result<Self, CertificateTooLong> {
         let certificate = credentials.certificate();
-        if !swim::certificate_fits(&certificate) {
+        if !protocol::certificate_fits(&certificate) {
             return Err(CertificateTooLong { found: certificate.len() });
         }
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let counters = Arc::new(MembershipCounters::default());
-        let swim = Swim::new(credentials, addr, contacts, tuning, now(), ambient::generator());
+        let counters = Arc::new(SwimCounters::default());
+        let swim = Protocol::new(credentials, addr, contacts, tuning, now(), ambient::generator());
         let task = Task { swim, inbox, datagrams, send, events, counters: Arc::clone(&counters) };
         tokio::spawn(task.run());
         Ok(Self { commands, counters })
@@ -229,18 +229,18 @@ impl Membership {
     }
 
     /// The counters.
-    pub fn counters(&self) -> Arc<MembershipCounters> {
+    pub fn counters(&self) -> Arc<SwimCounters> {
         Arc::clone(&self.counters)
     }
 }
 
 struct Task<C> {
-    swim: Swim<C>,
+    swim: Protocol<C>,
     inbox: mpsc::Receiver<Command>,
     datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
     send: SendDatagram,
-    events: mpsc::Sender<MembershipEvent>,
-    counters: Arc<MembershipCounters>,
+    events: mpsc::Sender<MemberEvent>,
+    counters: Arc<SwimCounters>,
 }
 
 fn now() -> Now {
@@ -288,8 +288,8 @@ impl<C: Credentials> Task<C> {
                     (self.send)(to, bytes.into());
                     continue;
                 }
-                Action::Up { node, addr, certificate } => MembershipEvent::Up { node, addr, certificate },
-                Action::Down(node) => MembershipEvent::Down(node),
+                Action::Up { node, addr, certificate } => MemberEvent::Up { node, addr, certificate },
+                Action::Down(node) => MemberEvent::Down(node),
             };
             if self.events.send(event).await.is_err() {
                 return false;

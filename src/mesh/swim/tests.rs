@@ -1,7 +1,7 @@
 //! Seeded swarms on a virtual network: no sockets, no clock.
 
 use super::datagram::{Counter, Letter};
-use super::swim::{Action, Now, Swim};
+use super::protocol::{Action, Now, Protocol};
 use super::*;
 use crate::model::{Generator, Rng as _, Time};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -68,7 +68,7 @@ fn addr(number: usize) -> SocketAddr {
 /// Virtual members and a network with delay, loss and cuts, all from one seed.
 struct Swarm {
     now: Time,
-    members: Vec<Option<Swim<TestNode>>>,
+    members: Vec<Option<Protocol<TestNode>>>,
     up: Vec<BTreeSet<NodeId>>,
     wire: BinaryHeap<std::cmp::Reverse<(Time, u64, usize, usize)>>,
     bodies: BTreeMap<u64, Vec<u8>>,
@@ -92,7 +92,7 @@ impl Swarm {
                 let padding = if number % 3 == 0 { 690 } else { 0 };
                 let node = TestNode { padding, ..TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1") };
                 let generator = Generator::stream(seed, number as u64);
-                Some(Swim::new(node, addr(number), contacts, &Tuning::default(), now, generator))
+                Some(Protocol::new(node, addr(number), contacts, &Tuning::default(), now, generator))
             })
             .collect();
         Self {
@@ -150,7 +150,7 @@ impl Swarm {
             if done(self) {
                 return true;
             }
-            let timer = self.members.iter().flatten().map(Swim::next_deadline).min().unwrap_or(Time::NEVER);
+            let timer = self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
             let packet = self.wire.peek().map_or(Time::NEVER, |next| next.0.0);
             self.now = timer.min(packet).max(self.now);
             let clock = self.clock();
@@ -220,7 +220,7 @@ fn a_member_that_leaves_is_gone_at_once_and_may_come_back() {
     assert!(swarm.run(Duration::from_secs(2), Swarm::all_see_all), "well before a probe could notice");
     let node = TestNode::new(2, 1, "eu/a/r1");
     swarm.up[2].clear();
-    swarm.members[2] = Some(Swim::new(
+    swarm.members[2] = Some(Protocol::new(
         node,
         addr(2),
         vec![(NodeId([4; 32]), addr(4))],
@@ -274,7 +274,7 @@ fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) ->
 fn judge(bytes: &[u8]) -> Refusal {
     let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
     let me = TestNode::new(1, 1, "eu/a/r1");
-    let mut swim = Swim::new(me, addr(1), vec![], &Tuning::default(), now, Generator::new(1));
+    let mut swim = Protocol::new(me, addr(1), vec![], &Tuning::default(), now, Generator::new(1));
     let refusal = swim.receive(addr(2), bytes, now).unwrap_err();
     assert_eq!(swim.take_actions(), []);
     refusal

@@ -67,7 +67,7 @@ struct Acquaintance {
     knows_us: bool,
 }
 
-pub(super) struct Swim<C> {
+pub(super) struct Protocol<C> {
     credentials: C,
     cell: CellLabel,
     me: Seat,
@@ -89,8 +89,8 @@ pub(super) struct Swim<C> {
     actions: Vec<Action>,
 }
 
-impl<C: Credentials> Swim<C> {
-    /// A node that knows nobody. `contacts` are asked at the first call of [`Swim::advance`].
+impl<C: Credentials> Protocol<C> {
+    /// A node that knows nobody. `contacts` are asked at the first call of [`Protocol::advance`].
     pub(super) fn new(
         credentials: C,
         addr: SocketAddr,
@@ -129,7 +129,7 @@ impl<C: Credentials> Swim<C> {
         std::mem::take(&mut self.actions)
     }
 
-    /// When [`Swim::advance`] is due.
+    /// When [`Protocol::advance`] is due.
     pub(super) fn next_deadline(&self) -> Time {
         let timer = self.timers.keys().next().map_or(Time::NEVER, |(time, _)| *time);
         timer.min(self.chores_due)
