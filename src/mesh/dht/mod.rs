@@ -16,16 +16,17 @@ mod transport;
 
 pub use name::DhtKey;
 
+use super::endpoint::Endpoint;
+use super::identity::{node_of, peer_id_of};
+use super::registry::MemberConnection;
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, Time};
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use libp2p::core::transport::Transport as _;
 use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, RecordKey};
-use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
 use libp2p::{PeerId, StreamProtocol, Swarm, identify, ping};
-use name::{from_multiaddr, node_id, peer_id, public_key, to_multiaddr};
+use name::{from_multiaddr, to_multiaddr};
 use records::{Limits, Providers};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -57,11 +58,11 @@ const FOUND_ENOUGH: usize = 8;
 const FOUND_PAUSE: Duration = Duration::from_millis(300);
 /// or after this (libp2p's own time for one peer is ten seconds; dead peers are passed in parallel).
 const FIND_TIMEOUT: Duration = Duration::from_secs(10);
-/// Contacts kept, and how often they are dialled while nobody is known,
+/// Contacts that are taken from the start.
 const CONTACTS_MAX: usize = 64;
-const CONTACT_EVERY: Duration = Duration::from_secs(2);
-/// or while some are known but nobody is connected (all may be gone: libp2p keeps the last address of each).
-const CONTACT_RARELY: Duration = Duration::from_secs(30);
+/// Pauses between attempts to reach anybody at all, while nobody is connected: at first, and at most.
+const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
+const BOOTSTRAP_LATER: Duration = Duration::from_secs(30);
 /// Connections that were idle for so long are closed: a look-up uses each for well under a second.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Commands that may wait for the task.
@@ -70,23 +71,6 @@ const COMMANDS_MAX: usize = 256;
 const MET_MAX: usize = 256;
 /// Addresses that a neighbour may name for itself.
 const ADDRESSES_MAX: usize = 8;
-
-/// The endpoint, as the DHT needs it. Connections come back with the handshake, and so the check of
-/// the membership, done.
-pub trait ControlPlane: Send + Sync + 'static {
-    /// Opens a connection with libp2p's ALPN. With `node`, to that node or nobody.
-    fn dial(
-        &self,
-        addr: SocketAddr,
-        node: Option<NodeId>,
-    ) -> BoxFuture<'static, io::Result<quinn::Connection>>;
-
-    /// Who is at the other end, as its certificate says.
-    ///
-    /// # Errors
-    /// When the connection carries no valid certificate, which the handshake excludes.
-    fn peer_of(&self, connection: &quinn::Connection) -> io::Result<(NodeId, CellLabel)>;
-}
 
 /// A node to which there is, or was, a connection of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +104,6 @@ enum Command {
     Announce(DhtKey),
     Withdraw(DhtKey),
     Find(DhtKey, oneshot::Sender<Vec<(NodeId, SocketAddr)>>),
-    Contact(SocketAddr),
     AddAddress(NodeId, SocketAddr),
 }
 
@@ -132,17 +115,15 @@ pub struct Dht {
 }
 
 /// What the DHT is started with.
-pub struct DhtStart<P> {
-    /// The endpoint.
-    pub plane: Arc<P>,
-    /// This node.
-    pub me: NodeId,
-    /// Where others reach it.
+pub struct DhtStart {
+    /// The endpoint, and through it the identity.
+    pub endpoint: Endpoint,
+    /// Where others reach this node.
     pub addr: SocketAddr,
-    /// Addresses of members, at most 64 are used; they are dialled until somebody is known.
-    pub contacts: Vec<SocketAddr>,
+    /// Members to begin with.
+    pub contacts: Vec<(NodeId, SocketAddr)>,
     /// Incoming connections with libp2p's ALPN.
-    pub incoming: mpsc::Receiver<quinn::Connection>,
+    pub incoming: mpsc::Receiver<MemberConnection>,
 }
 
 impl Dht {
@@ -150,15 +131,16 @@ impl Dht {
     /// may be left unread.
     ///
     /// # Errors
-    /// When `me` is no ed25519 key.
-    pub fn start<P: ControlPlane>(start: DhtStart<P>) -> io::Result<(Self, mpsc::Receiver<Neighbour>)> {
-        let no_key = || io::Error::other(format!("{} is no ed25519 key", start.me));
-        let peer = peer_id(start.me).ok_or_else(no_key)?;
-        let key = public_key(start.me).ok_or_else(no_key)?;
+    /// When libp2p refuses to begin.
+    pub fn start(start: DhtStart) -> io::Result<(Self, mpsc::Receiver<Neighbour>)> {
+        let DhtStart { endpoint, addr, contacts, incoming } = start;
+        let me = endpoint.node();
+        let peer = peer_id_of(&me);
+        let key = endpoint.identity().key().libp2p().public();
         let (met, neighbours) = mpsc::channel(MET_MAX);
-        let transport = SharedEndpoint::new(start.plane, start.addr, start.incoming, met);
+        let transport = SharedEndpoint::new(endpoint, addr, incoming, met);
         let behaviour = Behaviour {
-            kad: kad_behaviour(start.me, peer),
+            kad: kad_behaviour(me, peer),
             identify: identify::Behaviour::new(
                 identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), key)
                     .with_agent_version(format!("starling/{}", env!("CARGO_PKG_VERSION"))),
@@ -167,25 +149,25 @@ impl Dht {
         };
         let config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
         let mut swarm = Swarm::new(transport.boxed(), behaviour, peer, config);
-        swarm.listen_on(to_multiaddr(start.addr)).map_err(io::Error::other)?;
-        swarm.add_external_address(to_multiaddr(start.addr));
+        swarm.listen_on(to_multiaddr(addr)).map_err(io::Error::other)?;
+        swarm.add_external_address(to_multiaddr(addr));
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let counters = Arc::new(DhtCounters::default());
-        let mut contacts = start.contacts;
-        contacts.retain(|contact| *contact != start.addr);
-        contacts.truncate(CONTACTS_MAX);
-        let task = Task {
+        let mut task = Task {
             swarm,
             inbox,
             counters: Arc::clone(&counters),
-            own: start.addr,
-            contacts,
-            contacts_due: Time::ZERO,
+            own: addr,
+            bootstrap_due: Time::ZERO,
+            bootstrap_pause: BOOTSTRAP_FIRST,
             announced: BTreeMap::new(),
             due: BTreeSet::new(),
             announcing: HashMap::new(),
             finding: HashMap::new(),
         };
+        for (node, contact) in contacts.into_iter().take(CONTACTS_MAX) {
+            task.learn(node, contact);
+        }
         tokio::spawn(task.run());
         Ok((Self { commands, counters }, neighbours))
     }
@@ -207,11 +189,6 @@ impl Dht {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Find(key, reply));
         answer.await.unwrap_or_default()
-    }
-
-    /// Names an address at which some member is, to be dialled while nobody is known.
-    pub fn add_contact(&self, contact: SocketAddr) {
-        self.command(Command::Contact(contact));
     }
 
     /// Adds a node to the routing table.
@@ -269,8 +246,8 @@ struct Task {
     inbox: mpsc::Receiver<Command>,
     counters: Arc<DhtCounters>,
     own: SocketAddr,
-    contacts: Vec<SocketAddr>,
-    contacts_due: Time,
+    bootstrap_due: Time,
+    bootstrap_pause: Duration,
     /// What is announced, and when it is next; `None` while it is under way.
     announced: BTreeMap<DhtKey, Option<Time>>,
     /// The same by time.
@@ -323,24 +300,13 @@ impl Task {
                 let deadline = ambient::now() + FIND_TIMEOUT;
                 self.finding.insert(query, Finding { reply, found: BTreeMap::new(), deadline });
             }
-            Command::Contact(contact) => {
-                if contact != self.own && !self.contacts.contains(&contact) {
-                    if self.contacts.len() == CONTACTS_MAX {
-                        self.contacts.remove(0);
-                    }
-                    self.contacts.push(contact);
-                    self.contacts_due = Time::ZERO;
-                }
-            }
             Command::AddAddress(node, addr) => self.learn(node, addr),
         }
     }
 
     fn learn(&mut self, node: NodeId, addr: SocketAddr) {
-        if let Some(peer) = peer_id(node)
-            && addr != self.own
-        {
-            self.swarm.behaviour_mut().kad.add_address(&peer, to_multiaddr(addr));
+        if addr != self.own {
+            self.swarm.behaviour_mut().kad.add_address(&peer_id_of(&node), to_multiaddr(addr));
         }
     }
 
@@ -363,7 +329,7 @@ impl Task {
             })) => {
                 // The peer proved its name in the handshake; what it calls its addresses is only dialled.
                 if info.protocols.contains(&KAD_PROTOCOL)
-                    && let Some(node) = node_id(&peer_id)
+                    && let Some(node) = node_of(&peer_id)
                 {
                     for (addr, _) in info.listen_addrs.iter().filter_map(from_multiaddr).take(ADDRESSES_MAX) {
                         self.learn(node, addr);
@@ -388,7 +354,7 @@ impl Task {
                     libp2p::core::Endpoint::Dialer,
                 );
                 let addr = addresses.iter().flatten().rev().find_map(from_multiaddr);
-                if let (Some(node), Some((addr, _))) = (node_id(&peer), addr) {
+                if let (Some(node), Some((addr, _))) = (node_of(&peer), addr) {
                     finding.found.insert(node, addr);
                 }
             }
@@ -442,10 +408,25 @@ impl Task {
             self.end_finding(id);
         }
         if self.swarm.connected_peers().next().is_none() {
-            self.dial_contacts(now, if peers == 0 { CONTACT_EVERY } else { CONTACT_RARELY });
+            // An announcement now would reach nobody.
+            self.bootstrap(now);
+        } else {
+            self.bootstrap_pause = BOOTSTRAP_FIRST;
+            if self.announcing.len() < ANNOUNCING_MAX {
+                self.announce_next(now);
+            }
         }
-        if peers > 0 && self.announcing.len() < ANNOUNCING_MAX {
-            self.announce_next(now);
+    }
+
+    /// Dials whom the routing table knows.
+    fn bootstrap(&mut self, now: Time) {
+        if self.bootstrap_due > now {
+            return;
+        }
+        self.bootstrap_due = now + self.bootstrap_pause;
+        self.bootstrap_pause = (self.bootstrap_pause * 2).min(BOOTSTRAP_LATER);
+        if let Err(error) = self.swarm.behaviour_mut().kad.bootstrap() {
+            tracing::trace!(%error, "nobody to begin with");
         }
     }
 
@@ -461,19 +442,6 @@ impl Task {
             Err(error) => {
                 tracing::debug!(%error, "announcing");
                 self.schedule(key, now + RETRY_AFTER);
-            }
-        }
-    }
-
-    fn dial_contacts(&mut self, now: Time, pause: Duration) {
-        if self.contacts_due > now {
-            return;
-        }
-        self.contacts_due = now + pause;
-        for contact in self.contacts.clone() {
-            let opts = DialOpts::unknown_peer_id().address(to_multiaddr(contact)).build();
-            if let Err(error) = self.swarm.dial(opts) {
-                tracing::debug!(%contact, %error, "dialling a contact");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Our names for nodes, places and keys, and libp2p's.
 
+use super::super::identity::node_of;
 use crate::model::{CellLabel, ContentId, NodeId};
+use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId, identity};
 use std::net::SocketAddr;
 
 /// What is looked up in the DHT: a hash, so that keys spread evenly whatever they name.
@@ -33,25 +34,6 @@ impl DhtKey {
     }
 }
 
-/// libp2p's name of a node. `None` when the bytes are no point of the curve.
-pub(super) fn peer_id(node: NodeId) -> Option<PeerId> {
-    public_key(node).map(|key| PeerId::from(&key))
-}
-
-/// libp2p's form of a node's key.
-pub(super) fn public_key(node: NodeId) -> Option<identity::PublicKey> {
-    identity::ed25519::PublicKey::try_from_bytes(&node.0).ok().map(Into::into)
-}
-
-/// Our name of a peer. `None` when its key is not ed25519.
-pub(super) fn node_id(peer: &PeerId) -> Option<NodeId> {
-    // A small key stands in the peer id itself: multihash code 0, 36 bytes of protobuf (libp2p's peer id
-    // specification), of which the last 32 are the key.
-    let bytes = peer.to_bytes();
-    let key = bytes.strip_prefix(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20])?;
-    Some(NodeId(key.try_into().ok()?))
-}
-
 /// `/ip4/…/udp/…/quic-v1`.
 pub(super) fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
     Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
@@ -67,7 +49,7 @@ pub(super) fn from_multiaddr(addr: &Multiaddr) -> Option<(SocketAddr, Option<Nod
     };
     let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else { return None };
     let node = match parts.next() {
-        Some(Protocol::P2p(peer)) => Some(node_id(&peer)?),
+        Some(Protocol::P2p(peer)) => Some(node_of(&peer)?),
         Some(_) => return None,
         None => None,
     };
@@ -80,10 +62,8 @@ mod tests {
 
     #[test]
     fn names_and_addresses_survive_the_way_through_libp2p() {
-        let keypair = identity::Keypair::generate_ed25519();
-        let peer = keypair.public().to_peer_id();
-        let node = node_id(&peer).unwrap();
-        assert_eq!(peer_id(node), Some(peer));
+        let peer = libp2p::identity::Keypair::generate_ed25519().public().to_peer_id();
+        let node = node_of(&peer).unwrap();
         for text in ["192.0.2.7:4000", "[2001:db8::1]:65535"] {
             let addr: SocketAddr = text.parse().unwrap();
             assert_eq!(from_multiaddr(&to_multiaddr(addr)), Some((addr, None)));
@@ -93,11 +73,10 @@ mod tests {
     }
 
     #[test]
-    fn other_transports_and_keys_are_not_taken_for_ours() {
+    fn other_transports_are_not_taken_for_ours() {
         for text in ["/ip4/192.0.2.7/tcp/4000", "/dns/example.org/udp/1/quic-v1", "/ip4/192.0.2.7/udp/1"] {
             assert_eq!(from_multiaddr(&text.parse().unwrap()), None, "{text}");
         }
-        assert_eq!(node_id(&PeerId::from_bytes(&[&[0x12, 0x20][..], &[7; 32]].concat()).unwrap()), None);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! key for ever and drops expired ones only when somebody looks. Here the newest announcement always
 //! finds room: of its provider, of its key and of the whole store, the oldest gives way.
 
-use super::name::{from_multiaddr, node_id, peer_id, to_multiaddr};
+use super::super::identity::{node_of, peer_id_of};
+use super::name::{from_multiaddr, to_multiaddr};
 use crate::model::{NodeId, Time};
 use libp2p::PeerId;
 use libp2p::kad::store::{Error, RecordStore, Result};
@@ -169,7 +170,7 @@ impl RecordStore for Providers {
 
     /// Refuses what no Starling node sends: keys of another length, providers without a usable address.
     fn add_provider(&mut self, record: ProviderRecord) -> Result<()> {
-        let (Some(key), Some(node)) = (key_of(&record.key), node_id(&record.provider)) else {
+        let (Some(key), Some(node)) = (key_of(&record.key), node_of(&record.provider)) else {
             return Err(Error::ValueTooLarge);
         };
         let addr = record.addresses.iter().find_map(from_multiaddr).map(|(addr, _)| addr);
@@ -189,9 +190,9 @@ impl RecordStore for Providers {
             .into_iter()
             .flatten()
             .filter(alive)
-            .filter_map(|provider| {
+            .map(|provider| {
                 let addresses = provider.addr.map(to_multiaddr).into_iter().collect();
-                Some(ProviderRecord::new(key.clone(), peer_id(provider.node)?, addresses))
+                ProviderRecord::new(key.clone(), peer_id_of(&provider.node), addresses)
             })
             .collect()
     }
@@ -202,7 +203,7 @@ impl RecordStore for Providers {
     }
 
     fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
-        if let (Some(key), Some(node)) = (key_of(key), node_id(provider)) {
+        if let (Some(key), Some(node)) = (key_of(key), node_of(provider)) {
             Self::remove(self, &key, node);
         }
     }

@@ -3,8 +3,11 @@
 //! libp2p owns no socket here. Dialling is asked of the endpoint, incoming connections with libp2p's
 //! ALPN come through a channel. Both have passed the TLS handshake, in which the membership was checked.
 
-use super::name::{from_multiaddr, peer_id, to_multiaddr};
-use super::{ControlPlane, Neighbour};
+use super::super::endpoint::{Alpn, CloseCode, Endpoint};
+use super::super::identity::peer_id_of;
+use super::super::registry::MemberConnection;
+use super::Neighbour;
+use super::name::{from_multiaddr, to_multiaddr};
 use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncWrite, FutureExt, ready};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
@@ -13,7 +16,6 @@ use libp2p::{Multiaddr, PeerId};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
@@ -52,13 +54,14 @@ type Opening = BoxFuture<'static, Result<(quinn::SendStream, quinn::RecvStream),
 
 /// One connection. quinn multiplexes; this only hands its streams on.
 struct Muxer {
-    connection: quinn::Connection,
+    /// Held, because the connection ends with its last handle.
+    connection: MemberConnection,
     inbound: Option<Opening>,
     outbound: Option<Opening>,
 }
 
 impl Muxer {
-    fn new(connection: quinn::Connection) -> Self {
+    fn new(connection: MemberConnection) -> Self {
         Self { connection, inbound: None, outbound: None }
     }
 }
@@ -80,7 +83,7 @@ impl StreamMuxer for Muxer {
     fn poll_inbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         let Self { connection, inbound, .. } = self.get_mut();
         let start = || {
-            let connection = connection.clone();
+            let connection = connection.quinn().clone();
             async move { connection.accept_bi().await }.boxed()
         };
         poll_opening(inbound, start, cx)
@@ -89,14 +92,14 @@ impl StreamMuxer for Muxer {
     fn poll_outbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         let Self { connection, outbound, .. } = self.get_mut();
         let start = || {
-            let connection = connection.clone();
+            let connection = connection.quinn().clone();
             async move { connection.open_bi().await }.boxed()
         };
         poll_opening(outbound, start, cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.close(0u32.into(), b"");
+        self.connection.close(CloseCode::Done);
         Poll::Ready(Ok(()))
     }
 
@@ -108,40 +111,35 @@ impl StreamMuxer for Muxer {
 }
 
 /// The shared endpoint, as libp2p sees it.
-pub(super) struct SharedEndpoint<P> {
-    plane: Arc<P>,
+pub(super) struct SharedEndpoint {
+    endpoint: Endpoint,
     addr: SocketAddr,
-    incoming: mpsc::Receiver<quinn::Connection>,
+    incoming: mpsc::Receiver<MemberConnection>,
     /// Who was met: reported, and dropped when nobody keeps up (a label is learned again at the next connection).
     met: mpsc::Sender<Neighbour>,
     listener: Option<ListenerId>,
     announced: bool,
 }
 
-impl<P: ControlPlane> SharedEndpoint<P> {
+impl SharedEndpoint {
     pub(super) fn new(
-        plane: Arc<P>,
+        endpoint: Endpoint,
         addr: SocketAddr,
-        incoming: mpsc::Receiver<quinn::Connection>,
+        incoming: mpsc::Receiver<MemberConnection>,
         met: mpsc::Sender<Neighbour>,
     ) -> Self {
-        Self { plane, addr, incoming, met, listener: None, announced: false }
+        Self { endpoint, addr, incoming, met, listener: None, announced: false }
     }
 }
 
 /// A connection that is up becomes libp2p's: named by the key that it proved in the handshake.
-fn upgrade<P: ControlPlane>(
-    plane: &P,
-    met: &mpsc::Sender<Neighbour>,
-    connection: quinn::Connection,
-) -> io::Result<(PeerId, StreamMuxerBox)> {
-    let (node, cell) = plane.peer_of(&connection)?;
-    let _ = met.try_send(Neighbour { node, addr: connection.remote_address(), cell });
-    let peer = peer_id(node).ok_or_else(|| io::Error::other(format!("{node} is no ed25519 key")))?;
-    Ok((peer, StreamMuxerBox::new(Muxer::new(connection))))
+fn upgrade(met: &mpsc::Sender<Neighbour>, connection: MemberConnection) -> (PeerId, StreamMuxerBox) {
+    let (node, addr) = (connection.node(), connection.address());
+    let _ = met.try_send(Neighbour { node, addr, cell: connection.membership().cell.clone() });
+    (peer_id_of(&node), StreamMuxerBox::new(Muxer::new(connection)))
 }
 
-impl<P: ControlPlane> Transport for SharedEndpoint<P> {
+impl Transport for SharedEndpoint {
     type Output = (PeerId, StreamMuxerBox);
     type Error = io::Error;
     type ListenerUpgrade = Upgrade;
@@ -158,13 +156,13 @@ impl<P: ControlPlane> Transport for SharedEndpoint<P> {
     }
 
     fn dial(&mut self, addr: Multiaddr, _: DialOpts) -> Result<Upgrade, TransportError<io::Error>> {
-        let Some((to, node)) = from_multiaddr(&addr) else {
+        let Some((to, Some(node))) = from_multiaddr(&addr) else {
             return Err(TransportError::MultiaddrNotSupported(addr));
         };
-        let (plane, met) = (Arc::clone(&self.plane), self.met.clone());
+        let (endpoint, met) = (self.endpoint.clone(), self.met.clone());
         Ok(async move {
-            let connection = plane.dial(to, node).await?;
-            upgrade(&*plane, &met, connection)
+            let connection = endpoint.connect(node, to, Alpn::Libp2p).await.map_err(io::Error::other)?;
+            Ok(upgrade(&met, connection))
         }
         .boxed())
     }
@@ -180,8 +178,8 @@ impl<P: ControlPlane> Transport for SharedEndpoint<P> {
             // The endpoint is closed; the task that drives the swarm ends by its own channel.
             return Poll::Pending;
         };
-        let send_back_addr = to_multiaddr(connection.remote_address());
-        let upgraded = upgrade(&*self.plane, &self.met, connection);
+        let send_back_addr = to_multiaddr(connection.address());
+        let upgraded = Ok(upgrade(&self.met, connection));
         Poll::Ready(TransportEvent::Incoming {
             listener_id,
             upgrade: futures::future::ready(upgraded).boxed(),

@@ -164,7 +164,9 @@ impl ContentBook {
 
     /// Notes whether the core holds a chunk for stored; says whether that is a change.
     pub(super) fn set_stored(&mut self, number: Chunk, stored: bool) -> bool {
-        self.chunks.get_mut(number.0).is_some_and(|entry| std::mem::replace(&mut entry.stored, stored) != stored)
+        self.chunks
+            .get_mut(number.0)
+            .is_some_and(|entry| std::mem::replace(&mut entry.stored, stored) != stored)
     }
 
     /// Keeps a number from being given away until as many [`ContentBook::unpin`]s.
@@ -294,7 +296,9 @@ mod tests {
     fn the_same_slice_has_one_number_and_the_same_key_everywhere() {
         let (mut one, mut two) = (ContentBook::new(10), ContentBook::new(10));
         let learned = |changes: Changes| match changes.learned.unwrap() {
-            ContentUpdate::Learned { slice, segment, slice_key, part, .. } => (slice, segment, slice_key, part),
+            ContentUpdate::Learned { slice, segment, slice_key, part, .. } => {
+                (slice, segment, slice_key, part)
+            }
             ContentUpdate::Forgotten { .. } => unreachable!(),
         };
         let first = learned(intern(&mut one, chunk(1, 0)).1);

@@ -75,7 +75,8 @@ impl PeerBook {
             }
             return Some(peer);
         }
-        let row = PeerEntry { node, addr, cell: cell.clone(), up: false, bytes_down: 0, bytes_up: 0, pins: 0 };
+        let row =
+            PeerEntry { node, addr, cell: cell.clone(), up: false, bytes_down: 0, bytes_up: 0, pins: 0 };
         let peer = match self.free.pop() {
             Some(number) => {
                 self.rows[number as usize] = Some(row);
@@ -195,7 +196,10 @@ mod tests {
         let (mut book, _) = PeerBook::new(NodeId([1; 32]), addr(1), label("a/b/c"));
         let mut updates = Vec::new();
         let peer = book.meet(NodeId([2; 32]), addr(2), None, &mut updates).unwrap();
-        assert!(matches!(updates[..], [PeerUpdate::Met { cell: ELSEWHERE, region: ELSEWHERE, weight: 0, .. }]));
+        assert!(matches!(
+            updates[..],
+            [PeerUpdate::Met { cell: ELSEWHERE, region: ELSEWHERE, weight: 0, .. }]
+        ));
         updates.clear();
         assert_eq!(book.meet(NodeId([2; 32]), addr(3), Some(label("a/b/d")), &mut updates), Some(peer));
         assert!(matches!(updates[..], [PeerUpdate::Met { cell: 1, region: 0, weight: ORDINARY_WEIGHT, .. }]));

@@ -6,27 +6,23 @@
 //! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours" |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
-//! | 2 + n | with bit 0: the sender's membership certificate, at most [`CERTIFICATE_MAX_BYTES`] |
+//! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
 //! | rest | a packet of foca, or nothing (an introduction) |
-//! | 64 | ed25519 signature over a context, the receiver's name and all bytes before it |
+//! | 64 | ed25519 signature over the receiver's name and all bytes before it |
 //!
 //! Numbers are big-endian. The receiver's name is signed but not sent: a datagram that is replayed to
 //! another node does not verify there. A foreign mesh's datagrams fail at the certificate.
 
+use super::super::membership::MEMBERSHIP_MAX_BYTES;
+use super::super::socket::DATAGRAM_MAX_BYTES;
 use crate::model::{NodeId, UnixTime};
 
 /// First byte of every membership datagram of this protocol version.
 pub(super) const VERSION: u8 = 0x01;
-/// Most bytes of a datagram: what the endpoint sends, because every path carries it.
-pub const DATAGRAM_MAX_BYTES: usize = 1_200;
-/// Most bytes of a membership certificate that may travel in a datagram.
-pub const CERTIFICATE_MAX_BYTES: usize = 800;
 const HEAD_BYTES: usize = 1 + 1 + 32 + 8;
 const SIGNATURE_BYTES: usize = 64;
 /// Most bytes that foca may put into one datagram, when no certificate travels with it.
 pub(super) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - HEAD_BYTES - SIGNATURE_BYTES;
-/// Begins everything that is signed here, so that no signature serves elsewhere.
-const CONTEXT: &[u8] = b"starling membership datagram 1\0";
 /// How far a sender's clock may differ from the receiver's, in seconds: a guess that any time service keeps.
 pub(super) const CLOCK_SKEW_MAX_S: u64 = 300;
 /// Datagrams that may overtake each other and still be accepted (the window of IPsec, RFC 4303, doubled).
@@ -109,7 +105,7 @@ impl<'a> Datagram<'a> {
         if flags & HAS_CERTIFICATE != 0 {
             let (len, after) = rest.split_first_chunk::<2>()?;
             let len = usize::from(u16::from_be_bytes(*len));
-            if len > CERTIFICATE_MAX_BYTES {
+            if len > MEMBERSHIP_MAX_BYTES {
                 return None;
             }
             let (body, after) = after.split_at_checked(len)?;
@@ -139,7 +135,7 @@ impl<'a> Datagram<'a> {
 }
 
 fn message(receiver: NodeId, signed: &[u8]) -> Vec<u8> {
-    [CONTEXT, &receiver.0, signed].concat()
+    [&receiver.0, signed].concat()
 }
 
 /// The sender's side of replay protection: a number that grows across restarts, too.
@@ -203,8 +199,8 @@ mod tests {
 
     #[test]
     fn an_envelope_survives_and_the_receiver_is_part_of_what_is_signed() {
-        let certificate = vec![3; CERTIFICATE_MAX_BYTES];
-        let packet = vec![4; PACKET_MAX_BYTES - 2 - CERTIFICATE_MAX_BYTES];
+        let certificate = vec![3; MEMBERSHIP_MAX_BYTES];
+        let packet = vec![4; PACKET_MAX_BYTES - 2 - MEMBERSHIP_MAX_BYTES];
         assert!(fit_together(&certificate, &packet));
         let mut signed = Vec::new();
         let bytes = letter(Some(&certificate), &packet).seal(|message| {

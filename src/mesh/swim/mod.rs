@@ -10,21 +10,21 @@
 //! The datagrams (`datagram`) are signed and carry certificates; the protocol without I/O is `protocol`.
 
 mod datagram;
-mod seat;
 mod protocol;
+mod seat;
 #[cfg(test)]
 mod tests;
 
-pub use datagram::{CERTIFICATE_MAX_BYTES, DATAGRAM_MAX_BYTES};
-
+use super::identity::Identity;
+use super::membership::{MembershipCert, node_signed};
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, UnixTime};
 use bytes::Bytes;
+use protocol::{Action, Now, Protocol};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use protocol::{Action, Now, Protocol};
 use tokio::sync::{mpsc, oneshot};
 
 /// What a membership certificate says, once it was checked.
@@ -44,8 +44,8 @@ pub trait Credentials: Send + Sync + 'static {
     fn node(&self) -> NodeId;
     /// This node's cell.
     fn cell(&self) -> CellLabel;
-    /// This node's membership certificate, at most [`CERTIFICATE_MAX_BYTES`].
-    fn certificate(&self) -> Vec<u8>;
+    /// This node's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`].
+    fn certificate(&self) -> Bytes;
     /// Signs with this node's key.
     fn sign(&self, message: &[u8]) -> [u8; 64];
     /// Whether `node` signed `message`.
@@ -54,24 +54,34 @@ pub trait Credentials: Send + Sync + 'static {
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission>;
 }
 
-impl<C: Credentials + ?Sized> Credentials for Arc<C> {
+/// What the node's key signs here; no such signature counts for another purpose.
+const DOMAIN: &str = "starling membership datagram 1";
+
+impl Credentials for Arc<Identity> {
     fn node(&self) -> NodeId {
-        (**self).node()
+        Identity::node(self)
     }
+
     fn cell(&self) -> CellLabel {
-        (**self).cell()
+        self.membership().cell.clone()
     }
-    fn certificate(&self) -> Vec<u8> {
-        (**self).certificate()
+
+    fn certificate(&self) -> Bytes {
+        self.membership().bytes().clone()
     }
+
     fn sign(&self, message: &[u8]) -> [u8; 64] {
-        (**self).sign(message)
+        self.key().sign(DOMAIN, message)
     }
+
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
-        (**self).verify(node, message, signature)
+        node_signed(&node, DOMAIN, message, signature)
     }
+
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
-        (**self).admit(certificate, now)
+        let certificate = MembershipCert::verify(certificate, self.authority(), now).ok()?;
+        let (node, cell, expires) = (certificate.node, certificate.cell.clone(), certificate.expires);
+        Some(Admission { node, cell, expires })
     }
 }
 
@@ -144,7 +154,7 @@ pub enum MemberEvent {
         /// Where.
         addr: SocketAddr,
         /// Its checked membership certificate.
-        certificate: Vec<u8>,
+        certificate: Bytes,
     },
     /// A member is down or left.
     Down(NodeId),
@@ -164,14 +174,6 @@ pub struct SwimCounters {
 /// Sends a datagram; may drop it.
 pub type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
 
-/// The certificate cannot travel in a datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the membership certificate has {found} bytes; at most {CERTIFICATE_MAX_BYTES} fit a datagram")]
-pub struct CertificateTooLong {
-    /// Its length.
-    pub found: usize,
-}
-
 enum Command {
     Contact(NodeId, SocketAddr),
     Leave(oneshot::Sender<()>),
@@ -181,7 +183,7 @@ enum Command {
 const COMMANDS_MAX: usize = 64;
 
 /// The membership of this node in its cell: a task of its own.
-pub struct Membership {
+pub struct Swim {
     commands: mpsc::Sender<Command>,
     counters: Arc<SwimCounters>,
 }
@@ -191,9 +193,6 @@ impl Swim {
     ///
     /// The task ends when this handle is dropped, on [`Swim::leave`], or when `events` or
     /// `datagrams` close.
-    ///
-    /// # Errors
-    /// [`CertificateTooLong`].
     pub fn start(
         credentials: impl Credentials,
         addr: SocketAddr,
@@ -202,17 +201,13 @@ impl Swim {
         datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
         send: SendDatagram,
         events: mpsc::Sender<MemberEvent>,
-    ) -> Result<Self, CertificateTooLong> {
-        let certificate = credentials.certificate();
-        if !protocol::certificate_fits(&certificate) {
-            return Err(CertificateTooLong { found: certificate.len() });
-        }
+    ) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let counters = Arc::new(SwimCounters::default());
         let swim = Protocol::new(credentials, addr, contacts, tuning, now(), ambient::generator());
         let task = Task { swim, inbox, datagrams, send, events, counters: Arc::clone(&counters) };
         tokio::spawn(task.run());
-        Ok(Self { commands, counters })
+        Self { commands, counters }
     }
 
     /// Names another node that may be a member of this cell. Dropped when the task is busy.

@@ -7,12 +7,11 @@
 //! datagrams ask for it no longer). Members that foca learns of by hearsay are asked for theirs, at
 //! a bounded pace, and are reported only once it is known.
 
-use super::datagram::{
-    CERTIFICATE_MAX_BYTES, Counter, Datagram, Letter, PACKET_MAX_BYTES, Window, fit_together,
-};
+use super::datagram::{Counter, Datagram, Letter, PACKET_MAX_BYTES, Window, fit_together};
 use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
 use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
+use bytes::Bytes;
 use foca::{AccumulatingRuntime, Foca, NoCustomBroadcast, OwnedNotification, Timer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,7 +45,7 @@ pub(super) enum Action {
     /// Send a datagram.
     Send(SocketAddr, Vec<u8>),
     /// A member is up, or its address changed.
-    Up { node: NodeId, addr: SocketAddr, certificate: Vec<u8> },
+    Up { node: NodeId, addr: SocketAddr, certificate: Bytes },
     /// A member is down or left.
     Down(NodeId),
 }
@@ -60,7 +59,7 @@ pub(super) struct Now {
 
 /// A node whose certificate was checked.
 struct Acquaintance {
-    certificate: Vec<u8>,
+    certificate: Bytes,
     expires: UnixTime,
     window: Window,
     /// Whether it has shown that it knows this node's certificate.
@@ -243,12 +242,12 @@ impl<C: Credentials> Protocol<C> {
                 self.known.remove(&idle.ok_or(Refusal::CellFull)?);
             }
             let known = self.known.entry(datagram.sender).or_insert_with(|| Acquaintance {
-                certificate: Vec::new(),
+                certificate: Bytes::new(),
                 expires: admission.expires,
                 window: Window::default(),
                 knows_us: false,
             });
-            known.certificate = certificate.to_vec();
+            known.certificate = Bytes::copy_from_slice(certificate);
             known.expires = admission.expires;
         }
         let known = self.known.get_mut(&datagram.sender).ok_or(Refusal::Stranger)?;
@@ -414,11 +413,6 @@ impl<C: Credentials> Protocol<C> {
             }
         }
     }
-}
-
-/// A certificate that is too long for a datagram keeps a node out of every cell: better said at the start.
-pub(super) const fn certificate_fits(certificate: &[u8]) -> bool {
-    certificate.len() <= CERTIFICATE_MAX_BYTES
 }
 
 fn config(tuning: &Tuning) -> foca::Config {

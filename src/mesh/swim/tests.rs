@@ -40,9 +40,9 @@ impl Credentials for TestNode {
     fn cell(&self) -> CellLabel {
         self.cell.clone()
     }
-    fn certificate(&self) -> Vec<u8> {
+    fn certificate(&self) -> Bytes {
         let body = [&self.node.0, &vec![b' '; self.padding][..], self.cell.as_str().as_bytes()].concat();
-        [&mac(&[self.mesh], &body)[..], &body].concat()
+        [&mac(&[self.mesh], &body)[..], &body].concat().into()
     }
     fn sign(&self, message: &[u8]) -> [u8; 64] {
         mac(&self.node.0, message)
@@ -119,7 +119,7 @@ impl Swarm {
         for action in swim.take_actions() {
             match action {
                 Action::Send(to, bytes) => {
-                    assert!(bytes.len() <= DATAGRAM_MAX_BYTES && bytes[0] < 0x40);
+                    assert!(bytes.len() <= crate::mesh::DATAGRAM_MAX_BYTES && bytes[0] < 0x40);
                     let to = usize::from(to.port()) - 1;
                     if let Some(tape) = &mut self.tape {
                         tape.push((number, to, bytes.clone()));
@@ -150,7 +150,8 @@ impl Swarm {
             if done(self) {
                 return true;
             }
-            let timer = self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
+            let timer =
+                self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
             let packet = self.wire.peek().map_or(Time::NEVER, |next| next.0.0);
             self.now = timer.min(packet).max(self.now);
             let clock = self.clock();

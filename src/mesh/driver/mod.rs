@@ -1,0 +1,3 @@
+//! The driver.
+mod content;
+mod peers;
