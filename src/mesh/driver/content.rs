@@ -89,8 +89,10 @@ pub(super) struct ContentBook {
     by_id: HashMap<ContentId, SmallVec<[Chunk; 1]>>,
     slices: Table<SliceEntry>,
     by_slice: HashMap<(ContentId, u32), Slice>,
-    segments: Table<SegmentEntry>,
+    segments: HashMap<Segment, SegmentEntry>,
     by_segment: HashMap<ContentId, Segment>,
+    /// Never used again, because the core remembers which numbers it announced.
+    next_segment: u32,
     hand: usize,
     max: usize,
 }
@@ -104,8 +106,9 @@ impl ContentBook {
             by_id: HashMap::new(),
             slices: Table::new(),
             by_slice: HashMap::new(),
-            segments: Table::new(),
+            segments: HashMap::new(),
             by_segment: HashMap::new(),
+            next_segment: 0,
             hand: 0,
             max,
         }
@@ -152,9 +155,14 @@ impl ContentBook {
         self.chunks.get(number.0)
     }
 
+    /// The number of a chunk, if it has one.
+    pub(super) fn number(&self, chunk: &ChunkRef) -> Option<Chunk> {
+        self.by_ref.get(chunk).copied()
+    }
+
     /// The segment behind a number.
     pub(super) fn segment(&self, number: Segment) -> Option<ContentId> {
-        self.segments.get(number.0).map(|row| row.id)
+        self.segments.get(&number).map(|row| row.id)
     }
 
     /// All numbers whose chunks have this name, whatever their references say beside it.
@@ -199,12 +207,14 @@ impl ContentBook {
         let segment_number = match self.by_segment.get(&segment) {
             Some(known) => *known,
             None => {
-                let new = Segment(self.segments.insert(SegmentEntry { id: segment, slices: 0 }));
+                let new = Segment(self.next_segment);
+                self.next_segment = self.next_segment.wrapping_add(1);
+                self.segments.insert(new, SegmentEntry { id: segment, slices: 0 });
                 self.by_segment.insert(segment, new);
                 new
             }
         };
-        if let Some(row) = self.segments.get_mut(segment_number.0) {
+        if let Some(row) = self.segments.get_mut(&segment_number) {
             row.slices += 1;
         }
         let name = (segment, number);
@@ -245,10 +255,10 @@ impl ContentBook {
             && let Some(gone) = self.slices.remove(entry.slice.0)
         {
             self.by_slice.remove(&gone.name);
-            if let Some(segment) = self.segments.get_mut(gone.segment.0) {
+            if let Some(segment) = self.segments.get_mut(&gone.segment) {
                 segment.slices -= 1;
                 if segment.slices == 0
-                    && let Some(gone) = self.segments.remove(gone.segment.0)
+                    && let Some(gone) = self.segments.remove(&gone.segment)
                 {
                     self.by_segment.remove(&gone.id);
                 }

@@ -4,6 +4,7 @@ use super::super::proto::{Peer, PeerUpdate};
 use crate::model::{CellLabel, ContentId, NodeId};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Most peers that have numbers at once: a full cell, and thirty like it in the region (guess).
 const PEERS_MAX: usize = 1 << 16;
@@ -24,6 +25,7 @@ pub(super) struct PeerEntry {
     pub(super) up: bool,
     pub(super) bytes_down: u64,
     pub(super) bytes_up: u64,
+    pub(super) rtt: Option<Duration>,
     /// Requests under way to it, and uploads to it.
     pins: u32,
 }
@@ -76,7 +78,7 @@ impl PeerBook {
             return Some(peer);
         }
         let row =
-            PeerEntry { node, addr, cell: cell.clone(), up: false, bytes_down: 0, bytes_up: 0, pins: 0 };
+            PeerEntry { node, addr, cell: cell.clone(), up: false, bytes_down: 0, bytes_up: 0, rtt: None, pins: 0 };
         let peer = match self.free.pop() {
             Some(number) => {
                 self.rows[number as usize] = Some(row);

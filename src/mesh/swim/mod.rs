@@ -191,7 +191,7 @@ pub struct Swim {
 impl Swim {
     /// Starts the task, which asks `contacts` at once. `addr` is where others reach this node.
     ///
-    /// The task ends when this handle is dropped, on [`Swim::leave`], or when `events` or
+    /// The task ends when this handle is dropped, on [`Swim::leaving`], or when `events` or
     /// `datagrams` close.
     pub fn start(
         credentials: impl Credentials,
@@ -215,11 +215,14 @@ impl Swim {
         let _ = self.commands.try_send(Command::Contact(node, addr));
     }
 
-    /// Tells a few members that this node goes, and ends the task.
-    pub async fn leave(&self) {
-        let (done, wait) = oneshot::channel();
-        if self.commands.send(Command::Leave(done)).await.is_ok() {
-            let _ = wait.await;
+    /// Tells a few members that this node goes, and ends the task, when the future is run.
+    pub fn leaving(&self) -> impl Future<Output = ()> + Send + use<> {
+        let commands = self.commands.clone();
+        async move {
+            let (done, wait) = oneshot::channel();
+            if commands.send(Command::Leave(done)).await.is_ok() {
+                let _ = wait.await;
+            }
         }
     }
 
