@@ -27,7 +27,15 @@ mod swim;
 mod ticket;
 #[cfg(feature = "node")]
 mod tls;
+#[cfg(feature = "node")]
+mod transfer;
+#[cfg(feature = "node")]
+mod wire;
 
+#[cfg(feature = "node")]
+pub use dht::DhtCounters;
+#[cfg(feature = "node")]
+pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus, RecordedLine};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
@@ -47,6 +55,8 @@ pub use registry::MemberConnection;
 pub use socket::{DATAGRAM_MAX_BYTES, DatagramCounts, DatagramError};
 #[cfg(feature = "node")]
 pub use state::StateError;
+#[cfg(feature = "node")]
+pub use swim::{SwimCounters, Tuning};
 #[cfg(feature = "node")]
 pub use ticket::{CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, Ticket, TicketError, TicketId};
 #[cfg(feature = "node")]

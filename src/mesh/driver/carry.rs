@@ -223,7 +223,9 @@ impl Driver {
     pub(super) fn peer_replied(&mut self, number: u64, node: NodeId, chunk: ChunkRef, reply: PeerReply) {
         let under_way = self.asks.by_number.get(&number).copied();
         if let PeerReply::Arrived { bytes, kept } = reply {
-            let Some(peer) = under_way.map(|(peer, _)| peer).or_else(|| self.peers.number(&node)) else { return };
+            let Some(peer) = under_way.map(|(peer, _)| peer).or_else(|| self.peers.number(&node)) else {
+                return;
+            };
             add(&self.links.counters.bytes_down, bytes.len() as u64);
             if let Some(entry) = self.peers.get_mut(peer) {
                 entry.bytes_down += bytes.len() as u64;
@@ -241,7 +243,9 @@ impl Driver {
                 self.input(told(Answer::Wait, load));
                 return;
             }
-            PeerReply::Busy { holders, load } => told(Answer::Busy { holders: self.numbers_of(&holders) }, load),
+            PeerReply::Busy { holders, load } => {
+                told(Answer::Busy { holders: self.numbers_of(&holders) }, load)
+            }
             PeerReply::Missing { holders, load } => {
                 told(Answer::Missing { holders: self.numbers_of(&holders) }, load)
             }
@@ -270,7 +274,9 @@ impl Driver {
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
         let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
             .into_iter()
-            .filter_map(|chunk| self.content.get(chunk).map(|entry| (entry.repository.clone(), entry.chunk, chunk)))
+            .filter_map(|chunk| {
+                self.content.get(chunk).map(|entry| (entry.repository.clone(), entry.chunk, chunk))
+            })
             .collect();
         wanted.sort_by(|a, b| {
             let key = |w: &(RepositoryName, ChunkRef, Chunk)| (w.1.place.segment, w.1.place.offset);
@@ -359,7 +365,8 @@ impl Driver {
     /// The DHT named providers. Their cells are not known yet; they are dialled by name, so that a lie leads nowhere.
     pub(super) fn found(&mut self, segment: Segment, providers: Vec<(NodeId, SocketAddr)>) {
         let mut peers = Vec::with_capacity(providers.len());
-        for (node, addr) in providers.into_iter().filter(|(node, _)| *node != self.node) {
+        let me = self.node;
+        for (node, addr) in providers.into_iter().filter(|(node, _)| *node != me) {
             if let Some(known) = self.peers.number(&node).filter(|peer| self.is_own_member(*peer)) {
                 peers.push(known);
             } else if let Some(peer) = self.meet(node, addr, None) {
@@ -522,7 +529,9 @@ mod tests {
     #[test]
     fn neighbouring_frames_of_one_segment_are_one_call() {
         let (a, b): (RepositoryName, RepositoryName) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let len = |wanted: &[(&RepositoryName, ChunkRef)]| call_len(wanted.iter().map(|(name, chunk)| (*name, chunk)));
+        let len = |wanted: &[(&RepositoryName, ChunkRef)]| {
+            call_len(wanted.iter().map(|(name, chunk)| (*name, chunk)))
+        };
         let (mib, far) = (1 << 20, UPSTREAM_MAX_GAP + 1);
         assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&a, chunk(1, 10, 10))]), 2);
         assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&b, chunk(1, 10, 10))]), 1, "another repository");

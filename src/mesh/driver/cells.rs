@@ -23,6 +23,8 @@ const CELLS_MAX: usize = 256;
 /// Contacts of one look-up that are dialled, and how many at once.
 const CONTACTS_MAX: usize = 64;
 const DIALS_AT_ONCE: usize = 8;
+/// Known members of a cell that are asked again.
+const CONTACTS_OF_CELL: usize = 3;
 /// How often the region is looked up and each cell asked for its members,
 const REFRESH_EVERY: Duration = Duration::from_secs(30);
 /// at first, while no other cell was found,
@@ -58,14 +60,16 @@ pub(super) async fn watch(
             () = stop.cancelled() => return,
             () = round(&endpoint, &dht, &inbox, &mut cells) => {}
         }
-        // Alone in the region is the rule in a small mesh: look ever more rarely.
-        pause = if cells.is_empty() { (pause * 2).min(REFRESH_EVERY) } else { REFRESH_EVERY };
-        let wait = if cells.is_empty() { pause / 2 } else { pause };
+        if !cells.is_empty() {
+            pause = REFRESH_EVERY;
+        }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(pause) => {}
             () = refresh.notified() => tokio::time::sleep(REFRESH_PAUSE).await,
         }
+        // Alone in the region is the rule in a small mesh: look ever more rarely.
+        pause = (pause * 2).min(REFRESH_EVERY);
     }
 }
 
@@ -81,12 +85,12 @@ async fn round(
     let mut contacts: Vec<(NodeId, SocketAddr)> = dht.find(DhtKey::region(own.region())).await;
     // Those who answered before know their cells better than the DHT does.
     for known in cells.values() {
-        contacts.extend(known.view.members.iter().take(2).map(|(node, addr)| (*node, *addr)));
+        contacts.extend(known.view.members.iter().take(CONTACTS_OF_CELL).map(|(node, addr)| (*node, *addr)));
     }
     contacts.retain(|(node, _)| *node != endpoint.node());
     contacts.sort_unstable();
     contacts.dedup_by_key(|(node, _)| *node);
-    contacts.truncate(CONTACTS_MAX.max(2 * cells.len()));
+    contacts.truncate(CONTACTS_MAX + CONTACTS_OF_CELL * cells.len());
     let mut asked = futures::stream::iter(contacts)
         .map(|(node, addr)| ask(endpoint, &own, node, addr))
         .buffer_unordered(DIALS_AT_ONCE);

@@ -223,21 +223,23 @@ impl ContentBook {
         slice
     }
 
-    /// Finds a chunk that nobody needs and takes it out.
+    /// Finds a chunk that nobody needs and takes it out: the first that was not used since the hand last
+    /// passed, or else the first that is not in use.
     fn make_room(&mut self) -> Option<(Chunk, bool)> {
-        for _ in 0..LOOKS_MAX.max(2 * self.max.min(LOOKS_MAX)) {
+        let mut second_best = None;
+        for _ in 0..LOOKS_MAX {
             self.hand = (self.hand + 1) % self.chunks.rows.len().max(1);
-            let Some(entry) = self.chunks.rows[self.hand].as_mut() else { continue };
-            if entry.pins > 0 {
+            let Some(entry) = self.chunks.rows[self.hand].as_mut().filter(|entry| entry.pins == 0) else {
                 continue;
+            };
+            if !std::mem::take(&mut entry.used) {
+                second_best = Some(self.hand);
+                break;
             }
-            if std::mem::take(&mut entry.used) {
-                continue;
-            }
-            let number = Chunk(u32::try_from(self.hand).ok()?);
-            return self.remove(number).map(|stored| (number, stored));
+            second_best.get_or_insert(self.hand);
         }
-        None
+        let number = Chunk(u32::try_from(second_best?).ok()?);
+        self.remove(number).map(|stored| (number, stored))
     }
 
     fn remove(&mut self, number: Chunk) -> Option<bool> {
@@ -347,6 +349,6 @@ mod tests {
         for number in 0..100 {
             intern(&mut book, chunk(number, u64::from(number) << 20));
         }
-        assert_eq!((book.by_slice.len(), book.by_segment.len(), book.slices.rows.len()), (1, 1, 2));
+        assert_eq!((book.by_slice.len(), book.segments.len(), book.slices.rows.len()), (1, 1, 1));
     }
 }

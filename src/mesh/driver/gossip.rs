@@ -64,7 +64,11 @@ impl Driver {
     pub(super) fn member_changed(&mut self, event: MemberEvent) {
         match event {
             MemberEvent::Up { node, addr, certificate } => {
-                self.gossip.members.insert(node, (addr, certificate));
+                let known = self.gossip.members.insert(node, (addr, certificate)).is_some();
+                if let Some(network) = self.links.network.as_ref().filter(|_| known) {
+                    // It restarted or moved before anybody missed it: old connections lead nowhere.
+                    network.endpoint.disconnect(&node);
+                }
                 if let Some(peer) = self.meet(node, addr, Some(self.cell.clone())) {
                     self.set_up(peer, true);
                 }
@@ -136,7 +140,9 @@ impl Driver {
         let left: Vec<Peer> = self
             .peers
             .others()
-            .filter(|(_, entry)| entry.up && entry.cell.as_ref() == Some(&cell) && !members.contains_key(&entry.node))
+            .filter(|(_, entry)| {
+                entry.up && entry.cell.as_ref() == Some(&cell) && !members.contains_key(&entry.node)
+            })
             .map(|(peer, _)| peer)
             .collect();
         for peer in left {
@@ -180,7 +186,9 @@ impl Driver {
         let counters = Arc::clone(&self.links.counters);
         tokio::spawn(async move {
             let result = match endpoint.connection(node, addr).await {
-                Ok(connection) => transfer::push_news(&connection, news).await.map_err(|error| error.to_string()),
+                Ok(connection) => {
+                    transfer::push_news(&connection, news).await.map_err(|error| error.to_string())
+                }
                 Err(error) => Err(error.to_string()),
             };
             match result {
@@ -199,8 +207,12 @@ impl Driver {
             return;
         }
         let Some(network) = &self.links.network else { return };
-        let up: Vec<(NodeId, SocketAddr)> =
-            self.peers.others().filter(|(_, entry)| entry.up).map(|(_, entry)| (entry.node, entry.addr)).collect();
+        let up: Vec<(NodeId, SocketAddr)> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| entry.up)
+            .map(|(_, entry)| (entry.node, entry.addr))
+            .collect();
         if up.is_empty() {
             return;
         }

@@ -47,11 +47,11 @@ use futures::future::BoxFuture;
 use recorder::Recorder;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use task::{Driver, Links, Message};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Messages that wait for the loop: some turns of a busy node. Whoever sends more waits.
@@ -62,6 +62,8 @@ const REQUESTS_MAX: usize = 1_024;
 const EVENTS_MAX: usize = 256;
 /// Peers' connections that are served at once: a full cell and as many from others.
 const SERVED_MAX: usize = 4_096;
+/// References that are offered in one message, so that a long list does not stop the loop.
+const OFFER_MAX: usize = 512;
 /// How long a shutdown waits for peers to be told.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long past its deadline a reader waits for the core's own verdict.
@@ -127,6 +129,7 @@ pub struct Mesh {
     news: watch::Receiver<u64>,
     local: Arc<dyn Local>,
     stop: CancellationToken,
+    running: Mutex<Option<JoinHandle<()>>>,
     _stop_on_drop: DropGuard,
 }
 
@@ -167,9 +170,9 @@ impl Mesh {
                 Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
             }
         };
-        tokio::spawn(driver.run(messages));
+        let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, news, local, stop, _stop_on_drop }))
+        Ok(Arc::new(Self { inbox, counters, dht, swim, news, local, stop, running, _stop_on_drop }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -189,8 +192,11 @@ impl Mesh {
 
     /// Says that chunks of a repository are named by these references, so that those that are stored here
     /// are served, and announced by their homes, without having been asked for first.
-    pub async fn offer(&self, repository: RepositoryName, chunks: Vec<ChunkRef>) {
-        let _ = self.inbox.send(Message::Offer { repository, chunks }).await;
+    pub async fn offer(&self, repository: &RepositoryName, chunks: &[ChunkRef]) {
+        for part in chunks.chunks(OFFER_MAX) {
+            let (repository, chunks) = (repository.clone(), part.to_vec());
+            let _ = self.inbox.send(Message::Offer { repository, chunks }).await;
+        }
     }
 
     /// All peers that are known.
@@ -220,13 +226,18 @@ impl Mesh {
         self.news.clone()
     }
 
-    /// Leaves the cell, closes the endpoint and ends the loop. Readers get [`ObtainError::Stopping`].
+    /// Leaves the cell, closes the endpoint and ends the loop; a record is complete afterwards. Readers get
+    /// [`ObtainError::Stopping`].
     pub async fn shutdown(&self) {
         let (done, wait) = oneshot::channel();
         if self.inbox.send(Message::Leave(done)).await.is_ok() {
             let _ = tokio::time::timeout(2 * FAREWELL, wait).await;
         }
         self.stop.cancel();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running {
+            let _ = running.await;
+        }
     }
 }
 
@@ -292,13 +303,8 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p };
         let (dht, neighbours) = Dht::start(start)?;
         tokio::spawn(pass_neighbours(neighbours, inbox.clone()));
-        let look = cells::watch(
-            endpoint.clone(),
-            dht.clone(),
-            inbox.clone(),
-            Arc::clone(&refresh),
-            stop.clone(),
-        );
+        let look =
+            cells::watch(endpoint.clone(), dht.clone(), inbox.clone(), Arc::clone(&refresh), stop.clone());
         tokio::spawn(look);
         Some(dht)
     } else {

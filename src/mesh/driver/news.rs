@@ -69,7 +69,11 @@ mod tests {
         let root = |n: u32| News::Root(n.to_le_bytes().to_vec());
         let first = book.intern(root(0));
         assert_eq!(book.intern(root(0)), first);
-        assert_ne!(book.intern(News::Card(0u32.to_le_bytes().to_vec())), first, "another kind, another document");
+        assert_ne!(
+            book.intern(News::Card(0u32.to_le_bytes().to_vec())),
+            first,
+            "another kind, another document"
+        );
         for n in 1..2_000 {
             book.intern(root(n));
         }

@@ -77,8 +77,16 @@ impl PeerBook {
             }
             return Some(peer);
         }
-        let row =
-            PeerEntry { node, addr, cell: cell.clone(), up: false, bytes_down: 0, bytes_up: 0, rtt: None, pins: 0 };
+        let row = PeerEntry {
+            node,
+            addr,
+            cell: cell.clone(),
+            up: false,
+            bytes_down: 0,
+            bytes_up: 0,
+            rtt: None,
+            pins: 0,
+        };
         let peer = match self.free.pop() {
             Some(number) => {
                 self.rows[number as usize] = Some(row);

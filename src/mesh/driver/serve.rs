@@ -150,7 +150,9 @@ impl Driver {
         let holders = match answer {
             Answer::Wait => {
                 count(&counters.answers_wait);
-                if let Some(reply) = self.uploads.by_ask.get_mut(&ask).and_then(|upload| upload.reply.as_mut()) {
+                if let Some(reply) =
+                    self.uploads.by_ask.get_mut(&ask).and_then(|upload| upload.reply.as_mut())
+                {
                     reply.wait(load);
                 }
                 return;

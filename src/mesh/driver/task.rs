@@ -209,7 +209,9 @@ impl Driver {
                 self.want(&repository, chunk, class, deadline, reply);
             }
             Message::Offer { repository, chunks } => {
-                for chunk in chunks {
+                for chunk in
+                    chunks.into_iter().filter(|chunk| self.links.local.holds(&chunk.id)).collect::<Vec<_>>()
+                {
                     self.intern(chunk, &repository);
                 }
             }

@@ -71,12 +71,16 @@ impl Driver {
         {
             let obtained = match from {
                 Source::Strata => Obtained::Strata,
-                Source::Peer(peer) => Obtained::Peer(self.peers.get(peer).map_or(self.node, |entry| entry.node)),
+                Source::Peer(peer) => {
+                    Obtained::Peer(self.peers.get(peer).map_or(self.node, |entry| entry.node))
+                }
             };
             self.answer_waiters(chunk, &Ok((bytes, obtained)));
             return;
         }
-        let Some(waiting) = self.wants.by_chunk.get_mut(&chunk).filter(|waiting| !waiting.loading) else { return };
+        let Some(waiting) = self.wants.by_chunk.get_mut(&chunk).filter(|waiting| !waiting.loading) else {
+            return;
+        };
         waiting.loading = true;
         let links = self.links.for_task();
         tokio::spawn(async move {
