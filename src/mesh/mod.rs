@@ -35,7 +35,7 @@ mod wire;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus, RecordedLine};
+pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,

@@ -14,7 +14,7 @@ mod records;
 mod tests;
 mod transport;
 
-pub use name::DhtKey;
+pub(super) use name::DhtKey;
 
 use super::endpoint::Endpoint;
 use super::identity::{node_of, peer_id_of};
@@ -74,13 +74,21 @@ const ADDRESSES_MAX: usize = 8;
 
 /// A node to which there is, or was, a connection of the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Neighbour {
+pub(super) struct Neighbour {
     /// Who.
-    pub node: NodeId,
+    pub(super) node: NodeId,
     /// Where.
-    pub addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     /// Its cell, from its membership certificate.
-    pub cell: CellLabel,
+    pub(super) cell: CellLabel,
+}
+
+impl Neighbour {
+    /// Who is at the other end of a connection.
+    pub(super) fn of(connection: &MemberConnection) -> Self {
+        let cell = connection.membership().cell.clone();
+        Self { node: connection.node(), addr: connection.address(), cell }
+    }
 }
 
 /// Counters for the metrics.
@@ -109,21 +117,21 @@ enum Command {
 
 /// The DHT of this node: a handle to its task, which ends when the last handle is dropped.
 #[derive(Clone)]
-pub struct Dht {
+pub(super) struct Dht {
     commands: mpsc::Sender<Command>,
     counters: Arc<DhtCounters>,
 }
 
 /// What the DHT is started with.
-pub struct DhtStart {
+pub(super) struct DhtStart {
     /// The endpoint, and through it the identity.
-    pub endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     /// Where others reach this node.
-    pub addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     /// Members to begin with.
-    pub contacts: Vec<(NodeId, SocketAddr)>,
+    pub(super) contacts: Vec<(NodeId, SocketAddr)>,
     /// Incoming connections with libp2p's ALPN.
-    pub incoming: mpsc::Receiver<MemberConnection>,
+    pub(super) incoming: mpsc::Receiver<MemberConnection>,
 }
 
 impl Dht {
@@ -132,7 +140,7 @@ impl Dht {
     ///
     /// # Errors
     /// When libp2p refuses to begin.
-    pub fn start(start: DhtStart) -> io::Result<(Self, mpsc::Receiver<Neighbour>)> {
+    pub(super) fn start(start: DhtStart) -> io::Result<(Self, mpsc::Receiver<Neighbour>)> {
         let DhtStart { endpoint, addr, contacts, incoming } = start;
         let me = endpoint.node();
         let peer = peer_id_of(&me);
@@ -174,17 +182,17 @@ impl Dht {
 
     /// Announces that this node has something of `key`, and repeats it until [`Dht::withdraw`].
     /// Dropped, and counted, when the task is overloaded.
-    pub fn announce(&self, key: DhtKey) {
+    pub(super) fn announce(&self, key: DhtKey) {
         self.command(Command::Announce(key));
     }
 
     /// Stops repeating an announcement; what was announced expires elsewhere within three hours.
-    pub fn withdraw(&self, key: DhtKey) {
+    pub(super) fn withdraw(&self, key: DhtKey) {
         self.command(Command::Withdraw(key));
     }
 
     /// Who announced `key`, newest knowledge of the nodes that were asked; empty after ten seconds at most.
-    pub async fn find(&self, key: DhtKey) -> Vec<(NodeId, SocketAddr)> {
+    pub(super) async fn find(&self, key: DhtKey) -> Vec<(NodeId, SocketAddr)> {
         self.counters.lookups.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.command(Command::Find(key, reply));
@@ -192,12 +200,12 @@ impl Dht {
     }
 
     /// Adds a node to the routing table.
-    pub fn add_address(&self, node: NodeId, addr: SocketAddr) {
+    pub(super) fn add_address(&self, node: NodeId, addr: SocketAddr) {
         self.command(Command::AddAddress(node, addr));
     }
 
     /// The counters.
-    pub fn counters(&self) -> Arc<DhtCounters> {
+    pub(super) fn counters(&self) -> Arc<DhtCounters> {
         Arc::clone(&self.counters)
     }
 

@@ -8,23 +8,23 @@ use std::net::SocketAddr;
 
 /// What is looked up in the DHT: a hash, so that keys spread evenly whatever they name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DhtKey(pub [u8; 32]);
+pub(in crate::mesh) struct DhtKey(pub(super) [u8; 32]);
 
 impl DhtKey {
     /// Who holds something of a segment.
-    pub fn segment(segment: &ContentId) -> Self {
+    pub(in crate::mesh) fn segment(segment: &ContentId) -> Self {
         let mut name = vec![segment.algorithm() as u8];
         name.extend_from_slice(segment.digest());
         Self::named("segment", &name)
     }
 
     /// Who can list the members of a cell.
-    pub fn cell(cell: &CellLabel) -> Self {
+    pub(in crate::mesh) fn cell(cell: &CellLabel) -> Self {
         Self::named("cell", cell.as_str().as_bytes())
     }
 
     /// Who can list the members of some cell of a region.
-    pub fn region(region: &str) -> Self {
+    pub(in crate::mesh) fn region(region: &str) -> Self {
         Self::named("region", region.as_bytes())
     }
 

@@ -134,9 +134,8 @@ impl SharedEndpoint {
 
 /// A connection that is up becomes libp2p's: named by the key that it proved in the handshake.
 fn upgrade(met: &mpsc::Sender<Neighbour>, connection: MemberConnection) -> (PeerId, StreamMuxerBox) {
-    let (node, addr) = (connection.node(), connection.address());
-    let _ = met.try_send(Neighbour { node, addr, cell: connection.membership().cell.clone() });
-    (peer_id_of(&node), StreamMuxerBox::new(Muxer::new(connection)))
+    let _ = met.try_send(Neighbour::of(&connection));
+    (peer_id_of(&connection.node()), StreamMuxerBox::new(Muxer::new(connection)))
 }
 
 impl Transport for SharedEndpoint {

@@ -4,7 +4,7 @@
 //! under way (withdrawn, or its chunk's number means something else by now) changes nothing, except that
 //! verified bytes are always welcome.
 
-use super::super::dht::DhtKey;
+use super::super::dht::{DhtKey, Neighbour};
 use super::super::ports::UpstreamFailure;
 use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, Source};
 use super::super::transfer::{self, Reply};
@@ -122,7 +122,7 @@ impl Driver {
         match output {
             Output::Cancel { peer, chunk } => self.cancel_ask(peer, chunk),
             Output::Serve { ask } => self.serve(ask),
-            Output::Answer { ask, answer, load } => self.answer(ask, answer, load),
+            Output::Answer { ask, answer, load } => self.answer(ask, &answer, load),
             Output::FindProviders { segment } => self.find_providers(segment),
             Output::Announce { segment } => {
                 if let (Some(id), Some(dht)) = (self.content.segment(segment), self.dht()) {
@@ -367,7 +367,11 @@ impl Driver {
         let mut peers = Vec::with_capacity(providers.len());
         let me = self.node;
         for (node, addr) in providers.into_iter().filter(|(node, _)| *node != me) {
-            if let Some(known) = self.peers.number(&node).filter(|peer| self.is_own_member(*peer)) {
+            // Of who is up, a better address is known than the DHT's; of the own cell, SWIM knows all.
+            let known = |peer: &Peer| {
+                self.is_own_member(*peer) || self.peers.get(*peer).is_some_and(|entry| entry.up)
+            };
+            if let Some(known) = self.peers.number(&node).filter(known) {
                 peers.push(known);
             } else if let Some(peer) = self.meet(node, addr, None) {
                 self.set_up(peer, true);
@@ -458,8 +462,8 @@ async fn ask(
             Failure::Unreachable
         }
         Ok(connection) => {
-            let rtt = connection.quinn().rtt();
-            let _ = reports.links.inbox.send(Message::Connected { peer: reports.node, rtt }).await;
+            let (neighbour, rtt) = (Neighbour::of(&connection), connection.quinn().rtt());
+            let _ = reports.links.inbox.send(Message::Connected { neighbour, rtt }).await;
             match transfer::ask(connection, request) {
                 Err(error) => {
                     tracing::warn!(%error, "a request that the core decided on is out of bounds");

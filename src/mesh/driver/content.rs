@@ -192,11 +192,6 @@ impl ContentBook {
         }
     }
 
-    /// Chunks that have numbers.
-    pub(super) fn len(&self) -> usize {
-        self.by_ref.len()
-    }
-
     fn intern_slice(&mut self, segment: ContentId, number: u32) -> Slice {
         if let Some(slice) = self.by_slice.get(&(segment, number)) {
             if let Some(row) = self.slices.get_mut(slice.0) {
@@ -334,7 +329,7 @@ mod tests {
         assert!(book.set_stored(numbers[2], true));
         let (new, changes) = intern(&mut book, chunk(30, 0));
         assert_eq!(changes.forgotten, Some((numbers[2], true)), "stored: to be evicted first");
-        assert_eq!((new, book.len()), (numbers[2], 3), "the number is used again");
+        assert_eq!((new, book.by_ref.len()), (numbers[2], 3), "the number is used again");
         assert_eq!(book.get(new).unwrap().chunk, chunk(30, 0));
         assert!(book.with_id(&chunk(2, 0).id).is_empty());
         book.pin(new);

@@ -6,8 +6,8 @@ macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
         /// Counters of the mesh, all growing from 0 at the start.
         #[derive(Debug, Default)]
-        pub struct MeshCounters {
-            $($(#[$doc])+ pub $name: AtomicU64,)+
+        pub(super) struct MeshCounters {
+            $($(#[$doc])+ pub(super) $name: AtomicU64,)+
         }
 
         /// The values of [`MeshCounters`] at one moment.
@@ -18,7 +18,7 @@ macro_rules! counters {
 
         impl MeshCounters {
             /// All values.
-            pub fn snapshot(&self) -> MeshCounts {
+            pub(super) fn snapshot(&self) -> MeshCounts {
                 MeshCounts { $($name: self.$name.load(Ordering::Relaxed),)+ }
             }
         }

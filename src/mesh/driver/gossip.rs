@@ -69,7 +69,8 @@ impl Driver {
                     // It restarted or moved before anybody missed it: old connections lead nowhere.
                     network.endpoint.disconnect(&node);
                 }
-                if let Some(peer) = self.meet(node, addr, Some(self.cell.clone())) {
+                let cell = self.cell.clone();
+                if let Some(peer) = self.meet(node, addr, Some(&cell)) {
                     self.set_up(peer, true);
                 }
                 if let Some(dht) = self.dht() {
@@ -115,7 +116,7 @@ impl Driver {
     pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
         let Neighbour { node, addr, cell } = neighbour;
         let own = cell == self.cell;
-        if let Some(peer) = self.meet(node, addr, Some(cell)) {
+        if let Some(peer) = self.meet(node, addr, Some(&cell)) {
             if !own {
                 self.set_up(peer, true);
             } else if let Some(network) = &self.links.network {
@@ -149,7 +150,7 @@ impl Driver {
             self.set_up(peer, false);
         }
         for (node, addr) in members {
-            if let Some(peer) = self.meet(node, addr, Some(cell.clone())) {
+            if let Some(peer) = self.meet(node, addr, Some(&cell)) {
                 self.set_up(peer, true);
             }
         }

@@ -28,8 +28,8 @@ mod task;
 mod tests;
 mod wants;
 
-pub use counters::{MeshCounters, MeshCounts};
-pub use recorder::RecordedLine;
+use counters::MeshCounters;
+pub use counters::MeshCounts;
 
 use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
 use super::endpoint::Endpoint;
@@ -353,11 +353,7 @@ async fn accept(
             () = stop.cancelled() => return,
             connection = connections.recv(), if serving.len() < SERVED_MAX => {
                 let Some(connection) = connection else { return };
-                let neighbour = Neighbour {
-                    node: connection.node(),
-                    addr: connection.address(),
-                    cell: connection.membership().cell.clone(),
-                };
+                let neighbour = Neighbour::of(&connection);
                 if inbox.send(Message::Neighbour(neighbour)).await.is_err() {
                     return;
                 }

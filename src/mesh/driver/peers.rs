@@ -44,7 +44,7 @@ pub(super) const ME: Peer = Peer(0);
 
 impl PeerBook {
     /// A book with this node in it, and what the core has to be told.
-    pub(super) fn new(node: NodeId, addr: SocketAddr, cell: CellLabel) -> (Self, Vec<PeerUpdate>) {
+    pub(super) fn new(node: NodeId, addr: SocketAddr, cell: &CellLabel) -> (Self, Vec<PeerUpdate>) {
         let mut book = Self {
             rows: Vec::new(),
             free: Vec::new(),
@@ -65,22 +65,22 @@ impl PeerBook {
         &mut self,
         node: NodeId,
         addr: SocketAddr,
-        cell: Option<CellLabel>,
+        cell: Option<&CellLabel>,
         updates: &mut Vec<PeerUpdate>,
     ) -> Option<Peer> {
         if let Some(peer) = self.by_node.get(&node).copied() {
             let entry = self.rows[peer.0 as usize].as_mut()?;
             entry.addr = addr;
-            if cell.is_some() && entry.cell != cell {
-                entry.cell.clone_from(&cell);
-                updates.push(self.met(peer, node, cell.as_ref()));
+            if cell.is_some() && entry.cell.as_ref() != cell {
+                entry.cell = cell.cloned();
+                updates.push(self.met(peer, node, cell));
             }
             return Some(peer);
         }
         let row = PeerEntry {
             node,
             addr,
-            cell: cell.clone(),
+            cell: cell.cloned(),
             up: false,
             bytes_down: 0,
             bytes_up: 0,
@@ -104,7 +104,7 @@ impl PeerBook {
             }
         };
         self.by_node.insert(node, peer);
-        updates.push(self.met(peer, node, cell.as_ref()));
+        updates.push(self.met(peer, node, cell));
         Some(peer)
     }
 
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn this_node_is_number_zero_and_up_before_anybody_else() {
-        let (_, updates) = PeerBook::new(NodeId([1; 32]), addr(1), label("a/b/c"));
+        let (_, updates) = PeerBook::new(NodeId([1; 32]), addr(1), &label("a/b/c"));
         let PeerUpdate::Met { peer, cell, region, weight, .. } = updates[0] else { unreachable!() };
         assert_eq!((peer, cell, region, weight), (ME, 0, 0, ORDINARY_WEIGHT));
         assert_eq!(updates[1..], [PeerUpdate::Up { peer: ME }]);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_peer_without_a_label_is_elsewhere_until_its_certificate_is_seen() {
-        let (mut book, _) = PeerBook::new(NodeId([1; 32]), addr(1), label("a/b/c"));
+        let (mut book, _) = PeerBook::new(NodeId([1; 32]), addr(1), &label("a/b/c"));
         let mut updates = Vec::new();
         let peer = book.meet(NodeId([2; 32]), addr(2), None, &mut updates).unwrap();
         assert!(matches!(
@@ -211,7 +211,7 @@ mod tests {
             [PeerUpdate::Met { cell: ELSEWHERE, region: ELSEWHERE, weight: 0, .. }]
         ));
         updates.clear();
-        assert_eq!(book.meet(NodeId([2; 32]), addr(3), Some(label("a/b/d")), &mut updates), Some(peer));
+        assert_eq!(book.meet(NodeId([2; 32]), addr(3), Some(&label("a/b/d")), &mut updates), Some(peer));
         assert!(matches!(updates[..], [PeerUpdate::Met { cell: 1, region: 0, weight: ORDINARY_WEIGHT, .. }]));
         assert_eq!(book.get(peer).unwrap().addr, addr(3));
         updates.clear();
@@ -221,9 +221,9 @@ mod tests {
 
     #[test]
     fn being_up_is_told_once() {
-        let (mut book, _) = PeerBook::new(NodeId([1; 32]), addr(1), label("a/b/c"));
+        let (mut book, _) = PeerBook::new(NodeId([1; 32]), addr(1), &label("a/b/c"));
         let mut updates = Vec::new();
-        let peer = book.meet(NodeId([2; 32]), addr(2), Some(label("a/b/c")), &mut updates).unwrap();
+        let peer = book.meet(NodeId([2; 32]), addr(2), Some(&label("a/b/c")), &mut updates).unwrap();
         updates.clear();
         for up in [true, true, false, false] {
             book.set_up(peer, up, &mut updates);

@@ -1,32 +1,20 @@
-//! Records everything that reaches the core, so that its decisions can be replayed to the byte.
+//! Records everything that reaches the core, so that its decisions can be replayed to the byte
+//! (the format is the core's own: [`event_line`]).
 //!
-//! JSON lines: first the core's [`Start`], then one line for each event, with its time and what the core
-//! decided on it. A thread writes; when it cannot keep up the loop waits for it, because a record with a
-//! gap would be worthless.
+//! A thread writes; when it cannot keep up the loop waits for it, because a record with a gap would be
+//! worthless.
 
-use super::super::proto::{Event, Output, Start};
+use super::super::proto::{Event, Output, Start, event_line, header_line};
 use crate::model::Time;
-use serde::{Deserialize, Serialize};
 use std::io::{self, BufWriter, Write};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Lines that wait for the writer.
 const LINES_MAX: usize = 4_096;
 
-/// One event, and what the core decided on it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedLine {
-    /// When.
-    pub now: Time,
-    /// What happened.
-    pub event: Event,
-    /// What was decided.
-    pub outputs: Vec<Output>,
-}
-
 /// The writing end. Dropping it ends the thread once everything is written.
 pub(super) struct Recorder {
-    lines: Option<SyncSender<Vec<u8>>>,
+    lines: Option<SyncSender<String>>,
     writer: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -37,17 +25,17 @@ impl Recorder {
     /// When the first line cannot be written, or there is no thread.
     pub(super) fn start(to: Box<dyn Write + Send>, start: &Start) -> io::Result<Self> {
         let mut to = BufWriter::new(to);
-        to.write_all(&line(start))?;
+        to.write_all(header_line(start).as_bytes())?;
         to.flush()?;
-        let (lines, queue) = sync_channel::<Vec<u8>>(LINES_MAX);
+        let (lines, queue) = sync_channel::<String>(LINES_MAX);
         let writer = std::thread::Builder::new().name("mesh-record".into()).spawn(move || {
             while let Ok(line) = queue.recv() {
-                let mut result = to.write_all(&line);
+                let mut result = to.write_all(line.as_bytes());
                 // Whatever waits is written before the flush: one system call for a burst.
                 while result.is_ok()
                     && let Ok(line) = queue.try_recv()
                 {
-                    result = to.write_all(&line);
+                    result = to.write_all(line.as_bytes());
                 }
                 if let Err(error) = result.and_then(|()| to.flush()) {
                     tracing::error!(%error, "the record of the core's inputs ends here");
@@ -59,11 +47,10 @@ impl Recorder {
     }
 
     /// Records one event. Waits when the writer is behind.
-    pub(super) fn record(&self, now: Time, event: Event, outputs: &[Output]) {
+    pub(super) fn record(&self, now: Time, event: &Event, outputs: &[Output]) {
         if let Some(lines) = &self.lines {
-            let entry = RecordedLine { now, event, outputs: outputs.to_vec() };
             // The writer is gone only after it said why.
-            let _ = lines.send(line(&entry));
+            let _ = lines.send(event_line(now, event, outputs));
         }
     }
 }
@@ -77,16 +64,10 @@ impl Drop for Recorder {
     }
 }
 
-fn line(value: &impl Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(value).expect("numbers, names and lists have a JSON form");
-    line.push(b'\n');
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::proto::{Core, Input, Outbox, Peer, PeerUpdate, Settings};
+    use crate::mesh::proto::{Core, Input, Outbox, Peer, PeerUpdate, Replay, Settings};
     use crate::model::Generator;
     use std::sync::{Arc, Mutex};
 
@@ -115,21 +96,12 @@ mod tests {
         let mut out = Outbox::default();
         for (number, event) in (0u64..).zip(events) {
             core.apply(Time::from_nanos(number), event.clone(), &mut out).unwrap();
-            recorder.record(Time::from_nanos(number), event, out.as_slice());
+            recorder.record(Time::from_nanos(number), &event, out.as_slice());
             out.drain();
         }
         drop(recorder);
-        let text = String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
-        let mut lines = text.lines();
-        let mut replayed = Core::new(serde_json::from_str(lines.next().unwrap()).unwrap());
-        let mut count = 0;
-        for text in lines {
-            let line: RecordedLine = serde_json::from_str(text).unwrap();
-            replayed.apply(line.now, line.event, &mut out).unwrap();
-            assert_eq!(out.as_slice(), line.outputs);
-            out.drain();
-            count += 1;
-        }
-        assert_eq!(count, 10_002);
+        let replay = Replay::run(&shared.0.lock().unwrap()[..]).unwrap();
+        assert!(replay.is_identical());
+        assert_eq!(replay.events, 10_002);
     }
 }

@@ -145,7 +145,7 @@ impl Driver {
     }
 
     /// The core says something instead of data.
-    pub(super) fn answer(&mut self, ask: Ask, answer: Answer, load: u8) {
+    pub(super) fn answer(&mut self, ask: Ask, answer: &Answer, load: u8) {
         let counters = self.links.counters.clone();
         let holders = match answer {
             Answer::Wait => {
@@ -157,7 +157,7 @@ impl Driver {
                 }
                 return;
             }
-            Answer::Busy { ref holders } | Answer::Missing { ref holders } => self.named(holders),
+            Answer::Busy { holders } | Answer::Missing { holders } => self.named(holders),
         };
         let Some(reply) = self.end_upload(ask).and_then(|upload| upload.reply) else { return };
         if matches!(answer, Answer::Busy { .. }) {

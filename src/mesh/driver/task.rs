@@ -67,7 +67,7 @@ pub(super) enum Message {
     /// A peer answered an ask of this node.
     Reply { number: u64, from: NodeId, chunk: ChunkRef, reply: PeerReply },
     /// A connection to a peer is used; its round-trip time.
-    Connected { peer: NodeId, rtt: Duration },
+    Connected { neighbour: Neighbour, rtt: Duration },
     /// The strata answered.
     Upstream { number: u64, chunk: ChunkRef, result: Result<(Bytes, bool), Failure> },
     /// A peer asks something.
@@ -155,7 +155,7 @@ impl Driver {
         addr: SocketAddr,
         cell: CellLabel,
     ) -> Self {
-        let (peers, updates) = PeerBook::new(node, addr, cell.clone());
+        let (peers, updates) = PeerBook::new(node, addr, &cell);
         let mut driver = Self {
             core: Core::new(start),
             out: Outbox::default(),
@@ -218,7 +218,7 @@ impl Driver {
             Message::Removed(id) => self.gone(&id),
             Message::Loaded { chunk, bytes } => self.loaded(chunk, bytes),
             Message::Reply { number, from, chunk, reply } => self.peer_replied(number, from, chunk, reply),
-            Message::Connected { peer, rtt } => self.connected(&peer, rtt),
+            Message::Connected { neighbour, rtt } => self.connected(neighbour, rtt),
             Message::Upstream { number, chunk, result } => self.upstream_replied(number, chunk, result),
             Message::Request(request) => self.requested(request),
             Message::Uploaded { ask, ok, gone } => self.uploaded(ask, ok, gone),
@@ -253,7 +253,7 @@ impl Driver {
             tracing::error!(%error, "the core refused an event");
         }
         if let (Some(recorder), Some(event)) = (&self.recorder, recorded) {
-            recorder.record(now, event, self.out.as_slice());
+            recorder.record(now, &event, self.out.as_slice());
         }
         self.decided.extend(self.out.drain());
     }
@@ -331,7 +331,7 @@ impl Driver {
     }
 
     /// The number of a peer of which a name and an address are known, and perhaps the cell.
-    pub(super) fn meet(&mut self, node: NodeId, addr: SocketAddr, cell: Option<CellLabel>) -> Option<Peer> {
+    pub(super) fn meet(&mut self, node: NodeId, addr: SocketAddr, cell: Option<&CellLabel>) -> Option<Peer> {
         if node == self.node {
             return Some(ME);
         }
@@ -348,10 +348,11 @@ impl Driver {
         self.tell_peers(updates);
     }
 
-    fn connected(&mut self, node: &NodeId, rtt: Duration) {
-        if let Some(entry) = self.peers.number(node).and_then(|peer| self.peers.get_mut(peer)) {
+    fn connected(&mut self, neighbour: Neighbour, rtt: Duration) {
+        if let Some(entry) = self.peers.number(&neighbour.node).and_then(|peer| self.peers.get_mut(peer)) {
             entry.rtt = Some(rtt);
         }
+        self.neighbour(neighbour);
     }
 
     fn status(&self) -> Vec<PeerStatus> {

@@ -29,17 +29,17 @@ use tokio::sync::{mpsc, oneshot};
 
 /// What a membership certificate says, once it was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admission {
+pub(super) struct Admission {
     /// Whom it admits.
-    pub node: NodeId,
+    pub(super) node: NodeId,
     /// To which cell.
-    pub cell: CellLabel,
+    pub(super) cell: CellLabel,
     /// Until when.
-    pub expires: UnixTime,
+    pub(super) expires: UnixTime,
 }
 
 /// This node's key and certificate, and its judgement of those of others.
-pub trait Credentials: Send + Sync + 'static {
+pub(super) trait Credentials: Send + Sync + 'static {
     /// This node.
     fn node(&self) -> NodeId;
     /// This node's cell.
@@ -114,7 +114,7 @@ impl Default for Tuning {
 
 /// Why a datagram was dropped. Nothing is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// It is not of this protocol, or its parts do not fit.
     #[error("malformed")]
     Malformed,
@@ -146,7 +146,7 @@ pub enum Refusal {
 
 /// A change of the cell, for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MemberEvent {
+pub(super) enum MemberEvent {
     /// A member is up, or is reached elsewhere than before.
     Up {
         /// Who.
@@ -172,7 +172,7 @@ pub struct SwimCounters {
 }
 
 /// Sends a datagram; may drop it.
-pub type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
+pub(super) type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
 
 enum Command {
     Contact(NodeId, SocketAddr),
@@ -183,7 +183,7 @@ enum Command {
 const COMMANDS_MAX: usize = 64;
 
 /// The membership of this node in its cell: a task of its own.
-pub struct Swim {
+pub(super) struct Swim {
     commands: mpsc::Sender<Command>,
     counters: Arc<SwimCounters>,
 }
@@ -193,7 +193,7 @@ impl Swim {
     ///
     /// The task ends when this handle is dropped, on [`Swim::leaving`], or when `events` or
     /// `datagrams` close.
-    pub fn start(
+    pub(super) fn start(
         credentials: impl Credentials,
         addr: SocketAddr,
         contacts: Vec<(NodeId, SocketAddr)>,
@@ -211,12 +211,12 @@ impl Swim {
     }
 
     /// Names another node that may be a member of this cell. Dropped when the task is busy.
-    pub fn add_contact(&self, node: NodeId, addr: SocketAddr) {
+    pub(super) fn add_contact(&self, node: NodeId, addr: SocketAddr) {
         let _ = self.commands.try_send(Command::Contact(node, addr));
     }
 
     /// Tells a few members that this node goes, and ends the task, when the future is run.
-    pub fn leaving(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn leaving(&self) -> impl Future<Output = ()> + Send + use<> {
         let commands = self.commands.clone();
         async move {
             let (done, wait) = oneshot::channel();
@@ -227,7 +227,7 @@ impl Swim {
     }
 
     /// The counters.
-    pub fn counters(&self) -> Arc<SwimCounters> {
+    pub(super) fn counters(&self) -> Arc<SwimCounters> {
         Arc::clone(&self.counters)
     }
 }

@@ -136,11 +136,13 @@ impl<C: Credentials> Protocol<C> {
 
     /// Another node that may be a member of this cell.
     pub(super) fn add_contact(&mut self, contact: (NodeId, SocketAddr), now: Now) {
-        if contact.0 == self.me.node || self.contacts.contains(&contact) {
+        let known = self.active.contains_key(&contact.0) || self.contacts.contains(&contact);
+        if known || contact.0 == self.me.node {
             return;
         }
         if self.contacts.len() == CONTACTS_MAX {
-            self.contacts.remove(0);
+            // The oldest are the configured ones: they stay.
+            self.contacts.pop();
         }
         self.contacts.push(contact);
         self.introduce(contact.1, contact.0, now);
@@ -300,8 +302,8 @@ impl<C: Credentials> Protocol<C> {
                     if let Some(known) = self.known.get_mut(&seat.node) {
                         known.knows_us = false;
                     }
-                    if self.active.contains_key(&seat.node) {
-                        self.active.insert(seat.node, seat);
+                    if let Some(place) = self.active.get_mut(&seat.node) {
+                        *place = seat;
                         self.unmet.entry(seat.node).or_insert(now.time);
                         self.report(seat.node);
                     }
