@@ -1,7 +1,7 @@
 //! Who holds what: what a home remembers of its slices, what others said, and how busy peers were.
 
 use super::{Holders, Peer, Settings, Slice};
-use crate::model::{Rng, Time};
+use crate::model::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,13 +11,21 @@ struct Holder {
     parts: u64,
     /// When it was last noted: it may still be fetching what it was noted for.
     since: Time,
-    peer: Peer,
 }
 
-/// What a home remembers of one of its slices.
+/// What a home remembers of one of its slices: the last holders, in the order in which they were noted.
+///
+/// Holders are named in turn, the oldest first, so that each is named as often as any other: then all who hold a
+/// slice upload it about as often, without anybody knowing their load.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Home {
+    /// A ring, in step with `holders`; apart, because it is searched for every ask.
+    peers: Vec<Peer>,
     holders: Vec<Holder>,
+    /// Where the oldest holder is, once the ring is full.
+    oldest: usize,
+    /// How many holders after the oldest the next to be named is.
+    turn: usize,
     /// The next ranks were asked and have nothing.
     pub(super) checked: bool,
 }
@@ -25,67 +33,73 @@ pub(super) struct Home {
 impl Home {
     /// Whether nobody is known to hold anything of it.
     pub(super) fn is_empty(&self) -> bool {
-        self.holders.is_empty()
+        self.peers.is_empty()
     }
 
     /// Notes that `peer` holds, or is about to hold, the chunk in `part`.
-    pub(super) fn note(&mut self, peer: Peer, part: u8, now: Time, settings: &Settings, rng: &mut impl Rng) {
-        if let Some(holder) = self.holders.iter_mut().find(|holder| holder.peer == peer) {
-            holder.parts |= 1 << part;
-            holder.since = now;
-            return;
-        }
-        let new = Holder { parts: 1 << part, since: now, peer };
-        if self.holders.len() < usize::from(settings.holders_max) {
+    pub(super) fn note(&mut self, peer: Peer, part: u8, now: Time, settings: &Settings) {
+        let new = Holder { parts: 1 << part, since: now };
+        if let Some(index) = self.peers.iter().position(|other| *other == peer) {
+            let parts = self.holders[index].parts | new.parts;
+            self.holders[index] = Holder { parts, ..new };
+        } else if self.peers.len() < usize::from(settings.holders_max) {
+            self.peers.push(peer);
             self.holders.push(new);
-        } else if rng.below(usize::from(settings.holders_turnover)) == 0 {
-            let victim = rng.below(self.holders.len());
-            self.holders[victim] = new;
+        } else if let (Some(old), Some(holder)) =
+            (self.peers.get_mut(self.oldest), self.holders.get_mut(self.oldest))
+        {
+            (*old, *holder) = (peer, new);
+            self.oldest = (self.oldest + 1) % self.peers.len();
+            self.turn = self.turn.saturating_sub(1);
         }
     }
 
     /// Notes that `peer` does not hold the chunk in `part` after all.
     pub(super) fn unnote(&mut self, peer: Peer, part: u8) {
-        let Some(index) = self.holders.iter().position(|holder| holder.peer == peer) else { return };
+        let Some(index) = self.peers.iter().position(|other| *other == peer) else { return };
         self.holders[index].parts &= !(1 << part);
         if self.holders[index].parts == 0 {
-            self.holders.swap_remove(index);
+            self.forget(peer);
         }
     }
 
     pub(super) fn forget(&mut self, peer: Peer) {
-        self.holders.retain(|holder| holder.peer != peer);
+        let Some(index) = self.peers.iter().position(|other| *other == peer) else { return };
+        self.peers.rotate_left(self.oldest);
+        self.holders.rotate_left(self.oldest);
+        let index = (index + self.peers.len() - self.oldest) % self.peers.len();
+        self.peers.remove(index);
+        self.holders.remove(index);
+        self.oldest = 0;
     }
 
-    /// A few random holders of the chunk in `part`, those first that had time to get it.
+    /// The next few holders of the chunk in `part`, those first that had time to get it.
     pub(super) fn name(
-        &self,
+        &mut self,
         part: u8,
         now: Time,
         settings: &Settings,
-        rng: &mut impl Rng,
         suits: impl Fn(Peer) -> bool,
     ) -> Holders {
         let ripe_after = Duration::from_millis(u64::from(settings.holder_ripe_ms));
         let (mut ripe, mut unripe) = (Holders::new(), Holders::new());
-        let (len, wanted) = (self.holders.len(), ripe.inline_size());
-        if len == 0 {
-            return ripe;
-        }
-        // A random stride through the list: an odd walk that meets each entry at most once.
-        let start = rng.below(len);
-        for step in 0..len.min(4 * wanted) {
-            let holder = &self.holders[(start + step) % len];
-            if holder.parts >> part & 1 == 0 || !suits(holder.peer) {
-                continue;
-            }
-            if now.since(holder.since) >= ripe_after {
-                ripe.push(holder.peer);
-            } else if unripe.len() < wanted {
-                unripe.push(holder.peer);
-            }
-            if ripe.len() == wanted {
-                return ripe;
+        let (len, wanted) = (self.peers.len(), ripe.inline_size());
+        let mut looked = 0;
+        while looked < len.min(4 * wanted) && ripe.len() < wanted {
+            looked += 1;
+            self.turn = if self.turn >= len { 0 } else { self.turn };
+            let index = (self.oldest + self.turn) % len;
+            self.turn += 1;
+            let (peer, holder) = (self.peers[index], self.holders[index]);
+            let fits = holder.parts >> part & 1 == 1 && suits(peer) && !unripe.contains(&peer);
+            if now.since(holder.since) < ripe_after {
+                // All that follow were noted later still: begin again with the oldest.
+                self.turn = 0;
+                if fits && unripe.len() < wanted {
+                    unripe.push(peer);
+                }
+            } else if fits && !ripe.contains(&peer) {
+                ripe.push(peer);
             }
         }
         let room = wanted - ripe.len();
@@ -207,34 +221,53 @@ impl Loads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Generator;
 
     #[test]
     fn a_home_names_those_first_who_had_time_to_get_it() {
-        let (settings, mut rng) = (Settings::default(), Generator::new(3));
+        let settings = Settings::default();
         let mut home = Home::default();
         let (early, late) = (Time::from_nanos(0), Time::from_nanos(1_000_000_000));
         for peer in 0..4 {
-            home.note(Peer(peer), 5, early, &settings, &mut rng);
-            home.note(Peer(peer + 10), 5, late, &settings, &mut rng);
-            home.note(Peer(peer + 20), 6, early, &settings, &mut rng);
+            home.note(Peer(peer), 5, early, &settings);
+            home.note(Peer(peer + 20), 6, early, &settings);
         }
-        let named = home.name(5, late, &settings, &mut rng, |peer| peer != Peer(2));
+        for peer in 10..14 {
+            home.note(Peer(peer), 5, late, &settings);
+        }
+        let named = home.name(5, late, &settings, |peer| peer != Peer(2));
         assert!([0, 1, 3].iter().all(|peer| named.contains(&Peer(*peer))), "{named:?}");
         assert!(named.len() == 4 && (10..14).contains(&named[3].0), "{named:?}");
         home.unnote(Peer(0), 5);
-        assert!(!home.name(5, late, &settings, &mut rng, |_| true).contains(&Peer(0)));
+        assert!(!home.name(5, late, &settings, |_| true).contains(&Peer(0)));
+    }
+
+    #[test]
+    fn holders_are_named_in_turn() {
+        let settings = Settings { holders_max: 8, ..Settings::default() };
+        let mut home = Home::default();
+        for peer in 0..11 {
+            home.note(Peer(peer), 0, Time::ZERO, &settings);
+        }
+        home.forget(Peer(6));
+        let late = Time::from_nanos(1 << 40);
+        let mut count = [0; 11];
+        for _ in 0..14 {
+            for peer in home.name(0, late, &settings, |_| true) {
+                count[peer.0 as usize] += 1;
+            }
+        }
+        assert_eq!(count, [0, 0, 0, 8, 8, 8, 0, 8, 8, 8, 8], "each of the seven last ones alike");
     }
 
     #[test]
     fn the_memory_of_a_slice_and_of_slices_is_bounded() {
         let settings = Settings { holders_max: 8, slices_max: 3, ..Settings::default() };
-        let (mut homes, mut rng) = (Homes::default(), Generator::new(3));
+        let mut homes = Homes::default();
         for slice in 0..50 {
             for peer in 0..50 {
                 let home = homes.entry(Slice(slice), settings.slices_max);
-                home.note(Peer(peer), 0, Time::ZERO, &settings, &mut rng);
-                assert!(home.holders.len() <= 8);
+                home.note(Peer(peer), 0, Time::ZERO, &settings);
+                assert!(home.peers.len() <= 8 && home.holders.len() == home.peers.len());
             }
             assert!(homes.slices.len() <= 3 && homes.get(Slice(slice)).is_some());
         }

@@ -182,8 +182,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 && peers.is_up(peer)
                 && (near != Nearness::Cell || peers.nearness(peer) == Nearness::Cell)
         };
-        let mut holders = match self.homes.get(slice) {
-            Some(home) => home.name(self.content.part(chunk), self.now, &self.settings, &mut self.rng, suits),
+        let mut holders = match self.homes.get_mut(slice) {
+            Some(home) => home.name(self.content.part(chunk), self.now, &self.settings, suits),
             None => Holders::new(),
         };
         if holders.is_empty() {
@@ -201,7 +201,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         let part = self.content.part(chunk);
         let home = self.homes.entry(slice, self.settings.slices_max);
-        home.note(peer, part, self.now, &self.settings, &mut self.rng);
+        home.note(peer, part, self.now, &self.settings);
     }
 
     /// Whether `peer` may be asked at all.

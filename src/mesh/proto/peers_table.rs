@@ -1,10 +1,10 @@
 //! A running node's view of its peers: what [`Peers`] answers from.
 
-use super::rendezvous::Score;
+use super::rendezvous::{best_members, lease_cell};
 use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Slice};
 use smallvec::SmallVec;
 use std::cell::RefCell;
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 /// Ranks that are kept for a slice: all that the core asks for by default.
 const RANKS: usize = 16;
@@ -160,20 +160,22 @@ impl PeerTable {
         let Some(me) = self.row(self.me) else {
             return Ranks { slice, own: Ranked::new(), lease: Ranked::new() };
         };
+        // This node counts itself: alone, or while nobody is met, it is the home of all.
         let home = |peer: Peer, row: &Row| row.can_be_home() || peer == self.me;
-        let lease_cell = self
-            .all()
-            .filter(|(peer, row)| row.region == me.region && home(*peer, row))
-            .max_by_key(|(_, row)| (Score::of_cell(key, row.cell_key), row.cell))
-            .map_or(me.cell, |(_, row)| row.cell);
+        let of_region = self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
+        let cells: BTreeMap<u32, u64> = of_region.map(|(_, row)| (row.cell, row.cell_key)).collect();
+        let chosen = lease_cell(key, cells.values().copied()).and_then(|index| cells.keys().nth(index));
+        let lease_cell = chosen.copied().unwrap_or(me.cell);
         let of_cell = |cell: u32| {
-            let mut scored: Vec<(Reverse<Score>, Peer)> = self
-                .all()
-                .filter(|(peer, row)| row.cell == cell && home(*peer, row))
-                .map(|(peer, row)| (Reverse(Score::of(key, row.key, row.weight)), peer))
-                .collect();
-            scored.sort_unstable();
-            scored.into_iter().take(RANKS).map(|(_, peer)| peer).collect::<Ranked>()
+            let members = self.all().filter(|(peer, row)| row.cell == cell && home(*peer, row));
+            let (peers, keys): (Vec<Peer>, Vec<(u64, u16)>) =
+                members.map(|(peer, row)| (peer, (row.key, row.weight))).unzip();
+            let mut ranked: Ranked =
+                best_members(key, &keys, RANKS).into_iter().map(|index| peers[index]).collect();
+            if ranked.is_empty() {
+                ranked.extend(peers);
+            }
+            ranked
         };
         let own = of_cell(me.cell);
         let lease = if lease_cell == me.cell { own.clone() } else { of_cell(lease_cell) };

@@ -10,7 +10,7 @@
 //! multiplying crosswise.
 
 use crate::model::mix;
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 
 /// Separates the choice of the cell from the choice of the member, which hash the same kinds of keys.
 const CELL_SALT: u64 = 0x6365_6c6c_2d73_616c;
@@ -19,7 +19,7 @@ const FRACTION_BITS: u32 = 24;
 
 /// How well a member does for a slice. Greater is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Score {
+struct Score {
     weight: u64,
     hash: u64,
     key: u64,
@@ -27,12 +27,12 @@ pub(super) struct Score {
 
 impl Score {
     /// The score of the member `key` with `weight` for `slice_key`.
-    pub(super) fn of(slice_key: u64, key: u64, weight: u16) -> Self {
+    fn of(slice_key: u64, key: u64, weight: u16) -> Self {
         Self { weight: u64::from(weight), hash: mix(slice_key ^ mix(key)), key }
     }
 
     /// The score of a cell; cells count alike.
-    pub(super) fn of_cell(slice_key: u64, cell_key: u64) -> Self {
+    fn of_cell(slice_key: u64, cell_key: u64) -> Self {
         Self::of(slice_key ^ CELL_SALT, cell_key, 1)
     }
 }
@@ -54,6 +54,26 @@ impl PartialOrd for Score {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
+}
+
+/// The indices of the best members for a slice, best first, at most `ranks`. Members are (key, weight); whoever has
+/// weight 0 is left out.
+pub fn best_members(slice_key: u64, members: &[(u64, u16)], ranks: usize) -> Vec<usize> {
+    let scored = members.iter().enumerate().filter(|(_, (_, weight))| *weight > 0);
+    let mut scored: Vec<(Reverse<Score>, usize)> =
+        scored.map(|(index, (key, weight))| (Reverse(Score::of(slice_key, *key, *weight)), index)).collect();
+    if scored.len() > ranks && ranks > 0 {
+        scored.select_nth_unstable(ranks - 1);
+        scored.truncate(ranks);
+    }
+    scored.sort_unstable();
+    scored.into_iter().map(|(_, index)| index).take(ranks).collect()
+}
+
+/// The index of the cell that holds the lease for a slice, among cells given by their keys.
+pub fn lease_cell(slice_key: u64, cell_keys: impl IntoIterator<Item = u64>) -> Option<usize> {
+    let scored = cell_keys.into_iter().map(|key| Score::of_cell(slice_key, key)).enumerate();
+    scored.max_by_key(|(_, score)| *score).map(|(index, _)| index)
 }
 
 /// `-log2((hash + 1) / 2^64)` in fixed point, at least the smallest fraction (so that no weight is divided by zero).

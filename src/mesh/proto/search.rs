@@ -11,7 +11,7 @@ use crate::model::{Rng, Time};
 use std::time::Duration;
 
 /// Doublings of the pause before a busy peer is asked again.
-const BACKOFF_DOUBLINGS_MAX: u8 = 6;
+const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
 fn millis(span: u32) -> Duration {
     Duration::from_millis(u64::from(span))
@@ -22,9 +22,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn search(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let slice = fetch.slice;
         // What is known here of holders saves the way to the home; as home, it is all there is.
-        if let Some(home) = self.homes.get(slice) {
+        if let Some(home) = self.homes.get_mut(slice) {
             let part = self.content.part(fetch.chunk);
-            fetch.add_candidates(home.name(part, self.now, &self.settings, &mut self.rng, |_| true));
+            fetch.add_candidates(home.name(part, self.now, &self.settings, |_| true));
         } else {
             fetch.add_candidates(self.hints.get(slice, self.now).iter().copied().take(2));
         }

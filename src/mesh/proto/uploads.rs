@@ -34,6 +34,8 @@ struct Queued {
     ask: Ask,
     peer: Peer,
     class: Class,
+    /// Whether it lives in this node's cell. A peer of another cell is a home there, for whom a cell waits.
+    near: bool,
     since: Time,
     /// When it hears `Wait`.
     due: Time,
@@ -69,7 +71,7 @@ impl Uploads {
         u8::try_from(load).unwrap_or(u8::MAX)
     }
 
-    /// The queued ask to serve next: the most urgent class, then whose asker has the fewest uploads running, then
+    /// The queued ask to serve next: the most urgent class, then those from other cells, then whose asker has the fewest uploads running, then
     /// the oldest.
     fn next(&mut self) -> Option<Queued> {
         let running = |peer: Peer| {
@@ -84,8 +86,8 @@ impl Uploads {
                     .queue
                     .iter()
                     .enumerate()
-                    .map(|(index, queued)| (queued.class, running(queued.peer), index));
-                ranked.min()?.2
+                    .map(|(index, queued)| (queued.class, queued.near, running(queued.peer), index));
+                ranked.min()?.3
             }
         };
         self.queue.remove(index)
@@ -124,11 +126,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let settings = &self.settings;
         let uploads = &mut self.uploads;
         let Some(asked) = uploads.asks.get_mut(&ask) else { return };
+        let near = self.peers.nearness(peer) == Nearness::Cell;
         let slots = uploads.serving_bytes < settings.upload_bytes && uploads.serving < settings.uploads_max;
         if slots && uploads.queue.is_empty() {
             return self.serve(ask, out);
         }
-        let room = uploads.queued_bytes < settings.upload_queue_bytes
+        let room = (uploads.queued_bytes < settings.upload_queue_bytes || !near)
             && uploads.queue.len() < settings.upload_queue_max as usize;
         if !room {
             return self.redirect(ask, peer, chunk, out);
@@ -136,7 +139,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         asked.state = State::Queued;
         uploads.queued_bytes += u64::from(asked.len_bytes);
         let due = self.now + Duration::from_millis(SILENT_MS);
-        uploads.queue.push_back(Queued { ask, peer, class, since: self.now, due });
+        uploads.queue.push_back(Queued { ask, peer, class, near, since: self.now, due });
         self.timers.arm(Timer::Queue, due);
     }
 

@@ -3,7 +3,7 @@
 use super::fetch::{At, Fetch, Want};
 use super::marks::Mark;
 use super::timer::Timer;
-use super::{Chunk, Content, GiveUp, Node, Outbox, Output, Peers, Settings, Source};
+use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Settings, Source};
 use crate::model::{Class, Rng, Time};
 
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
@@ -186,7 +186,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             out.push(Output::Deliver { chunk });
         }
         let mut waiters = std::mem::take(&mut fetch.waiters);
-        waiters.sort_by_key(|waiter| waiter.class);
+        // Peers of other cells before those of the own: they are homes there, for whom a cell waits.
+        waiters.sort_by_key(|waiter| (waiter.class, self.peers.nearness(waiter.peer) == Nearness::Cell));
         for waiter in waiters {
             self.offer(waiter.ask, waiter.peer, chunk, waiter.class, out);
         }
