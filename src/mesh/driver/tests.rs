@@ -531,5 +531,7 @@ async fn the_record_of_a_working_node_replays_to_the_same_outputs() {
     a.mesh.shutdown().await;
     let replay = Replay::run(record.text().as_bytes()).unwrap();
     assert!(replay.is_identical(), "{:?}", replay.difference);
-    assert!(["Ask", "Serve", "FetchUpstream", "Deliver"].iter().all(|kind| replay.outputs.contains_key(*kind)));
+    assert!(
+        ["Ask", "Serve", "FetchUpstream", "Deliver"].iter().all(|kind| replay.outputs.contains_key(*kind))
+    );
 }
