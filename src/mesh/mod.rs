@@ -11,6 +11,8 @@ mod endpoint;
 #[cfg(feature = "node")]
 mod identity;
 #[cfg(feature = "node")]
+mod join;
+#[cfg(feature = "node")]
 mod membership;
 #[cfg(feature = "node")]
 mod ports;
@@ -28,9 +30,9 @@ mod ticket;
 #[cfg(feature = "node")]
 mod tls;
 #[cfg(feature = "node")]
-mod transfer;
+pub mod transfer;
 #[cfg(feature = "node")]
-mod wire;
+pub mod wire;
 
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
@@ -42,6 +44,8 @@ pub use endpoint::{
 };
 #[cfg(feature = "node")]
 pub use identity::{Identity, IdentityError, MEMBERSHIP_LIFETIME, NodeKey, node_of, peer_id_of};
+#[cfg(feature = "node")]
+pub use join::{JoinDesk, JoinError, Joined, Members, bootstrap, join, store_bootstrap};
 #[cfg(feature = "node")]
 pub use membership::{
     AuthorityKey, MEMBERSHIP_MAX_BYTES, Membership, MembershipCert, MembershipError, MeshId, MeshKeys, Role,
