@@ -12,18 +12,18 @@ const FULL: f32 = 1e-3;
 
 /// A transfer under way. `S` says to the caller what it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Flow<S> {
+pub(super) struct Flow<S> {
     /// The sending end.
-    pub from: u32,
+    pub(super) from: u32,
     /// The receiving end.
-    pub to: u32,
+    pub(super) to: u32,
     /// What it carries.
-    pub what: S,
+    pub(super) what: S,
 }
 
 /// All links and flows.
 #[derive(Debug)]
-pub struct Fluid<S> {
+pub(super) struct Fluid<S> {
     flows: Vec<Flow<S>>,
     left: Vec<f32>,
     rate: Vec<f32>,
@@ -59,7 +59,7 @@ impl Links {
 
 impl<S: Copy> Fluid<S> {
     /// A network of ends with an uplink and a downlink each, in bytes a step.
-    pub fn new(up: Vec<f32>, down: Vec<f32>) -> Self {
+    pub(super) fn new(up: Vec<f32>, down: Vec<f32>) -> Self {
         assert_eq!(up.len(), down.len(), "an end has two links");
         Self {
             flows: Vec::new(),
@@ -71,19 +71,19 @@ impl<S: Copy> Fluid<S> {
     }
 
     /// Whether nothing moves.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.flows.is_empty()
     }
 
     /// Begins a transfer.
-    pub fn start(&mut self, flow: Flow<S>, bytes: f32) {
+    pub(super) fn start(&mut self, flow: Flow<S>, bytes: f32) {
         self.flows.push(flow);
         self.left.push(bytes);
         self.rate.push(0.0);
     }
 
     /// Breaks off the transfers for which `gone` holds. Returns how many.
-    pub fn stop(&mut self, gone: impl Fn(&Flow<S>) -> bool) -> usize {
+    pub(super) fn stop(&mut self, gone: impl Fn(&Flow<S>) -> bool) -> usize {
         let before = self.flows.len();
         let mut index = 0;
         while index < self.flows.len() {
@@ -103,7 +103,7 @@ impl<S: Copy> Fluid<S> {
     }
 
     /// Moves everything by one step; what ended is appended to `ended`.
-    pub fn step(&mut self, ended: &mut Vec<Flow<S>>) {
+    pub(super) fn step(&mut self, ended: &mut Vec<Flow<S>>) {
         self.fill();
         let mut index = 0;
         while index < self.flows.len() {

@@ -36,6 +36,13 @@ mod upstream;
 mod vocabulary;
 mod wants;
 
+#[cfg(test)]
+mod node_tests;
+#[cfg(test)]
+mod swarm_tests;
+#[cfg(test)]
+mod testing;
+
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
 pub use node::Node;

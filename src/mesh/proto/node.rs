@@ -235,6 +235,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         for slot in self.fetches.slots_where(|fetch| fetch.at == super::fetch::At::Peer(peer)) {
             if let Some(chunk) = self.fetches.get(slot).map(|fetch| fetch.chunk) {
+                // The connection may outlive the suspicion: nothing must come of it any more.
+                out.push(Output::Cancel { peer, chunk });
                 self.peer_failed(chunk, peer, Failure::Unreachable, out);
             }
         }

@@ -277,8 +277,12 @@ mod tests {
             events.push(Event::Input(Input::Asked { peer: Peer(1), ask, chunk, class: Class::Read }));
         }
         for chunk in (0..40).map(Chunk) {
-            for peer in (1..4).map(Peer) {
-                let answer = Answer::Busy { holders: Holders::from_slice(&[Peer(1), Peer(2), Peer(3)]) };
+            for peer in [1, 2, 3, 1, 2].map(Peer) {
+                let answer = if chunk.0 % 2 == 0 {
+                    Answer::Busy { holders: Holders::from_slice(&[Peer(1), Peer(2), Peer(3)]) }
+                } else {
+                    Answer::Missing { holders: Holders::new() }
+                };
                 events.push(Event::Input(Input::Told { peer, chunk, answer, load: 3 }));
             }
             events.push(Event::Input(Input::Arrived { chunk, from: Source::Strata }));

@@ -137,5 +137,5 @@ mod tests {
         assert_eq!(order, PINNED);
     }
 
-    const PINNED: [u64; 6] = [0, 0, 0, 0, 0, 0];
+    const PINNED: [u64; 6] = [5, 4, 1, 2, 3, 0];
 }
