@@ -249,7 +249,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             At::Peer(source) if self.peers.nearness(source) == Nearness::Region => Some(source),
             _ => None,
         };
-        let may_wait = fetch.at != At::Peer(peer)
+        // Two cold members that want the same ask each other at the same moment: the one that ranks first makes
+        // the other wait, the other says that it has nothing.
+        let ranks_first =
+            near == Nearness::Cell && mine.is_some_and(|mine| !self.outranks(peer, slice, mine));
+        let may_wait = (fetch.at != At::Peer(peer) || ranks_first)
             && match near {
                 Nearness::Cell => from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)),
                 Nearness::Region => elsewhere.is_none(),
