@@ -98,7 +98,7 @@ pub struct Joined {
 }
 
 /// Makes this machine a member of the ticket's mesh, in cell `cell`. Key, membership and first contacts
-/// are stored in `state_dir`. Ends within [`ATTEMPT_LIMIT`] an address. `force` replaces a membership
+/// are stored in `state_dir`. Ends within `ATTEMPT_LIMIT` an address. `force` replaces a membership
 /// that is there; the key stays.
 ///
 /// # Errors

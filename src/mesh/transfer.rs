@@ -2,7 +2,7 @@
 //!
 //! One bidirectional stream a request. [`ask`] is the asker's side: it verifies each chunk against its
 //! name before anybody sees a byte of it. [`serve()`] is the other side: it passes what is asked, within
-//! the asker's rights, to the driver, and carries the answers back. [`talk`] holds the small requests.
+//! the asker's rights, to the driver, and carries the answers back. `talk` holds the small requests.
 
 mod ask;
 mod frames;

@@ -10,7 +10,7 @@ macro_rules! counters {
             $($(#[$doc])+ pub(super) $name: AtomicU64,)+
         }
 
-        /// The values of [`MeshCounters`] at one moment.
+        /// The counters of the mesh at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
         pub struct MeshCounts {
             $($(#[$doc])+ pub $name: u64,)+

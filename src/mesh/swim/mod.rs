@@ -165,7 +165,7 @@ pub(super) enum MemberEvent {
 pub struct SwimCounters {
     /// Datagrams taken.
     pub received: AtomicU64,
-    /// Datagrams dropped: see [`Refusal`].
+    /// Datagrams dropped: see `Refusal`.
     pub dropped: AtomicU64,
     /// Datagrams sent.
     pub sent: AtomicU64,
