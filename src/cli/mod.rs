@@ -26,6 +26,9 @@ mod stratum;
 #[cfg(feature = "node")]
 mod umount;
 
+#[cfg(feature = "node")]
+#[doc(hidden)]
+pub use demo::compare;
 pub use error::CliError;
 
 use clap::{Parser, Subcommand};

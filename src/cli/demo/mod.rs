@@ -1,5 +1,7 @@
 //! `starling demo`: publish, serve, join, mount and read back on this machine, with real processes.
 
+pub mod compare;
+
 use super::CliError;
 
 /// Arguments.
