@@ -1,1 +1,8 @@
 //! The daemon: wiring, lifecycle, control API, metrics, shutdown.
+
+pub mod api;
+mod client;
+mod server;
+
+pub use client::{AgentAddress, Client, ClientError};
+pub use server::{Control, ControlSocket, SocketError, control_router, open_router};
