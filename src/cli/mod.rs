@@ -2,6 +2,8 @@
 
 #[cfg(feature = "node")]
 mod agent;
+#[cfg(feature = "node")]
+mod ask;
 mod core_replay;
 #[cfg(feature = "node")]
 mod demo;
