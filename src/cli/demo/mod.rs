@@ -1,6 +1,9 @@
 //! `starling demo`: publish, serve, join, mount and read back on this machine, with real processes.
 
 pub mod compare;
+mod process;
+mod report;
+mod select;
 
 use super::CliError;
 
