@@ -166,6 +166,12 @@ impl Manifest {
         self.distinct_files().sum()
     }
 
+    /// Bytes of all regular files, each name counted: what a reading of the tree reads.
+    pub fn bytes_of_all_names(&self) -> u64 {
+        let size = |entry: &Entry| if let Kind::File { size, .. } = entry.kind { size } else { 0 };
+        self.entries.values().map(size).sum()
+    }
+
     /// Number of names, the root not counted.
     pub fn names(&self) -> usize {
         self.entries.len().saturating_sub(1)
@@ -464,6 +470,7 @@ mod tests {
         let manifest = read(&tree());
         assert_eq!((manifest.files(), manifest.names()), (4, 7));
         assert_eq!(manifest.bytes(), 7 + (3 << 20) + 8);
+        assert_eq!(manifest.bytes_of_all_names(), 7 + 2 * (3 << 20) + 8);
     }
 
     #[test]
