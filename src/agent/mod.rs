@@ -2,6 +2,7 @@
 
 pub mod api;
 mod client;
+mod metrics;
 mod server;
 
 pub use client::{AgentAddress, Client, ClientError};
