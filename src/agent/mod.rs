@@ -3,6 +3,8 @@
 pub mod api;
 mod client;
 mod metrics;
+mod mount_point;
+mod mounts;
 mod server;
 
 pub use client::{AgentAddress, Client, ClientError};
