@@ -1,5 +1,31 @@
 //! Metadata of a tree: SQLite catalogs, and the port through which a file system walks them.
+//!
+//! [`CatalogWriter`] makes one catalog, [`Catalog`] reads one, [`split`] decides where a tree is divided
+//! into several, [`CatalogIndex`] and [`History`] are the documents that a root names beside the root
+//! catalog, and [`MountedTree`] walks all of it over a [`crate::chunk::ChunkSource`]. The byte formats are told in
+//! `docs/repository-format.md`.
 
+mod documents;
+mod mounted;
+mod read;
+mod row;
+mod schema;
+mod shelf;
+mod split;
 mod tree;
+mod write;
 
+pub use documents::{CatalogIndex, DocumentError, History, PastRevision};
+pub use mounted::MountedTree;
+pub use read::{Catalog, CatalogError, Row, Target};
+pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattrs};
+pub use split::{Weight, split};
 pub use tree::{Attributes, DirectoryEntry, FileKind, Inode, Tree, TreeError};
+pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};
+
+/// Longest name of an entry, in bytes (Linux's own bound).
+pub const NAME_MAX_BYTES: usize = 255;
+/// Longest target of a symbolic link, in bytes (Linux: a path with its NUL fits 4 096).
+pub const LINK_TARGET_MAX_BYTES: usize = 4095;
+/// Most entries of one directory (design).
+pub const DIRECTORY_MAX_ENTRIES: usize = 1_000_000;

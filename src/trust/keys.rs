@@ -183,8 +183,8 @@ pub struct Keys {
     pub(super) delegation: Vec<u8>,
     pub(super) signatures: Vec<(u8, [u8; 64])>,
     pub(super) repository: RepositoryName,
-    expires: UnixTime,
-    created: bool,
+    pub(super) expires: UnixTime,
+    pub(super) created: bool,
 }
 
 impl fmt::Debug for Keys {
