@@ -1,0 +1,570 @@
+//! One QUIC endpoint on one UDP port: the control plane, the chunks and the joining of new members by
+//! ALPN, and the membership datagrams beside them.
+//!
+//! Every connection is judged twice: in the TLS handshake ([`super::tls`]), and again right after it,
+//! when the protocol is known, before anything is served ([`accept`]). In TLS 1.3 a client believes
+//! itself connected before the server has judged it: a connection that [`Endpoint::connect`] returned is
+//! good only once the first reply has come.
+
+mod accept;
+mod pool;
+
+use super::identity::Identity;
+use super::membership::MembershipCert;
+use super::registry::{MemberConnection, Registry, Turned};
+use super::socket::{self, DatagramCounts, DatagramError, SharedSocket};
+use super::ticket::TicketProof;
+use super::tls::{self, Rules, TlsError, Verified, Wanted};
+use crate::model::NodeId;
+use bytes::Bytes;
+use pool::Pool;
+use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// The protocols of the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// The control plane: libp2p (identify, ping, Kademlia).
+    Libp2p,
+    /// Chunks, news and lists of members.
+    Chunks,
+    /// Joining. Only joiners ask for it, only authorities offer it.
+    Join,
+}
+
+impl Alpn {
+    /// The protocol's name in the TLS handshake.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Libp2p => "libp2p",
+            Self::Chunks => "starling/1",
+            Self::Join => "starling-join/1",
+        }
+    }
+
+    fn from_name(name: &[u8]) -> Option<Self> {
+        [Self::Libp2p, Self::Chunks, Self::Join].into_iter().find(|alpn| alpn.name().as_bytes() == name)
+    }
+}
+
+impl fmt::Display for Alpn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a connection was closed, as the peer is told (`docs/mesh-protocol.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCode {
+    /// Not needed any longer.
+    Done,
+    /// The credential does not allow this protocol, or it has expired.
+    Refused,
+    /// Too many connections.
+    Busy,
+    /// Misbehaviour was seen.
+    Banned,
+    /// The node is shutting down.
+    Closing,
+    /// The peer broke the protocol.
+    Protocol,
+}
+
+impl CloseCode {
+    const ALL: [Self; 6] =
+        [Self::Done, Self::Refused, Self::Busy, Self::Banned, Self::Closing, Self::Protocol];
+
+    const fn number(self) -> u32 {
+        match self {
+            Self::Done => 0,
+            Self::Refused => 1,
+            Self::Busy => 2,
+            Self::Banned => 3,
+            Self::Closing => 4,
+            Self::Protocol => 5,
+        }
+    }
+
+    pub(super) const fn reason(self) -> &'static [u8] {
+        match self {
+            Self::Done => b"done",
+            Self::Refused => b"refused",
+            Self::Busy => b"busy",
+            Self::Banned => b"banned",
+            Self::Closing => b"closing",
+            Self::Protocol => b"protocol violated",
+        }
+    }
+
+    /// The code that a peer sent.
+    pub fn from_number(number: VarInt) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| u64::from(code.number()) == number.into_inner())
+    }
+}
+
+impl From<CloseCode> for VarInt {
+    fn from(code: CloseCode) -> Self {
+        Self::from_u32(code.number())
+    }
+}
+
+/// Settings of the endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// Address and port; `[::]:PORT` takes both families.
+    pub listen: SocketAddr,
+    /// Largest UDP payload that path discovery may try, in bytes: 1 452 passes an Ethernet of 1 500 with
+    /// IPv6; at most 6 550 where jumbo frames are on (ten segments must fit 64 KiB: measured).
+    pub mtu: u16,
+    /// Whether the kernel cuts large sends into packets. Without it a gigabyte costs four times as much
+    /// (measured); some network drivers get it wrong.
+    pub segmentation_offload: bool,
+    /// A connection without any packet for so long is closed (guess: longer than any reply may take).
+    pub idle: Duration,
+    /// Time that a handshake may take, dialling or dialled (guess).
+    pub handshake: Duration,
+    /// Most connections, of all protocols and both directions (guess: a full cell on both planes).
+    pub max_connections: usize,
+    /// Most connections that are kept for asking others (guess).
+    pub pool: usize,
+}
+
+impl EndpointConfig {
+    /// Largest [`EndpointConfig::mtu`] that works (measured: beyond, packets vanish).
+    pub const MTU_MAX: u16 = 6_550;
+    /// Smallest UDP payload that QUIC allows (RFC 9000, section 14).
+    pub const MTU_MIN: u16 = 1_200;
+
+    /// The defaults on `listen`.
+    pub const fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            mtu: 1_452,
+            segmentation_offload: true,
+            idle: Duration::from_secs(30),
+            handshake: Duration::from_secs(5),
+            max_connections: 4_096,
+            pool: 512,
+        }
+    }
+
+    fn transport(&self) -> Result<Arc<TransportConfig>, EndpointError> {
+        let idle = self.idle.try_into().map_err(|_| EndpointError::Idle { idle: self.idle })?;
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.mtu);
+        let mut transport = TransportConfig::default();
+        // Congestion control stays at quinn's default, cubic: BBR was worse (measured).
+        transport
+            .max_idle_timeout(Some(idle))
+            // No keep-alives: an idle connection shall end, and libp2p's ping keeps its own alive.
+            .keep_alive_interval(None)
+            .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION.into())
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            .send_window(SEND_WINDOW_BYTES)
+            .datagram_receive_buffer_size(None)
+            .mtu_discovery_config(Some(mtu))
+            .enable_segmentation_offload(self.segmentation_offload);
+        Ok(Arc::new(transport))
+    }
+}
+
+/// Streams that a peer may have open on one connection. More wait at the peer.
+pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
+/// Bytes in flight to one reader of one stream: 10 Gbit/s at 6 ms.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes in flight on all streams of a connection, which is also what a peer can make this node hold.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Sent and not yet acknowledged bytes of a connection: 10 Gbit/s at 3 ms. Small, because what is in here
+/// has left its upload slot already.
+const SEND_WINDOW_BYTES: u64 = 4 << 20;
+/// Bounds of the queues of connections that wait for their server.
+const WAITING_CONNECTIONS: usize = 64;
+const WAITING_JOINS: usize = 16;
+
+/// The endpoint could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The UDP port.
+    #[error("cannot open UDP {listen}: {source}")]
+    Bind {
+        /// The address asked for.
+        listen: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The MTU setting.
+    #[error("mtu {mtu}: {} to {} bytes work", EndpointConfig::MTU_MIN, EndpointConfig::MTU_MAX)]
+    Mtu {
+        /// The setting.
+        mtu: u16,
+    },
+    /// The idle time-out does not fit QUIC's number format.
+    #[error("an idle time-out of {idle:?} is too long")]
+    Idle {
+        /// The setting.
+        idle: Duration,
+    },
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The node is banned here.
+    #[error("{node} is banned here")]
+    Banned {
+        /// The node.
+        node: NodeId,
+    },
+    /// The address cannot be dialled, or the endpoint is closing.
+    #[error("cannot dial {address}: {source}")]
+    Dial {
+        /// The address.
+        address: SocketAddr,
+        /// What QUIC said.
+        source: quinn::ConnectError,
+    },
+    /// The handshake failed.
+    #[error("no connection with {node} at {address}: {source}")]
+    Handshake {
+        /// Whom.
+        node: NodeId,
+        /// Where.
+        address: SocketAddr,
+        /// What QUIC said.
+        source: quinn::ConnectionError,
+    },
+    /// No answer in time.
+    #[error("{node} at {address} did not answer within {waited:?}")]
+    TimedOut {
+        /// Whom.
+        node: NodeId,
+        /// Where.
+        address: SocketAddr,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The certificate passed the handshake and failed right after it (it expired in between).
+    #[error("{node} at {address} is not accepted: {detail}")]
+    NotAccepted {
+        /// Whom.
+        node: NodeId,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        detail: String,
+    },
+    /// Too many connections are in use.
+    #[error("{open} connections are open, and that is the bound")]
+    TooMany {
+        /// Connections now.
+        open: usize,
+    },
+    /// The TLS configuration.
+    #[error("{0}")]
+    Tls(Arc<TlsError>),
+    /// The dialling task was lost with its runtime.
+    #[error("the endpoint is closing")]
+    Closing,
+}
+
+/// A joiner's connection, on which nothing but joining is served.
+#[derive(Debug)]
+pub struct JoinConnection {
+    /// The joiner.
+    pub node: NodeId,
+    /// Its proof, which was found right. Whether the ticket has expired or was used is still to be checked.
+    pub proof: TicketProof,
+    /// The connection.
+    pub quinn: quinn::Connection,
+}
+
+/// What comes in. Every queue is bounded; what does not fit is closed or dropped.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Control-plane connections that members opened.
+    pub libp2p: mpsc::Receiver<MemberConnection>,
+    /// Chunk connections that members opened.
+    pub chunks: mpsc::Receiver<MemberConnection>,
+    /// Connections of joiners; only an authority gets any.
+    pub joins: mpsc::Receiver<JoinConnection>,
+    /// Membership datagrams and where they came from. Whoever reads them checks who signed them.
+    pub datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
+}
+
+/// The endpoint. Cheap to clone; it closes when the last clone is dropped.
+#[derive(Clone)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    pool: Pool,
+}
+
+/// What the accepting task needs; it must not keep the endpoint alive.
+struct Shared {
+    quinn: quinn::Endpoint,
+    socket: Arc<SharedSocket>,
+    identity: Arc<Identity>,
+    registry: Arc<Registry>,
+    transport: Arc<TransportConfig>,
+    config: EndpointConfig,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("node", &self.node()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Endpoint {
+    /// Opens the UDP port and begins to accept. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`EndpointError`] names the setting or the port.
+    pub fn bind(config: EndpointConfig, identity: Arc<Identity>) -> Result<(Self, Incoming), EndpointError> {
+        let listen = config.listen;
+        let failed = |source| EndpointError::Bind { listen, source };
+        if !(EndpointConfig::MTU_MIN..=EndpointConfig::MTU_MAX).contains(&config.mtu) {
+            return Err(EndpointError::Mtu { mtu: config.mtu });
+        }
+        let transport = config.transport()?;
+        let rules = rules(&identity);
+        let mut alpns = vec![Alpn::Libp2p.name().as_bytes(), Alpn::Chunks.name().as_bytes()];
+        if identity.mesh_keys().is_some() {
+            alpns.push(Alpn::Join.name().as_bytes());
+        }
+        let tls = tls::server_config(identity.certified(), rules, &alpns)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        server
+            .transport_config(transport.clone())
+            .migration(false)
+            .max_incoming(accept::HANDSHAKES_MAX)
+            .incoming_buffer_size(accept::HANDSHAKE_BUFFER_BYTES)
+            .incoming_buffer_size_total(accept::HANDSHAKE_BUFFER_BYTES * accept::HANDSHAKES_MAX as u64);
+        let mut endpoint = quinn::EndpointConfig::default();
+        endpoint.grease_quic_bit(false);
+        endpoint
+            .max_udp_payload_size(config.mtu.max(1_472))
+            .map_err(|_| EndpointError::Mtu { mtu: config.mtu })?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let inner = socket::open(listen)
+            .and_then(|socket| quinn::Runtime::wrap_udp_socket(&*runtime, socket))
+            .map_err(failed)?;
+        let (socket, datagrams) = SharedSocket::new(inner).map_err(failed)?;
+        let quinn =
+            quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket.clone(), runtime)
+                .map_err(failed)?;
+        let pool = Pool::new(config.pool);
+        let registry = Arc::new(Registry::default());
+        let shared = Arc::new(Shared { quinn, socket, identity, registry, transport, config });
+        let (libp2p_in, libp2p) = mpsc::channel(WAITING_CONNECTIONS);
+        let (chunks_in, chunks) = mpsc::channel(WAITING_CONNECTIONS);
+        let (joins_in, joins) = mpsc::channel(WAITING_JOINS);
+        let doors = accept::Doors { libp2p: libp2p_in, chunks: chunks_in, joins: joins_in };
+        tokio::spawn(accept::run(shared.clone(), doors));
+        Ok((Self { inner: Arc::new(Inner { shared, pool }) }, Incoming { libp2p, chunks, joins, datagrams }))
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.inner.shared.identity.node()
+    }
+
+    /// This node's identity.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.inner.shared.identity
+    }
+
+    /// The address on which the endpoint listens.
+    ///
+    /// # Errors
+    /// What the system says about the socket.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.shared.quinn.local_addr()
+    }
+
+    /// Dials `node` for the protocol `alpn`; ends within [`EndpointConfig::handshake`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]. That the peer refuses this node shows later, at the first use.
+    pub async fn connect(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        alpn: Alpn,
+    ) -> Result<MemberConnection, ConnectError> {
+        self.inner.shared.dial(node, address, alpn).await
+    }
+
+    /// A connection for chunks with `node`, from the pool if there is one. However many wait for the
+    /// same node, it is dialled once.
+    ///
+    /// # Errors
+    /// As [`Endpoint::connect`]; [`ConnectError::TooMany`] when every pooled connection is in use.
+    pub async fn connection(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+    ) -> Result<MemberConnection, ConnectError> {
+        self.inner.pool.get(&self.inner.shared, node, address).await
+    }
+
+    /// Sends a membership datagram, whose first byte is below 0x40. It may be lost, as any datagram.
+    ///
+    /// # Errors
+    /// [`DatagramError`]; when the kernel's buffer is full, too.
+    pub fn send_datagram(&self, to: SocketAddr, content: &[u8]) -> Result<(), DatagramError> {
+        self.inner.shared.socket.send_datagram(to, content)
+    }
+
+    /// What happened to membership datagrams so far.
+    pub fn datagram_counts(&self) -> DatagramCounts {
+        self.inner.shared.socket.counts()
+    }
+
+    /// Number of live connections with members, both planes and directions.
+    pub fn connections(&self) -> usize {
+        self.inner.shared.registry.connections()
+    }
+
+    /// Closes every connection with `node`, without holding anything against it: it is down or has moved.
+    pub fn disconnect(&self, node: &NodeId) {
+        self.inner.shared.registry.disconnect(node, CloseCode::Done);
+    }
+
+    /// Closes every connection with `node` on both planes and accepts and dials none for `span`. A
+    /// longer ban that is in force stays.
+    pub fn ban(&self, node: NodeId, span: Duration) {
+        self.inner.shared.registry.ban(node, span);
+    }
+
+    /// Whether `node` is banned now.
+    pub fn is_banned(&self, node: &NodeId) -> bool {
+        self.inner.shared.registry.is_banned(node)
+    }
+
+    /// Closes all connections and accepts none. Waits, at most `wait`, until the peers were told.
+    pub async fn close(&self, wait: Duration) {
+        self.inner.shared.close();
+        let idle = self.inner.shared.quinn.wait_idle();
+        if tokio::time::timeout(wait, idle).await.is_err() {
+            tracing::debug!(?wait, "some peers were not told that this node is closing");
+        }
+    }
+}
+
+/// The rules by which a member judges others.
+pub(super) fn rules(identity: &Identity) -> Rules {
+    Rules { authority: *identity.authority(), mesh_keys: identity.mesh_keys().cloned() }
+}
+
+/// The certificate that the peer of a connection showed, judged now.
+pub(super) fn judge(connection: &quinn::Connection, rules: &Rules) -> Result<Verified, String> {
+    let shown = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or("no certificate was shown")?;
+    let certificate = shown.first().ok_or("no certificate was shown")?;
+    rules.judge(certificate, crate::ambient::unix_now()).map_err(|refusal| refusal.to_string())
+}
+
+impl Shared {
+    fn close(&self) {
+        self.registry.close();
+        self.quinn.close(CloseCode::Closing.into(), CloseCode::Closing.reason());
+    }
+
+    async fn dial(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        alpn: Alpn,
+    ) -> Result<MemberConnection, ConnectError> {
+        if self.registry.is_banned(&node) {
+            return Err(ConnectError::Banned { node });
+        }
+        let open = self.quinn.open_connections();
+        if open >= self.config.max_connections {
+            return Err(ConnectError::TooMany { open });
+        }
+        let rules = rules(&self.identity);
+        let wanted = Wanted { node, certifying: false };
+        let tls =
+            tls::client_config(self.identity.certified(), rules.clone(), wanted, alpn.name().as_bytes())
+                .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
+        let mut client = quinn::ClientConfig::new(Arc::new(tls));
+        client.transport_config(self.transport.clone());
+        let connecting = self
+            .quinn
+            .connect_with(client, address, tls::SERVER_NAME)
+            .map_err(|source| ConnectError::Dial { address, source })?;
+        let waited = self.config.handshake;
+        let quinn = tokio::time::timeout(waited, connecting)
+            .await
+            .map_err(|_| ConnectError::TimedOut { node, address, waited })?
+            .map_err(|source| ConnectError::Handshake { node, address, source })?;
+        let membership = self.member_behind(&quinn, &rules, alpn);
+        let membership: MembershipCert = membership.map_err(|detail| {
+            quinn.close(CloseCode::Refused.into(), CloseCode::Refused.reason());
+            ConnectError::NotAccepted { node, address, detail }
+        })?;
+        self.registry.admit(quinn.clone(), alpn, membership).map_err(|turned| {
+            let (code, error) = match turned {
+                Turned::Banned => (CloseCode::Banned, ConnectError::Banned { node }),
+                Turned::TooMany => {
+                    (CloseCode::Busy, ConnectError::TooMany { open: self.registry.connections() })
+                }
+                Turned::Closing => (CloseCode::Closing, ConnectError::Closing),
+            };
+            quinn.close(code.into(), code.reason());
+            error
+        })
+    }
+
+    /// The member at the other end of a connection that this node dialled.
+    fn member_behind(
+        &self,
+        quinn: &quinn::Connection,
+        rules: &Rules,
+        alpn: Alpn,
+    ) -> Result<MembershipCert, String> {
+        if agreed(quinn) != Some(alpn) {
+            return Err(format!("it did not agree on {alpn}"));
+        }
+        match judge(quinn, rules)? {
+            Verified::Member(membership) if membership.node == self.identity.node() => {
+                Err("it is this node itself".into())
+            }
+            Verified::Member(membership) => Ok(membership),
+            Verified::Joiner(..) => Err("it is no member".into()),
+        }
+    }
+}
+
+/// The protocol that was agreed on.
+pub(super) fn agreed(connection: &quinn::Connection) -> Option<Alpn> {
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    Alpn::from_name(&data.protocol?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! The live connections with members, and the nodes that are banned.
+
+use super::endpoint::{Alpn, CloseCode};
+use super::membership::MembershipCert;
+use super::socket::canonical;
+use crate::model::{NodeId, Time, UnixTime};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// Most connections that one node may have with this one: two protocols, both directions, and some
+/// that are being replaced.
+const CONNECTIONS_PER_NODE: usize = 8;
+/// Most nodes that are banned at once; the ban that would end first makes room.
+const BANS_MAX: usize = 4_096;
+
+/// A live connection with a member of the mesh, whose membership was verified.
+///
+/// Cheap to clone. It is closed when the last clone is dropped, when the node is banned, and when the
+/// membership expires.
+#[derive(Clone)]
+pub struct MemberConnection {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    number: u64,
+    quinn: quinn::Connection,
+    alpn: Alpn,
+    membership: MembershipCert,
+    registry: Arc<Registry>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.quinn.close(CloseCode::Done.into(), b"");
+        self.registry.lock().live.remove(&self.number);
+    }
+}
+
+impl fmt::Debug for MemberConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemberConnection({} {:?} at {})", self.alpn(), self.node(), self.address())
+    }
+}
+
+impl MemberConnection {
+    /// The peer.
+    pub fn node(&self) -> NodeId {
+        self.inner.membership.node
+    }
+
+    /// The peer's membership, verified at the handshake.
+    pub fn membership(&self) -> &MembershipCert {
+        &self.inner.membership
+    }
+
+    /// The protocol that was agreed on.
+    pub fn alpn(&self) -> Alpn {
+        self.inner.alpn
+    }
+
+    /// The peer's address.
+    pub fn address(&self) -> SocketAddr {
+        canonical(self.inner.quinn.remote_address())
+    }
+
+    /// The QUIC connection, for its streams. It does not outlive the last clone of `self`.
+    pub fn quinn(&self) -> &quinn::Connection {
+        &self.inner.quinn
+    }
+
+    /// Whether it still stands, as far as this side knows.
+    pub fn is_open(&self) -> bool {
+        self.inner.quinn.close_reason().is_none()
+    }
+
+    /// Closes it and tells the peer why.
+    pub fn close(&self, code: CloseCode) {
+        self.inner.quinn.close(code.into(), code.reason());
+    }
+
+    /// Whether nobody but the holder of `self` uses it.
+    pub(super) fn is_sole_handle(&self) -> bool {
+        Arc::strong_count(&self.inner) == 1
+    }
+}
+
+struct Live {
+    node: NodeId,
+    expires: UnixTime,
+    connection: Weak<Inner>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    live: HashMap<u64, Live>,
+    bans: HashMap<NodeId, Time>,
+    closed: bool,
+}
+
+/// Why a verified connection is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    Banned,
+    TooMany,
+    Closing,
+}
+
+#[derive(Default)]
+pub(super) struct Registry {
+    state: Mutex<State>,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in this file can panic while it holds the lock and leave the tables half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a connection that was just verified into the books.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        quinn: quinn::Connection,
+        alpn: Alpn,
+        membership: MembershipCert,
+    ) -> Result<MemberConnection, Turned> {
+        let mut state = self.lock();
+        let node = membership.node;
+        if state.closed {
+            return Err(Turned::Closing);
+        }
+        if state.is_banned(&node) {
+            return Err(Turned::Banned);
+        }
+        // Collected, because a handle that turns out to be the last must not be dropped under the lock.
+        let own: Vec<Arc<Inner>> = state
+            .live
+            .values()
+            .filter(|live| live.node == node)
+            .filter_map(|live| live.connection.upgrade())
+            .collect();
+        if own.iter().filter(|inner| inner.quinn.close_reason().is_none()).count() >= CONNECTIONS_PER_NODE {
+            drop(state);
+            return Err(Turned::TooMany);
+        }
+        let number = state.next;
+        state.next += 1;
+        let expires = membership.expires;
+        let inner = Arc::new(Inner { number, quinn, alpn, membership, registry: self.clone() });
+        state.live.insert(number, Live { node, expires, connection: Arc::downgrade(&inner) });
+        drop(state);
+        Ok(MemberConnection { inner })
+    }
+
+    /// Closes the connections for which `which` holds. Not under the lock: the last handle may be dropped here.
+    fn close_where(&self, code: CloseCode, which: impl Fn(&Live) -> bool) {
+        let doomed: Vec<Arc<Inner>> = self
+            .lock()
+            .live
+            .values()
+            .filter(|live| which(live))
+            .filter_map(|live| live.connection.upgrade())
+            .collect();
+        for inner in doomed {
+            inner.quinn.close(code.into(), code.reason());
+        }
+    }
+
+    pub(super) fn disconnect(&self, node: &NodeId, code: CloseCode) {
+        self.close_where(code, |live| live.node == *node);
+    }
+
+    pub(super) fn close_expired(&self, now: UnixTime) {
+        self.close_where(CloseCode::Refused, |live| now >= live.expires);
+    }
+
+    pub(super) fn ban(&self, node: NodeId, span: Duration) {
+        let now = crate::ambient::now();
+        {
+            let mut state = self.lock();
+            state.bans.retain(|_, until| *until > now);
+            if state.bans.len() >= BANS_MAX && !state.bans.contains_key(&node) {
+                let first =
+                    state.bans.iter().min_by_key(|(node, until)| (**until, **node)).map(|(node, _)| *node);
+                first.map(|first| state.bans.remove(&first));
+            }
+            let until = state.bans.entry(node).or_default();
+            *until = (*until).max(now + span);
+        }
+        self.disconnect(&node, CloseCode::Banned);
+    }
+
+    pub(super) fn is_banned(&self, node: &NodeId) -> bool {
+        self.lock().is_banned(node)
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.lock().live.len()
+    }
+}
+
+impl State {
+    fn is_banned(&self, node: &NodeId) -> bool {
+        self.bans.get(node).is_some_and(|until| *until > crate::ambient::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ban_ends_and_the_number_of_bans_is_bounded() {
+        let registry = Registry::default();
+        registry.ban(NodeId([1; 32]), Duration::from_secs(60));
+        registry.ban(NodeId([2; 32]), Duration::ZERO);
+        assert!(registry.is_banned(&NodeId([1; 32])));
+        assert!(!registry.is_banned(&NodeId([2; 32])));
+        for i in 0..=BANS_MAX {
+            let mut id = [3; 32];
+            id[..8].copy_from_slice(&(i as u64).to_le_bytes());
+            registry.ban(NodeId(id), Duration::from_secs(3_600));
+        }
+        assert_eq!(registry.lock().bans.len(), BANS_MAX);
+        assert!(!registry.is_banned(&NodeId([1; 32])), "the ban that would have ended first made room");
+    }
+}

@@ -1,0 +1,466 @@
+//! TLS of the mesh: the certificate that a node shows and the rules by which it judges those of others.
+//!
+//! A certificate is self-signed, made anew at each start, and carries two extensions: libp2p's own
+//! (critical: it binds the certificate to the node's key) and one that says why the node may come in:
+//! its membership, or a joiner's proof that it was invited. Both sides check both. Sessions are never
+//! resumed, so that every connection is judged.
+
+use super::identity::{NodeKey, node_of};
+use super::membership::{AuthorityKey, MembershipCert, MembershipError, MeshKeys, Role};
+use super::ticket::TicketProof;
+use crate::model::{NodeId, UnixTime};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use std::sync::Arc;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// libp2p's extension (allocated to it by IANA).
+const LIBP2P_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 53594, 1, 1];
+const LIBP2P_SIGNING_PREFIX: &[u8] = b"libp2p-tls-handshake:";
+/// The membership. The arc is the one below which anybody may place the parts of a fresh UUID (here
+/// e0fd3e3d-de75-4ac1-af2f-010113bbe247), so that no registration is needed.
+const MEMBERSHIP_OID: &[u64] =
+    &[1, 2, 840, 113556, 1, 8000, 2554, 57597, 15933, 56949, 19137, 44847, 65811, 12313159, 1];
+/// The ticket proof, beside it.
+const TICKET_PROOF_OID: &[u64] =
+    &[1, 2, 840, 113556, 1, 8000, 2554, 57597, 15933, 56949, 19137, 44847, 65811, 12313159, 2];
+/// Most bytes of a certificate. One with a membership of the largest size has less.
+const CERTIFICATE_MAX_BYTES: usize = 4_096;
+/// The name that clients state as the server's; nobody looks at it, the key is what counts.
+pub(super) const SERVER_NAME: &str = "starling";
+
+/// The TLS machinery refused to be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate could not be made.
+    #[error("cannot make a TLS certificate: {0}")]
+    Certificate(String),
+    /// The configuration is not possible with this cryptographic library.
+    #[error("cannot configure TLS: {0}")]
+    Configuration(String),
+}
+
+/// Why a certificate that was shown is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("the TLS certificate is not a libp2p certificate: {0}")]
+    NotLibp2p(String),
+    #[error("the TLS certificate carries neither a membership nor a ticket proof")]
+    NoCredential,
+    #[error("the TLS certificate's extensions contradict each other or are malformed")]
+    Malformed,
+    #[error("this is node {found}, not {expected}")]
+    WrongNode { found: NodeId, expected: NodeId },
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    #[error("a joiner's certificate, and this node does not certify")]
+    NotAnAuthority,
+    #[error("the ticket proof is not of a ticket of this mesh")]
+    TicketProof,
+    #[error("a member that is not an authority cannot let anybody join")]
+    NotCertifying,
+}
+
+/// Why a node may come in.
+#[derive(Clone, Debug)]
+pub(super) enum Credential {
+    /// It is a member.
+    Member(MembershipCert),
+    /// It was invited.
+    Joiner(TicketProof),
+}
+
+/// A verified peer.
+#[derive(Clone, Debug)]
+pub(super) enum Verified {
+    /// A member of this mesh whose membership counts now.
+    Member(MembershipCert),
+    /// A node that holds a ticket of this authority, expired or not.
+    Joiner(NodeId, TicketProof),
+}
+
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    match u16::try_from(content.len()).map(u16::to_be_bytes) {
+        Ok([0, short]) if short < 0x80 => out.push(short),
+        Ok([0, one]) => out.extend([0x81, one]),
+        Ok([high, low]) => out.extend([0x82, high, low]),
+        Err(_) => unreachable!("extensions are bounded far below 64 KiB"),
+    }
+    out.extend(content);
+    out
+}
+
+const OCTET_STRING: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+
+/// A certificate for `key` that shows `credential`.
+pub(super) fn make_certificate(
+    key: &NodeKey,
+    credential: &Credential,
+) -> Result<Arc<CertifiedKey>, TlsError> {
+    let failed = |error: &dyn std::fmt::Display| TlsError::Certificate(error.to_string());
+    let tls_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|e| failed(&e))?;
+    let keypair = key.libp2p();
+    let binding =
+        keypair.sign(&[LIBP2P_SIGNING_PREFIX, &tls_key.public_key_der()].concat()).map_err(|e| failed(&e))?;
+    let signed_key =
+        [der(OCTET_STRING, &keypair.public().encode_protobuf()), der(OCTET_STRING, &binding)].concat();
+    let mut libp2p = rcgen::CustomExtension::from_oid_content(LIBP2P_OID, der(SEQUENCE, &signed_key));
+    libp2p.set_criticality(true);
+    let (oid, value): (_, &[u8]) = match credential {
+        Credential::Member(membership) => (MEMBERSHIP_OID, membership.bytes()),
+        Credential::Joiner(proof) => (TICKET_PROOF_OID, &proof.to_bytes()),
+    };
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.custom_extensions =
+        vec![libp2p, rcgen::CustomExtension::from_oid_content(oid, der(OCTET_STRING, value))];
+    let certificate = params.self_signed(&tls_key).map_err(|e| failed(&e))?;
+    let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(tls_key.serialize_der()));
+    let signer = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&private).map_err(|e| failed(&e))?;
+    // `CertifiedKey::new` does not look into the certificate: webpki would refuse the critical extension.
+    Ok(Arc::new(CertifiedKey::new(vec![certificate.der().clone()], signer)))
+}
+
+fn oid_text(parts: &[u64]) -> String {
+    parts.iter().map(u64::to_string).collect::<Vec<_>>().join(".")
+}
+
+/// The rules by which this node judges certificates.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    /// Whose signature makes a member.
+    pub(super) authority: AuthorityKey,
+    /// The authority's keys, where joiners are let in.
+    pub(super) mesh_keys: Option<Arc<MeshKeys>>,
+}
+
+impl Rules {
+    /// Judges a certificate at `now`.
+    pub(super) fn judge(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<Verified, Refusal> {
+        if certificate.len() > CERTIFICATE_MAX_BYTES {
+            return Err(Refusal::NotLibp2p(format!("{} bytes long", certificate.len())));
+        }
+        let node = libp2p_tls::certificate::parse(certificate)
+            .map_err(|error| Refusal::NotLibp2p(error.to_string()))
+            .map(|parsed| node_of(&parsed.peer_id()))?
+            .ok_or_else(|| Refusal::NotLibp2p("its key is not ed25519".into()))?;
+        match credential_bytes(certificate)? {
+            (Some(membership), None) => {
+                let membership = MembershipCert::verify(&membership, &self.authority, now)?;
+                if membership.node != node {
+                    return Err(
+                        MembershipError::WrongNode { certified: membership.node, shown_by: node }.into()
+                    );
+                }
+                Ok(Verified::Member(membership))
+            }
+            (None, Some(proof)) => {
+                let keys = self.mesh_keys.as_ref().ok_or(Refusal::NotAnAuthority)?;
+                let proof = TicketProof::from_bytes(&proof).ok_or(Refusal::Malformed)?;
+                // An expired ticket passes here: the join protocol can say so, a TLS alert cannot.
+                if proof.is_right(keys, &node) {
+                    Ok(Verified::Joiner(node, proof))
+                } else {
+                    Err(Refusal::TicketProof)
+                }
+            }
+            (None, None) => Err(Refusal::NoCredential),
+            (Some(_), Some(_)) => Err(Refusal::Malformed),
+        }
+    }
+}
+
+type CredentialBytes = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+fn credential_bytes(certificate: &CertificateDer<'_>) -> Result<CredentialBytes, Refusal> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| Refusal::NotLibp2p(error.to_string()))?;
+    let find = |oid: &[u64]| -> Result<Option<Vec<u8>>, Refusal> {
+        let oid = oid_text(oid);
+        let mut found = parsed.extensions().iter().filter(|extension| extension.oid.to_id_string() == oid);
+        let (first, second) = (found.next(), found.next());
+        match (first, second) {
+            (None, _) => Ok(None),
+            (Some(extension), None) => octets(extension.value).map(Some).ok_or(Refusal::Malformed),
+            (Some(_), Some(_)) => Err(Refusal::Malformed),
+        }
+    };
+    Ok((find(MEMBERSHIP_OID)?, find(TICKET_PROOF_OID)?))
+}
+
+/// The content of a DER octet string that fills `value`.
+fn octets(value: &[u8]) -> Option<Vec<u8>> {
+    let (rest, octets) = x509_parser::der_parser::asn1_rs::OctetString::from_der(value).ok()?;
+    rest.is_empty().then(|| octets.as_ref().to_vec())
+}
+
+/// Whom a client wants to find at the other end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// The node that was dialled.
+    pub(super) node: NodeId,
+    /// Whether it must be able to certify.
+    pub(super) certifying: bool,
+}
+
+#[derive(Debug)]
+struct Verifier {
+    rules: Rules,
+    wanted: Option<Wanted>,
+}
+
+impl Verifier {
+    fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+        let verified = self.rules.judge(certificate, now).and_then(|verified| {
+            let Some(wanted) = self.wanted else { return Ok(()) };
+            match verified {
+                Verified::Member(m) if m.node != wanted.node => {
+                    Err(Refusal::WrongNode { found: m.node, expected: wanted.node })
+                }
+                Verified::Member(m) if wanted.certifying && m.role != Role::Authority => {
+                    Err(Refusal::NotCertifying)
+                }
+                Verified::Member(_) => Ok(()),
+                // Nobody is served by a node that is no member itself.
+                Verified::Joiner(..) => Err(Refusal::NoCredential),
+            }
+        });
+        verified.map_err(|refusal| {
+            tracing::debug!(%refusal, "TLS certificate refused");
+            // The alert tells the other side as much as it may know: that it is too old, or not welcome.
+            rustls::Error::InvalidCertificate(match refusal {
+                Refusal::Membership(MembershipError::Expired { .. }) => CertificateError::Expired,
+                Refusal::WrongNode { .. } => CertificateError::NotValidForName,
+                _ => CertificateError::ApplicationVerificationFailure,
+            })
+        })
+    }
+}
+
+fn check_signature(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    signed: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, rustls::Error> {
+    libp2p_tls::certificate::parse(certificate)
+        .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?
+        .verify_signature(signed.scheme, message, signed.signature())
+        .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadSignature))?;
+    Ok(HandshakeSignatureValid::assertion())
+}
+
+fn tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
+    Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOfferedOrEnabled))
+}
+
+fn one_certificate(more: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+    if more.is_empty() { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        more: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: rustls::pki_types::UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        one_certificate(more)?;
+        self.check(certificate, UnixTime(now.as_secs()))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        check_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        more: &[CertificateDer<'_>],
+        now: rustls::pki_types::UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        one_certificate(more)?;
+        self.check(certificate, UnixTime(now.as_secs()))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        check_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+}
+
+/// AES-128-GCM first: on processors with AES instructions it costs half of ChaCha20 (measured).
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| suite.tls13().is_some());
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
+}
+
+/// The client's side of a connection to `wanted` by the protocol `alpn`.
+pub(super) fn client_config(
+    certified: &Arc<CertifiedKey>,
+    rules: Rules,
+    wanted: Wanted,
+    alpn: &[u8],
+) -> Result<quinn::crypto::rustls::QuicClientConfig, TlsError> {
+    let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| failed(&e))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier { rules, wanted: Some(wanted) }))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    config.enable_sni = false;
+    quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| failed(&e))
+}
+
+/// The server's side, offering the protocols `alpns`.
+pub(super) fn server_config(
+    certified: &Arc<CertifiedKey>,
+    rules: Rules,
+    alpns: &[&[u8]],
+) -> Result<quinn::crypto::rustls::QuicServerConfig, TlsError> {
+    let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| failed(&e))?
+        .with_client_cert_verifier(Arc::new(Verifier { rules, wanted: None }))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    quinn::crypto::rustls::QuicServerConfig::try_from(config).map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::identity::tests::TestMesh;
+    use super::super::ticket::{Contact, Ticket};
+    use super::*;
+
+    fn rules(mesh: &TestMesh, authority: bool) -> Rules {
+        Rules { authority: mesh.keys().public(), mesh_keys: authority.then(|| Arc::new(mesh.keys())) }
+    }
+
+    fn joiner(mesh: &TestMesh, key: &NodeKey, for_node: NodeId) -> Arc<CertifiedKey> {
+        let contact = Contact { node: NodeId([1; 32]), addresses: vec!["127.0.0.1:1".parse().unwrap()] };
+        let ticket = Ticket::issue(&mesh.keys(), vec![contact], UnixTime(1)).unwrap();
+        make_certificate(key, &Credential::Joiner(ticket.prove(&for_node))).unwrap()
+    }
+
+    #[test]
+    fn a_member_is_recognised_in_its_own_mesh_and_time_only() {
+        let (mesh, foreign) = (TestMesh::new(), TestMesh::new());
+        let member = mesh.member();
+        let certificate = &member.certified().cert[0];
+        let now = crate::ambient::unix_now();
+        let judged = rules(&mesh, false).judge(certificate, now).unwrap();
+        assert!(matches!(judged, Verified::Member(m) if m == *member.membership()));
+        let refused = rules(&foreign, false).judge(certificate, now).unwrap_err();
+        assert!(matches!(refused, Refusal::Membership(MembershipError::Signature { .. })));
+        let refused = rules(&mesh, false).judge(certificate, UnixTime(now.0 + 3_600)).unwrap_err();
+        assert!(matches!(refused, Refusal::Membership(MembershipError::Expired { .. })));
+    }
+
+    #[test]
+    fn a_membership_that_was_copied_from_another_node_is_refused() {
+        let mesh = TestMesh::new();
+        let stolen = mesh.member().membership().clone();
+        let thief = make_certificate(&NodeKey::generate(), &Credential::Member(stolen)).unwrap();
+        let refused = rules(&mesh, true).judge(&thief.cert[0], crate::ambient::unix_now()).unwrap_err();
+        assert!(matches!(refused, Refusal::Membership(MembershipError::WrongNode { .. })));
+    }
+
+    #[test]
+    fn a_joiner_is_recognised_by_authorities_only_and_with_its_own_proof_only() {
+        let mesh = TestMesh::new();
+        let key = NodeKey::generate();
+        let now = crate::ambient::unix_now();
+        let own = joiner(&mesh, &key, key.node());
+        let judged = rules(&mesh, true).judge(&own.cert[0], now).unwrap();
+        assert!(matches!(judged, Verified::Joiner(node, _) if node == key.node()));
+        let refused =
+            |rules: Rules, certified: &CertifiedKey| rules.judge(&certified.cert[0], now).unwrap_err();
+        assert_eq!(refused(rules(&mesh, false), &own), Refusal::NotAnAuthority);
+        assert_eq!(refused(rules(&TestMesh::new(), true), &own), Refusal::TicketProof);
+        let stolen = joiner(&mesh, &key, NodeId([9; 32]));
+        assert_eq!(refused(rules(&mesh, true), &stolen), Refusal::TicketProof);
+    }
+
+    #[test]
+    fn a_plain_libp2p_certificate_is_refused() {
+        let mesh = TestMesh::new();
+        let (certificate, _) = libp2p_tls::certificate::generate(&NodeKey::generate().libp2p()).unwrap();
+        let refused = rules(&mesh, true).judge(&certificate, crate::ambient::unix_now()).unwrap_err();
+        assert_eq!(refused, Refusal::NoCredential);
+    }
+
+    #[test]
+    fn the_cheap_cipher_comes_first_and_only_tls_1_3_is_there() {
+        let provider = provider();
+        assert_eq!(provider.cipher_suites[0].suite(), CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert!(provider.cipher_suites.iter().all(|suite| suite.tls13().is_some()));
+    }
+
+    #[test]
+    fn lengths_are_encoded_as_der_wants_them() {
+        for len in [0, 1, 127, 128, 255, 256, 700] {
+            assert_eq!(octets(&der(OCTET_STRING, &vec![5; len])).unwrap(), vec![5; len]);
+        }
+        assert_eq!(octets(&[4, 2, 0]), None);
+        assert_eq!(octets(&[4, 1, 0, 0]), None, "nothing may follow");
+    }
+}
