@@ -174,12 +174,18 @@ pub struct Peers {
 pub struct PeerStatus {
     /// Who.
     pub node: NodeId,
-    /// Its cell.
-    pub cell: CellLabel,
+    /// Its cell; `None` until its certificate was seen.
+    pub cell: Option<CellLabel>,
     /// Where it listens.
     pub address: SocketAddr,
     /// Whether it is believed to be alive.
     pub up: bool,
+    /// Round-trip time of the last connection in microseconds, if there was one.
+    pub rtt_us: Option<u64>,
+    /// Bytes of chunks sent to it.
+    pub sent_bytes: u64,
+    /// Bytes of chunks taken from it.
+    pub received_bytes: u64,
 }
 
 /// Answer to `POST /v1/announce`, whose body is a signed root.

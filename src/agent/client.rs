@@ -298,8 +298,8 @@ mod tests {
     }
 
     impl Control for Double {
-        fn status(&self) -> Status {
-            Status {
+        fn status(&self) -> BoxFuture<'_, Status> {
+            let status = Status {
                 api: 1,
                 version: "9".into(),
                 pid: 7,
@@ -310,10 +310,11 @@ mod tests {
                 obtained: Default::default(),
                 repositories: Vec::new(),
                 mounts: Vec::new(),
-            }
+            };
+            Box::pin(async { status })
         }
-        fn peers(&self) -> Peers {
-            Peers { node: None, peers: Vec::new() }
+        fn peers(&self) -> BoxFuture<'_, Peers> {
+            Box::pin(async { Peers { node: None, peers: Vec::new() } })
         }
         fn mounts(&self) -> Mounts {
             Mounts { mounts: Vec::new() }
@@ -359,8 +360,8 @@ mod tests {
         fn invite(&self, _: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
             Box::pin(async { Err(Refusal::new(RefusalKind::NotAllowed, "not an authority")) })
         }
-        fn metrics(&self) -> String {
-            "starling_x 1\n# EOF\n".into()
+        fn metrics(&self) -> BoxFuture<'_, String> {
+            Box::pin(async { "starling_x 1\n# EOF\n".into() })
         }
     }
 
@@ -382,8 +383,8 @@ mod tests {
     #[tokio::test]
     async fn requests_and_answers_survive_the_journey() {
         served(async |client, double| {
-            assert_eq!(client.status().await.unwrap(), double.status());
-            assert_eq!(client.peers().await.unwrap(), double.peers());
+            assert_eq!(client.status().await.unwrap(), double.status().await);
+            assert_eq!(client.peers().await.unwrap(), double.peers().await);
             let request =
                 MountRequest { repository: "sw.example.org".parse().unwrap(), directory: "/a b/ü".into() };
             let mounted = client.mount(&request).await.unwrap();
@@ -394,7 +395,7 @@ mod tests {
                 strata: vec!["http://x".into()],
             };
             assert_eq!(client.add_repository(&add).await.unwrap().strata, add.strata);
-            assert_eq!(client.metrics().await.unwrap(), double.metrics());
+            assert_eq!(client.metrics().await.unwrap(), double.metrics().await);
             let root = Bytes::from_static(&[0, 255, 7]);
             assert!(client.announce(root.clone()).await.unwrap().fresh);
             assert_eq!(*double.announced.lock().unwrap(), [root]);

@@ -1,13 +1,13 @@
-//! Metrics in Prometheus' text format, read from the node's books at each scrape.
+//! Metrics in Prometheus' text format.
 //!
-//! Nothing is counted here: every figure has one owner elsewhere, and [`Family`] is how it is shown.
+//! Nothing is counted here: every figure has one owner elsewhere, is read from it at each scrape, and
+//! is shown as a [`Family`].
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
-use std::sync::Arc;
 
 /// What the names of all metrics begin with.
 const PREFIX: &str = "starling";
@@ -67,33 +67,25 @@ impl Family {
     }
 }
 
-/// Reads the node's books.
-type Books = Arc<dyn Fn() -> Vec<Family> + Send + Sync>;
+/// Hands the families to the encoder once.
+#[derive(Debug)]
+struct Shown(Vec<Family>);
 
-struct Reader(Books);
-
-impl fmt::Debug for Reader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reader")
-    }
-}
-
-impl Collector for Reader {
+impl Collector for Shown {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        for family in (self.0)() {
+        for family in &self.0 {
             let kind = match family.kind {
                 Kind::Counter => MetricType::Counter,
                 Kind::Gauge => MetricType::Gauge,
             };
             let mut metric =
                 encoder.encode_descriptor(family.name, family.help, family.unit.as_ref(), kind)?;
-            for (label, value) in family.samples {
-                let labels: Vec<_> = label.into_iter().collect();
+            for (label, value) in &family.samples {
+                let labels: Vec<_> = label.iter().copied().collect();
                 let mut sample = metric.encode_family(&labels)?;
                 match family.kind {
-                    Kind::Counter => sample
-                        .encode_counter::<prometheus_client::encoding::NoLabelSet, _, u64>(&value, None)?,
-                    Kind::Gauge => sample.encode_gauge(&value)?,
+                    Kind::Counter => sample.encode_counter::<NoLabelSet, _, u64>(value, None)?,
+                    Kind::Gauge => sample.encode_gauge(value)?,
                 }
             }
         }
@@ -101,44 +93,27 @@ impl Collector for Reader {
     }
 }
 
-/// All metrics of an agent.
-#[derive(Debug)]
-pub(super) struct Metrics {
-    registry: Registry,
-}
-
-impl Metrics {
-    /// Metrics that `books` are asked for at each scrape.
-    pub(super) fn new(books: impl Fn() -> Vec<Family> + Send + Sync + 'static) -> Self {
-        let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(Reader(Arc::new(books))));
-        Self { registry }
-    }
-
-    /// All figures as text.
-    pub(super) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing into a string cannot fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
-    }
+/// All figures as text.
+pub(super) fn encode(families: Vec<Family>) -> String {
+    let mut registry = Registry::with_prefix(PREFIX);
+    registry.register_collector(Box::new(Shown(families)));
+    let mut out = String::new();
+    // Writing into a string cannot fail.
+    let _ = text::encode(&mut out, &registry);
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn names_carry_prefix_unit_and_kind() {
-        let metrics = Metrics::new(|| {
-            vec![
-                Family::counter("obtained", "Plain bytes.").bytes().with("source", "peers", 7),
-                Family::gauge("members", "Live members.").is(3),
-                Family::gauge("uptime", "Time since the start.").seconds().is(9),
-            ]
-        });
-        let text = metrics.text();
+        let text = encode(vec![
+            Family::counter("obtained", "Plain bytes.").bytes().with("source", "peers", 7),
+            Family::gauge("members", "Live members.").is(3),
+            Family::gauge("uptime", "Time since the start.").seconds().is(9),
+        ]);
         for line in [
             "starling_obtained_bytes_total{source=\"peers\"} 7",
             "# HELP starling_obtained_bytes Plain bytes.",
@@ -149,16 +124,5 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
-    }
-
-    #[test]
-    fn each_scrape_reads_the_books_anew() {
-        let book = Arc::new(AtomicU64::new(1));
-        let owner = book.clone();
-        let metrics =
-            Metrics::new(move || vec![Family::counter("reads", "Reads.").is(owner.load(Ordering::Relaxed))]);
-        assert!(metrics.text().contains("starling_reads_total 1\n"));
-        book.store(5, Ordering::Relaxed);
-        assert!(metrics.text().contains("starling_reads_total 5\n"));
     }
 }

@@ -27,11 +27,15 @@ pub(super) fn check(directory: &Path) -> Result<(), Refusal> {
         Ok(_) => {}
     }
     if is_mounted(directory) {
-        return Err(conflict("already has something mounted on it").hint("choose another directory, or unmount it"));
+        return Err(
+            conflict("already has something mounted on it").hint("choose another directory, or unmount it")
+        );
     }
     match fs::read_dir(directory).map(|mut entries| entries.next().is_none()) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(conflict("is not empty").hint("choose an empty directory: a mount hides what is in it")),
+        Ok(false) => {
+            Err(conflict("is not empty").hint("choose an empty directory: a mount hides what is in it"))
+        }
         Err(error) => Err(conflict(&format!("cannot be used: {error}"))),
     }
 }
@@ -83,9 +87,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let digits =
+            after.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
         if let Some(digits) = digits {
-            bytes.push(digits.iter().fold(0_u8, |byte, digit| byte.wrapping_mul(8).wrapping_add(digit - b'0')));
+            bytes.push(
+                digits.iter().fold(0_u8, |byte, digit| byte.wrapping_mul(8).wrapping_add(digit - b'0')),
+            );
             rest = &after[3..];
         } else {
             bytes.push(*first);

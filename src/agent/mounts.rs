@@ -9,7 +9,7 @@ use super::api::{MountRequest, MountStatus, Refusal, RefusalKind};
 use super::mount_point;
 use crate::ambient;
 use crate::catalog::Tree;
-use crate::model::{RepositoryName, Revision};
+use crate::model::{ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, Standing, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
@@ -51,8 +51,9 @@ pub(super) trait Mounter: Send + Sync + 'static {
 
 /// A live mount.
 pub(super) trait Mounted: Send + Sync + 'static {
-    /// Shows another tree from now on, as a whole. Open files stay with theirs.
-    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, ()>;
+    /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
+    /// the tree that it showed before.
+    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>>;
 
     /// Whether the kernel still serves it: somebody may have unmounted it by hand.
     fn is_live(&self) -> bool;
@@ -65,6 +66,8 @@ pub(super) trait Mounted: Send + Sync + 'static {
 struct Entry {
     repository: RepositoryName,
     state: State,
+    /// The root about which a warning was logged last, so that each is warned about once.
+    warned: Option<ContentId>,
 }
 
 enum State {
@@ -105,10 +108,16 @@ impl MountTable {
             .into_iter()
             .map(|m| {
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
-                (m.directory, Entry { repository: m.repository, state })
+                (m.directory, Entry { repository: m.repository, state, warned: None })
             })
             .collect();
-        Ok(Self { mounter, registry, file, entries: Mutex::new(entries), changing: tokio::sync::Mutex::new(()) })
+        Ok(Self {
+            mounter,
+            registry,
+            file,
+            entries: Mutex::new(entries),
+            changing: tokio::sync::Mutex::new(()),
+        })
     }
 
     /// All mounts, by directory.
@@ -121,7 +130,9 @@ impl MountTable {
     pub(super) async fn restore(&self) {
         for directory in self.lock().keys().cloned().collect::<Vec<_>>() {
             match mount_point::clear_stale(&directory) {
-                Ok(true) => tracing::info!(directory = %directory.display(), "cleared the mount of a predecessor"),
+                Ok(true) => {
+                    tracing::info!(directory = %directory.display(), "cleared the mount of a predecessor")
+                }
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(directory = %directory.display(), %error, "a stale mount could not be cleared");
@@ -154,7 +165,7 @@ impl MountTable {
                 .hint("its publisher must publish or sign it again, and announce it"));
         }
         let state = self.activate(&repository, &directory, root).await?;
-        let mounted = self.insert(directory.clone(), Entry { repository, state });
+        let mounted = self.insert(directory.clone(), Entry { repository, state, warned: None });
         if let Err(error) = self.remember() {
             tracing::warn!(%error, "the mount works and will be forgotten at the next start");
         }
@@ -195,9 +206,10 @@ impl MountTable {
     /// Switches lagging mounts to the newest root, mounts what failed, and notices mounts that were
     /// taken away by hand.
     pub(super) async fn tend(&self) {
-        let _changing = self.changing.lock().await;
         let directories: Vec<_> = self.lock().keys().cloned().collect();
         for directory in directories {
+            // Taken anew for each mount, so that a request waits for one of them at most.
+            let _changing = self.changing.lock().await;
             let Some((repository, active)) = self.lock().get(&directory).map(|entry| {
                 let active = match &entry.state {
                     State::Active { mounted, root } => Some((mounted.clone(), root.clone())),
@@ -254,34 +266,50 @@ impl MountTable {
         shown: VerifiedRoot,
     ) -> Option<State> {
         let newest = self.registry.newest_root(repository)?;
+        let (revision, directory_shown) = (newest.root().revision, directory.display());
+        if let Standing::Expired { since } = newest.standing_at(ambient::unix_now()) {
+            if self.first_warning(directory, &newest) {
+                tracing::warn!(
+                    %repository, directory = %directory_shown, %revision, %since,
+                    "the newest root has expired: the mount goes on with what it shows"
+                );
+            }
+            return None;
+        }
         if newest.id() == shown.id() {
             return None;
         }
-        if let Standing::Expired { since } = newest.standing_at(ambient::unix_now()) {
-            tracing::warn!(%repository, revision = %newest.root().revision, %since, "not switched: the root has expired");
-            return None;
-        }
-        if newest.root().revision == shown.root().revision {
+        if revision == shown.root().revision {
             // The same revision, signed again: nothing to switch but the expiry.
             return Some(State::Active { mounted, root: newest });
         }
-        match self.mounter.open(&newest).await {
-            Ok(tree) => {
-                mounted.switch(tree).await;
+        let switched = match self.mounter.open(&newest).await {
+            Ok(tree) => mounted.switch(tree).await,
+            Err(problem) => Err(problem),
+        };
+        match switched {
+            Ok(()) => {
                 tracing::info!(
-                    %repository, directory = %directory.display(),
-                    from = %shown.root().revision, to = %newest.root().revision, "switched"
+                    %repository, directory = %directory_shown, from = %shown.root().revision, to = %revision,
+                    "switched"
                 );
                 Some(State::Active { mounted, root: newest })
             }
             Err(problem) => {
-                tracing::warn!(
-                    %repository, revision = %newest.root().revision, problem,
-                    "not switched yet: its root catalog could not be had"
-                );
+                if self.first_warning(directory, &newest) {
+                    tracing::warn!(
+                        %repository, directory = %directory_shown, %revision, problem,
+                        "not switched yet: its catalogs could not be had"
+                    );
+                }
                 None
             }
         }
+    }
+
+    /// Whether nothing was said yet about this root at this mount.
+    fn first_warning(&self, directory: &Path, root: &VerifiedRoot) -> bool {
+        self.lock().get_mut(directory).is_some_and(|entry| entry.warned.replace(root.id()) != Some(root.id()))
     }
 
     /// Tries to mount what failed. An expired root does not hinder it: a mount that was there before
@@ -399,7 +427,8 @@ fn status(directory: &Path, entry: &Entry) -> MountStatus {
 }
 
 fn read_file(path: &Path) -> io::Result<Vec<MountRequest>> {
-    let bad = |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", path.display()));
+    let bad =
+        |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", path.display()));
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),

@@ -28,9 +28,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// What can be asked of an agent. Every call ends within a bounded time.
 pub trait Control: Send + Sync + 'static {
     /// What it is doing.
-    fn status(&self) -> Status;
+    fn status(&self) -> BoxFuture<'_, Status>;
     /// The other members that it knows.
-    fn peers(&self) -> Peers;
+    fn peers(&self) -> BoxFuture<'_, Peers>;
     /// What it has mounted.
     fn mounts(&self) -> Mounts;
     /// The repositories that it knows.
@@ -46,7 +46,7 @@ pub trait Control: Send + Sync + 'static {
     /// Makes a ticket.
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>>;
     /// All metrics in Prometheus' text format.
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> BoxFuture<'_, String>;
 }
 
 /// The content type of Prometheus' OpenMetrics text.
@@ -76,8 +76,8 @@ type Answer<T> = Result<Json<T>, Refusal>;
 /// Everything, for the Unix socket.
 pub fn control_router(control: Arc<dyn Control>) -> Router {
     Router::new()
-        .route("/v1/status", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.status()) }))
-        .route("/v1/peers", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.peers()) }))
+        .route("/v1/status", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.status().await) }))
+        .route("/v1/peers", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.peers().await) }))
         .route(
             "/v1/mounts",
             get(|State(c): State<Arc<dyn Control>>| async move { Json(c.mounts()) })
@@ -108,7 +108,7 @@ fn open_routes() -> Router<Arc<dyn Control>> {
         .route(
             "/metrics",
             get(|State(c): State<Arc<dyn Control>>| async move {
-                ([(header::CONTENT_TYPE, METRICS_TYPE)], c.metrics())
+                ([(header::CONTENT_TYPE, METRICS_TYPE)], c.metrics().await)
             }),
         )
         .route("/healthz", get(|| async { "ok\n" }))

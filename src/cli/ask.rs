@@ -35,6 +35,12 @@ pub(super) struct StateArgs {
 }
 
 impl StateArgs {
+    /// As if `--state` had been given.
+    #[cfg(test)]
+    pub(super) fn at(dir: &std::path::Path) -> Self {
+        Self { state: Some(dir.to_owned()) }
+    }
+
     /// The folder.
     pub(super) fn dir(&self) -> PathBuf {
         setting(self.state.as_ref(), "STARLING_STATE_DIR", DEFAULT_STATE_DIR)

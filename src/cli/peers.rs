@@ -2,6 +2,7 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json, table};
+use crate::config::ByteSize;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -31,9 +32,19 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         .iter()
         .map(|peer| {
             let state = if peer.up { "up" } else { "down" };
-            [peer.node.short(), peer.cell.to_string(), peer.address.to_string(), state.to_owned()]
+            let cell = peer.cell.as_ref().map_or("-", |cell| cell.as_str());
+            let rtt = peer.rtt_us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
+            [
+                peer.node.short(),
+                cell.to_owned(),
+                peer.address.to_string(),
+                state.to_owned(),
+                rtt,
+                ByteSize(peer.sent_bytes).to_string(),
+                ByteSize(peer.received_bytes).to_string(),
+            ]
         })
         .collect();
-    print!("{}", table(["NODE", "CELL", "ADDRESS", "STATE"], &rows));
+    print!("{}", table(["NODE", "CELL", "ADDRESS", "STATE", "ROUND TRIP", "SENT", "RECEIVED"], &rows));
     Ok(())
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
 use crate::chunk::Chunking;
 use crate::model::{ChunkRef, ContentId, Place, UnixTime};
 use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedRoot};
@@ -11,46 +12,31 @@ struct Marked(u64);
 impl Tree for Marked {
     fn lookup<'a>(
         &'a self,
-        directory: crate::catalog::Inode,
+        directory: Inode,
         _: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<crate::catalog::Attributes>, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(directory)) })
+    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(directory)) })
     }
-    fn list(
-        &self,
-        directory: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<Arc<[crate::catalog::DirectoryEntry]>, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(directory)) })
+    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(directory)) })
     }
-    fn attributes(
-        &self,
-        inode: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<crate::catalog::Attributes, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(inode)) })
+    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
-    fn parent(
-        &self,
-        inode: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<crate::catalog::Inode, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(inode)) })
+    fn parent(&self, inode: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
-    fn link_target(
-        &self,
-        inode: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<Arc<[u8]>, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(inode)) })
+    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
     fn extended_attributes(
         &self,
-        inode: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<Arc<[(Box<[u8]>, Box<[u8]>)]>, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(inode)) })
+        inode: Inode,
+    ) -> BoxFuture<'_, Result<Arc<[(Box<[u8]>, Box<[u8]>)]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
-    fn chunks(
-        &self,
-        inode: crate::catalog::Inode,
-    ) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, crate::catalog::TreeError>> {
-        Box::pin(async move { Err(crate::catalog::TreeError::UnknownInode(inode)) })
+    fn chunks(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
     fn totals(&self) -> (u64, u64) {
         (self.0, 0)
@@ -105,9 +91,9 @@ impl Mounter for DoubleMounter {
 }
 
 impl Mounted for DoubleMount {
-    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, ()> {
+    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>> {
         self.kernel.shown.lock().unwrap().insert(self.directory.clone(), tree.totals().0);
-        Box::pin(async {})
+        Box::pin(async { Ok(()) })
     }
     fn is_live(&self) -> bool {
         self.kernel.shown.lock().unwrap().contains_key(&self.directory)
