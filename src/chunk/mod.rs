@@ -12,6 +12,6 @@ pub use cut::{Chunking, ChunkingError, cut};
 pub use frame::{DecodeError, Encoder, MAX_LEVEL, decode, encode, verify};
 pub use segment::{
     SEGMENT_TRAILER_BYTES, SEGMENT_VERSION, Segment, SegmentBuilder, SegmentEntry, SegmentError,
-    SegmentIndex, SegmentTrailer,
+    SegmentIndex, SegmentTrailer, object_path,
 };
 pub use source::{ChunkSource, Piece, SourceError};

@@ -12,6 +12,12 @@ pub const SEGMENT_TRAILER_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 48;
 const MAGIC: &[u8; 8] = b"STARSEGM";
 
+/// Where a segment lies below its repository: `objects/`, two hexadecimal digits, `/`, the rest.
+pub fn object_path(segment: &ContentId) -> String {
+    let name = segment.to_string();
+    format!("objects/{}/{}", &name[..2], &name[2..])
+}
+
 /// Why bytes are not a segment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {

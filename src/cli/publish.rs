@@ -1,11 +1,223 @@
 //! `starling publish`: publish a directory tree as a new revision of a repository.
 
 use super::CliError;
+use crate::ambient;
+use crate::chunk::{Chunking, MAX_LEVEL};
+use crate::model::RepositoryName;
+use crate::publish::{Options, Outcome, Progress, PublishError, publish};
+use crate::store::{DirectoryObjects, ObjectError, ObjectStore};
+use crate::trust::{KeyError, Keys};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const EXAMPLES: &str = "\
+Examples:
+  starling publish /opt/software --repo sw.example.org --to /srv/stratum
+  starling publish build/out --repo nightly.example.org --to /srv/stratum --tag 2026-05-01
+
+The first revision makes keys in --keys (default: $XDG_CONFIG_HOME/starling/keys/NAME) and prints their
+fingerprint, by which others trust the repository. Take root.key off line then: publishing needs it about once a year.
+Any HTTP server that serves DIR is a stratum; `starling stratum serve DIR` is one.";
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The directory whose content becomes the new revision
+    tree: PathBuf,
+    /// Name of the repository, such as sw.example.org
+    #[arg(long, value_name = "NAME")]
+    repo: RepositoryName,
+    /// Directory of the stratum; the repository is written to DIR/NAME
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Directory of the repository's keys [default: $XDG_CONFIG_HOME/starling/keys/NAME]
+    #[arg(long, value_name = "DIR")]
+    keys: Option<PathBuf>,
+    /// Give the revision a name
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// zstd compression level
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=i64::from(MAX_LEVEL)))]
+    level: i32,
+    /// Make a revision even when nothing changed
+    #[arg(long)]
+    force: bool,
+    /// Read every file, even those whose size and modification time did not change
+    #[arg(long)]
+    checksum: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
 
-pub(super) fn run(_args: Args) -> Result<(), CliError> {
-    Err(CliError::failed("not wired yet"))
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let started = ambient::now();
+    let tree = open_tree(&args.tree)?;
+    let keys_directory = match &args.keys {
+        Some(directory) => directory.clone(),
+        None => default_keys(&args.repo)?,
+    };
+    // A stratum inside the tree would publish itself, keys would be published for all to read.
+    for (what, directory) in [("the stratum", &args.to), ("the key directory", &keys_directory)] {
+        if resolved(directory)?.starts_with(&tree) {
+            let message = format!("{what} {} lies inside the tree {}", directory.display(), tree.display());
+            return Err(CliError::usage(message).hint("choose a directory outside of what is published"));
+        }
+    }
+    let objects = Arc::new(DirectoryObjects::new(&args.to, &args.repo));
+    let _lock = objects.lock().map_err(store_error)?;
+    let keys = open_keys(&keys_directory, &args.repo, objects.root().map_err(store_error)?.is_some())?;
+    if keys.were_created() && !args.json {
+        eprintln!("New keys in {}. Fingerprint: {}", keys_directory.display(), keys.fingerprint());
+        eprintln!("Keep root.key off line: whoever has it can replace all other keys.");
+    }
+
+    let options = Options {
+        tree,
+        level: args.level,
+        chunking: Chunking::default(),
+        checksum: args.checksum,
+        force: args.force,
+        tag: args.tag.clone(),
+    };
+    let bar = progress_bar(args.json);
+    let mut show = |progress: Progress| {
+        bar.set_position(progress.bytes);
+        if progress.files.is_multiple_of(64) {
+            bar.set_message(format!("{} files", progress.files));
+        }
+    };
+    let objects: Arc<dyn ObjectStore> = objects;
+    let outcome = publish(&objects, &args.repo, &keys, &options, ambient::unix_now(), &mut show);
+    bar.finish_and_clear();
+    let outcome = outcome.map_err(publish_error)?;
+    let seconds = (ambient::now() - started).as_secs_f64();
+    if args.json {
+        println!("{}", as_json(&args.repo, &keys, &outcome, seconds));
+    } else {
+        print_outcome(&args.repo, &keys, &outcome, seconds);
+    }
+    Ok(())
+}
+
+fn open_tree(tree: &Path) -> Result<PathBuf, CliError> {
+    let found =
+        tree.canonicalize().map_err(|error| CliError::usage(format!("{}: {error}", tree.display())))?;
+    if !found.is_dir() {
+        return Err(CliError::usage(format!("{} is not a directory", tree.display())));
+    }
+    Ok(found)
+}
+
+fn default_keys(name: &RepositoryName) -> Result<PathBuf, CliError> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let config = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+    let config = config.ok_or_else(|| {
+        CliError::usage("there is no home directory to keep keys in").hint("give --keys DIR")
+    })?;
+    Ok(config.join("starling/keys").join(name.as_str()))
+}
+
+/// The path without symbolic links, as far as it exists.
+fn resolved(path: &Path) -> Result<PathBuf, CliError> {
+    let path = std::path::absolute(path)?;
+    for ancestor in path.ancestors() {
+        if let Ok(found) = ancestor.canonicalize() {
+            return Ok(found.join(path.strip_prefix(ancestor).unwrap_or(Path::new(""))));
+        }
+    }
+    Ok(path)
+}
+
+/// The keys; made only where there is no repository yet that others could have made keys for.
+fn open_keys(directory: &Path, name: &RepositoryName, is_published: bool) -> Result<Keys, CliError> {
+    let now = ambient::unix_now();
+    let keys = if is_published {
+        Keys::open(directory, name, now)
+    } else {
+        Keys::open_or_create(directory, name, now)
+    };
+    keys.map_err(|error| match &error {
+        KeyError::Missing { .. } => CliError::failed(&error).hint(format!(
+            "{name} is published there already; give the directory of its keys with --keys DIR"
+        )),
+        _ => CliError::failed(&error),
+    })
+}
+
+fn store_error(error: ObjectError) -> CliError {
+    match &error {
+        ObjectError::Locked { .. } => CliError::failed(&error).hint("wait until it has ended"),
+        _ => CliError::failed(&error),
+    }
+}
+
+fn publish_error(error: PublishError) -> CliError {
+    let failed = CliError::failed(format!("nothing was published: {error}"));
+    match error {
+        PublishError::Read { .. } => failed.hint("every file must be readable by the user who publishes"),
+        PublishError::Changing { .. } => {
+            failed.hint("publish a tree that nobody writes to, such as a snapshot")
+        }
+        PublishError::Root(crate::trust::TrustError::OtherKeys { .. }) => {
+            failed.hint("give the directory of this repository's keys with --keys DIR")
+        }
+        _ => failed,
+    }
+}
+
+fn progress_bar(json: bool) -> ProgressBar {
+    if json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg}  {bytes}  {bytes_per_sec}  {elapsed}");
+    ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+fn as_json(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds: f64) -> serde_json::Value {
+    serde_json::json!({
+        "repository": name.as_str(),
+        "revision": outcome.root.root().revision.0,
+        "new_revision": outcome.is_new_revision,
+        "root": outcome.root.id().to_string(),
+        "fingerprint": keys.fingerprint().to_string(),
+        "files": outcome.files,
+        "bytes": outcome.bytes,
+        "skipped": outcome.skipped,
+        "new_chunks": outcome.new_chunks,
+        "new_stored_bytes": outcome.new_stored_bytes,
+        "segments": outcome.segments,
+        "seconds": seconds,
+    })
+}
+
+fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds: f64) {
+    let root = outcome.root.root();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    if outcome.skipped > 0 {
+        eprintln!("{} sockets, devices and pipes were left out.", outcome.skipped);
+    }
+    if outcome.is_new_revision {
+        println!(
+            "{name}: revision {} published: {} files, {:.1} MiB; {} new chunks, {:.1} MiB stored in {} segments; {seconds:.1} s",
+            root.revision,
+            outcome.files,
+            mib(outcome.bytes),
+            outcome.new_chunks,
+            mib(outcome.new_stored_bytes),
+            outcome.segments,
+        );
+        println!("others trust it as {name}@{}", keys.fingerprint());
+    } else {
+        println!(
+            "{name}: nothing changed since revision {}; no new revision ({seconds:.1} s)",
+            root.revision
+        );
+        if outcome.is_signed_anew {
+            println!("its root was signed anew and is now good until {}", root.expires);
+        }
+    }
 }

@@ -1,5 +1,16 @@
 //! Objects and chunks at rest.
+//!
+//! [`ObjectStore`] is one repository on a stratum: segments under their hashes and the signed root.
+//! [`StoredChunks`] reads chunks straight from it. [`ChunkStore`] is the port for plain chunks on a node.
 
 mod chunks;
+mod directory;
+mod memory;
+mod objects;
+mod stored;
 
 pub use chunks::{ChunkStore, Origin, StoreError};
+pub use directory::{DirectoryObjects, PublisherLock};
+pub use memory::MemoryObjects;
+pub use objects::{ObjectError, ObjectStore, Put};
+pub use stored::{ReadChunkError, StoredChunks, read_chunk};
