@@ -1,0 +1,156 @@
+//! One pack: an append-only file of records. Read with `pread`, never mapped: a failing disk must
+//! cost a refetch, not a SIGBUS.
+
+use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
+use crate::ambient;
+use crate::model::{ContentId, Time};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A pack file, open as long as somebody holds it, even after it was removed from its folder.
+#[derive(Debug)]
+pub(super) struct Pack {
+    /// Packs are numbered in the order in which they were begun.
+    pub(super) number: u32,
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole records. Only the writer moves it, under its lock.
+    len: AtomicU64,
+    last_used: AtomicU64,
+}
+
+/// A record as a scan found it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) header: Header,
+    /// Where the header begins.
+    pub(super) offset: u64,
+}
+
+impl Pack {
+    /// The file name of pack `number`.
+    fn file_name(number: u32) -> String {
+        format!("{number:08x}.pack")
+    }
+
+    /// The number of a pack's file name, or `None` when it is something else.
+    pub(super) fn number_of(name: &str) -> Option<u32> {
+        let number = u32::from_str_radix(name.strip_suffix(".pack")?, 16).ok()?;
+        (Self::file_name(number) == name).then_some(number)
+    }
+
+    /// Begins a new, empty pack.
+    pub(super) fn create(folder: &Path, number: u32) -> io::Result<Self> {
+        let path = folder.join(Self::file_name(number));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        Ok(Self { number, path, file, len: AtomicU64::new(0), last_used: AtomicU64::new(0) })
+    }
+
+    /// Opens a pack of an earlier run.
+    pub(super) fn open(folder: &Path, number: u32) -> io::Result<Self> {
+        let path = folder.join(Self::file_name(number));
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let len = file.metadata()?.len();
+        Ok(Self { number, path, file, len: AtomicU64::new(len), last_used: AtomicU64::new(0) })
+    }
+
+    /// Calls `each` for every whole record from the start on, and returns where they end: at the end
+    /// of the file, or at a torn or damaged record, behind which nothing can be found any more.
+    pub(super) fn scan(&self, mut each: impl FnMut(Found)) -> io::Result<u64> {
+        let len = self.bytes();
+        let mut offset = 0;
+        let mut bytes = [0; HEADER_BYTES];
+        while offset + HEADER_BYTES_U64 <= len {
+            self.file.read_exact_at(&mut bytes, offset)?;
+            let Ok(header) = Header::decode(&bytes) else { break };
+            if offset + header.record_bytes() > len {
+                break;
+            }
+            each(Found { header, offset });
+            offset += header.record_bytes();
+        }
+        Ok(offset)
+    }
+
+    /// Cuts everything from `len` on.
+    pub(super) fn cut(&self, len: u64) -> io::Result<()> {
+        self.len.store(len, Ordering::Release);
+        self.file.set_len(len)
+    }
+
+    /// Appends a record and returns where it begins. One caller at a time. After an error the pack
+    /// is as long as before: what was written behind its end is cut off, or overwritten by the next.
+    pub(super) fn append(&self, header: &Header, bytes: &[u8]) -> io::Result<u64> {
+        let offset = self.bytes();
+        let written = self
+            .file
+            .write_all_at(&header.encode(), offset)
+            .and_then(|()| self.file.write_all_at(bytes, offset + HEADER_BYTES_U64));
+        if let Err(error) = written {
+            let _ = self.file.set_len(offset);
+            return Err(error);
+        }
+        self.len.store(offset + header.record_bytes(), Ordering::Release);
+        Ok(offset)
+    }
+
+    /// The header at `offset`, if it is a good one and names `id`.
+    pub(super) fn header_at(&self, id: &ContentId, offset: u64) -> io::Result<Option<Header>> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(Header::decode(&bytes).ok().filter(|header| header.id == *id))
+    }
+
+    /// `len` bytes of the chunk whose header begins at `record`, from byte `skip` of the chunk on.
+    pub(super) fn read(&self, record: u64, skip: u32, len: u32) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, record + HEADER_BYTES_U64 + u64::from(skip))?;
+        Ok(bytes)
+    }
+
+    /// Bytes of whole records.
+    pub(super) fn bytes(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Notes that it was read or written just now.
+    pub(super) fn touch(&self) {
+        self.last_used.store(ambient::now().as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    /// Last use in this run, or [`Time::ZERO`].
+    pub(super) fn last_used(&self) -> Time {
+        Time::from_nanos(self.last_used.load(Ordering::Relaxed))
+    }
+
+    /// Makes what was appended survive a power cut.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Removes the file from its folder. Readers that hold the pack read on.
+    pub(super) fn unlink(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    /// The file, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_names_that_it_writes_are_packs() {
+        assert_eq!(Pack::number_of(&Pack::file_name(0xa5)), Some(0xa5));
+        for other in ["", "1.pack", "000000A5.pack", "000000a5.pack.tmp", "lock"] {
+            assert_eq!(Pack::number_of(other), None, "{other}");
+        }
+    }
+}
