@@ -66,7 +66,9 @@ impl AgentError {
             Self::State { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as root, or choose folders of your own with --state and --socket")
             }
-            Self::Socket(SocketError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::Socket(SocketError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Some("run it as root, or choose a socket of your own with --socket")
             }
             Self::Endpoint(_) => Some("is the port taken? choose another with --listen"),

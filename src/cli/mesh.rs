@@ -64,7 +64,11 @@ pub(super) fn run(command: Command) -> Result<(), CliError> {
             // The ticket alone on standard output, so that a script can pass it on.
             println!("{}", invitation.ticket);
             let addresses: Vec<_> = invitation.addresses.iter().map(ToString::to_string).collect();
-            eprintln!("good until {}, for machines that reach {}", invitation.expires, addresses.join(" or "));
+            eprintln!(
+                "good until {}, for machines that reach {}",
+                invitation.expires,
+                addresses.join(" or ")
+            );
             Ok(())
         }
     }
@@ -87,7 +91,12 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
             "expires": membership.expires,
         }));
     }
-    println!("mesh {} is made; this node is {} in cell {}", membership.mesh, membership.node.short(), membership.cell);
+    println!(
+        "mesh {} is made; this node is {} in cell {}",
+        membership.mesh,
+        membership.node.short(),
+        membership.cell
+    );
     eprintln!("its authority's key lies in {}: keep it, and keep it secret", dir.display());
     Ok(())
 }
