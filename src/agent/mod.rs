@@ -2,6 +2,7 @@
 
 pub mod api;
 mod client;
+mod contacts;
 mod error;
 mod metrics;
 mod mount_point;

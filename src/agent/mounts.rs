@@ -29,7 +29,7 @@ const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
 /// Version of the file that remembers mounts.
 const FILE_VERSION: u32 = 1;
 /// Largest such file: [`MOUNTS_MAX`] of the longest paths and names.
-const FILE_MAX_BYTES: u64 = MOUNTS_MAX as u64 * 8 << 10;
+const FILE_MAX_BYTES: u64 = (MOUNTS_MAX as u64) << 13;
 
 /// Opens trees and mounts them.
 pub(super) trait Mounter: Send + Sync + 'static {
