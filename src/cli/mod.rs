@@ -1,4 +1,8 @@
 //! The command line: one file a verb. The only room that reads arguments, environment and home.
+#![cfg_attr(
+    feature = "node",
+    expect(clippy::needless_pass_by_value, reason = "each verb is handed its arguments for good")
+)]
 
 #[cfg(feature = "node")]
 mod agent;
