@@ -18,7 +18,7 @@ mod write;
 pub use documents::{CatalogIndex, DocumentError, History, PastRevision};
 pub use mounted::MountedTree;
 pub use read::{Catalog, CatalogError, Row, Target};
-pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattrs};
+pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use split::{Weight, split};
 pub use tree::{Attributes, DirectoryEntry, FileKind, Inode, Tree, TreeError};
 pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};

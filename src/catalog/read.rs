@@ -329,7 +329,7 @@ fn read_row(row: &rusqlite::Row<'_>, directory: u32) -> Result<Row, CatalogError
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{CatalogWriter, NewContent, NewEntry};
+    use super::super::{CatalogWriter, NewContent, NewEntry, Xattr};
     use super::*;
     use crate::model::Place;
     use proptest::prelude::*;
@@ -356,7 +356,7 @@ pub(super) mod tests {
     /// A catalog with every kind of entry, some of them `many` times.
     fn sample(many: u32) -> Vec<u8> {
         let mut writer = CatalogWriter::new().unwrap();
-        let xattrs: [(Box<[u8]>, Box<[u8]>); 1] = [(b"user.a".as_slice().into(), b"value".as_slice().into())];
+        let xattrs: [Xattr; 1] = [(b"user.a".as_slice().into(), b"value".as_slice().into())];
         let directory = |inode| attributes(inode, FileKind::Directory, 0);
         let mut add = |parent, name: &[u8], attributes: Attributes, content: NewContent<'_>| {
             let entry = NewEntry { parent, name, attributes: &attributes, xattrs: &xattrs, content };

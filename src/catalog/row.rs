@@ -10,8 +10,11 @@ pub const XATTR_VALUE_MAX_BYTES: usize = 64 << 10;
 /// Most bytes of all extended attributes of an inode, packed (guess: ext4 holds less than a block).
 pub const XATTRS_MAX_BYTES: usize = 1 << 20;
 
-/// Extended attributes: name and value, sorted by name.
-pub type Xattrs = Arc<[(Box<[u8]>, Box<[u8]>)]>;
+/// An extended attribute: name and value.
+pub type Xattr = (Box<[u8]>, Box<[u8]>);
+
+/// The extended attributes of an inode, sorted by name.
+pub type Xattrs = Arc<[Xattr]>;
 
 /// Appends a LEB128 number.
 fn put(bytes: &mut Vec<u8>, mut number: u64) {
@@ -119,7 +122,7 @@ pub(super) fn is_sane(chunk: &ChunkRef, plain_max: u32) -> bool {
 ///
 /// # Errors
 /// The offending value, when they are out of bounds or not sorted.
-pub(super) fn pack_xattrs(xattrs: &[(Box<[u8]>, Box<[u8]>)]) -> Result<Option<Vec<u8>>, String> {
+pub(super) fn pack_xattrs(xattrs: &[Xattr]) -> Result<Option<Vec<u8>>, String> {
     if xattrs.is_empty() {
         return Ok(None);
     }
@@ -140,7 +143,7 @@ pub(super) fn unpack_xattrs(mut bytes: &[u8]) -> Result<Xattrs, String> {
     if bytes.len() > XATTRS_MAX_BYTES {
         return Err(format!("{} bytes of extended attributes", bytes.len()));
     }
-    let mut xattrs: Vec<(Box<[u8]>, Box<[u8]>)> = Vec::new();
+    let mut xattrs: Vec<Xattr> = Vec::new();
     while !bytes.is_empty() {
         let mut string = |least: usize, most: usize| {
             let len = usize::try_from(take(&mut bytes)?).ok().filter(|len| (least..=most).contains(len))?;
@@ -205,7 +208,7 @@ mod tests {
         #[test]
         fn attributes_survive(map in proptest::collection::btree_map(
             proptest::collection::vec(1_u8.., 1..20), proptest::collection::vec(any::<u8>(), 0..50), 1..6)) {
-            let xattrs: Vec<(Box<[u8]>, Box<[u8]>)> =
+            let xattrs: Vec<Xattr> =
                 map.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
             let packed = pack_xattrs(&xattrs).unwrap().unwrap();
             let unpacked = unpack_xattrs(&packed).unwrap();

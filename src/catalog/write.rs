@@ -1,6 +1,6 @@
 //! Writing one catalog: the same rows give the same bytes.
 
-use super::row::{pack_chunks, pack_xattrs};
+use super::row::{Xattr, pack_chunks, pack_xattrs};
 use super::schema::{APPLICATION_ID, PAGE_BYTES, ROW_MAX_BYTES, TABLES, VERSION, kind};
 use super::{Attributes, LINK_TARGET_MAX_BYTES, NAME_MAX_BYTES};
 use crate::model::{ChunkRef, ContentId, limits};
@@ -52,7 +52,7 @@ pub struct NewEntry<'a> {
     /// Its attributes.
     pub attributes: &'a Attributes,
     /// Extended attributes, sorted by name.
-    pub xattrs: &'a [(Box<[u8]>, Box<[u8]>)],
+    pub xattrs: &'a [Xattr],
     /// What it names.
     pub content: NewContent<'a>,
 }

@@ -192,12 +192,11 @@ impl SegmentTrailer {
     /// [`SegmentError`] when they are no trailer, of another version, or do not fit the length.
     pub fn parse(trailer: &[u8; SEGMENT_TRAILER_BYTES], segment_bytes: u64) -> Result<Self, SegmentError> {
         let number = |at: usize| u64::from_le_bytes(trailer[at..at + 8].try_into().expect("eight bytes"));
-        let [index_offset, counts, zero] = [number(0), number(8), number(16)];
+        let small = |at: usize| u32::from_le_bytes(trailer[at..at + 4].try_into().expect("four bytes"));
+        let (index_offset, frames, found, zero) = (number(0), small(8), small(12), number(16));
         if &trailer[24..] != MAGIC {
             return Err(SegmentError::NotASegment { bytes: segment_bytes });
         }
-        let frames = (counts & u64::from(u32::MAX)) as u32;
-        let found = (counts >> 32) as u32;
         if found != SEGMENT_VERSION {
             return Err(SegmentError::Version { found });
         }

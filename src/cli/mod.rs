@@ -8,6 +8,8 @@
 mod agent;
 #[cfg(feature = "node")]
 mod ask;
+#[cfg(feature = "node")]
+mod check;
 mod core_replay;
 #[cfg(feature = "node")]
 mod demo;
@@ -63,6 +65,9 @@ enum Command {
     /// Publish a directory tree as a new revision of a repository.
     Publish(publish::Args),
     #[cfg(feature = "node")]
+    /// Verify everything that a published repository's root names.
+    Check(check::Args),
+    #[cfg(feature = "node")]
     /// Run this machine's agent: mounts, cache, mesh member.
     Agent(agent::Args),
     #[cfg(feature = "node")]
@@ -103,6 +108,8 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         #[cfg(feature = "node")]
         Command::Publish(args) => publish::run(args),
+        #[cfg(feature = "node")]
+        Command::Check(args) => check::run(&args),
         #[cfg(feature = "node")]
         Command::Agent(args) => agent::run(args),
         #[cfg(feature = "node")]

@@ -64,36 +64,22 @@ fn agent_address(text: &str) -> Result<AgentAddress, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let Args { tree, repo, to, keys, tag, level, force, checksum, json } = args;
     let started = ambient::now();
-    let tree = open_tree(&args.tree)?;
-    let keys_directory = match &args.keys {
-        Some(directory) => directory.clone(),
-        None => default_keys(&args.repo)?,
-    };
-    // A stratum inside the tree would publish itself, keys would be published for all to read.
-    for (what, directory) in [("the stratum", &args.to), ("the key directory", &keys_directory)] {
-        if resolved(directory)?.starts_with(&tree) {
-            let message = format!("{what} {} lies inside the tree {}", directory.display(), tree.display());
-            return Err(CliError::usage(message).hint("choose a directory outside of what is published"));
-        }
-    }
-    let objects = Arc::new(DirectoryObjects::new(&args.to, &args.repo));
-    let _lock = objects.lock().map_err(store_error)?;
-    let keys = open_keys(&keys_directory, &args.repo, objects.root().map_err(store_error)?.is_some())?;
-    if keys.were_created() && !args.json {
+    let tree = open_tree(&tree)?;
+    let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
+    check_places(&tree, &to, &keys_directory)?;
+    let objects = Arc::new(DirectoryObjects::new(&to, &repo));
+    let _lock = objects.lock().map_err(|error| store_error(&error))?;
+    let is_published = objects.root().map_err(|error| store_error(&error))?.is_some();
+    let keys = open_keys(&keys_directory, &repo, is_published)?;
+    if keys.were_created() && !json {
         eprintln!("New keys in {}. Fingerprint: {}", keys_directory.display(), keys.fingerprint());
         eprintln!("Keep root.key off line: whoever has it can replace all other keys.");
     }
 
-    let options = Options {
-        tree,
-        level: args.level,
-        chunking: Chunking::default(),
-        checksum: args.checksum,
-        force: args.force,
-        tag: args.tag.clone(),
-    };
-    let bar = progress_bar(args.json);
+    let options = Options { tree, level, chunking: Chunking::default(), checksum, force, tag };
+    let bar = progress_bar(json);
     let mut show = |progress: Progress| {
         bar.set_position(progress.bytes);
         if progress.files.is_multiple_of(64) {
@@ -101,14 +87,14 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         }
     };
     let objects: Arc<dyn ObjectStore> = objects;
-    let outcome = publish(&objects, &args.repo, &keys, &options, ambient::unix_now(), &mut show);
+    let outcome = publish(&objects, &repo, &keys, &options, ambient::unix_now(), &mut show);
     bar.finish_and_clear();
-    let outcome = outcome.map_err(publish_error)?;
+    let outcome = outcome.map_err(|error| publish_error(&error))?;
     let seconds = (ambient::now() - started).as_secs_f64();
-    if args.json {
-        println!("{}", as_json(&args.repo, &keys, &outcome, seconds));
+    if json {
+        println!("{}", as_json(&repo, &keys, &outcome, seconds));
     } else {
-        print_outcome(&args.repo, &keys, &outcome, seconds);
+        print_outcome(&repo, &keys, &outcome, seconds);
     }
     announce(&args.announce, &outcome)
 }
@@ -138,6 +124,25 @@ fn open_tree(tree: &Path) -> Result<PathBuf, CliError> {
         return Err(CliError::usage(format!("{} is not a directory", tree.display())));
     }
     Ok(found)
+}
+
+/// A stratum inside the tree would publish itself; keys in either would be there for all to read.
+fn check_places(tree: &Path, stratum: &Path, keys: &Path) -> Result<(), CliError> {
+    let [stratum_at, keys_at] = [resolved(stratum)?, resolved(keys)?];
+    let inside = |what: &str, path: &Path, whole: &str, outer: &Path| {
+        let message = format!("{what} {} lies inside {whole} {}", path.display(), outer.display());
+        Err(CliError::usage(message).hint("choose a directory outside of what others can read"))
+    };
+    if stratum_at.starts_with(tree) {
+        return inside("the stratum", stratum, "the tree", tree);
+    }
+    if keys_at.starts_with(tree) {
+        return inside("the key directory", keys, "the tree", tree);
+    }
+    if keys_at.starts_with(&stratum_at) {
+        return inside("the key directory", keys, "the stratum", stratum);
+    }
+    Ok(())
 }
 
 fn default_keys(name: &RepositoryName) -> Result<PathBuf, CliError> {
@@ -176,14 +181,14 @@ fn open_keys(directory: &Path, name: &RepositoryName, is_published: bool) -> Res
     })
 }
 
-fn store_error(error: ObjectError) -> CliError {
-    match &error {
-        ObjectError::Locked { .. } => CliError::failed(&error).hint("wait until it has ended"),
-        _ => CliError::failed(&error),
+fn store_error(error: &ObjectError) -> CliError {
+    match error {
+        ObjectError::Locked { .. } => CliError::failed(error).hint("wait until it has ended"),
+        _ => CliError::failed(error),
     }
 }
 
-fn publish_error(error: PublishError) -> CliError {
+fn publish_error(error: &PublishError) -> CliError {
     let failed = CliError::failed(format!("nothing was published: {error}"));
     match error {
         PublishError::Read { .. } => failed.hint("every file must be readable by the user who publishes"),

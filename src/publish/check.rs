@@ -22,7 +22,7 @@ pub enum CheckError {
         /// Where it should lie.
         segment: ContentId,
         /// What is wrong.
-        source: ReadChunkError,
+        source: Box<ReadChunkError>,
     },
     /// A segment is missing or cannot be read.
     #[error(transparent)]
@@ -147,7 +147,8 @@ pub fn objects(
 }
 
 fn read(objects: &dyn ObjectStore, chunk: &ChunkRef) -> Result<bytes::Bytes, CheckError> {
-    let wrong = |source| CheckError::Chunk { id: chunk.id, segment: chunk.place.segment, source };
+    let wrong =
+        |error| CheckError::Chunk { id: chunk.id, segment: chunk.place.segment, source: Box::new(error) };
     read_chunk(objects, chunk).map_err(wrong)
 }
 

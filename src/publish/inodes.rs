@@ -17,8 +17,9 @@ pub(super) fn number(tree: &mut ScannedTree, table: &ChunkTable) -> u64 {
         let Content::Directory(children) = &tree.entries[directory as usize].content else {
             unreachable!("only directories are opened");
         };
+        let children = children.clone();
         let mut directories = Vec::new();
-        for child in children.to_vec() {
+        for child in children {
             let path = [&path, &b"/"[..], &tree.entries[child as usize].name].concat();
             if let Content::SameAs(_) = tree.entries[child as usize].content {
                 later.push(child);

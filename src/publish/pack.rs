@@ -120,7 +120,7 @@ fn compress(queue: &Mutex<Receiver<Job>>, level: i32) {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { batch, reply }) = job else { return };
         let frames = match &mut encoder {
-            Ok(encoder) => batch.into_iter().map(|plain| frame(encoder, plain)).collect(),
+            Ok(encoder) => batch.iter().map(|plain| frame(encoder, plain)).collect(),
             Err(error) => Err(PublishError::Compress(std::io::Error::new(error.kind(), error.to_string()))),
         };
         // Nobody waits when storing has failed.
@@ -128,7 +128,7 @@ fn compress(queue: &Mutex<Receiver<Job>>, level: i32) {
     }
 }
 
-fn frame(encoder: &mut Encoder, plain: Plain) -> Result<Framed, PublishError> {
+fn frame(encoder: &mut Encoder, plain: &Plain) -> Result<Framed, PublishError> {
     let frame = encoder.encode(&plain.bytes).map_err(PublishError::Compress)?;
     let plain_len = u32::try_from(plain.bytes.len()).expect("chunks and catalogs are shorter than 4 GiB");
     Ok(Framed { id: plain.id, plain_len, frame })

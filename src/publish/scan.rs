@@ -7,14 +7,14 @@ use super::run::Progress;
 use super::table::{ChunkTable, Number};
 use crate::catalog::{
     Attributes, DIRECTORY_MAX_ENTRIES, FileKind, Inode, LINK_TARGET_MAX_BYTES, NAME_MAX_BYTES,
-    XATTRS_MAX_BYTES, Xattrs,
+    XATTRS_MAX_BYTES, Xattr, Xattrs,
 };
 use crate::chunk::{Chunking, cut};
 use crate::model::{ContentId, limits};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ impl<'a> Scanner<'a> {
         let past = self.previous.map(Previous::top).transpose()?;
         let root =
             self.add(b"", attributes(&metadata, FileKind::Directory, 0), Content::Directory([].into()))?;
-        self.directory(root, past)?;
+        self.directory(root, past.as_ref())?;
         Ok(self.tree)
     }
 
@@ -128,8 +128,8 @@ impl<'a> Scanner<'a> {
     }
 
     /// Fills in the directory at `self.path`. Recursion is as deep as a path can be, 2 048 levels.
-    fn directory(&mut self, number: u32, past: Option<PastDirectory>) -> Result<(), PublishError> {
-        let past_entries = match (self.previous, &past) {
+    fn directory(&mut self, number: u32, past: Option<&PastDirectory>) -> Result<(), PublishError> {
+        let past_entries = match (self.previous, past) {
             (Some(previous), Some(directory)) => previous.entries(directory)?,
             _ => PastEntries::default(),
         };
@@ -162,7 +162,7 @@ impl<'a> Scanner<'a> {
                 Some(previous) => previous.subdirectory(&past_entries, name.as_bytes())?,
                 None => None,
             };
-            self.directory(child, past)?;
+            self.directory(child, past.as_ref())?;
             children.push(child);
             self.path.pop();
         }
@@ -271,7 +271,8 @@ impl<'a> Scanner<'a> {
     fn chunks(&mut self, file: &File, size: u64) -> Result<(Vec<Number>, u64), PublishError> {
         let Self { table, packer, tree, path, buffer, .. } = self;
         let mut numbers = Vec::new();
-        let read = cut::<Failed>(file, size, self.chunking, buffer, |chunk| {
+        // One byte more than expected shows that it grew; a file that grows for ever is not followed.
+        let read = cut::<Failed>(file.take(size.saturating_add(1)), size, self.chunking, buffer, |chunk| {
             let plain_len = u32::try_from(chunk.len()).expect("chunks are at most CHUNK_MAX_BYTES");
             debug_assert!(plain_len <= limits::CHUNK_MAX_BYTES);
             let id = ContentId::of(chunk);
@@ -298,7 +299,7 @@ impl<'a> Scanner<'a> {
             Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => return Ok(self.no_xattrs.clone()),
             Err(error) => return Err(self.unreadable(error)),
         };
-        let mut found: Vec<(Box<[u8]>, Box<[u8]>)> = Vec::new();
+        let mut found: Vec<Xattr> = Vec::new();
         let mut bytes = 0;
         for name in names {
             // `None`: removed since it was listed.

@@ -71,6 +71,7 @@ pub enum CardVerdict {
 
 /// What became of a root.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is made a document and consumed at once")]
 pub enum RootVerdict {
     /// Newer than what was accepted before; now stored. Whether it has expired stands in its
     /// [`super::Standing`]: a mount does not switch to an expired one.
