@@ -1,1 +1,27 @@
 //! File system semantics, without the kernel's types.
+//!
+//! [`FileSystem`] answers look-ups, listings and reads over a [`crate::catalog::Tree`] and a
+//! [`crate::chunk::ChunkSource`]; it can be tested without a kernel. [`fuse`] alone speaks the
+//! kernel's protocol, and `mountpoint.rs` attaches and detaches mounts. `docs/file-system.md` says
+//! what a user may rely on.
+//!
+//! **Revisions.** [`FileSystem::switch`] exchanges the tree at once. What the kernel holds of the old
+//! revision goes on: an open file keeps its content, and an inode that the kernel has not forgotten
+//! is answered from the tree that it came from. Inode numbers change with content, so the kernel's
+//! page cache never mixes revisions; what must go are names, listings and attributes that changed,
+//! and `switch.rs` finds exactly those by comparing the directories that the kernel knows.
+
+mod content;
+mod error;
+pub mod fuse;
+mod listing;
+mod mountpoint;
+mod switch;
+mod system;
+mod table;
+
+pub use error::FsError;
+pub use listing::{ListedEntry, Listing};
+pub use mountpoint::MountError;
+pub use switch::{Notifier, Stale, Switched};
+pub use system::{FileSystem, FileSystemStatistics, Handle};

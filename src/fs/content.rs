@@ -1,0 +1,201 @@
+//! The content of an open file: which pieces of which chunks a read needs. Pure.
+
+use crate::catalog::{Attributes, TreeError};
+use crate::chunk::Piece;
+use crate::model::{ChunkRef, limits};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The chunks of one file, captured when it was opened.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) attributes: Attributes,
+    chunks: Arc<[ChunkRef]>,
+    /// Where each chunk ends in the file; ascending, the last is the file's size.
+    ends: Box<[u64]>,
+}
+
+impl Content {
+    /// Checks the list against the file's size: a catalog comes from outside.
+    pub(super) fn new(attributes: Attributes, chunks: Arc<[ChunkRef]>) -> Result<Self, TreeError> {
+        let mut end = 0_u64;
+        let mut ends = Vec::with_capacity(chunks.len());
+        for chunk in chunks.iter() {
+            if chunk.plain_len == 0 || chunk.plain_len > limits::PLAIN_MAX_BYTES {
+                let detail = format!("chunk {} has {} bytes", chunk.id, chunk.plain_len);
+                return Err(TreeError::Damaged(detail));
+            }
+            // No overflow: fewer than 2^32 chunks fit into memory, of at most 2^29 bytes.
+            end += u64::from(chunk.plain_len);
+            ends.push(end);
+        }
+        if end != attributes.size {
+            let (inode, size) = (attributes.inode.0, attributes.size);
+            let detail = format!("the chunks of inode {inode} have {end} bytes, its size is {size}");
+            return Err(TreeError::Damaged(detail));
+        }
+        Ok(Self { attributes, chunks, ends: ends.into() })
+    }
+
+    /// Number of the chunk that holds byte `offset`, or the number of chunks behind the end.
+    fn chunk_at(&self, offset: u64) -> usize {
+        self.ends.partition_point(|end| *end <= offset)
+    }
+
+    /// The pieces that make up `len` bytes from `offset`, fewer where the file ends.
+    pub(super) fn pieces(&self, offset: u64, len: u32) -> Vec<Piece> {
+        let stop = offset.saturating_add(u64::from(len)).min(self.attributes.size);
+        let mut pieces = Vec::new();
+        let mut at = offset;
+        for number in self.chunk_at(offset)..self.chunks.len() {
+            if at >= stop {
+                break;
+            }
+            let chunk = self.chunks[number];
+            let begin = self.ends[number] - u64::from(chunk.plain_len);
+            let until = stop.min(self.ends[number]);
+            // Both lie within the chunk, whose length is a u32.
+            let within = |position: u64| u32::try_from(position - begin).unwrap_or(chunk.plain_len);
+            let (from, to) = (within(at), within(until));
+            pieces.push(Piece { chunk, offset: from, len: to - from });
+            at = until;
+        }
+        pieces
+    }
+
+    /// One byte of each chunk in `range`: enough to have them fetched and stored, without moving them.
+    fn touches(&self, range: Range<usize>) -> Vec<Piece> {
+        self.chunks[range].iter().map(|chunk| Piece { chunk: *chunk, offset: 0, len: 1 }).collect()
+    }
+}
+
+/// Reads in a row that continue each other after which a reader counts as sequential (guess).
+const SEQUENTIAL_READS: u32 = 2;
+/// How far ahead of a sequential reader chunks are fetched, in bytes: four requests of 1 MiB (guess).
+const AHEAD_BYTES: u64 = 4 << 20;
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Where the next read begins if the reader goes on.
+    next: u64,
+    in_a_row: u32,
+    /// Number of the first chunk that was not yet asked for ahead.
+    ahead: usize,
+}
+
+/// An open file and how it is being read.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) content: Arc<Content>,
+    progress: Mutex<Progress>,
+}
+
+impl OpenFile {
+    pub(super) fn new(content: Arc<Content>) -> Self {
+        Self { content, progress: Mutex::default() }
+    }
+
+    /// Notes a read and says what a sequential reader will want next; often nothing.
+    pub(super) fn foresee(&self, offset: u64, len: u32) -> Vec<Piece> {
+        let content = &self.content;
+        let stop = offset.saturating_add(u64::from(len));
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.in_a_row = if offset == progress.next { progress.in_a_row.saturating_add(1) } else { 0 };
+        progress.next = stop;
+        if progress.in_a_row < SEQUENTIAL_READS {
+            progress.ahead = 0;
+            return Vec::new();
+        }
+        let first = content.chunk_at(stop).max(progress.ahead);
+        let last = content.chunk_at(stop.saturating_add(AHEAD_BYTES));
+        // In runs of at least half the window, so that one request carries several chunks.
+        let asked_to = first.checked_sub(1).map_or(0, |number| content.ends[number]);
+        let near = asked_to < stop.saturating_add(AHEAD_BYTES / 2);
+        if first >= last || !near {
+            return Vec::new();
+        }
+        progress.ahead = last;
+        content.touches(first..last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{FileKind, Inode};
+    use crate::model::{ContentId, Place};
+    use proptest::prelude::*;
+
+    fn chunk(number: usize, plain_len: u32) -> ChunkRef {
+        let id = ContentId::of(&number.to_le_bytes());
+        ChunkRef { id, plain_len, place: Place { segment: id, ordinal: 0, offset: 0, stored_len: plain_len } }
+    }
+
+    fn file(lens: &[u32], size: u64) -> Result<Content, TreeError> {
+        let attributes = Attributes {
+            inode: Inode(7),
+            kind: FileKind::File,
+            permissions: 0o644,
+            uid: 0,
+            gid: 0,
+            size,
+            links: 1,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        Content::new(attributes, lens.iter().enumerate().map(|(i, len)| chunk(i, *len)).collect())
+    }
+
+    #[test]
+    fn chunks_that_contradict_the_size_are_refused_with_both_numbers() {
+        let error = file(&[10, 20], 31).unwrap_err().to_string();
+        assert!(error.contains("30") && error.contains("31"), "{error}");
+        assert!(file(&[10, 0], 10).is_err(), "an empty chunk");
+        assert!(file(&[u32::MAX], u64::from(u32::MAX)).is_err(), "a chunk beyond all bounds");
+    }
+
+    #[test]
+    fn a_sequential_reader_is_run_ahead_of_and_a_random_one_is_not() {
+        let content = Arc::new(file(&[1 << 20; 64], 64 << 20).unwrap());
+        let reader = OpenFile::new(Arc::clone(&content));
+        let mut asked = Vec::new();
+        for request in 0..64 {
+            let ahead = reader.foresee(request << 20, 1 << 20);
+            assert!(ahead.len() <= 4, "a bounded window");
+            asked.extend(ahead.iter().map(|piece| piece.chunk.id));
+        }
+        let wanted: Vec<_> = (2..64).map(|number| content.chunks[number].id).collect();
+        assert_eq!(asked, wanted, "each chunk once, in order");
+        let random = OpenFile::new(content);
+        for at in [5_u64, 60, 3, 40, 20, 50] {
+            assert_eq!(random.foresee(at << 20, 4096), []);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_exactly_the_bytes_that_were_asked_for(
+            lens in proptest::collection::vec(1_u32..50, 0..20),
+            offset in 0_u64..600,
+            len in 0_u32..600,
+        ) {
+            let size: u64 = lens.iter().map(|len| u64::from(*len)).sum();
+            let content = file(&lens, size).unwrap();
+            // The naive answer: a byte is its chunk and its position there.
+            let all: Vec<(ContentId, u32)> = content
+                .chunks
+                .iter()
+                .flat_map(|chunk| (0..chunk.plain_len).map(|at| (chunk.id, at)))
+                .collect();
+            let start = usize::try_from(offset.min(size)).unwrap();
+            let stop = usize::try_from((offset + u64::from(len)).min(size)).unwrap();
+            let pieces = content.pieces(offset, len);
+            prop_assert!(pieces.iter().all(|piece| piece.len > 0));
+            let got: Vec<_> = pieces
+                .iter()
+                .flat_map(|piece| (piece.offset..piece.offset + piece.len).map(|at| (piece.chunk.id, at)))
+                .collect();
+            prop_assert_eq!(&got, &all[start..stop.max(start)]);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Attaching to a folder and detaching from it: `mount(2)` with the rights for it, `fusermount3` without.
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::ffi::{CString, OsStr};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+/// The file system's type, as `mount` shows it after `fuse.`.
+const SUBTYPE: &str = "starling";
+/// Bytes of the largest read request (measured: larger is not faster).
+pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
+/// How long a mount that is in the way gets to show that somebody serves it (guess).
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
+/// Dead mounts on top of each other that are cleared (guess).
+const MAX_STALE: usize = 8;
+
+/// Why a mount was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no such folder.
+    #[error("{path}: the mount point does not exist; make it with `mkdir -p`")]
+    NotThere {
+        /// The mount point.
+        path: String,
+    },
+    /// It is no folder.
+    #[error("{path}: the mount point is not a directory")]
+    NotADirectory {
+        /// The mount point.
+        path: String,
+    },
+    /// Something would be hidden.
+    #[error("{path}: the mount point is not empty")]
+    NotEmpty {
+        /// The mount point.
+        path: String,
+    },
+    /// Something is mounted there.
+    #[error("{path}: `{source_name}` is mounted there already; unmount it first")]
+    AlreadyMounted {
+        /// The mount point.
+        path: String,
+        /// What is mounted.
+        source_name: String,
+    },
+    /// The kernel offers no FUSE.
+    #[error("/dev/fuse is not there: load the module (`modprobe fuse`), or give the container the device")]
+    NoDevice,
+    /// Not root, and no helper.
+    #[error("mounting needs root (CAP_SYS_ADMIN) or fusermount3 (package `fuse3`): {detail}")]
+    NotPermitted {
+        /// What was tried.
+        detail: String,
+    },
+    /// Anything else.
+    #[error("{path}: {action}: {cause}")]
+    Failed {
+        /// The mount point.
+        path: String,
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> MountError {
+    let path = shown(path);
+    move |cause| MountError::Failed { path, action, cause }
+}
+
+/// A line of `/proc/self/mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountLine {
+    /// `MAJOR:MINOR`, which names its read-ahead settings in /sys.
+    pub(super) device: String,
+    source: String,
+    file_system: String,
+}
+
+impl MountLine {
+    /// Whether it is a mount of Starling with this name.
+    pub(super) fn is_of(&self, name: &str) -> bool {
+        self.file_system == format!("fuse.{SUBTYPE}") && self.source == name
+    }
+}
+
+/// What is mounted at exactly `path`, on top.
+pub(super) fn mounted_at(path: &Path) -> io::Result<Option<MountLine>> {
+    Ok(find_mount(&std::fs::read("/proc/self/mountinfo")?, path))
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE OPTIONS`; the last line wins.
+fn find_mount(mountinfo: &[u8], path: &Path) -> Option<MountLine> {
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    mountinfo.split(|byte| *byte == b'\n').rev().find_map(|line| {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let dash = fields.iter().position(|field| *field == b"-")?;
+        if unescape(fields.get(4)?) != path.as_os_str().as_bytes() {
+            return None;
+        }
+        Some(MountLine {
+            device: text(fields.get(2)?),
+            source: text(&unescape(fields.get(dash + 2)?)),
+            file_system: text(fields.get(dash + 1)?),
+        })
+    })
+}
+
+/// Undoes `\040` and its like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits =
+            tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        plain.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
+    }
+    plain
+}
+
+/// Checks that `path` can be mounted upon, clearing dead mounts of ours. Returns it without links.
+pub(super) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
+    // The last part is not looked at before it is known that no dead mount answers for it.
+    let whole = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            parent.canonicalize().map(|parent| parent.join(name))
+        }
+        _ => path.canonicalize(),
+    };
+    let mut whole = whole.map_err(|_| MountError::NotThere { path: shown(path) })?;
+    clear_stale(&whole)?;
+    match std::fs::metadata(&whole) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::NotThere { path: shown(path) });
+        }
+        Err(error) => return Err(failed(path, "look at the mount point")(error)),
+        Ok(status) if !status.is_dir() => return Err(MountError::NotADirectory { path: shown(path) }),
+        Ok(_) => {}
+    }
+    let real = whole.canonicalize().map_err(failed(path, "look at the mount point"))?;
+    if real != whole {
+        whole = real;
+        clear_stale(&whole)?;
+    }
+    let mut entries = std::fs::read_dir(&whole).map_err(failed(path, "list the mount point"))?;
+    if entries.next().is_some() {
+        return Err(MountError::NotEmpty { path: shown(path) });
+    }
+    Ok(whole)
+}
+
+/// Detaches dead mounts of ours from `path`. Whatever else is mounted there is an error.
+fn clear_stale(path: &Path) -> Result<(), MountError> {
+    for _ in 0..MAX_STALE {
+        let line = mounted_at(path).map_err(failed(path, "read /proc/self/mountinfo"))?;
+        let Some(line) = line else { return Ok(()) };
+        let ours = line.file_system == format!("fuse.{SUBTYPE}");
+        if !ours || !is_dead(path) {
+            return Err(MountError::AlreadyMounted { path: shown(path), source_name: line.source });
+        }
+        tracing::info!(path = %path.display(), "a mount whose agent is gone is cleared away");
+        detach(path, true).map_err(failed(path, "clear a dead mount"))?;
+    }
+    Err(MountError::AlreadyMounted { path: shown(path), source_name: "a pile of dead mounts".to_owned() })
+}
+
+/// Whether nobody serves the mount at `path`. Asked by `statfs`, which the kernel never answers from
+/// its caches, and from another thread, since a stopped server does not answer at all.
+fn is_dead(path: &Path) -> bool {
+    let (answer, asked) = sync_channel(1);
+    let path = path.to_owned();
+    let thread = std::thread::Builder::new().name("starling-probe".to_owned()).spawn(move || {
+        let _ = answer.send(rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN));
+    });
+    thread.is_ok() && asked.recv_timeout(ALIVE_WITHIN).unwrap_or(false)
+}
+
+/// Mounts a FUSE file system at `path` and returns the kernel's end of it.
+pub(super) fn attach(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = match rustix::fs::open("/dev/fuse", flags, Mode::empty()) {
+        Ok(device) => device,
+        Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => return Err(MountError::NoDevice),
+        Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+            return Err(MountError::NotPermitted {
+                detail: format!("/dev/fuse: {}", io::Error::from(errno)),
+            });
+        }
+        Err(errno) => return Err(failed(path, "open /dev/fuse")(errno.into())),
+    };
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let options = format!(
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other,\
+         max_read={MAX_READ_BYTES},subtype={SUBTYPE}",
+        device.as_raw_fd()
+    );
+    let options = CString::new(options).expect("no zero byte in numbers and words");
+    // Root's mounts honour set-id bits and devices, as a native file system does.
+    match rustix::mount::mount(name, path, "fuse", MountFlags::RDONLY, options.as_c_str()) {
+        Ok(()) => Ok(device),
+        Err(Errno::PERM) => attach_by_helper(path, name),
+        Err(errno) => Err(failed(path, "mount")(errno.into())),
+    }
+}
+
+/// `fusermount3` mounts for those who may not, and hands the descriptor over a socket.
+fn attach_by_helper(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
+    let helper = |action| failed(path, action);
+    let (ours, theirs) = UnixStream::pair().map_err(helper("make a socket for fusermount3"))?;
+    // A plain `dup` is inherited by the child; the original is not.
+    let inherited = rustix::io::dup(&theirs).map_err(|errno| helper("share a socket")(errno.into()))?;
+    drop(theirs);
+    let options = format!(
+        "ro,default_permissions,allow_other,max_read={MAX_READ_BYTES},fsname={name},subtype={SUBTYPE}"
+    );
+    let child = Command::new("fusermount3")
+        .args(["-o", &options, "--"])
+        .arg(path)
+        .env("_FUSE_COMMFD", inherited.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| MountError::NotPermitted { detail: format!("fusermount3: {error}") })?;
+    drop(inherited);
+    let received = receive_descriptor(&ours);
+    let output = child.wait_with_output().map_err(helper("wait for fusermount3"))?;
+    match received {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) | Err(_) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(MountError::NotPermitted { detail: format!("fusermount3: {said}") })
+        }
+    }
+}
+
+/// The descriptor in the next message, or `None` when the other end closed without one.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }))
+}
+
+/// Unmounts `path`: at once and only if nobody uses it, or lazily.
+pub(super) fn detach(path: &Path, lazily: bool) -> io::Result<()> {
+    let flags = UnmountFlags::NOFOLLOW | if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(path, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => {
+            let mode: &OsStr = OsStr::new(if lazily { "-uz" } else { "-u" });
+            let output = Command::new("fusermount3").arg(mode).arg("--").arg(path).output()?;
+            if output.status.success() {
+                return Ok(());
+            }
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let busy = said.contains("busy");
+            let kind = if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+            Err(io::Error::new(kind, said))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &[u8] = b"36 35 98:0 / / rw - ext4 /dev/root rw\n\
+        40 36 0:50 / /mnt/with\\040space ro,relatime shared:1 - fuse.starling starling:a ro\n\
+        41 40 0:51 / /mnt/with\\040space ro - fuse.other b\\134c ro\n";
+
+    #[test]
+    fn the_topmost_mount_is_found_and_escapes_are_undone() {
+        let line = find_mount(LINES, Path::new("/mnt/with space")).unwrap();
+        let (device, source, file_system) = ("0:51".into(), "b\\c".into(), "fuse.other".into());
+        assert_eq!(line, MountLine { device, source, file_system });
+        assert_eq!(find_mount(LINES, Path::new("/mnt")), None);
+        assert_eq!(find_mount(b"nonsense\n1 2 3 - \n", Path::new("3")), None);
+    }
+
+    #[test]
+    fn an_unfit_mount_point_is_refused_with_its_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        assert!(matches!(prepare(&folder.path().join("missing")), Err(MountError::NotThere { .. })));
+        assert!(matches!(prepare(&folder.path().join("no/where")), Err(MountError::NotThere { .. })));
+        assert!(matches!(prepare(&file), Err(MountError::NotADirectory { .. })));
+        assert!(matches!(prepare(folder.path()), Err(MountError::NotEmpty { .. })));
+        assert!(matches!(prepare(Path::new("/proc")), Err(MountError::AlreadyMounted { .. })));
+        std::fs::remove_file(&file).unwrap();
+        let link = folder.path().join("link");
+        let real = folder.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert_eq!(prepare(&link).unwrap(), real.canonicalize().unwrap());
+    }
+}

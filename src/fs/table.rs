@@ -1,0 +1,201 @@
+//! What the kernel knows: inodes with their look-up counts, and the trees that answer for them.
+//!
+//! The table is as large as the kernel's own cache of inodes, which the kernel bounds and empties by
+//! `forget`. Each inode is bound to the *generation* of the tree that it came from; a tree is kept as
+//! long as an inode is bound to it.
+
+use super::content::Content;
+use super::error::FsError;
+use crate::catalog::{Inode, Tree};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+/// Old trees that are kept for what the kernel still holds of them. Beyond, the oldest goes, and its
+/// inodes are stale (guess: a mount that nobody leaves sees eight revisions come).
+const MAX_OLD_TREES: usize = 8;
+/// Deepest directory that is looked for in another revision: a path of 4096 bytes has no more parts.
+const MAX_DEPTH: usize = 2048;
+
+/// Where a directory stands: its parent and its name there.
+type Place = (Inode, Arc<[u8]>);
+
+struct Known {
+    generation: u64,
+    lookups: u64,
+    /// Of directories but the root.
+    place: Option<Box<Place>>,
+    /// Of files that are open.
+    content: Weak<Content>,
+}
+
+struct Kept {
+    tree: Arc<dyn Tree>,
+    /// Inodes that are bound to it.
+    bound: usize,
+}
+
+/// A tree and its generation.
+pub(super) type Generation = (u64, Arc<dyn Tree>);
+
+/// Inodes that the kernel knows, and trees.
+pub(super) struct Table {
+    current: u64,
+    trees: BTreeMap<u64, Kept>,
+    known: HashMap<Inode, Known>,
+}
+
+impl Table {
+    pub(super) fn new(tree: Arc<dyn Tree>) -> Self {
+        let root = Known { generation: 0, lookups: 1, place: None, content: Weak::new() };
+        Self {
+            current: 0,
+            trees: BTreeMap::from([(0, Kept { tree, bound: 1 })]),
+            known: HashMap::from([(Inode::ROOT, root)]),
+        }
+    }
+
+    /// The tree that new look-ups see.
+    pub(super) fn current(&self) -> Generation {
+        let kept = self.trees.get(&self.current).expect("the current tree is always kept");
+        (self.current, Arc::clone(&kept.tree))
+    }
+
+    /// The tree that answers for `inode`.
+    pub(super) fn tree_of(&self, inode: Inode) -> Result<Generation, FsError> {
+        let known = self.known.get(&inode).ok_or(FsError::Stale(inode))?;
+        let kept = self.trees.get(&known.generation).ok_or(FsError::Stale(inode))?;
+        Ok((known.generation, Arc::clone(&kept.tree)))
+    }
+
+    pub(super) fn is_directory(&self, inode: Inode) -> bool {
+        inode == Inode::ROOT || self.known.get(&inode).is_some_and(|known| known.place.is_some())
+    }
+
+    /// The names from the root down to `directory`, or `None` when a parent was forgotten.
+    pub(super) fn path(&self, directory: Inode) -> Option<Vec<Arc<[u8]>>> {
+        let mut names = Vec::new();
+        let mut at = directory;
+        while at != Inode::ROOT {
+            let (parent, name) = self.known.get(&at)?.place.as_deref()?;
+            if names.len() == MAX_DEPTH {
+                return None;
+            }
+            names.push(Arc::clone(name));
+            at = *parent;
+        }
+        names.reverse();
+        Some(names)
+    }
+
+    /// Where a directory stands; `None` for the root and what is no known directory.
+    pub(super) fn place(&self, directory: Inode) -> Option<Place> {
+        self.known.get(&directory)?.place.as_deref().cloned()
+    }
+
+    /// Counts one look-up of `inode`, which the tree `from` handed out.
+    pub(super) fn remember(&mut self, inode: Inode, from: &Generation, place: Option<Place>) {
+        let place = place.map(Box::new);
+        match self.known.get_mut(&inode) {
+            Some(known) => {
+                known.lookups += 1;
+                if inode != Inode::ROOT && place.is_some() {
+                    known.place = place;
+                }
+                self.rebind(inode, from);
+            }
+            None => {
+                let known = Known { generation: from.0, lookups: 1, place, content: Weak::new() };
+                self.known.insert(inode, known);
+                self.bind(from);
+            }
+        }
+    }
+
+    /// From now on `to` answers for `inode`, unless it is older than the tree that does.
+    pub(super) fn rebind(&mut self, inode: Inode, to: &Generation) {
+        let Some(known) = self.known.get_mut(&inode) else { return };
+        if known.generation < to.0 {
+            let before = std::mem::replace(&mut known.generation, to.0);
+            self.bind(to);
+            self.unbind(before);
+        }
+    }
+
+    /// The kernel dropped `lookups` references.
+    pub(super) fn forget(&mut self, inode: Inode, lookups: u64) {
+        if inode == Inode::ROOT {
+            return;
+        }
+        let Some(known) = self.known.get_mut(&inode) else { return };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups == 0 {
+            let generation = known.generation;
+            self.known.remove(&inode);
+            self.unbind(generation);
+        }
+    }
+
+    /// Makes `tree` the current one. Returns its generation and all known directories, each with the
+    /// tree that answered for it.
+    pub(super) fn advance(&mut self, tree: Arc<dyn Tree>) -> (Generation, Vec<(Inode, Generation)>) {
+        let directories = self.directories();
+        let next = (self.current + 1, tree);
+        let before = std::mem::replace(&mut self.current, next.0);
+        self.trees.insert(next.0, Kept { tree: Arc::clone(&next.1), bound: 0 });
+        self.rebind(Inode::ROOT, &next);
+        if self.trees.get(&before).is_some_and(|kept| kept.bound == 0) {
+            self.trees.remove(&before);
+        }
+        while self.old_trees() > MAX_OLD_TREES {
+            if let Some((generation, kept)) = self.trees.pop_first() {
+                tracing::warn!(
+                    generation,
+                    inodes = kept.bound,
+                    "an old revision is in use but no longer kept: what the kernel holds of it is stale"
+                );
+            }
+        }
+        (next, directories)
+    }
+
+    /// All known directories whose tree is kept.
+    pub(super) fn directories(&self) -> Vec<(Inode, Generation)> {
+        let known = self.known.iter().filter(|(inode, _)| self.is_directory(**inode));
+        known.filter_map(|(inode, _)| Some((*inode, self.tree_of(*inode).ok()?))).collect()
+    }
+
+    /// The content of a file that is open.
+    pub(super) fn content(&self, inode: Inode) -> Option<Arc<Content>> {
+        self.known.get(&inode)?.content.upgrade()
+    }
+
+    /// Notes the content of a file that is being opened.
+    pub(super) fn set_content(&mut self, inode: Inode, content: &Arc<Content>) {
+        if let Some(known) = self.known.get_mut(&inode) {
+            known.content = Arc::downgrade(content);
+        }
+    }
+
+    /// Inodes that the kernel knows, the root included.
+    pub(super) fn inodes(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Trees that are kept besides the current one.
+    pub(super) fn old_trees(&self) -> usize {
+        self.trees.len() - 1
+    }
+
+    fn bind(&mut self, to: &Generation) {
+        let kept = self.trees.entry(to.0).or_insert_with(|| Kept { tree: Arc::clone(&to.1), bound: 0 });
+        kept.bound += 1;
+    }
+
+    fn unbind(&mut self, from: u64) {
+        let Some(kept) = self.trees.get_mut(&from) else { return };
+        kept.bound -= 1;
+        if kept.bound == 0 && from != self.current {
+            self.trees.remove(&from);
+        }
+    }
+}

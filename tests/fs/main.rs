@@ -1,0 +1,7 @@
+//! Proves that the file system shows exactly what its tree says: against a naive model without FUSE,
+//! and through a real mount.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod double;
+mod model;
+mod mounted;
