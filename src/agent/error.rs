@@ -2,7 +2,7 @@
 
 use super::server::SocketError;
 use crate::cache::CacheError;
-use crate::mesh::{EndpointError, IdentityError};
+use crate::mesh::{EndpointError, IdentityError, JoinError};
 use crate::trust::RegistryError;
 use std::io;
 use std::net::SocketAddr;
@@ -37,6 +37,9 @@ pub enum AgentError {
     /// The UDP endpoint of the mesh.
     #[error("mesh: {0}")]
     Endpoint(#[from] EndpointError),
+    /// The desk at which an authority certifies others.
+    #[error("joining desk: {0}")]
+    Desk(#[from] JoinError),
     /// The mesh's driver.
     #[error("mesh: {0}")]
     Mesh(io::Error),

@@ -7,7 +7,7 @@
 use super::api::Peers;
 use super::contacts::Contacts;
 use super::error::AgentError;
-use super::mounter::KernelMounter;
+use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
 use super::node::{Membership, Node};
 use super::server::{Control as _, ControlSocket, control_router, open_router};
@@ -15,11 +15,11 @@ use super::state::StateFolder;
 use crate::ambient;
 use crate::cache::{CacheConfig, DiskCache};
 use crate::config::Settings;
-use crate::fetch::LocalNode;
+use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
-    EndpointConfig, Endpoint, Identity, IdentityError, Incoming, Local, Mesh, MeshStart, Network, serve_joins,
+    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart, Network,
+    bootstrap, proto,
 };
-use crate::mesh::proto;
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
 use crate::upstream::{HttpClient, HttpOptions};
@@ -87,12 +87,21 @@ impl Agent {
         let http = HttpClient::new(HttpOptions::default()).map_err(|e| AgentError::Strata(e.to_string()))?;
         let identity = identity(&settings)?;
         let authority = identity.as_ref().map(|identity| identity.authority().to_bytes());
-        let local = Arc::new(LocalNode::new(cache.clone(), registry.clone(), http.clone(), authority));
+        let local = Arc::new(LocalNode::new(
+            cache.clone(),
+            cache.clone(),
+            registry.clone(),
+            authority,
+            http.clone(),
+            StrataOptions::default(),
+        ));
 
-        let mut contacts = Contacts::open(state.contacts());
+        let contacts = Contacts::open(state.contacts());
         let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
-        let membership = network.as_ref().map(|(_, _, membership)| membership.clone());
-        let (network, joins) = network.map(|(network, joins, _)| (network, joins)).unzip();
+        let (network, joins, membership) = match network {
+            Some((network, joins, membership)) => (Some(network), joins, Some(membership)),
+            None => (None, None, None),
+        };
         let record = record_inputs.map(|path| recording(&path)).transpose()?;
         let mesh = Mesh::start(MeshStart {
             local: local.clone() as Arc<dyn Local>,
@@ -108,8 +117,10 @@ impl Agent {
             }
         }));
 
-        let mounter = KernelMounter::new(local, mesh.clone(), settings.read_deadline());
-        let reads = mounter.reads();
+        let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
+        let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
+        let reads = Arc::new(ReadBook::default());
+        let mounter = KernelMounter::new(local, fetcher, reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
@@ -126,7 +137,7 @@ impl Agent {
         });
         let ending = CancellationToken::new();
         let restoring = node.clone();
-        let restored = tokio::spawn(async move { restoring.mounts.restore().await });
+        let restored = tokio::spawn(async move { restoring.mounts.tend().await });
         if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
             tracing::warn!("some mounts of the last run are not there yet; they follow");
         }
@@ -194,7 +205,7 @@ fn join_network(
     settings: &Settings,
     identity: Arc<Identity>,
     contacts: &Contacts,
-) -> Result<(Network, JoinHandle<()>, Membership), AgentError> {
+) -> Result<(Network, Option<JoinHandle<()>>, Membership), AgentError> {
     let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
     let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
     let bound = endpoint.local_addr()?;
@@ -204,8 +215,20 @@ fn join_network(
     }
     let Incoming { libp2p, chunks, joins, datagrams } = incoming;
     let mut known = contacts.known().to_vec();
-    known.extend(identity.contacts(&settings.state_dir));
-    let joins = tokio::spawn(serve_joins(joins, endpoint.clone()));
+    match bootstrap(&settings.state_dir, identity.authority()) {
+        Ok(members) => known.extend(
+            members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses }),
+        ),
+        Err(error) => tracing::warn!(%error, "the members named at the join are not known any more"),
+    }
+    let joins = match identity.mesh_keys() {
+        // A joiner is told of this node, which it has just reached; it learns of the others here.
+        Some(_) => {
+            let desk = JoinDesk::open(&identity, &settings.state_dir)?;
+            Some(tokio::spawn(desk.run(joins, Vec::new)))
+        }
+        None => None,
+    };
     let network = Network {
         endpoint,
         libp2p,

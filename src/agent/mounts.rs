@@ -6,9 +6,9 @@
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
 
 use super::api::{MountRequest, MountStatus, Refusal, RefusalKind};
-use super::mount_point;
 use crate::ambient;
 use crate::catalog::Tree;
+use crate::fs::MountError;
 use crate::model::{ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, Standing, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
@@ -40,13 +40,13 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// Opens the tree that a root names: fetches its root catalog.
     fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>>;
 
-    /// Mounts a tree on an empty directory.
+    /// Mounts a tree on an empty directory. What a predecessor that was killed has left there is cleared.
     fn mount<'a>(
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
         tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, io::Result<Arc<dyn Mounted>>>;
+    ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>>;
 }
 
 /// A live mount.
@@ -94,7 +94,7 @@ pub(super) struct MountTable {
 
 impl MountTable {
     /// A table that remembers its mounts in `file`. What the file holds is in the table at once, as
-    /// failed; [`Self::restore`] mounts it.
+    /// failed; [`Self::tend`] mounts it.
     ///
     /// # Errors
     /// When the file is there and cannot be read, or is not ours.
@@ -125,23 +125,6 @@ impl MountTable {
         self.lock().iter().map(|(directory, entry)| status(directory, entry)).collect()
     }
 
-    /// Clears what a predecessor that was killed has left at the remembered mount points, and mounts
-    /// them again. What cannot be mounted now is reported and tried again later.
-    pub(super) async fn restore(&self) {
-        for directory in self.lock().keys().cloned().collect::<Vec<_>>() {
-            match mount_point::clear_stale(&directory) {
-                Ok(true) => {
-                    tracing::info!(directory = %directory.display(), "cleared the mount of a predecessor")
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(directory = %directory.display(), %error, "a stale mount could not be cleared");
-                }
-            }
-        }
-        self.tend().await;
-    }
-
     /// Mounts the newest verified revision of a repository and remembers it.
     ///
     /// # Errors
@@ -157,7 +140,10 @@ impl MountTable {
         if self.lock().len() >= MOUNTS_MAX {
             return Err(Refusal::new(RefusalKind::Conflict, format!("{MOUNTS_MAX} mounts are the most")));
         }
-        mount_point::check(&directory)?;
+        if !directory.is_absolute() {
+            let message = format!("{} is not an absolute path", directory.display());
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
         let root = self.newest_root(&repository).await?;
         if let Standing::Expired { since } = root.standing_at(ambient::unix_now()) {
             let message = format!("the newest root of {repository} that is known here expired at {since}");
@@ -316,7 +302,6 @@ impl MountTable {
     /// the restart goes on reading.
     async fn retry(&self, directory: &Path, repository: &RepositoryName) -> Option<State> {
         let attempt = async {
-            mount_point::check(directory)?;
             let root = self.newest_root(repository).await?;
             self.activate(repository, directory, root).await
         };
@@ -369,8 +354,16 @@ impl MountTable {
                 .hint("is a stratum up, or a neighbour that has it? see `starling status`")
         })?;
         let mounted = self.mounter.mount(repository, directory, tree).await.map_err(|error| {
-            Refusal::new(RefusalKind::Internal, format!("mounting on {}: {error}", directory.display()))
-                .hint("mounting needs root or fusermount3, and /dev/fuse")
+            let kind = match error {
+                MountError::NotThere { .. } => RefusalKind::NotFound,
+                MountError::NotADirectory { .. } | MountError::NotEmpty { .. } | MountError::AlreadyMounted { .. } => {
+                    RefusalKind::Conflict
+                }
+                MountError::NoDevice | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
+                    RefusalKind::Internal
+                }
+            };
+            Refusal::new(kind, error)
         })?;
         Ok(State::Active { mounted, root })
     }

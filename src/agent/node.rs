@@ -6,6 +6,7 @@ use super::api::{
     UnmountRequest, VERSION,
 };
 use super::books;
+use super::mounter::ReadBook;
 use super::mounts::MountTable;
 use super::server::Control;
 use crate::ambient;
@@ -40,9 +41,12 @@ pub(super) struct Node {
     pub(super) mounts: Arc<MountTable>,
     /// Makes the mounts look for something newer at once.
     pub(super) wake: Arc<Notify>,
+    /// Reads that failed.
+    pub(super) reads: Arc<ReadBook>,
 }
 
 /// Who this node is in its mesh.
+#[derive(Clone)]
 pub(super) struct Membership {
     pub(super) identity: Arc<Identity>,
     /// Where others reach it.

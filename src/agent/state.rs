@@ -32,14 +32,14 @@ impl StateFolder {
         }
     }
 
-    /// Path of the folder.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The registry of cards and roots.
     pub(super) fn repositories(&self) -> PathBuf {
         self.path.join("repositories")
+    }
+
+    /// Members to ask after a restart.
+    pub(super) fn contacts(&self) -> PathBuf {
+        self.path.join("contacts.json")
     }
 
     /// The list of mounts.

@@ -83,7 +83,11 @@ impl Mounter for DoubleMounter {
         _: &'a RepositoryName,
         directory: &'a Path,
         tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, io::Result<Arc<dyn Mounted>>> {
+    ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
+        if !directory.is_dir() {
+            let path = directory.display().to_string();
+            return Box::pin(async { Err(MountError::NotThere { path }) });
+        }
         self.kernel.shown.lock().unwrap().insert(directory.to_owned(), tree.totals().0);
         let mount = DoubleMount { kernel: self.kernel.clone(), directory: directory.to_owned() };
         Box::pin(async { Ok(Arc::new(mount) as Arc<dyn Mounted>) })
@@ -217,7 +221,7 @@ async fn a_mount_whose_root_has_expired_comes_back_after_a_restart_and_says_so()
     // The only root that is known now is an expired one.
     world.publish(2, 0);
     let table = world.table();
-    table.restore().await;
+    table.tend().await;
     let mounts = table.list();
     assert_eq!((mounts[0].revision, mounts[0].expired), (Some(Revision(2)), true));
 }
@@ -230,15 +234,15 @@ async fn mounts_survive_a_restart_and_a_vanished_mount_point_is_reported() {
     table.mount(world.request()).await.unwrap();
     table.unmount_all(Duration::ZERO).await;
     assert_eq!(world.shown(), None);
-    world.table().restore().await;
+    world.table().tend().await;
     assert_eq!(world.shown(), Some(1));
 
     world.kernel.shown.lock().unwrap().clear();
     fs::remove_dir(&world.request().directory).unwrap();
     let table = world.table();
-    table.restore().await;
+    table.tend().await;
     let problem = table.list()[0].problem.clone().unwrap();
-    assert!(problem.contains("is not there"), "{problem}");
+    assert!(problem.contains("does not exist"), "{problem}");
     // Once the directory is back, so is the mount.
     fs::create_dir(&world.request().directory).unwrap();
     table.tend().await;
@@ -289,6 +293,11 @@ async fn wrong_requests_are_refused_with_a_hint() {
     let world = World::new();
     world.publish(1, 3600);
     let table = world.table();
+    let relative = MountRequest { directory: "mnt".into(), ..world.request() };
+    assert_eq!(table.mount(relative).await.unwrap_err().kind, RefusalKind::Invalid);
+    let missing = MountRequest { directory: "/nowhere/at/all".into(), ..world.request() };
+    let refusal = table.mount(missing).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::NotFound, "{refusal}");
     let unknown = MountRequest { repository: "other.example".parse().unwrap(), ..world.request() };
     let refusal = table.mount(unknown).await.unwrap_err();
     assert!(refusal.hint.unwrap().contains("starling repo add other.example@FINGERPRINT"));
