@@ -64,7 +64,7 @@ fn agent_address(text: &str) -> Result<AgentAddress, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let Args { tree, repo, to, keys, tag, level, force, checksum, json } = args;
+    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, json } = args;
     let started = ambient::now();
     let tree = open_tree(&tree)?;
     let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
@@ -96,7 +96,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         print_outcome(&repo, &keys, &outcome, seconds);
     }
-    announce(&args.announce, &outcome)
+    announce(&agents, &outcome)
 }
 
 /// Hands the root to all agents named. One that refuses does not keep the others from hearing of it.
