@@ -366,10 +366,8 @@ impl Endpoint {
             .max_udp_payload_size(config.mtu.max(1_472))
             .map_err(|_| EndpointError::Mtu { mtu: config.mtu })?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let inner = socket::open(listen)
-            .and_then(|socket| quinn::Runtime::wrap_udp_socket(&*runtime, socket))
-            .map_err(failed)?;
-        let (socket, datagrams) = SharedSocket::new(inner).map_err(failed)?;
+        let (socket, datagrams) =
+            socket::open(listen).and_then(|socket| SharedSocket::new(socket, &*runtime)).map_err(failed)?;
         let quinn =
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket.clone(), runtime)
                 .map_err(failed)?;
@@ -567,4 +565,4 @@ pub(super) fn agreed(connection: &quinn::Connection) -> Option<Alpn> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

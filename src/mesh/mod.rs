@@ -7,6 +7,8 @@ mod endpoint;
 #[cfg(feature = "node")]
 mod identity;
 #[cfg(feature = "node")]
+mod join;
+#[cfg(feature = "node")]
 mod membership;
 #[cfg(feature = "node")]
 mod ports;
@@ -21,6 +23,10 @@ mod state;
 mod ticket;
 #[cfg(feature = "node")]
 mod tls;
+#[cfg(feature = "node")]
+pub mod transfer;
+#[cfg(feature = "node")]
+pub mod wire;
 
 #[cfg(feature = "node")]
 pub use endpoint::{
@@ -28,6 +34,8 @@ pub use endpoint::{
 };
 #[cfg(feature = "node")]
 pub use identity::{Identity, IdentityError, MEMBERSHIP_LIFETIME, NodeKey, node_of, peer_id_of};
+#[cfg(feature = "node")]
+pub use join::{JoinDesk, JoinError, Joined, Members, bootstrap, join, store_bootstrap};
 #[cfg(feature = "node")]
 pub use membership::{
     AuthorityKey, MEMBERSHIP_MAX_BYTES, Membership, MembershipCert, MembershipError, MeshId, MeshKeys, Role,

@@ -56,6 +56,9 @@ pub enum DatagramError {
     },
 }
 
+/// Membership datagrams as they come in, with their senders.
+pub(super) type Datagrams = mpsc::Receiver<(SocketAddr, Bytes)>;
+
 /// What happened to membership datagrams, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatagramCounts {
@@ -99,6 +102,9 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 /// The socket that quinn sees, with the membership datagrams taken out.
 pub(super) struct SharedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// The same socket, for sending membership datagrams: tokio believes a socket unwritable until its
+    /// reactor has looked at it, and the first announcement would be lost.
+    sender: UdpSocket,
     datagrams: mpsc::Sender<(SocketAddr, Bytes)>,
     counters: Counters,
     ipv6: bool,
@@ -111,13 +117,14 @@ impl fmt::Debug for SharedSocket {
 }
 
 impl SharedSocket {
-    /// Wraps `inner`; the receiver gets the membership datagrams and their senders.
-    pub(super) fn new(
-        inner: Arc<dyn AsyncUdpSocket>,
-    ) -> io::Result<(Arc<Self>, mpsc::Receiver<(SocketAddr, Bytes)>)> {
+    /// Shares `socket` with quinn; the receiver gets the membership datagrams and their senders.
+    pub(super) fn new(socket: UdpSocket, runtime: &dyn quinn::Runtime) -> io::Result<(Arc<Self>, Datagrams)> {
         let (datagrams, receiver) = mpsc::channel(WAITING_DATAGRAMS);
-        let ipv6 = inner.local_addr()?.is_ipv6();
-        Ok((Arc::new(Self { inner, datagrams, counters: Counters::default(), ipv6 }), receiver))
+        let ipv6 = socket.local_addr()?.is_ipv6();
+        let sender = socket.try_clone()?;
+        // Both descriptors become non-blocking here: they are one open socket.
+        let inner = runtime.wrap_udp_socket(socket)?;
+        Ok((Arc::new(Self { inner, sender, datagrams, counters: Counters::default(), ipv6 }), receiver))
     }
 
     /// Sends a membership datagram, or drops it when the kernel is busy.
@@ -133,10 +140,8 @@ impl SharedSocket {
             IpAddr::V4(v4) if self.ipv6 => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
             _ => to,
         };
-        let transmit =
-            Transmit { destination, ecn: None, contents: content, segment_size: None, src_ip: None };
-        match self.inner.try_send(&transmit) {
-            Ok(()) => {
+        match self.sender.send_to(content, destination) {
+            Ok(_) => {
                 self.counters.sent.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
@@ -262,11 +267,9 @@ mod tests {
 
     #[tokio::test]
     async fn datagrams_that_are_merged_by_the_kernel_reach_their_readers() {
-        use quinn::Runtime as _;
         let socket = open("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = socket.local_addr().unwrap();
-        let inner = quinn::TokioRuntime.wrap_udp_socket(socket).unwrap();
-        let (shared, mut datagrams) = SharedSocket::new(inner).unwrap();
+        let (shared, mut datagrams) = SharedSocket::new(socket, &quinn::TokioRuntime).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let state = quinn::udp::UdpSocketState::new((&sender).into()).unwrap();
         let kinds = [0x01u8, 0x41, 0x02, 0x42, 0x43, 0x03];
@@ -303,9 +306,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_membership_datagram_is_not_sent_as_one_and_a_flood_is_dropped_with_a_count() {
-        use quinn::Runtime as _;
-        let inner = quinn::TokioRuntime.wrap_udp_socket(open("[::]:0".parse().unwrap()).unwrap()).unwrap();
-        let (shared, mut datagrams) = SharedSocket::new(inner).unwrap();
+        let socket = open("[::]:0".parse().unwrap()).unwrap();
+        let (shared, mut datagrams) = SharedSocket::new(socket, &quinn::TokioRuntime).unwrap();
         let to = SocketAddr::new("127.0.0.1".parse().unwrap(), shared.local_addr().unwrap().port());
         assert!(matches!(
             shared.send_datagram(to, &[0x40]),

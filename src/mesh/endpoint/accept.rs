@@ -119,7 +119,7 @@ fn take_in(
                 let _pass = pass;
                 let limit = shared.config.handshake;
                 match tokio::time::timeout(limit, async { incoming.accept()?.await }).await {
-                    Ok(Ok(connection)) => sort(&shared, &doors, connection),
+                    Ok(Ok(connection)) => sort(&shared, &doors, &connection),
                     Ok(Err(error)) => tracing::debug!(%address, %error, "handshake failed"),
                     Err(_) => tracing::debug!(%address, ?limit, "handshake took too long"),
                 }
@@ -135,16 +135,16 @@ fn take_in(
 }
 
 /// Judges a connection now that its protocol is known, and hands it to that protocol's server.
-fn sort(shared: &Arc<Shared>, doors: &Doors, connection: quinn::Connection) {
+fn sort(shared: &Arc<Shared>, doors: &Doors, connection: &quinn::Connection) {
     let refuse = |code: CloseCode, why: &str| {
         tracing::debug!(address = %connection.remote_address(), why, "connection closed after its handshake");
         connection.close(code.into(), code.reason());
     };
-    let verified = match judge(&connection, &rules(&shared.identity)) {
+    let verified = match judge(connection, &rules(&shared.identity)) {
         Ok(verified) => verified,
         Err(why) => return refuse(CloseCode::Refused, &why),
     };
-    match (agreed(&connection), verified) {
+    match (agreed(connection), verified) {
         (Some(alpn @ (Alpn::Libp2p | Alpn::Chunks)), Verified::Member(membership)) => {
             match shared.registry.admit(connection.clone(), alpn, membership) {
                 Err(Turned::Banned) => refuse(CloseCode::Banned, "banned"),

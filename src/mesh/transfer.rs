@@ -1,0 +1,87 @@
+//! Chunks, news and lists of members between neighbours, over connections of the protocol `starling/1`.
+//!
+//! One bidirectional stream a request. [`ask`] is the asker's side: it verifies each chunk against its
+//! name before anybody sees a byte of it. [`serve()`] is the other side: it passes what is asked, within
+//! the asker's rights, to the driver, and carries the answers back. [`talk`] holds the small requests.
+
+mod ask;
+mod frames;
+mod serve;
+mod talk;
+
+pub use ask::{Asking, Reply, ask};
+pub use serve::{Ask, AskReply, PeerRequest, serve};
+pub use talk::{all_news, members, push_news};
+
+pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
+pub(super) use talk::verified;
+
+use super::proto::Failure;
+use super::wire::{RefusedBecause, WireError};
+use crate::model::ContentId;
+use std::time::Duration;
+
+/// Without a byte from the peer for so long, a request has failed (guess: five leases of a home without
+/// progress, shorter than the idle time-out of a connection).
+pub const NO_PROGRESS: Duration = Duration::from_secs(10);
+
+/// Why a peer did not deliver.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The connection broke, or the peer closed it: also the way in which a peer says that this node is
+    /// not welcome.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+    /// No byte for too long.
+    #[error("no progress for {0:?}")]
+    NoProgress(Duration),
+    /// The bytes are not those of the chunk.
+    #[error("wrong bytes for chunk {chunk}: {detail}")]
+    WrongBytes {
+        /// What was asked.
+        chunk: ContentId,
+        /// What came.
+        detail: String,
+    },
+    /// The peer speaks otherwise than agreed.
+    #[error("the peer violates the protocol: {0}")]
+    Protocol(String),
+    /// The peer does not serve the request.
+    #[error("the peer refuses: {0:?}")]
+    Refused(RefusedBecause),
+    /// The peer ended the stream without an answer for this chunk.
+    #[error("the peer ended the request without an answer")]
+    NotAnswered,
+    /// The request itself is out of bounds.
+    #[error(transparent)]
+    Request(#[from] WireError),
+}
+
+impl TransferError {
+    /// The failure as the core knows it.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Connection(_) => Failure::Unreachable,
+            Self::NoProgress(_) => Failure::TimedOut,
+            Self::WrongBytes { .. } => Failure::WrongBytes,
+            Self::Protocol(_) | Self::Refused(_) | Self::NotAnswered | Self::Request(_) => Failure::Refused,
+        }
+    }
+}
+
+impl From<StreamError> for TransferError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Connection(detail) => Self::Connection(detail),
+            StreamError::NoProgress(span) => Self::NoProgress(span),
+            StreamError::Ended => Self::NotAnswered,
+            StreamError::Wire(error) => Self::Protocol(error.to_string()),
+            StreamError::Noise(frames) => {
+                Self::Protocol(format!("{frames} frames of unknown types in a row"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! The asker's side of a request for chunks.
+
+use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
+use crate::mesh::MemberConnection;
+use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told, VERSION};
+use crate::model::{ChunkRef, ContentId};
+use bytes::{Bytes, BytesMut};
+use quinn::SendStream;
+use std::convert::Infallible;
+use tokio::sync::mpsc;
+
+/// Verified chunks that wait for the asker; then the peer is no longer read, and so is slowed down.
+const EVENTS_WAITING: usize = 4;
+/// Bytes of a growing chunk that are hashed at once (measured: from 16 KiB up BLAKE3 runs at full speed).
+const HASH_STEP_BYTES: usize = 1 << 20;
+/// Memory taken for a chunk before its bytes have come; a larger one grows with what arrives.
+const RESERVE_MAX_BYTES: usize = 4 << 20;
+
+/// What became of one chunk of a request. All but `Wait` are final.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Its plain bytes: their BLAKE3 is the chunk's name.
+    Arrived(Bytes),
+    /// The peer gets or queues it: data follows.
+    Wait {
+        /// Uploads running and queued there.
+        load: u8,
+    },
+    /// The peer has no upload slot.
+    Busy {
+        /// Others who may hold it.
+        holders: Vec<Holder>,
+        /// Uploads running and queued there.
+        load: u8,
+    },
+    /// The peer does not have it.
+    Missing {
+        /// Others who may hold it.
+        holders: Vec<Holder>,
+        /// Uploads running and queued there.
+        load: u8,
+    },
+    /// It will not come.
+    Failed(TransferError),
+}
+
+/// A request under way. Dropping it withdraws everything that has not arrived.
+#[derive(Debug)]
+pub struct Asking {
+    events: mpsc::Receiver<(usize, Reply)>,
+    withdrawals: mpsc::Sender<u16>,
+}
+
+impl Asking {
+    /// The next reply and the index of its chunk in the request; `None` after the last chunk's final
+    /// reply. Every chunk gets one unless it was withdrawn. Safe to cancel.
+    pub async fn next(&mut self) -> Option<(usize, Reply)> {
+        self.events.recv().await
+    }
+
+    /// Tells the peer that one chunk is no longer wanted. It may arrive all the same.
+    pub fn withdraw(&self, index: usize) {
+        if let Ok(index) = u16::try_from(index) {
+            // The queue holds one withdrawal a chunk. Once the request has ended it does not matter.
+            let _ = self.withdrawals.try_send(index);
+        }
+    }
+}
+
+/// Asks the peer at the other end of `connection`. The request ends when each chunk has its final
+/// reply, or after [`NO_PROGRESS`] without a byte.
+///
+/// # Errors
+/// [`TransferError::Request`] when the request is out of bounds: nothing was sent.
+pub fn ask(connection: MemberConnection, request: Request) -> Result<Asking, TransferError> {
+    request.check()?;
+    let (events_in, events) = mpsc::channel(EVENTS_WAITING);
+    let (withdrawals, withdrawn) = mpsc::channel(request.chunks.len());
+    tokio::spawn(async move {
+        let mut open = Open { left: request.chunks.len(), is_open: vec![true; request.chunks.len()] };
+        let result = tokio::select! {
+            result = exchange(&connection, &request, &mut open, &events_in, withdrawn) => result,
+            () = events_in.closed() => return,
+        };
+        let error = result.err().unwrap_or(TransferError::NotAnswered);
+        for index in (0..request.chunks.len()).filter(|index| open.is_open[*index]) {
+            if events_in.send((index, Reply::Failed(error.clone()))).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Asking { events, withdrawals })
+}
+
+/// Which chunks have no final reply yet.
+struct Open {
+    left: usize,
+    is_open: Vec<bool>,
+}
+
+impl Open {
+    fn close(&mut self, index: usize) {
+        if std::mem::replace(&mut self.is_open[index], false) {
+            self.left -= 1;
+        }
+    }
+
+    /// The chunk that a reply speaks of, if it still waits for one.
+    fn find(&self, index: u16) -> Result<usize, TransferError> {
+        let index = usize::from(index);
+        match self.is_open.get(index) {
+            Some(true) => Ok(index),
+            Some(false) => Err(TransferError::Protocol(format!("a second answer for chunk {index}"))),
+            None => {
+                Err(TransferError::Protocol(format!("an answer for chunk {index} of {}", self.is_open.len())))
+            }
+        }
+    }
+}
+
+type Events = mpsc::Sender<(usize, Reply)>;
+
+async fn exchange(
+    connection: &MemberConnection,
+    request: &Request,
+    open: &mut Open,
+    events: &Events,
+    withdrawn: mpsc::Receiver<u16>,
+) -> Result<(), TransferError> {
+    let (mut send, recv) = tokio::time::timeout(NO_PROGRESS, connection.quinn().open_bi())
+        .await
+        .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
+        .map_err(|error| TransferError::Connection(error.to_string()))?;
+    write_all(&mut send, Bytes::from_static(&[VERSION]), NO_PROGRESS).await?;
+    write_message(&mut send, &Message::Request(request.clone()), NO_PROGRESS).await?;
+    let mut reader = FrameReader::new(recv, NO_PROGRESS);
+    tokio::select! {
+        result = replies(&mut reader, request, open, events) => result,
+        never = pass_withdrawals(send, withdrawn) => match never {},
+    }
+}
+
+/// Passes withdrawals on as they come. A peer that has said all it will takes no more of them, which is
+/// no failure: what it said may still be on its way. A broken connection is noticed by the reader.
+async fn pass_withdrawals(mut send: SendStream, mut withdrawn: mpsc::Receiver<u16>) -> Infallible {
+    while let Some(index) = withdrawn.recv().await {
+        if write_message(&mut send, &Message::Withdraw(index), NO_PROGRESS).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
+}
+
+async fn replies(
+    reader: &mut FrameReader,
+    request: &Request,
+    open: &mut Open,
+    events: &Events,
+) -> Result<(), TransferError> {
+    while open.left > 0 {
+        let Some(message) = reader.message().await? else { return Err(TransferError::NotAnswered) };
+        let (index, reply) = match message {
+            Message::Data(header) => {
+                let index = open.find(header.index)?;
+                match read_chunk(reader, header, &request.chunks[index]).await {
+                    Ok(bytes) => (index, Reply::Arrived(bytes)),
+                    Err(error @ TransferError::WrongBytes { .. }) => {
+                        open.close(index);
+                        let _ = events.send((index, Reply::Failed(error.clone()))).await;
+                        return Err(TransferError::Protocol("the peer sent wrong bytes before".into()));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Message::Wait(Told { index, load, .. }) => (open.find(index)?, Reply::Wait { load }),
+            Message::Busy(Told { index, holders, load }) => {
+                (open.find(index)?, Reply::Busy { holders, load })
+            }
+            Message::Missing(Told { index, holders, load }) => {
+                (open.find(index)?, Reply::Missing { holders, load })
+            }
+            Message::Refused(because) => return Err(TransferError::Refused(because)),
+            other => return Err(TransferError::Protocol(format!("unexpected in a reply: {other:?}"))),
+        };
+        if !matches!(reply, Reply::Wait { .. }) {
+            open.close(index);
+        }
+        // The asker's end being gone is noticed by whoever runs this.
+        let _ = events.send((index, reply)).await;
+    }
+    Ok(())
+}
+
+/// Reads a chunk's bytes and verifies them. Memory grows with what arrives, never beyond the length that
+/// the asker's own catalog states.
+async fn read_chunk(
+    reader: &mut FrameReader,
+    header: DataHeader,
+    chunk: &ChunkRef,
+) -> Result<Bytes, TransferError> {
+    let wrong = |detail: String| TransferError::WrongBytes { chunk: chunk.id, detail };
+    let Encoding::Plain = header.encoding().map_err(|error| TransferError::Protocol(error.to_string()))?;
+    if header.len != chunk.plain_len {
+        return Err(wrong(format!("{} bytes instead of {}", header.len, chunk.plain_len)));
+    }
+    let len = header.len as usize;
+    let mut bytes = BytesMut::with_capacity(len.min(RESERVE_MAX_BYTES));
+    let mut hasher = blake3::Hasher::new();
+    let mut hashed = 0;
+    while bytes.len() < len {
+        bytes.extend_from_slice(&reader.bytes(len - bytes.len()).await?);
+        if bytes.len() - hashed >= HASH_STEP_BYTES || bytes.len() == len {
+            hasher.update(&bytes[hashed..]);
+            hashed = bytes.len();
+        }
+    }
+    let found = ContentId::blake3(*hasher.finalize().as_bytes());
+    if found == chunk.id { Ok(bytes.freeze()) } else { Err(wrong(format!("they hash to {found}"))) }
+}

@@ -1,0 +1,136 @@
+//! Frames on QUIC streams, each read and write bounded in time.
+
+use crate::mesh::wire::{HEADER_BYTES, Header, Message, VERSION, WireError};
+use bytes::Bytes;
+use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+use std::future::Future;
+use std::time::Duration;
+
+/// Frames of unknown types that are skipped in a row (guess): a newer peer may say more, not only noise.
+const SKIPPED_MAX: u32 = 64;
+/// Bytes that must leave within one time-out: small enough for a slow reader, large enough to be cheap.
+const WRITE_STEP_BYTES: usize = 256 << 10;
+
+/// Why a stream cannot be read or written on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::mesh) enum StreamError {
+    Connection(String),
+    NoProgress(Duration),
+    Ended,
+    Wire(WireError),
+    Noise(u32),
+}
+
+impl From<WireError> for StreamError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<ReadExactError> for StreamError {
+    fn from(error: ReadExactError) -> Self {
+        match error {
+            ReadExactError::FinishedEarly(_) => Self::Ended,
+            ReadExactError::ReadError(error) => Self::Connection(error.to_string()),
+        }
+    }
+}
+
+impl From<WriteError> for StreamError {
+    fn from(error: WriteError) -> Self {
+        Self::Connection(error.to_string())
+    }
+}
+
+async fn bounded<T, E: Into<StreamError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, StreamError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(StreamError::NoProgress(limit)),
+    }
+}
+
+/// Reads frames. Not safe to cancel in the middle of a call: drop the reader with it.
+pub(in crate::mesh) struct FrameReader {
+    stream: RecvStream,
+    limit: Duration,
+}
+
+impl FrameReader {
+    /// Reads `stream`; each read of some bytes may take `limit`.
+    pub(in crate::mesh) fn new(stream: RecvStream, limit: Duration) -> Self {
+        Self { stream, limit }
+    }
+
+    /// Changes the time-out.
+    pub(in crate::mesh) fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// Reads the version that opens a stream.
+    pub(in crate::mesh) async fn version(&mut self) -> Result<(), StreamError> {
+        let mut version = [0];
+        bounded(self.limit, self.stream.read_exact(&mut version)).await?;
+        if version[0] == VERSION { Ok(()) } else { Err(WireError::Version { found: version[0] }.into()) }
+    }
+
+    /// The next message of a known type, or `None` when the stream ended between two frames.
+    pub(in crate::mesh) async fn message(&mut self) -> Result<Option<Message>, StreamError> {
+        for _ in 0..SKIPPED_MAX {
+            let mut header = [0; HEADER_BYTES];
+            let read = async {
+                match self.stream.read_exact(&mut header).await {
+                    Ok(()) => Ok(true),
+                    Err(ReadExactError::FinishedEarly(0)) => Ok(false),
+                    Err(error) => Err(StreamError::from(error)),
+                }
+            };
+            if !bounded(self.limit, read).await? {
+                return Ok(None);
+            }
+            let header = Header::read(header)?;
+            let mut body = vec![0; header.len];
+            bounded(self.limit, self.stream.read_exact(&mut body)).await?;
+            if let Some(message) = Message::from_body(header.kind, &body)? {
+                return Ok(Some(message));
+            }
+        }
+        Err(StreamError::Noise(SKIPPED_MAX))
+    }
+
+    /// Up to `max` of the bytes that follow a frame.
+    pub(in crate::mesh) async fn bytes(&mut self, max: usize) -> Result<Bytes, StreamError> {
+        let read = bounded(self.limit, async {
+            self.stream
+                .read_chunk(max, true)
+                .await
+                .map_err(|error| StreamError::Connection(error.to_string()))
+        });
+        read.await?.map(|chunk| chunk.bytes).ok_or(StreamError::Ended)
+    }
+}
+
+/// Writes one message.
+pub(in crate::mesh) async fn write_message(
+    stream: &mut SendStream,
+    message: &Message,
+    limit: Duration,
+) -> Result<(), StreamError> {
+    let frame = message.to_frame()?;
+    write_all(stream, frame.into(), limit).await
+}
+
+/// Writes `bytes`, without copying them; each step may take `limit`.
+pub(in crate::mesh) async fn write_all(
+    stream: &mut SendStream,
+    mut bytes: Bytes,
+    limit: Duration,
+) -> Result<(), StreamError> {
+    while !bytes.is_empty() {
+        let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
+        bounded(limit, stream.write_chunk(step)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,387 @@
+//! The serving side: what peers ask is checked and passed to the driver, its answers are carried back.
+
+use super::{FrameReader, NO_PROGRESS, StreamError, write_all, write_message};
+use crate::mesh::wire::{DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told};
+use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
+use crate::mesh::{CloseCode, MemberConnection, News};
+use crate::model::{ChunkRef, Class, NodeId, RepositoryName, limits};
+use bytes::Bytes;
+use quinn::SendStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// Chunks that one connection may be asking for at a time; more are answered busy (guess: the largest
+/// window of a reader, a few times over).
+const ASKS_PER_CONNECTION: usize = 1_024;
+/// Time that the driver may take to answer a small request (guess).
+const DRIVER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the next withdrawal may be away: as long as the request lasts, which is bounded by the asker
+/// and by the connection's own time-out.
+const WITHDRAWALS: Duration = Duration::from_secs(3_600);
+
+/// What a peer asks of this node.
+#[derive(Debug)]
+pub enum PeerRequest {
+    /// A chunk, within the asker's rights.
+    Ask(Ask),
+    /// The asker no longer wants the chunk, or its connection broke. Not sent for an ask that was finally
+    /// answered; one whose answer is on the way may be named all the same.
+    Withdrawn {
+        /// [`Ask::number`].
+        number: u64,
+    },
+    /// A document. It is not verified yet.
+    News {
+        /// Who sent it.
+        from: NodeId,
+        /// The document.
+        news: News,
+    },
+    /// A peer wants the newest documents, at most [`NEWS_MAX_DOCUMENTS`].
+    AllNews {
+        /// Takes them.
+        reply: oneshot::Sender<Vec<News>>,
+    },
+    /// A peer wants the members of this node's cell, at most
+    /// [`CELL_MAX_MEMBERS`](limits::CELL_MAX_MEMBERS).
+    Members {
+        /// Takes them.
+        reply: oneshot::Sender<Vec<MemberRecord>>,
+    },
+}
+
+/// A peer asks for a chunk.
+#[derive(Debug)]
+pub struct Ask {
+    /// Unique in this process.
+    pub number: u64,
+    /// Who asks.
+    pub peer: NodeId,
+    /// Of which repository; the peer may read it.
+    pub repository: RepositoryName,
+    /// How urgently.
+    pub class: Class,
+    /// What. Its numbers are within bounds; that they are true only its hash will show.
+    pub chunk: ChunkRef,
+    /// Where the answer goes.
+    pub reply: AskReply,
+}
+
+/// Takes the answer to an [`Ask`]: at most one `wait`, then one of the others. Dropped without, it ends the
+/// ask and the asker turns elsewhere.
+#[derive(Debug)]
+pub struct AskReply {
+    index: u16,
+    out: mpsc::Sender<Out>,
+    waited: bool,
+    ended: bool,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Out {
+    Say(Message),
+    Data(u16, Bytes, oneshot::Sender<bool>),
+    Nothing(u16),
+}
+
+impl AskReply {
+    fn send(&self, out: Out) {
+        // The queue has room for all that its asks can say; when the stream is gone nobody listens.
+        let _ = self.out.try_send(out);
+    }
+
+    fn told(&self, holders: Vec<Holder>, load: u8) -> Told {
+        let mut holders = holders;
+        holders.truncate(HOLDERS_MAX);
+        Told { index: self.index, holders, load }
+    }
+
+    /// It is under way, or queued: data follows.
+    pub fn wait(&mut self, load: u8) {
+        if !std::mem::replace(&mut self.waited, true) {
+            self.send(Out::Say(Message::Wait(self.told(Vec::new(), load))));
+        }
+    }
+
+    /// No upload slot is free; of `holders` the first [`HOLDERS_MAX`] are named.
+    pub fn busy(mut self, holders: Vec<Holder>, load: u8) {
+        self.ended = true;
+        self.send(Out::Say(Message::Busy(self.told(holders, load))));
+    }
+
+    /// It is not here and will not come; of `holders` the first [`HOLDERS_MAX`] are named.
+    pub fn missing(mut self, holders: Vec<Holder>, load: u8) {
+        self.ended = true;
+        self.send(Out::Say(Message::Missing(self.told(holders, load))));
+    }
+
+    /// Sends the plain, verified bytes. `true` once all were handed to the connection; `false` when the
+    /// asker withdrew, takes nothing for too long, or is gone.
+    pub async fn data(mut self, bytes: Bytes) -> bool {
+        self.ended = true;
+        let (done, handed) = oneshot::channel();
+        self.send(Out::Data(self.index, bytes, done));
+        handed.await.unwrap_or(false)
+    }
+}
+
+impl Drop for AskReply {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.send(Out::Nothing(self.index));
+        }
+    }
+}
+
+/// Serves one connection until it ends: what the peer asks goes to `requests`. When that queue is full,
+/// asks are answered busy at once. Dropping the future ends all of it.
+pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequest>) {
+    let asks = Arc::new(Semaphore::new(ASKS_PER_CONNECTION));
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = connection.quinn().accept_bi() => {
+                let Ok((send, recv)) = accepted else { break };
+                let stream = Stream {
+                    connection: connection.clone(),
+                    requests: requests.clone(),
+                    asks: asks.clone(),
+                    send,
+                };
+                // The number of streams is bounded by the endpoint's transport settings.
+                streams.spawn(stream.serve(FrameReader::new(recv, NO_PROGRESS)));
+            }
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+        }
+    }
+    while streams.join_next().await.is_some() {}
+}
+
+struct Stream {
+    connection: MemberConnection,
+    requests: mpsc::Sender<PeerRequest>,
+    asks: Arc<Semaphore>,
+    send: SendStream,
+}
+
+impl Stream {
+    async fn serve(mut self, mut reader: FrameReader) {
+        let first = match reader.version().await {
+            Ok(()) => reader.message().await,
+            Err(error) => Err(error),
+        };
+        let result = match first {
+            Ok(Some(message)) => self.answer(message, reader).await,
+            Ok(None) => Ok(()),
+            Err(StreamError::Wire(error)) => {
+                tracing::debug!(peer = ?self.connection, %error, "a request was not understood");
+                self.refuse(RefusedBecause::NotUnderstood).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            tracing::debug!(peer = ?self.connection, ?error, "a request ended early");
+        }
+    }
+
+    async fn refuse(&mut self, because: RefusedBecause) -> Result<(), StreamError> {
+        write_message(&mut self.send, &Message::Refused(because), NO_PROGRESS).await
+    }
+
+    async fn answer(&mut self, message: Message, reader: FrameReader) -> Result<(), StreamError> {
+        if self.connection.membership().check_time(crate::ambient::unix_now()).is_err() {
+            return self.refuse(RefusedBecause::Expired).await;
+        }
+        match message {
+            Message::Request(request) if !self.connection.membership().scope.covers(&request.repository) => {
+                tracing::debug!(peer = ?self.connection, repository = %request.repository, "not in its scope");
+                self.refuse(RefusedBecause::Scope).await
+            }
+            Message::Request(request) => self.answer_chunks(request, reader).await,
+            Message::News(news) => {
+                let from = self.connection.node();
+                match self.requests.try_send(PeerRequest::News { from, news }) {
+                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Err(_) => self.give_up(),
+                }
+            }
+            Message::AllNews => {
+                let mut news = self.ask_driver(|reply| PeerRequest::AllNews { reply }).await;
+                news.truncate(NEWS_MAX_DOCUMENTS);
+                for document in news {
+                    write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+                }
+                Ok(())
+            }
+            Message::Members => {
+                let mut members = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
+                members.truncate(limits::CELL_MAX_MEMBERS);
+                for part in members.chunks(MEMBERS_PER_FRAME) {
+                    write_message(&mut self.send, &Message::MemberList(part.to_vec()), NO_PROGRESS).await?;
+                }
+                Ok(())
+            }
+            other => {
+                tracing::debug!(peer = ?self.connection, message = ?other, "not a request");
+                self.refuse(RefusedBecause::NotUnderstood).await
+            }
+        }
+    }
+
+    /// Ends the stream without an answer, so that the peer knows that it got none.
+    fn give_up(&mut self) -> Result<(), StreamError> {
+        let _ = self.send.reset(CloseCode::Busy.into());
+        Ok(())
+    }
+
+    /// What the driver says; nothing when it is overloaded or takes too long.
+    async fn ask_driver<T>(&self, request: impl FnOnce(oneshot::Sender<Vec<T>>) -> PeerRequest) -> Vec<T> {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.try_send(request(reply)).is_err() {
+            return Vec::new();
+        }
+        match tokio::time::timeout(DRIVER_LIMIT, answer).await {
+            Ok(Ok(list)) => list,
+            _ => Vec::new(),
+        }
+    }
+
+    async fn answer_chunks(&mut self, request: Request, reader: FrameReader) -> Result<(), StreamError> {
+        let open = Open::new(request.chunks.len());
+        // Each ask says at most: wait, a final answer, and that it was dropped.
+        let (out, said) = mpsc::channel(3 * request.chunks.len());
+        self.pass_on(request, &open, &out);
+        drop(out);
+        let stopped = self.send.stopped();
+        let result = tokio::select! {
+            result = carry_back(&mut self.send, said, &open) => result,
+            error = take_withdrawals(reader, &open, &self.requests) => Err(error),
+            _ = stopped => Ok(()),
+        };
+        for number in open.take_all() {
+            let _ = self.requests.send(PeerRequest::Withdrawn { number }).await;
+        }
+        if result.is_err() {
+            let _ = self.send.reset(CloseCode::Protocol.into());
+        }
+        result
+    }
+
+    /// Passes every chunk to the driver, as far as there is room.
+    fn pass_on(&self, request: Request, open: &Open, out: &mpsc::Sender<Out>) {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let Request { repository, class, chunks } = request;
+        for (index, chunk) in (0u16..).zip(chunks) {
+            let overloaded = || Out::Say(Message::Busy(Told { index, holders: Vec::new(), load: u8::MAX }));
+            let Ok(place) = self.asks.clone().try_acquire_owned() else {
+                let _ = out.try_send(overloaded());
+                continue;
+            };
+            let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+            let reply = AskReply { index, out: out.clone(), waited: false, ended: false, _place: place };
+            let ask = Ask {
+                number,
+                peer: self.connection.node(),
+                repository: repository.clone(),
+                class,
+                chunk,
+                reply,
+            };
+            open.set(index, number);
+            if let Err(refused) = self.requests.try_send(PeerRequest::Ask(ask)) {
+                open.take(index);
+                if let PeerRequest::Ask(ask) = refused.into_inner() {
+                    ask.reply.busy(Vec::new(), u8::MAX);
+                }
+            }
+        }
+    }
+}
+
+/// The asks of a stream that have no final answer: their numbers, by index.
+struct Open(Mutex<Vec<Option<u64>>>);
+
+impl Open {
+    fn new(count: usize) -> Self {
+        Self(Mutex::new(vec![None; count]))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, index: u16, number: u64) {
+        self.lock()[usize::from(index)] = Some(number);
+    }
+
+    fn is_open(&self, index: u16) -> bool {
+        self.lock()[usize::from(index)].is_some()
+    }
+
+    fn take(&self, index: u16) -> Option<u64> {
+        self.lock().get_mut(usize::from(index))?.take()
+    }
+
+    fn take_all(&self) -> Vec<u64> {
+        self.lock().iter_mut().filter_map(Option::take).collect()
+    }
+}
+
+/// Writes what the asks say until all of them have ended.
+async fn carry_back(
+    send: &mut SendStream,
+    mut said: mpsc::Receiver<Out>,
+    open: &Open,
+) -> Result<(), StreamError> {
+    while let Some(out) = said.recv().await {
+        match out {
+            Out::Say(message) => {
+                if let Message::Busy(told) | Message::Missing(told) = &message {
+                    open.take(told.index);
+                }
+                write_message(send, &message, NO_PROGRESS).await?;
+            }
+            Out::Data(index, bytes, done) => {
+                if !open.is_open(index) {
+                    // Withdrawn meanwhile; dropping `done` says so.
+                    continue;
+                }
+                let len = u32::try_from(bytes.len()).map_err(|_| StreamError::Ended)?;
+                write_message(send, &Message::Data(DataHeader::plain(index, len)), NO_PROGRESS).await?;
+                write_all(send, bytes, NO_PROGRESS).await?;
+                open.take(index);
+                let _ = done.send(true);
+            }
+            Out::Nothing(index) => {
+                open.take(index);
+            }
+        }
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+/// Reads withdrawals until the stream breaks. That the asker will withdraw nothing more is no end.
+async fn take_withdrawals(
+    mut reader: FrameReader,
+    open: &Open,
+    requests: &mpsc::Sender<PeerRequest>,
+) -> StreamError {
+    reader.set_limit(WITHDRAWALS);
+    loop {
+        match reader.message().await {
+            Ok(Some(Message::Withdraw(index))) => {
+                if let Some(number) = open.take(index) {
+                    let _ = requests.send(PeerRequest::Withdrawn { number }).await;
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => std::future::pending().await,
+            Err(error) => return error,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Small requests: handing on a document, asking for all of them, asking for the members of a cell.
+
+use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
+use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS, VERSION};
+use crate::mesh::{AuthorityKey, MemberConnection, MembershipCert, News};
+use crate::model::{UnixTime, limits};
+use bytes::Bytes;
+use std::net::SocketAddr;
+
+/// Most bytes of all documents together (guess: two thousand roots of 32 KiB).
+const NEWS_MAX_BYTES: usize = 64 << 20;
+
+async fn open(connection: &MemberConnection, message: &Message) -> Result<FrameReader, TransferError> {
+    let (mut send, recv) = tokio::time::timeout(NO_PROGRESS, connection.quinn().open_bi())
+        .await
+        .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
+        .map_err(|error| TransferError::Connection(error.to_string()))?;
+    write_all(&mut send, Bytes::from_static(&[VERSION]), NO_PROGRESS).await?;
+    write_message(&mut send, message, NO_PROGRESS).await?;
+    // Dropping `send` ends this side of the stream.
+    Ok(FrameReader::new(recv, NO_PROGRESS))
+}
+
+fn unexpected(message: &Message) -> TransferError {
+    match message {
+        Message::Refused(because) => TransferError::Refused(*because),
+        other => TransferError::Protocol(format!("unexpected in a reply: {other:?}")),
+    }
+}
+
+/// Hands a document to a peer. `Ok` says that it came in, not that it was believed.
+///
+/// # Errors
+/// [`TransferError`]; a peer with too much to do ends the stream.
+pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), TransferError> {
+    match open(connection, &Message::News(news)).await?.message().await? {
+        Some(Message::NewsAck) => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
+}
+
+/// Asks a peer for the newest documents that it knows. They are not verified.
+///
+/// # Errors
+/// [`TransferError`]; too many of them are a violation of the protocol.
+pub async fn all_news(connection: &MemberConnection) -> Result<Vec<News>, TransferError> {
+    let mut reader = open(connection, &Message::AllNews).await?;
+    let (mut news, mut bytes) = (Vec::new(), 0);
+    while let Some(message) = reader.message().await? {
+        let Message::News(document) = message else { return Err(unexpected(&message)) };
+        let (News::Root(content) | News::Card(content)) = &document;
+        bytes += content.len();
+        news.push(document);
+        if news.len() > NEWS_MAX_DOCUMENTS || bytes > NEWS_MAX_BYTES {
+            return Err(TransferError::Protocol(format!("{} documents of {bytes} bytes", news.len())));
+        }
+    }
+    Ok(news)
+}
+
+/// Asks a peer for the members of its cell. Only those whose certificate counts at `now` are returned.
+///
+/// # Errors
+/// [`TransferError`]; too many of them are a violation of the protocol.
+pub async fn members(
+    connection: &MemberConnection,
+    authority: &AuthorityKey,
+    now: UnixTime,
+) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+    let mut reader = open(connection, &Message::Members).await?;
+    let (mut members, mut count) = (Vec::new(), 0);
+    while let Some(message) = reader.message().await? {
+        let Message::MemberList(list) = message else { return Err(unexpected(&message)) };
+        count += list.len();
+        if count > limits::CELL_MAX_MEMBERS {
+            return Err(TransferError::Protocol(format!("{count} members in a cell")));
+        }
+        members.extend(verified(list, authority, now));
+    }
+    Ok(members)
+}
+
+/// The records whose certificate is right.
+pub(in crate::mesh) fn verified(
+    records: Vec<MemberRecord>,
+    authority: &AuthorityKey,
+    now: UnixTime,
+) -> impl Iterator<Item = (MembershipCert, Vec<SocketAddr>)> {
+    records.into_iter().filter_map(move |record| {
+        match MembershipCert::verify(&record.certificate, authority, now) {
+            Ok(certificate) => Some((certificate, record.addresses)),
+            Err(error) => {
+                tracing::debug!(%error, "a member's record was dropped");
+                None
+            }
+        }
+    })
+}
