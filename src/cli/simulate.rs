@@ -1,11 +1,108 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
 use super::CliError;
+use crate::sim::{Progress, Report, Scenario, simulate};
+use serde::Serialize;
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Largest scenario file that is read, in bytes.
+const SCENARIO_MAX_BYTES: u64 = 1 << 20;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = "\
+Examples:
+  starling simulate simulations/scenarios/flash-crowd-10k.toml
+  starling simulate simulations/scenarios/flash-crowd-10k.toml --seed 7 --json
 
-pub(super) fn run(_args: Args) -> Result<(), CliError> {
-    Err(CliError::failed("not wired yet"))
+The same scenario and seed give the same result_hash on every machine; wall_s alone differs.")]
+pub(super) struct Args {
+    /// The scenario (TOML).
+    file: PathBuf,
+    /// Seed of all randomness, instead of the scenario's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    wall_s: f64,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "every verb is called like this")]
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let scenario = read(&args.file)?;
+    #[expect(clippy::disallowed_methods, reason = "the wall time of the run, which no result depends on")]
+    let start = std::time::Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
+    let tty = std::io::stderr().is_terminal();
+    let report = simulate(&scenario, args.seed, threads, &mut |progress| {
+        if tty {
+            show(progress);
+        }
+    });
+    if tty {
+        eprint!("\r\x1b[K");
+    }
+    let timed = Timed { report: &report, wall_s: start.elapsed().as_secs_f64() };
+    let text = if args.json {
+        serde_json::to_string(&timed).map_err(CliError::failed)?
+    } else {
+        table(&args.file, &timed)
+    };
+    writeln!(std::io::stdout(), "{text}")?;
+    if report.completed < report.nodes {
+        let missing = report.nodes - report.completed;
+        return Err(CliError::failed(format!("{missing} of {} nodes did not get all content", report.nodes)));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Scenario, CliError> {
+    let name = path.display();
+    let file = std::fs::File::open(path).map_err(|error| CliError::failed(format!("{name}: {error}")))?;
+    let mut text = String::new();
+    let length = file
+        .take(SCENARIO_MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| CliError::failed(format!("{name}: {error}")))?;
+    if length as u64 > SCENARIO_MAX_BYTES {
+        return Err(CliError::failed(format!("{name}: a scenario has at most {SCENARIO_MAX_BYTES} bytes")));
+    }
+    Scenario::parse(&text).map_err(|error| {
+        CliError::failed(format!("{name}: {error}")).hint("docs/simulation.md lists all keys and their units")
+    })
+}
+
+fn show(progress: Progress) {
+    let share = progress.transfers as f64 / progress.wanted.max(1) as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 30")]
+    let full = (share.clamp(0.0, 1.0) * 30.0) as usize;
+    let bar = format!("{}{}", "#".repeat(full), ".".repeat(30 - full));
+    eprint!("\r[{bar}] {:5.1} %  virtual time {:.3} s ", share * 100.0, progress.now.as_secs_f64());
+}
+
+fn table(path: &Path, timed: &Timed<'_>) -> String {
+    let report = timed.report;
+    let rows = [
+        ("scenario", format!("{} (seed {})", path.display(), report.seed)),
+        ("nodes", format!("{} of {} completed", report.completed, report.nodes)),
+        ("bound", format!("{:.4} s, bound by {}", report.bound_s, report.binding_term.text())),
+        ("makespan", format!("{:.4} s = {:.3} x bound", report.makespan_s, report.makespan_over_bound)),
+        ("p50 / p99", format!("{:.4} s / {:.4} s", report.p50_s, report.p99_s)),
+        ("left the stratum", format!("{} bytes = {:.4} copies", report.strata_bytes, report.strata_copies)),
+        ("transfers", report.transfers.to_string()),
+        ("messages", report.messages.to_string()),
+        ("model", report.model.to_string()),
+        ("wall time", format!("{:.1} s, {} events", timed.wall_s, report.events)),
+        ("result hash", report.result_hash.clone()),
+    ];
+    let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
+    lines.join("\n")
 }

@@ -3,6 +3,10 @@
 //! [`proto`] decides and does no I/O; everything else in this room carries its decisions out.
 
 #[cfg(feature = "node")]
+mod dht;
+#[cfg(feature = "node")]
+mod driver;
+#[cfg(feature = "node")]
 mod endpoint;
 #[cfg(feature = "node")]
 mod identity;
@@ -20,6 +24,8 @@ mod socket;
 #[cfg(feature = "node")]
 mod state;
 #[cfg(feature = "node")]
+mod swim;
+#[cfg(feature = "node")]
 mod ticket;
 #[cfg(feature = "node")]
 mod tls;
@@ -28,6 +34,10 @@ pub mod transfer;
 #[cfg(feature = "node")]
 pub mod wire;
 
+#[cfg(feature = "node")]
+pub use dht::DhtCounters;
+#[cfg(feature = "node")]
+pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
@@ -49,6 +59,8 @@ pub use registry::MemberConnection;
 pub use socket::{DATAGRAM_MAX_BYTES, DatagramCounts, DatagramError};
 #[cfg(feature = "node")]
 pub use state::StateError;
+#[cfg(feature = "node")]
+pub use swim::{SwimCounters, Tuning};
 #[cfg(feature = "node")]
 pub use ticket::{CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, Ticket, TicketError, TicketId};
 #[cfg(feature = "node")]

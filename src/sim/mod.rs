@@ -1,1 +1,17 @@
 //! The fleet simulator: the node's own decisions on a virtual network.
+//!
+//! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out. Every simulated machine runs
+//! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
+//! network (`fluid`) and the least possible time to compare with (`bound`).
+
+mod bound;
+mod engine;
+mod fleet;
+mod fluid;
+mod report;
+mod scenario;
+
+pub use bound::{Bound, Term, bound};
+pub use engine::Progress;
+pub use report::{Report, simulate};
+pub use scenario::{Scenario, ScenarioError};

@@ -15,6 +15,39 @@
 //! it is that lease home, from another region (through the DHT) or from the strata. A dead or
 //! failing home is replaced by the next rank, never by the strata.
 
+mod announce;
+mod content_table;
+mod core;
+mod fetch;
+mod holders;
+mod lookups;
+mod marks;
+mod news;
+mod node;
+mod peers_table;
+mod pending;
+mod record;
+mod rendezvous;
+mod search;
+mod settings;
+mod timer;
+mod uploads;
+mod upstream;
 mod vocabulary;
+mod wants;
 
+#[cfg(test)]
+mod node_tests;
+#[cfg(test)]
+mod swarm_tests;
+#[cfg(test)]
+mod testing;
+
+pub use content_table::{ContentTable, NumberTooLarge};
+pub use core::{Core, Start};
+pub use node::Node;
+pub use peers_table::PeerTable;
+pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
+pub use rendezvous::{best_members, lease_cell};
+pub use settings::Settings;
 pub use vocabulary::*;

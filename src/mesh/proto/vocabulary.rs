@@ -289,11 +289,24 @@ impl Outbox {
     }
 }
 
+/// How near a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Nearness {
+    /// In this node's cell.
+    Cell,
+    /// In another cell of this node's region.
+    Region,
+    /// In another region, or not known where.
+    Far,
+}
+
 /// The view of the mesh: members of the own cell, homes, other cells. Kept by the adapter; for one
 /// state of the view the answers are always the same.
 pub trait Peers {
     /// This node.
     fn me(&self) -> Peer;
+    /// How near the peer is.
+    fn nearness(&self, peer: Peer) -> Nearness;
     /// The home of `slice` of the given rank (0 is the first) among the live members of the own
     /// cell, this node included. `None` past the last member.
     fn home(&self, slice: Slice, rank: usize) -> Option<Peer>;

@@ -70,7 +70,7 @@ pub struct Ask {
     pub reply: AskReply,
 }
 
-/// Takes the answer to an [`Ask`]: at most one `wait`, then one of the others. Dropped without, it ends the
+/// Takes the answer to an [`Ask`]: `wait` as often as need be, then one of the others. Dropped without, it ends the
 /// ask and the asker turns elsewhere.
 #[derive(Debug)]
 pub struct AskReply {
@@ -100,9 +100,12 @@ impl AskReply {
         Told { index: self.index, holders, load }
     }
 
-    /// It is under way, or queued: data follows.
+    /// It is under way, or queued: data follows. May be said again and again: it tells the asker that somebody
+    /// still works on it, without which it turns elsewhere after two seconds.
     pub fn wait(&mut self, load: u8) {
-        if !std::mem::replace(&mut self.waited, true) {
+        // A third of the queue is for repetitions; the rest is kept for first and final answers.
+        let first = !std::mem::replace(&mut self.waited, true);
+        if first || 3 * self.out.capacity() > 2 * self.out.max_capacity() {
             self.send(Out::Say(Message::Wait(self.told(Vec::new(), load))));
         }
     }

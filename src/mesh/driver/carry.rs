@@ -1,0 +1,551 @@
+//! Carries out what the core decided: asks of peers, fetches from the strata, look-ups, bans.
+//!
+//! Each ask and each fetch has a number of its own. A report that names a number which is no longer
+//! under way (withdrawn, or its chunk's number means something else by now) changes nothing, except that
+//! verified bytes are always welcome.
+
+use super::super::dht::{DhtKey, Neighbour};
+use super::super::ports::UpstreamFailure;
+use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, Source};
+use super::super::transfer::{self, Reply};
+use super::super::wire::{Holder, REQUEST_MAX_CHUNKS, Request};
+use super::counters::{add, count};
+use super::task::{Driver, Message, PeerReply, TaskLinks};
+use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of frames that one call for the strata may span, and frames: a reply must come well within a lease.
+const UPSTREAM_MAX_BYTES: u64 = 4 << 20;
+const UPSTREAM_MAX_CHUNKS: usize = 64;
+/// Bytes between two frames that are fetched for nothing rather than by another call (guess: a round trip).
+const UPSTREAM_MAX_GAP: u64 = 256 << 10;
+/// Calls for the strata that run at once; the core bounds their bytes.
+const UPSTREAM_CALLS: usize = 16;
+/// How long a node is banned that sent wrong bytes or forged documents: as long as the core distrusts it.
+pub(super) const BAN: Duration = Duration::from_secs(600);
+
+/// An ask under way.
+struct Asked {
+    number: u64,
+    /// Its place in the request, and where to say that it is not wanted any more.
+    index: usize,
+    withdraw: mpsc::Sender<usize>,
+}
+
+/// Asks under way. Each pins its chunk and its peer.
+#[derive(Default)]
+pub(super) struct AskBook {
+    by_pair: HashMap<(Peer, Chunk), Asked>,
+    by_number: HashMap<u64, (Peer, Chunk)>,
+    next: u64,
+}
+
+/// A fetch from the strata under way.
+struct Fetching {
+    number: u64,
+    call: Arc<Call>,
+}
+
+/// One call for the strata, which ends when none of its chunks is wanted any more.
+struct Call {
+    wanted: AtomicUsize,
+    stop: CancellationToken,
+}
+
+/// Fetches from the strata under way. Each pins its chunk.
+pub(super) struct UpstreamBook {
+    by_chunk: HashMap<Chunk, Fetching>,
+    by_number: HashMap<u64, Chunk>,
+    next: u64,
+    calls: Arc<Semaphore>,
+}
+
+impl Default for UpstreamBook {
+    fn default() -> Self {
+        Self {
+            by_chunk: HashMap::new(),
+            by_number: HashMap::new(),
+            next: 0,
+            calls: Arc::new(Semaphore::new(UPSTREAM_CALLS)),
+        }
+    }
+}
+
+/// Asks that travel together.
+struct Batch {
+    peer: Peer,
+    class: Class,
+    repository: RepositoryName,
+    chunks: Vec<(Chunk, ChunkRef)>,
+}
+
+impl Driver {
+    /// Carries out everything that was decided.
+    pub(super) fn carry_out(&mut self) {
+        let mut batch: Option<Batch> = None;
+        let mut upstream: Vec<Chunk> = Vec::new();
+        // Carrying out may decide more (a look-up without a DHT is answered at once): each such answer ends a
+        // step of a search, and searches end.
+        while !self.decided.is_empty() {
+            for output in std::mem::take(&mut self.decided) {
+                if let Output::Ask { peer, chunk, class } = output {
+                    self.batch(&mut batch, peer, chunk, class);
+                    continue;
+                }
+                if let Some(full) = batch.take() {
+                    self.send_asks(full);
+                }
+                match output {
+                    Output::FetchUpstream { chunk } => upstream.push(chunk),
+                    Output::CancelUpstream { chunk } => {
+                        upstream.retain(|other| *other != chunk);
+                        self.cancel_upstream(chunk);
+                    }
+                    other => self.carry_out_one(other),
+                }
+            }
+            if let Some(last) = batch.take() {
+                self.send_asks(last);
+            }
+        }
+        self.fetch_upstream(upstream);
+    }
+
+    fn carry_out_one(&mut self, output: Output) {
+        match output {
+            Output::Cancel { peer, chunk } => self.cancel_ask(peer, chunk),
+            Output::Serve { ask } => self.serve(ask),
+            Output::Answer { ask, answer, load } => self.answer(ask, &answer, load),
+            Output::FindProviders { segment } => self.find_providers(segment),
+            Output::Announce { segment } => {
+                if let (Some(id), Some(dht)) = (self.content.segment(segment), self.dht()) {
+                    dht.announce(DhtKey::segment(&id));
+                }
+            }
+            Output::Deliver { chunk } => self.deliver(chunk),
+            Output::GiveUp { chunk, why } => self.give_up(chunk, why),
+            Output::Spread { news, to } => self.spread(news, to),
+            Output::Distrust { peer } => {
+                count(&self.links.counters.wrong_bytes);
+                if let Some(node) = self.peers.get(peer).map(|entry| entry.node) {
+                    self.ban(node);
+                }
+            }
+            Output::Ask { .. } | Output::FetchUpstream { .. } | Output::CancelUpstream { .. } => {
+                unreachable!("handled by the caller")
+            }
+        }
+    }
+
+    pub(super) fn dht(&self) -> Option<&super::Dht> {
+        self.links.network.as_ref()?.dht.as_ref()
+    }
+
+    /// Closes all connections with a node that lied, and has none for a while.
+    pub(super) fn ban(&self, node: NodeId) {
+        if let Some(network) = &self.links.network {
+            tracing::warn!(%node, "banned: it sent wrong bytes or a forged document");
+            count(&self.links.counters.bans);
+            network.endpoint.ban(node, BAN);
+        }
+    }
+
+    fn batch(&mut self, batch: &mut Option<Batch>, peer: Peer, chunk: Chunk, class: Class) {
+        let Some(entry) = self.content.get(chunk) else { return };
+        let (reference, repository) = (entry.chunk, &entry.repository);
+        if let Some(open) = batch
+            && open.peer == peer
+            && open.class == class
+            && open.repository == *repository
+            && open.chunks.len() < REQUEST_MAX_CHUNKS
+        {
+            open.chunks.push((chunk, reference));
+            return;
+        }
+        let new = Batch { peer, class, repository: repository.clone(), chunks: vec![(chunk, reference)] };
+        if let Some(full) = batch.replace(new) {
+            self.send_asks(full);
+        }
+    }
+
+    fn send_asks(&mut self, batch: Batch) {
+        let Batch { peer, class, repository, chunks } = batch;
+        let (Some(network), Some(entry)) = (&self.links.network, self.peers.get(peer)) else {
+            for (chunk, _) in chunks {
+                self.input(Input::Failed { chunk, from: Source::Peer(peer), why: Failure::Unreachable });
+            }
+            return;
+        };
+        let (endpoint, node, addr) = (network.endpoint.clone(), entry.node, entry.addr);
+        add(&self.links.counters.asks_sent, chunks.len() as u64);
+        let (withdraw, withdrawn) = mpsc::channel(chunks.len());
+        let mut numbers = Vec::with_capacity(chunks.len());
+        for (index, (chunk, _)) in chunks.iter().enumerate() {
+            self.end_ask(peer, *chunk);
+            self.asks.next += 1;
+            let number = self.asks.next;
+            self.content.pin(*chunk);
+            self.peers.pin(peer);
+            self.asks.by_number.insert(number, (peer, *chunk));
+            self.asks.by_pair.insert((peer, *chunk), Asked { number, index, withdraw: withdraw.clone() });
+            numbers.push(number);
+        }
+        let chunks: Vec<ChunkRef> = chunks.into_iter().map(|(_, reference)| reference).collect();
+        let request = Request { repository, class, chunks: chunks.clone() };
+        let reports = Reports { links: self.links.for_task(), node, chunks, numbers };
+        tokio::spawn(ask(endpoint, addr, request, reports, withdrawn));
+    }
+
+    /// Takes an ask out of the books.
+    fn end_ask(&mut self, peer: Peer, chunk: Chunk) -> Option<Asked> {
+        let asked = self.asks.by_pair.remove(&(peer, chunk))?;
+        self.asks.by_number.remove(&asked.number);
+        self.content.unpin(chunk);
+        self.peers.unpin(peer);
+        Some(asked)
+    }
+
+    fn cancel_ask(&mut self, peer: Peer, chunk: Chunk) {
+        if let Some(asked) = self.end_ask(peer, chunk) {
+            // The queue has room for one withdrawal a chunk; a request that has ended needs none.
+            let _ = asked.withdraw.try_send(asked.index);
+        }
+    }
+
+    /// A peer answered an ask.
+    pub(super) fn peer_replied(&mut self, number: u64, node: NodeId, chunk: ChunkRef, reply: PeerReply) {
+        let under_way = self.asks.by_number.get(&number).copied();
+        if let PeerReply::Arrived { bytes, kept } = reply {
+            let Some(peer) = under_way.map(|(peer, _)| peer).or_else(|| self.peers.number(&node)) else {
+                return;
+            };
+            add(&self.links.counters.bytes_down, bytes.len() as u64);
+            if let Some(entry) = self.peers.get_mut(peer) {
+                entry.bytes_down += bytes.len() as u64;
+            }
+            if let Some((peer, chunk)) = under_way {
+                self.end_ask(peer, chunk);
+            }
+            self.arrived(chunk, Source::Peer(peer), bytes, kept);
+            return;
+        }
+        let Some((peer, chunk)) = under_way else { return };
+        let told = |answer, load| Input::Told { peer, chunk, answer, load };
+        let input = match reply {
+            PeerReply::Wait { load } => {
+                self.input(told(Answer::Wait, load));
+                return;
+            }
+            PeerReply::Busy { holders, load } => {
+                told(Answer::Busy { holders: self.numbers_of(&holders) }, load)
+            }
+            PeerReply::Missing { holders, load } => {
+                told(Answer::Missing { holders: self.numbers_of(&holders) }, load)
+            }
+            PeerReply::Failed(why) => {
+                if why == Failure::Unreachable {
+                    self.unreachable(peer);
+                }
+                Input::Failed { chunk, from: Source::Peer(peer), why }
+            }
+            PeerReply::Arrived { .. } => return,
+        };
+        self.end_ask(peer, chunk);
+        self.input(input);
+    }
+
+    /// Holders that a peer named, as far as they are known: strangers are nobody's word to be taken for.
+    fn numbers_of(&self, holders: &[Holder]) -> super::super::proto::Holders {
+        holders
+            .iter()
+            .filter(|holder| holder.node != self.node)
+            .filter_map(|holder| self.peers.number(&holder.node))
+            .collect()
+    }
+
+    /// Takes chunks from the strata, neighbours in one call.
+    fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
+        let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
+            .into_iter()
+            .filter_map(|chunk| {
+                self.content.get(chunk).map(|entry| (entry.repository.clone(), entry.chunk, chunk))
+            })
+            .collect();
+        wanted.sort_by(|a, b| {
+            let key = |w: &(RepositoryName, ChunkRef, Chunk)| (w.1.place.segment, w.1.place.offset);
+            a.0.cmp(&b.0).then_with(|| key(a).cmp(&key(b)))
+        });
+        let mut rest = &wanted[..];
+        while let Some((first, _)) = rest.split_first() {
+            let len = call_len(rest.iter().map(|(repository, chunk, _)| (repository, chunk)));
+            let (call, after) = rest.split_at(len);
+            rest = after;
+            count(&self.links.counters.upstream_fetches);
+            self.call_upstream(first.0.clone(), call);
+        }
+    }
+
+    fn call_upstream(&mut self, repository: RepositoryName, chunks: &[(RepositoryName, ChunkRef, Chunk)]) {
+        let call = Arc::new(Call { wanted: AtomicUsize::new(chunks.len()), stop: CancellationToken::new() });
+        let mut numbers = Vec::with_capacity(chunks.len());
+        for (_, _, chunk) in chunks {
+            self.cancel_upstream(*chunk);
+            self.upstream.next += 1;
+            let number = self.upstream.next;
+            self.content.pin(*chunk);
+            self.upstream.by_number.insert(number, *chunk);
+            self.upstream.by_chunk.insert(*chunk, Fetching { number, call: Arc::clone(&call) });
+            numbers.push(number);
+        }
+        let chunks: Vec<ChunkRef> = chunks.iter().map(|(_, chunk, _)| *chunk).collect();
+        let (links, calls) = (self.links.for_task(), Arc::clone(&self.upstream.calls));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = call.stop.cancelled() => {}
+                () = fetch(&links, &calls, repository, chunks, numbers) => {}
+            }
+        });
+    }
+
+    fn cancel_upstream(&mut self, chunk: Chunk) {
+        if let Some(fetching) = self.end_upstream(chunk)
+            && fetching.call.wanted.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            fetching.call.stop.cancel();
+        }
+    }
+
+    fn end_upstream(&mut self, chunk: Chunk) -> Option<Fetching> {
+        let fetching = self.upstream.by_chunk.remove(&chunk)?;
+        self.upstream.by_number.remove(&fetching.number);
+        self.content.unpin(chunk);
+        Some(fetching)
+    }
+
+    /// The strata answered for one chunk.
+    pub(super) fn upstream_replied(
+        &mut self,
+        number: u64,
+        chunk: ChunkRef,
+        result: Result<(Bytes, bool), Failure>,
+    ) {
+        let under_way = self.upstream.by_number.get(&number).copied();
+        if let Some(chunk) = under_way {
+            self.end_upstream(chunk);
+        }
+        match (result, under_way) {
+            (Ok((bytes, kept)), _) => {
+                add(&self.links.counters.upstream_bytes, bytes.len() as u64);
+                self.arrived(chunk, Source::Strata, bytes, kept);
+            }
+            (Err(why), Some(chunk)) => self.input(Input::Failed { chunk, from: Source::Strata, why }),
+            (Err(_), None) => {}
+        }
+    }
+
+    fn find_providers(&mut self, segment: Segment) {
+        let (Some(id), Some(dht)) = (self.content.segment(segment), self.dht()) else {
+            self.input(Input::Providers { segment, peers: Vec::new() });
+            return;
+        };
+        let (dht, inbox) = (dht.clone(), self.links.inbox.clone());
+        tokio::spawn(async move {
+            let providers = dht.find(DhtKey::segment(&id)).await;
+            let _ = inbox.send(Message::Found { segment, providers }).await;
+        });
+    }
+
+    /// The DHT named providers. Their cells are not known yet; they are dialled by name, so that a lie leads nowhere.
+    pub(super) fn found(&mut self, segment: Segment, providers: Vec<(NodeId, SocketAddr)>) {
+        let mut peers = Vec::with_capacity(providers.len());
+        let me = self.node;
+        for (node, addr) in providers.into_iter().filter(|(node, _)| *node != me) {
+            // Of who is up, a better address is known than the DHT's; of the own cell, SWIM knows all.
+            let known = |peer: &Peer| {
+                self.is_own_member(*peer) || self.peers.get(*peer).is_some_and(|entry| entry.up)
+            };
+            if let Some(known) = self.peers.number(&node).filter(known) {
+                peers.push(known);
+            } else if let Some(peer) = self.meet(node, addr, None) {
+                self.set_up(peer, true);
+                peers.push(peer);
+            }
+        }
+        self.input(Input::Providers { segment, peers });
+    }
+}
+
+/// How many of the sorted wishes from the first on one call takes.
+fn call_len<'a>(wanted: impl Iterator<Item = (&'a RepositoryName, &'a ChunkRef)>) -> usize {
+    let mut first: Option<(&RepositoryName, ContentId, u64)> = None;
+    let mut end = 0;
+    let mut len = 0;
+    for (repository, chunk) in wanted {
+        let place = chunk.place;
+        let (name, segment, start) = *first.get_or_insert((repository, place.segment, place.offset));
+        let chunk_end = place.end().unwrap_or(u64::MAX);
+        let fits = name == repository
+            && segment == place.segment
+            && len < UPSTREAM_MAX_CHUNKS
+            && (len == 0 || place.offset.saturating_sub(end) <= UPSTREAM_MAX_GAP)
+            && (len == 0 || chunk_end.saturating_sub(start) <= UPSTREAM_MAX_BYTES);
+        if !fits {
+            break;
+        }
+        end = chunk_end.max(end);
+        len += 1;
+    }
+    len
+}
+
+/// Runs one call for the strata and reports each chunk.
+async fn fetch(
+    links: &TaskLinks,
+    calls: &Semaphore,
+    repository: RepositoryName,
+    chunks: Vec<ChunkRef>,
+    numbers: Vec<u64>,
+) {
+    let Ok(_running) = calls.acquire().await else { return };
+    let mut results = links.local.fetch_upstream(repository, chunks.clone()).await.into_iter();
+    for (chunk, number) in chunks.into_iter().zip(numbers) {
+        let result = match results.next() {
+            Some(Ok(bytes)) => Ok((bytes.clone(), links.local.keep(chunk.id, bytes, true).await)),
+            Some(Err(error)) => {
+                tracing::debug!(chunk = %chunk.id, %error, "not from the strata");
+                Err(match error {
+                    UpstreamFailure::UnknownRepository(_) => Failure::Refused,
+                    UpstreamFailure::Unreachable(_) => Failure::Unreachable,
+                    UpstreamFailure::WrongBytes(_) => Failure::WrongBytes,
+                })
+            }
+            None => Err(Failure::Refused),
+        };
+        let _ = links.inbox.send(Message::Upstream { number, chunk, result }).await;
+    }
+}
+
+/// Where a task that asks a peer reports.
+struct Reports {
+    links: TaskLinks,
+    node: NodeId,
+    chunks: Vec<ChunkRef>,
+    numbers: Vec<u64>,
+}
+
+impl Reports {
+    async fn send(&self, index: usize, reply: PeerReply) {
+        let (number, chunk) = (self.numbers[index], self.chunks[index]);
+        let _ = self.links.inbox.send(Message::Reply { number, from: self.node, chunk, reply }).await;
+    }
+}
+
+/// Asks one peer for the chunks of one request and reports each answer.
+async fn ask(
+    endpoint: super::Endpoint,
+    addr: SocketAddr,
+    request: Request,
+    reports: Reports,
+    mut withdrawn: mpsc::Receiver<usize>,
+) {
+    let mut open = vec![true; reports.chunks.len()];
+    let failure = match endpoint.connection(reports.node, addr).await {
+        Err(error) => {
+            tracing::debug!(%error, "asking a peer");
+            Failure::Unreachable
+        }
+        Ok(connection) => {
+            let (neighbour, rtt) = (Neighbour::of(&connection), connection.quinn().rtt());
+            let _ = reports.links.inbox.send(Message::Connected { neighbour, rtt }).await;
+            match transfer::ask(connection, request) {
+                Err(error) => {
+                    tracing::warn!(%error, "a request that the core decided on is out of bounds");
+                    Failure::Refused
+                }
+                Ok(asking) => {
+                    exchange(asking, &reports, &mut open, &mut withdrawn).await;
+                    Failure::Refused
+                }
+            }
+        }
+    };
+    for index in (0..open.len()).filter(|index| open[*index]) {
+        reports.send(index, PeerReply::Failed(failure)).await;
+    }
+}
+
+async fn exchange(
+    mut asking: transfer::Asking,
+    reports: &Reports,
+    open: &mut [bool],
+    withdrawn: &mut mpsc::Receiver<usize>,
+) {
+    while open.iter().any(|open| *open) {
+        let (index, reply) = tokio::select! {
+            reply = asking.next() => match reply {
+                Some(reply) => reply,
+                None => return,
+            },
+            Some(index) = withdrawn.recv() => {
+                asking.withdraw(index);
+                open[index] = false;
+                continue;
+            }
+        };
+        let reply = match reply {
+            Reply::Arrived(bytes) => {
+                let kept = reports.links.local.keep(reports.chunks[index].id, bytes.clone(), false).await;
+                PeerReply::Arrived { bytes, kept }
+            }
+            Reply::Wait { load } => {
+                reports.send(index, PeerReply::Wait { load }).await;
+                continue;
+            }
+            Reply::Busy { holders, load } => PeerReply::Busy { holders, load },
+            Reply::Missing { holders, load } => PeerReply::Missing { holders, load },
+            Reply::Failed(error) => {
+                tracing::debug!(node = %reports.node, %error, "a peer did not deliver");
+                PeerReply::Failed(error.failure())
+            }
+        };
+        open[index] = false;
+        reports.send(index, reply).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Place;
+
+    fn chunk(segment: u8, offset: u64, stored_len: u32) -> ChunkRef {
+        let place = Place { segment: ContentId::of(&[segment]), ordinal: 0, offset, stored_len };
+        ChunkRef { id: ContentId::of(&offset.to_le_bytes()), plain_len: 1, place }
+    }
+
+    #[test]
+    fn neighbouring_frames_of_one_segment_are_one_call() {
+        let (a, b): (RepositoryName, RepositoryName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let len = |wanted: &[(&RepositoryName, ChunkRef)]| {
+            call_len(wanted.iter().map(|(name, chunk)| (*name, chunk)))
+        };
+        let (mib, far) = (1 << 20, UPSTREAM_MAX_GAP + 1);
+        assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&a, chunk(1, 10, 10))]), 2);
+        assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&b, chunk(1, 10, 10))]), 1, "another repository");
+        assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&a, chunk(2, 10, 10))]), 1, "another segment");
+        assert_eq!(len(&[(&a, chunk(1, 0, 10)), (&a, chunk(1, 10 + far, 10))]), 1, "too far apart");
+        let large: Vec<_> = (0..8u64).map(|n| (&a, chunk(1, n * mib, 1 << 20))).collect();
+        assert_eq!(len(&large), 4, "four MiB at most");
+        assert_eq!(len(&[(&a, chunk(1, 0, u32::MAX))]), 1, "however large, the first is taken");
+        let many: Vec<_> = (0..200u64).map(|n| (&a, chunk(1, n * 10, 10))).collect();
+        assert_eq!(len(&many), UPSTREAM_MAX_CHUNKS);
+        assert_eq!(len(&[]), 0);
+    }
+}

@@ -1,0 +1,71 @@
+//! What the driver counts, for the agent's metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {
+        /// Counters of the mesh, all growing from 0 at the start.
+        #[derive(Debug, Default)]
+        pub(super) struct MeshCounters {
+            $($(#[$doc])+ pub(super) $name: AtomicU64,)+
+        }
+
+        /// The values of [`MeshCounters`] at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub struct MeshCounts {
+            $($(#[$doc])+ pub $name: u64,)+
+        }
+
+        impl MeshCounters {
+            /// All values.
+            pub(super) fn snapshot(&self) -> MeshCounts {
+                MeshCounts { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Chunks asked of peers.
+    asks_sent,
+    /// Chunks that peers asked for.
+    asks_received,
+    /// Asks that were answered with data.
+    answers_data,
+    /// Answers `Wait`, repetitions included.
+    answers_wait,
+    /// Answers `Busy`.
+    answers_busy,
+    /// Answers `Missing`.
+    answers_missing,
+    /// Bytes of chunks sent to peers.
+    bytes_up,
+    /// Bytes of chunks taken from peers.
+    bytes_down,
+    /// Chunks taken from the strata under this node's lease.
+    upstream_fetches,
+    /// Bytes of chunks taken from the strata.
+    upstream_bytes,
+    /// Chunks that peers sent with wrong bytes.
+    wrong_bytes,
+    /// Nodes banned.
+    bans,
+    /// Documents that came in fresh.
+    news_fresh,
+    /// Documents handed on.
+    news_sent,
+    /// Documents that were forged or malformed.
+    news_invalid,
+    /// Requests of peers that were turned away because too much was under way.
+    overload,
+}
+
+/// Counts one more.
+pub(super) fn count(counter: &AtomicU64) {
+    add(counter, 1);
+}
+
+/// Counts `n` more.
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

@@ -1,0 +1,277 @@
+//! What the loop does about members, other cells and news.
+
+use super::super::dht::{DhtKey, Neighbour};
+use super::super::ports::{News, NewsVerdict};
+use super::super::proto::{Input, NewsId, Peer};
+use super::super::swim::MemberEvent;
+use super::super::transfer;
+use super::cells::CellView;
+use super::counters::count;
+use super::task::{Driver, Message, TaskLinks};
+use crate::ambient;
+use crate::model::{ContentId, Generator, NodeId, Rng, Time, mix};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Members of a cell, by rank, that announce it: with three, one that died unseen does no harm.
+const ANNOUNCERS: usize = 3;
+/// Documents of peers that are judged at once; beyond, they are dropped, and come again by an exchange.
+const JUDGING_MAX: usize = 32;
+/// Documents that are handed on at once; beyond, they wait for an exchange.
+const SPREADING_MAX: usize = 128;
+/// Pause between two exchanges of all documents with a random peer, and its random part (guess).
+const SYNC_PAUSE: Duration = Duration::from_secs(30);
+const SYNC_SPREAD_S: usize = 30;
+/// Pause after an exchange that failed.
+const SYNC_RETRY: Duration = Duration::from_secs(2);
+
+/// Members' certificates, and what is due.
+pub(super) struct Gossip {
+    members: BTreeMap<NodeId, (SocketAddr, Bytes)>,
+    announcing: bool,
+    generator: Generator,
+    sync_due: Time,
+    syncing: bool,
+    judging: Arc<Semaphore>,
+    spreading: Arc<Semaphore>,
+}
+
+impl Gossip {
+    pub(super) fn new(generator: Generator) -> Self {
+        Self {
+            members: BTreeMap::new(),
+            announcing: false,
+            generator,
+            sync_due: Time::ZERO,
+            syncing: false,
+            judging: Arc::new(Semaphore::new(JUDGING_MAX)),
+            spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
+        }
+    }
+
+    /// The other members of the cell that are up, and their certificates.
+    pub(super) fn members(&self) -> impl Iterator<Item = (SocketAddr, &Bytes)> {
+        self.members.values().map(|(addr, certificate)| (*addr, certificate))
+    }
+}
+
+impl Driver {
+    /// SWIM speaks.
+    pub(super) fn member_changed(&mut self, event: MemberEvent) {
+        match event {
+            MemberEvent::Up { node, addr, certificate } => {
+                let known = self.gossip.members.insert(node, (addr, certificate)).is_some();
+                if let Some(network) = self.links.network.as_ref().filter(|_| known) {
+                    // It restarted or moved before anybody missed it: old connections lead nowhere.
+                    network.endpoint.disconnect(&node);
+                }
+                let cell = self.cell.clone();
+                if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+                    self.set_up(peer, true);
+                }
+                if let Some(dht) = self.dht() {
+                    dht.add_address(node, addr);
+                }
+            }
+            MemberEvent::Down(node) => {
+                self.gossip.members.remove(&node);
+                if let Some(peer) = self.peers.number(&node) {
+                    self.set_up(peer, false);
+                }
+                if let Some(network) = &self.links.network {
+                    network.endpoint.disconnect(&node);
+                }
+            }
+        }
+        self.announce_cell();
+    }
+
+    /// Announces the cell and its region in the DHT, if this node is one of those who do.
+    pub(super) fn announce_cell(&mut self) {
+        let Some(dht) = self.dht().cloned() else { return };
+        let cell_key = ContentId::of(self.cell.as_str().as_bytes()).key();
+        let rank = |node: &NodeId| mix(node.key() ^ cell_key);
+        let own = rank(&self.node);
+        let before = self.gossip.members.keys().filter(|node| rank(node) < own).count();
+        let wanted = before < ANNOUNCERS;
+        if wanted == self.gossip.announcing {
+            return;
+        }
+        self.gossip.announcing = wanted;
+        for key in [DhtKey::cell(&self.cell), DhtKey::region(self.cell.region())] {
+            if wanted { dht.announce(key) } else { dht.withdraw(key) }
+        }
+    }
+
+    /// Whether SWIM, and nobody else, says if this peer is up.
+    pub(super) fn is_own_member(&self, peer: Peer) -> bool {
+        self.peers.get(peer).is_some_and(|entry| entry.cell.as_ref() == Some(&self.cell))
+    }
+
+    /// There is a connection with somebody, and so a certificate with its cell.
+    pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
+        let Neighbour { node, addr, cell } = neighbour;
+        let own = cell == self.cell;
+        if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+            if !own {
+                self.set_up(peer, true);
+            } else if let Some(network) = &self.links.network {
+                network.swim.add_contact(node, addr);
+            }
+        }
+    }
+
+    /// A peer could not be reached. In the own cell SWIM decides; elsewhere this is all that is heard of it.
+    pub(super) fn unreachable(&mut self, peer: Peer) {
+        if !self.is_own_member(peer) {
+            self.set_up(peer, false);
+            if let Some(network) = &self.links.network {
+                network.refresh.notify_one();
+            }
+        }
+    }
+
+    /// The members of another cell, as one of them told.
+    pub(super) fn cell_seen(&mut self, view: CellView) {
+        let CellView { cell, members } = view;
+        let left: Vec<Peer> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| {
+                entry.up && entry.cell.as_ref() == Some(&cell) && !members.contains_key(&entry.node)
+            })
+            .map(|(peer, _)| peer)
+            .collect();
+        for peer in left {
+            self.set_up(peer, false);
+        }
+        for (node, addr) in members {
+            if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+                self.set_up(peer, true);
+            }
+        }
+    }
+
+    /// Has a document of a peer judged.
+    pub(super) fn judge(&mut self, news: News, from: NodeId) {
+        let Ok(permit) = Arc::clone(&self.gossip.judging).try_acquire_owned() else {
+            count(&self.links.counters.overload);
+            return;
+        };
+        let links = self.links.for_task();
+        tokio::spawn(async move {
+            judge(&links, news, from).await;
+            drop(permit);
+        });
+    }
+
+    /// A document was fresh: the core decides whom to tell.
+    pub(super) fn fresh_news(&mut self, news: News, from: Option<NodeId>) {
+        count(&self.links.counters.news_fresh);
+        self.links.news_seen.send_modify(|changes| *changes += 1);
+        let news = self.news.intern(news);
+        let from = from.and_then(|node| self.peers.number(&node));
+        self.input(Input::NewsSeen { news, from });
+    }
+
+    /// The core says whom to tell.
+    pub(super) fn spread(&mut self, news: NewsId, to: Peer) {
+        let (Some(news), Some(entry)) = (self.news.get(news).cloned(), self.peers.get(to)) else { return };
+        let Some(network) = &self.links.network else { return };
+        let Ok(permit) = Arc::clone(&self.gossip.spreading).try_acquire_owned() else { return };
+        let (endpoint, node, addr) = (network.endpoint.clone(), entry.node, entry.addr);
+        let counters = Arc::clone(&self.links.counters);
+        tokio::spawn(async move {
+            let result = match endpoint.connection(node, addr).await {
+                Ok(connection) => {
+                    transfer::push_news(&connection, news).await.map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            match result {
+                Ok(()) => count(&counters.news_sent),
+                Err(error) => tracing::debug!(%node, %error, "handing on a document"),
+            }
+            drop(permit);
+        });
+    }
+
+    /// Begins an exchange of all documents with a random peer when one is due. The first peer is asked at
+    /// once: that is how a new member learns what there is.
+    pub(super) fn gossip_chores(&mut self) {
+        let now = ambient::now();
+        if self.gossip.syncing || self.gossip.sync_due > now {
+            return;
+        }
+        let Some(network) = &self.links.network else { return };
+        let up: Vec<(NodeId, SocketAddr)> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| entry.up)
+            .map(|(_, entry)| (entry.node, entry.addr))
+            .collect();
+        if up.is_empty() {
+            return;
+        }
+        let (node, addr) = up[self.gossip.generator.below(up.len())];
+        self.gossip.syncing = true;
+        let (links, endpoint) = (self.links.for_task(), network.endpoint.clone());
+        tokio::spawn(async move {
+            let ok = match endpoint.connection(node, addr).await {
+                Ok(connection) => sync(&links, &connection).await,
+                Err(error) => {
+                    tracing::debug!(%error, "asking for all documents");
+                    false
+                }
+            };
+            let _ = links.inbox.send(Message::Synced { ok }).await;
+        });
+    }
+
+    /// An exchange ended.
+    pub(super) fn synced(&mut self, ok: bool) {
+        self.gossip.syncing = false;
+        let pause = if ok {
+            SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)
+        } else {
+            SYNC_RETRY
+        };
+        self.gossip.sync_due = ambient::now() + pause;
+    }
+}
+
+async fn judge(links: &TaskLinks, news: News, from: NodeId) -> NewsVerdict {
+    let verdict = links.local.judge(news.clone()).await;
+    match verdict {
+        NewsVerdict::Fresh => {
+            let _ = links.inbox.send(Message::FreshNews { news, from: Some(from) }).await;
+        }
+        NewsVerdict::Invalid => {
+            let _ = links.inbox.send(Message::ForgedNews { from }).await;
+        }
+        NewsVerdict::Known | NewsVerdict::Unjudged => {}
+    }
+    verdict
+}
+
+/// Takes all documents of a peer: cards before roots, because a root can be judged only with its card.
+async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
+    let mut news = match transfer::all_news(connection).await {
+        Ok(news) => news,
+        Err(error) => {
+            tracing::debug!(%error, "asking for all documents");
+            return false;
+        }
+    };
+    news.sort_by_key(|document| matches!(document, News::Root(_)));
+    for document in news {
+        if judge(links, document, connection.node()).await == NewsVerdict::Invalid {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,365 @@
+//! The driver: the one loop that feeds the core and carries out what it decides.
+//!
+//! ```text
+//!   fetch path --obtain--> [ inbox ] --events--> Core --outputs--> tasks --reports--> [ inbox ]
+//!   peers -----requests--/     |  (one bounded queue)      |
+//!   SWIM, DHT, cells ---------/                            asks, uploads, strata, DHT, news
+//! ```
+//!
+//! The loop ([`task`]) never waits for anything but its inbox and the core's next deadline; whatever takes
+//! time runs in a task of its own and reports back. Bytes pass it by reference only. Names become
+//! numbers in the books ([`content`], [`peers`], [`news`]).
+//!
+//! A node that joined no mesh runs the same loop without a network: it has no peers, is its own home and
+//! takes everything from the strata.
+
+mod carry;
+mod cells;
+mod content;
+mod counters;
+mod gossip;
+mod news;
+mod peers;
+mod recent;
+mod recorder;
+mod serve;
+mod task;
+#[cfg(test)]
+mod tests;
+mod wants;
+
+use counters::MeshCounters;
+pub use counters::MeshCounts;
+
+use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
+use super::endpoint::Endpoint;
+use super::ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained};
+use super::proto::{Settings, Start};
+use super::registry::MemberConnection;
+use super::swim::{MemberEvent, Swim, SwimCounters, Tuning};
+use super::ticket::Contact;
+use super::transfer::{PeerRequest, serve};
+use crate::ambient;
+use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use recorder::Recorder;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use task::{Driver, Links, Message};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Messages that wait for the loop: some turns of a busy node. Whoever sends more waits.
+const INBOX_MAX: usize = 1_024;
+/// Requests of peers that wait to be handed to the loop; beyond, askers are told `Busy`.
+const REQUESTS_MAX: usize = 1_024;
+/// Membership events that wait.
+const EVENTS_MAX: usize = 256;
+/// Peers' connections that are served at once: a full cell and as many from others.
+const SERVED_MAX: usize = 4_096;
+/// References that are offered in one message, so that a long list does not stop the loop.
+const OFFER_MAX: usize = 512;
+/// How long a shutdown waits for peers to be told.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long past its deadline a reader waits for the core's own verdict.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The network of a member of a mesh.
+pub struct Network {
+    /// The endpoint, and through it the identity.
+    pub endpoint: Endpoint,
+    /// [`super::Incoming::libp2p`].
+    pub libp2p: mpsc::Receiver<MemberConnection>,
+    /// [`super::Incoming::chunks`].
+    pub chunks: mpsc::Receiver<MemberConnection>,
+    /// [`super::Incoming::datagrams`].
+    pub datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
+    /// Where others reach this node.
+    pub addr: SocketAddr,
+    /// Members to begin with: from the ticket, and those known before a restart.
+    pub contacts: Vec<Contact>,
+    /// Whether to take part in the DHT. Without it, other regions and cells are not found.
+    pub dht: bool,
+    /// The times of the membership protocol.
+    pub tuning: Tuning,
+}
+
+/// What a mesh is started with.
+pub struct MeshStart {
+    /// The node under the mesh.
+    pub local: Arc<dyn Local>,
+    /// `None`: this node joined no mesh.
+    pub network: Option<Network>,
+    /// The core's constants.
+    pub settings: Settings,
+    /// Where to record everything that reaches the core, from its start.
+    pub record: Option<Box<dyn Write + Send>>,
+}
+
+/// A peer, as people want to see it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Where.
+    pub addr: SocketAddr,
+    /// Its cell; `None` until its certificate was seen.
+    pub cell: Option<CellLabel>,
+    /// Whether it is believed to be alive.
+    pub up: bool,
+    /// Round-trip time of the last connection in microseconds, if there was one.
+    pub rtt_us: Option<u64>,
+    /// Bytes of chunks sent to it.
+    pub bytes_up: u64,
+    /// Bytes of chunks taken from it.
+    pub bytes_down: u64,
+}
+
+/// The mesh of this node. It ends when the last handle is dropped, or by [`Mesh::shutdown`].
+pub struct Mesh {
+    inbox: mpsc::Sender<Message>,
+    counters: Arc<MeshCounters>,
+    dht: Option<Arc<DhtCounters>>,
+    swim: Option<Arc<SwimCounters>>,
+    news: watch::Receiver<u64>,
+    local: Arc<dyn Local>,
+    stop: CancellationToken,
+    running: Mutex<Option<JoinHandle<()>>>,
+    _stop_on_drop: DropGuard,
+}
+
+impl Mesh {
+    /// Starts the loop and, with a network, membership, DHT and the serving of peers. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When libp2p refuses to begin.
+    pub fn start(start: MeshStart) -> io::Result<Arc<Self>> {
+        let MeshStart { local, network, settings, record } = start;
+        let (inbox, messages) = mpsc::channel(INBOX_MAX);
+        let (news_seen, news) = watch::channel(0);
+        let counters = Arc::new(MeshCounters::default());
+        let stop = CancellationToken::new();
+        let mut links = Links {
+            local: Arc::clone(&local),
+            inbox: inbox.clone(),
+            counters: Arc::clone(&counters),
+            news_seen,
+            stop: stop.clone(),
+            network: None,
+        };
+        let core = Start { me: peers::ME, settings, generator: ambient::generator() };
+        let recorder = record.map(|to| Recorder::start(to, &core)).transpose()?;
+        let (mut dht, mut swim) = (None, None);
+        let driver = match network {
+            None => {
+                let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+                Driver::new(core, recorder, links, NodeId([0; 32]), nowhere, CellLabel::default())
+            }
+            Some(network) => {
+                let (addr, identity) = (network.addr, Arc::clone(network.endpoint.identity()));
+                let linked = link(network, &inbox, &stop)?;
+                dht = linked.dht.as_ref().map(Dht::counters);
+                swim = Some(linked.swim.counters());
+                links.network = Some(linked);
+                Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
+            }
+        };
+        let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
+        let _stop_on_drop = stop.clone().drop_guard();
+        Ok(Arc::new(Self { inbox, counters, dht, swim, news, local, stop, running, _stop_on_drop }))
+    }
+
+    /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
+    pub async fn announce_local(&self, news: News) -> NewsVerdict {
+        let verdict = self.local.judge(news.clone()).await;
+        if verdict == NewsVerdict::Fresh {
+            let _ = self.inbox.send(Message::FreshNews { news, from: None }).await;
+        }
+        verdict
+    }
+
+    /// The store no longer holds a chunk. Never blocks; if the loop is busy it finds out by itself when
+    /// somebody asks for the chunk.
+    pub fn removed(&self, id: &ContentId) {
+        let _ = self.inbox.try_send(Message::Removed(*id));
+    }
+
+    /// Says that chunks of a repository are named by these references, so that those that are stored here
+    /// are served, and announced by their homes, without having been asked for first.
+    pub async fn offer(&self, repository: &RepositoryName, chunks: &[ChunkRef]) {
+        for part in chunks.chunks(OFFER_MAX) {
+            let (repository, chunks) = (repository.clone(), part.to_vec());
+            let _ = self.inbox.send(Message::Offer { repository, chunks }).await;
+        }
+    }
+
+    /// All peers that are known.
+    pub async fn peers(&self) -> Vec<PeerStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Status(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// The counters.
+    pub fn counts(&self) -> MeshCounts {
+        self.counters.snapshot()
+    }
+
+    /// The counters of the DHT, if there is one.
+    pub fn dht_counters(&self) -> Option<&DhtCounters> {
+        self.dht.as_deref()
+    }
+
+    /// The counters of the membership protocol, if this node is a member of a mesh.
+    pub fn swim_counters(&self) -> Option<&SwimCounters> {
+        self.swim.as_deref()
+    }
+
+    /// Changes whenever a fresh root or card was adopted.
+    pub fn news_changed(&self) -> watch::Receiver<u64> {
+        self.news.clone()
+    }
+
+    /// Leaves the cell, closes the endpoint and ends the loop; a record is complete afterwards. Readers get
+    /// [`ObtainError::Stopping`].
+    pub async fn shutdown(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.inbox.send(Message::Leave(done)).await.is_ok() {
+            let _ = tokio::time::timeout(2 * FAREWELL, wait).await;
+        }
+        self.stop.cancel();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running {
+            let _ = running.await;
+        }
+    }
+}
+
+impl Exchange for Mesh {
+    fn obtain(
+        &self,
+        repository: &RepositoryName,
+        chunk: ChunkRef,
+        class: Class,
+        deadline: Time,
+    ) -> BoxFuture<'_, Result<(Bytes, Obtained), ObtainError>> {
+        let (reply, answer) = oneshot::channel();
+        let want = Message::Want { repository: repository.clone(), chunk, class, deadline, reply };
+        let limit = deadline.since(ambient::now()) + GRACE;
+        async move {
+            let wait = async {
+                if self.inbox.send(want).await.is_err() {
+                    return Err(ObtainError::Stopping);
+                }
+                answer.await.unwrap_or(Err(ObtainError::Stopping))
+            };
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => Err(ObtainError::Stopping),
+                // The loop notices that the other half of `answer` is gone, and withdraws the wish.
+                result = tokio::time::timeout(limit, wait) => {
+                    result.unwrap_or_else(|_| Err(ObtainError::Deadline("the mesh did not answer".into())))
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+/// What the loop uses of the network.
+pub(super) struct Linked {
+    pub(super) endpoint: Endpoint,
+    pub(super) swim: Swim,
+    pub(super) dht: Option<Dht>,
+    /// Woken when a member of another cell fails.
+    pub(super) refresh: Arc<Notify>,
+}
+
+/// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
+fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning } = network;
+    let contacts: Vec<(NodeId, SocketAddr)> = contacts
+        .iter()
+        .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
+        .collect();
+    let (events, members) = mpsc::channel(EVENTS_MAX);
+    let sender = endpoint.clone();
+    let send = Box::new(move |to, bytes: Bytes| {
+        if let Err(error) = sender.send_datagram(to, &bytes) {
+            tracing::debug!(%error, "membership datagram");
+        }
+    });
+    let identity = Arc::clone(endpoint.identity());
+    let swim = Swim::start(identity, addr, contacts.clone(), &tuning, datagrams, send, events);
+    tokio::spawn(pass_members(members, inbox.clone()));
+    let refresh = Arc::new(Notify::new());
+    let dht = if dht {
+        let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p };
+        let (dht, neighbours) = Dht::start(start)?;
+        tokio::spawn(pass_neighbours(neighbours, inbox.clone()));
+        let look =
+            cells::watch(endpoint.clone(), dht.clone(), inbox.clone(), Arc::clone(&refresh), stop.clone());
+        tokio::spawn(look);
+        Some(dht)
+    } else {
+        None
+    };
+    let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+    tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
+    tokio::spawn(pass_requests(asked, inbox.clone()));
+    Ok(Linked { endpoint, swim, dht, refresh })
+}
+
+async fn pass_members(mut events: mpsc::Receiver<MemberEvent>, inbox: mpsc::Sender<Message>) {
+    while let Some(event) = events.recv().await {
+        if inbox.send(Message::Member(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn pass_neighbours(mut neighbours: mpsc::Receiver<Neighbour>, inbox: mpsc::Sender<Message>) {
+    while let Some(neighbour) = neighbours.recv().await {
+        if inbox.send(Message::Neighbour(neighbour)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn pass_requests(mut requests: mpsc::Receiver<PeerRequest>, inbox: mpsc::Sender<Message>) {
+    while let Some(request) = requests.recv().await {
+        if inbox.send(Message::Request(request)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves the connections that peers open. The loop hears of a peer before it hears its first request.
+async fn accept(
+    mut connections: mpsc::Receiver<MemberConnection>,
+    requests: mpsc::Sender<PeerRequest>,
+    inbox: mpsc::Sender<Message>,
+    stop: CancellationToken,
+) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            connection = connections.recv(), if serving.len() < SERVED_MAX => {
+                let Some(connection) = connection else { return };
+                let neighbour = Neighbour::of(&connection);
+                if inbox.send(Message::Neighbour(neighbour)).await.is_err() {
+                    return;
+                }
+                serving.spawn(serve(connection, requests.clone()));
+            }
+            Some(_) = serving.join_next(), if !serving.is_empty() => {}
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The serving side: what peers ask becomes the core's inputs, its answers go back to them.
+
+use super::super::proto::{Answer, Ask, Chunk, Input, Peer};
+use super::super::transfer::{self, AskReply, PeerRequest};
+use super::super::wire::{Holder, MemberRecord};
+use super::counters::{add, count};
+use super::peers::ME;
+use super::task::{Driver, Message};
+use crate::model::ContentId;
+use std::collections::HashMap;
+
+/// Asks of peers that are kept track of. The core's own bound is lower.
+const ASKS_MAX: usize = 1 << 16;
+
+/// An ask of a peer that has no final answer yet.
+struct Upload {
+    peer: Peer,
+    chunk: Chunk,
+    id: ContentId,
+    plain_len: u32,
+    request: u64,
+    /// Gone once the bytes are on their way.
+    reply: Option<AskReply>,
+}
+
+/// The asks of peers. Each pins its chunk and its peer.
+#[derive(Default)]
+pub(super) struct UploadBook {
+    by_ask: HashMap<Ask, Upload>,
+    by_request: HashMap<u64, Ask>,
+    next: u32,
+}
+
+impl Driver {
+    /// A peer wants something.
+    pub(super) fn requested(&mut self, request: PeerRequest) {
+        match request {
+            PeerRequest::Ask(ask) => self.asked(ask),
+            PeerRequest::Withdrawn { number } => {
+                if let Some(ask) = self.uploads.by_request.get(&number).copied() {
+                    self.end_upload(ask);
+                    self.input(Input::AskGone { ask });
+                }
+            }
+            PeerRequest::News { from, news } => self.judge(news, from),
+            PeerRequest::AllNews { reply } => {
+                let local = self.links.local.clone();
+                // It may read the disk.
+                tokio::task::spawn_blocking(move || {
+                    let _ = reply.send(local.all_news());
+                });
+            }
+            PeerRequest::Members { reply } => {
+                let _ = reply.send(self.member_records());
+            }
+        }
+    }
+
+    fn asked(&mut self, ask: transfer::Ask) {
+        count(&self.links.counters.asks_received);
+        let transfer::Ask { number: request, peer: node, repository, class, chunk, reply } = ask;
+        let peer = self.peers.number(&node);
+        let room = self.uploads.by_ask.len() < ASKS_MAX;
+        let (Some(peer), true) = (peer, room) else {
+            count(&self.links.counters.overload);
+            reply.busy(Vec::new(), u8::MAX);
+            return;
+        };
+        let Some(number) = self.intern(chunk, &repository) else {
+            count(&self.links.counters.overload);
+            reply.busy(Vec::new(), u8::MAX);
+            return;
+        };
+        let ask = self.next_ask();
+        self.content.pin(number);
+        self.peers.pin(peer);
+        let (id, plain_len) = (chunk.id, chunk.plain_len);
+        let upload = Upload { peer, chunk: number, id, plain_len, request, reply: Some(reply) };
+        self.uploads.by_ask.insert(ask, upload);
+        self.uploads.by_request.insert(request, ask);
+        self.input(Input::Asked { peer, ask, chunk: number, class });
+    }
+
+    /// A number that no ask under way has.
+    fn next_ask(&mut self) -> Ask {
+        loop {
+            self.uploads.next = self.uploads.next.wrapping_add(1);
+            let ask = Ask(self.uploads.next);
+            if !self.uploads.by_ask.contains_key(&ask) {
+                return ask;
+            }
+        }
+    }
+
+    fn end_upload(&mut self, ask: Ask) -> Option<Upload> {
+        let upload = self.uploads.by_ask.remove(&ask)?;
+        self.uploads.by_request.remove(&upload.request);
+        self.content.unpin(upload.chunk);
+        self.peers.unpin(upload.peer);
+        Some(upload)
+    }
+
+    /// The core says: send the bytes.
+    pub(super) fn serve(&mut self, ask: Ask) {
+        let Some(upload) = self.uploads.by_ask.get_mut(&ask) else {
+            self.input(Input::Served { ask, ok: false });
+            return;
+        };
+        let Some(reply) = upload.reply.take() else { return };
+        let (id, plain_len) = (upload.id, upload.plain_len);
+        let recent = self.recent.get(&id).map(|(bytes, _)| bytes);
+        let links = self.links.for_task();
+        count(&links.counters.answers_data);
+        tokio::spawn(async move {
+            let bytes = match recent {
+                Some(bytes) => Some(bytes),
+                None => links.local.load(id).await,
+            };
+            // The reference may lie about the length; then nobody can have the chunk under it.
+            let (ok, gone) = match bytes.filter(|bytes| bytes.len() == plain_len as usize) {
+                Some(bytes) => (reply.data(bytes).await, false),
+                None => {
+                    reply.missing(Vec::new(), 0);
+                    (false, true)
+                }
+            };
+            let _ = links.inbox.send(Message::Uploaded { ask, ok, gone }).await;
+        });
+    }
+
+    /// An upload ended.
+    pub(super) fn uploaded(&mut self, ask: Ask, ok: bool, gone: bool) {
+        let Some(upload) = self.end_upload(ask) else { return };
+        if ok {
+            let len = u64::from(upload.plain_len);
+            add(&self.links.counters.bytes_up, len);
+            if let Some(entry) = self.peers.get_mut(upload.peer) {
+                entry.bytes_up += len;
+            }
+        }
+        if gone && self.content.set_stored(upload.chunk, false) {
+            self.input(Input::Evicted { chunk: upload.chunk });
+        }
+        self.input(Input::Served { ask, ok });
+    }
+
+    /// The core says something instead of data.
+    pub(super) fn answer(&mut self, ask: Ask, answer: &Answer, load: u8) {
+        let counters = self.links.counters.clone();
+        let holders = match answer {
+            Answer::Wait => {
+                count(&counters.answers_wait);
+                if let Some(reply) =
+                    self.uploads.by_ask.get_mut(&ask).and_then(|upload| upload.reply.as_mut())
+                {
+                    reply.wait(load);
+                }
+                return;
+            }
+            Answer::Busy { holders } | Answer::Missing { holders } => self.named(holders),
+        };
+        let Some(reply) = self.end_upload(ask).and_then(|upload| upload.reply) else { return };
+        if matches!(answer, Answer::Busy { .. }) {
+            count(&counters.answers_busy);
+            reply.busy(holders, load);
+        } else {
+            count(&counters.answers_missing);
+            reply.missing(holders, load);
+        }
+    }
+
+    fn named(&self, holders: &[Peer]) -> Vec<Holder> {
+        holders
+            .iter()
+            .filter_map(|peer| self.peers.get(*peer))
+            .map(|entry| Holder { node: entry.node, address: entry.addr })
+            .collect()
+    }
+
+    /// The members of this cell that are up, this node first.
+    fn member_records(&self) -> Vec<MemberRecord> {
+        let Some(network) = &self.links.network else { return Vec::new() };
+        let own = self.peers.get(ME).map(|entry| MemberRecord {
+            certificate: network.endpoint.identity().membership().bytes().to_vec(),
+            addresses: vec![entry.addr],
+        });
+        let others = self.gossip.members().map(|(addr, certificate)| MemberRecord {
+            certificate: certificate.to_vec(),
+            addresses: vec![addr],
+        });
+        own.into_iter().chain(others).collect()
+    }
+}

@@ -1,0 +1,393 @@
+//! The loop: its inbox, its state, and how an event reaches the core.
+
+use super::super::dht::Neighbour;
+use super::super::ports::{Local, News, ObtainError, Obtained};
+use super::super::proto::{
+    Ask, Chunk, ContentUpdate, Core, Event, Failure, Input, Outbox, Output, Peer, PeerUpdate, Segment, Start,
+};
+use super::super::swim::MemberEvent;
+use super::super::transfer::PeerRequest;
+use super::super::wire::Holder;
+use super::carry::{AskBook, UpstreamBook};
+use super::cells::CellView;
+use super::content::ContentBook;
+use super::counters::{MeshCounters, count};
+use super::gossip::Gossip;
+use super::news::NewsBook;
+use super::peers::{ME, PeerBook};
+use super::recent::Recent;
+use super::recorder::Recorder;
+use super::serve::UploadBook;
+use super::wants::WantBook;
+use super::{FAREWELL, Linked, PeerStatus};
+use crate::ambient;
+use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Messages taken before outputs are carried out: what is asked together travels together.
+const TURN_MAX: usize = 64;
+/// How often the loop looks for readers that went away, and for what is due.
+const CHORES_EVERY: Duration = Duration::from_millis(100);
+/// Chunks that have numbers. A row takes about 350 bytes here and 40 in the core (guess: 64 GiB of 64 KiB chunks).
+const CHUNKS_MAX: usize = 1 << 20;
+
+/// What a peer said to an ask of this node.
+#[derive(Debug)]
+pub(super) enum PeerReply {
+    /// Verified bytes, and whether the store took them.
+    Arrived { bytes: Bytes, kept: bool },
+    /// It is under way there.
+    Wait { load: u8 },
+    /// No upload slot.
+    Busy { holders: Vec<Holder>, load: u8 },
+    /// Not there.
+    Missing { holders: Vec<Holder>, load: u8 },
+    /// No answer, or a wrong one.
+    Failed(Failure),
+}
+
+/// Where the answer to a reader goes.
+pub(super) type WantReply = oneshot::Sender<Result<(Bytes, Obtained), ObtainError>>;
+
+/// Everything that reaches the loop.
+pub(super) enum Message {
+    /// The fetch path wants a chunk.
+    Want { repository: RepositoryName, chunk: ChunkRef, class: Class, deadline: Time, reply: WantReply },
+    /// References to chunks that may be stored here.
+    Offer { repository: RepositoryName, chunks: Vec<ChunkRef> },
+    /// The store dropped a chunk.
+    Removed(ContentId),
+    /// The store was read for a reader.
+    Loaded { chunk: ChunkRef, bytes: Option<Bytes> },
+    /// A peer answered an ask of this node.
+    Reply { number: u64, from: NodeId, chunk: ChunkRef, reply: PeerReply },
+    /// A connection to a peer is used; its round-trip time.
+    Connected { neighbour: Neighbour, rtt: Duration },
+    /// The strata answered.
+    Upstream { number: u64, chunk: ChunkRef, result: Result<(Bytes, bool), Failure> },
+    /// A peer asks something.
+    Request(PeerRequest),
+    /// An upload ended. `gone`: the store no longer had the chunk.
+    Uploaded { ask: Ask, ok: bool, gone: bool },
+    /// The own cell changed.
+    Member(MemberEvent),
+    /// Somebody connected, or was connected to, anywhere.
+    Neighbour(Neighbour),
+    /// Who is in another cell of the region.
+    Cell(CellView),
+    /// A node that claims this node's own cell and may not be known to SWIM.
+    SwimContact { node: NodeId, addr: SocketAddr },
+    /// The DHT answered.
+    Found { segment: Segment, providers: Vec<(NodeId, SocketAddr)> },
+    /// A document that was judged fresh, and adopted.
+    FreshNews { news: News, from: Option<NodeId> },
+    /// A document that was judged forged.
+    ForgedNews { from: NodeId },
+    /// An exchange of all documents with a peer ended; whether it went well.
+    Synced { ok: bool },
+    /// Somebody wants to see the peers.
+    Status(oneshot::Sender<Vec<PeerStatus>>),
+    /// The node goes.
+    Leave(oneshot::Sender<()>),
+}
+
+/// What the loop hands to its tasks.
+#[derive(Clone)]
+pub(super) struct TaskLinks {
+    pub(super) local: Arc<dyn Local>,
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) counters: Arc<MeshCounters>,
+}
+
+/// What the loop reaches the world by.
+pub(super) struct Links {
+    pub(super) local: Arc<dyn Local>,
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) counters: Arc<MeshCounters>,
+    pub(super) news_seen: watch::Sender<u64>,
+    pub(super) stop: CancellationToken,
+    pub(super) network: Option<Linked>,
+}
+
+impl Links {
+    pub(super) fn for_task(&self) -> TaskLinks {
+        TaskLinks {
+            local: Arc::clone(&self.local),
+            inbox: self.inbox.clone(),
+            counters: Arc::clone(&self.counters),
+        }
+    }
+}
+
+/// The state of the loop.
+pub(super) struct Driver {
+    pub(super) core: Core,
+    out: Outbox,
+    /// Decided and not yet carried out, oldest first.
+    pub(super) decided: Vec<Output>,
+    recorder: Option<Recorder>,
+    pub(super) links: Links,
+    pub(super) content: ContentBook,
+    pub(super) peers: PeerBook,
+    pub(super) recent: Recent,
+    pub(super) wants: WantBook,
+    pub(super) asks: AskBook,
+    pub(super) upstream: UpstreamBook,
+    pub(super) uploads: UploadBook,
+    pub(super) news: NewsBook,
+    pub(super) gossip: Gossip,
+    pub(super) cell: CellLabel,
+    pub(super) node: NodeId,
+}
+
+impl Driver {
+    /// The loop's state with this node as the only one that is known.
+    pub(super) fn new(
+        start: Start,
+        recorder: Option<Recorder>,
+        links: Links,
+        node: NodeId,
+        addr: SocketAddr,
+        cell: CellLabel,
+    ) -> Self {
+        let (peers, updates) = PeerBook::new(node, addr, &cell);
+        let mut driver = Self {
+            core: Core::new(start),
+            out: Outbox::default(),
+            decided: Vec::new(),
+            recorder,
+            links,
+            content: ContentBook::new(CHUNKS_MAX),
+            peers,
+            recent: Recent::new(),
+            wants: WantBook::default(),
+            asks: AskBook::default(),
+            upstream: UpstreamBook::default(),
+            uploads: UploadBook::default(),
+            news: NewsBook::new(),
+            gossip: Gossip::new(ambient::generator()),
+            cell,
+            node,
+        };
+        driver.tell_peers(updates);
+        driver
+    }
+
+    /// Runs until the mesh is stopped.
+    pub(super) async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        let stop = self.links.stop.clone();
+        let mut chores = tokio::time::interval(CHORES_EVERY);
+        chores.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.announce_cell();
+        loop {
+            let pause = self.core.next_deadline().unwrap_or(Time::NEVER).since(ambient::now());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                message = messages.recv() => {
+                    let Some(message) = message else { return };
+                    self.take(message);
+                    for _ in 1..TURN_MAX {
+                        let Ok(message) = messages.try_recv() else { break };
+                        self.take(message);
+                    }
+                }
+                () = tokio::time::sleep(pause) => self.input(Input::Tick),
+                _ = chores.tick() => self.chores(),
+            }
+            self.carry_out();
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Want { repository, chunk, class, deadline, reply } => {
+                self.want(&repository, chunk, class, deadline, reply);
+            }
+            Message::Offer { repository, chunks } => {
+                for chunk in
+                    chunks.into_iter().filter(|chunk| self.links.local.holds(&chunk.id)).collect::<Vec<_>>()
+                {
+                    self.intern(chunk, &repository);
+                }
+            }
+            Message::Removed(id) => self.gone(&id),
+            Message::Loaded { chunk, bytes } => self.loaded(chunk, bytes),
+            Message::Reply { number, from, chunk, reply } => self.peer_replied(number, from, chunk, reply),
+            Message::Connected { neighbour, rtt } => self.connected(neighbour, rtt),
+            Message::Upstream { number, chunk, result } => self.upstream_replied(number, chunk, result),
+            Message::Request(request) => self.requested(request),
+            Message::Uploaded { ask, ok, gone } => self.uploaded(ask, ok, gone),
+            Message::Member(event) => self.member_changed(event),
+            Message::Neighbour(neighbour) => self.neighbour(neighbour),
+            Message::Cell(view) => self.cell_seen(view),
+            Message::SwimContact { node, addr } => {
+                if let Some(network) = &self.links.network {
+                    network.swim.add_contact(node, addr);
+                }
+            }
+            Message::Found { segment, providers } => self.found(segment, providers),
+            Message::FreshNews { news, from } => self.fresh_news(news, from),
+            Message::ForgedNews { from } => {
+                count(&self.links.counters.news_invalid);
+                self.ban(from);
+            }
+            Message::Synced { ok } => self.synced(ok),
+            Message::Status(reply) => {
+                let _ = reply.send(self.status());
+            }
+            Message::Leave(done) => self.leave(done),
+        }
+    }
+
+    /// The only way to the core. What it decides waits in `decided`.
+    pub(super) fn apply(&mut self, event: Event) {
+        let now = ambient::now();
+        let recorded = self.recorder.as_ref().map(|_| event.clone());
+        if let Err(error) = self.core.apply(now, event, &mut self.out) {
+            // The books are far below the core's bound.
+            tracing::error!(%error, "the core refused an event");
+        }
+        if let (Some(recorder), Some(event)) = (&self.recorder, recorded) {
+            recorder.record(now, &event, self.out.as_slice());
+        }
+        self.decided.extend(self.out.drain());
+    }
+
+    /// An input for the core.
+    pub(super) fn input(&mut self, input: Input) {
+        self.apply(Event::Input(input));
+    }
+
+    /// Changes of the view, for the core.
+    pub(super) fn tell_peers(&mut self, updates: Vec<PeerUpdate>) {
+        for update in updates {
+            self.apply(Event::Peers(update));
+        }
+    }
+
+    /// The number of a chunk; the core learns it, and that it is stored if it is. `None`: all numbers are in use.
+    pub(super) fn intern(&mut self, chunk: ChunkRef, repository: &RepositoryName) -> Option<Chunk> {
+        let (number, changes) = self.content.intern(chunk, repository)?;
+        if let Some((gone, stored)) = changes.forgotten {
+            if stored {
+                self.input(Input::Evicted { chunk: gone });
+            }
+            self.apply(Event::Content(ContentUpdate::Forgotten { chunk: gone }));
+        }
+        if let Some(learned) = changes.learned {
+            self.apply(Event::Content(learned));
+        }
+        let stored = self.content.get(number).is_some_and(|entry| entry.stored);
+        if !stored && self.links.local.holds(&chunk.id) {
+            self.stored(number);
+        }
+        Some(number)
+    }
+
+    /// A chunk is stored, though the core did not have it fetched.
+    pub(super) fn stored(&mut self, chunk: Chunk) {
+        if self.content.set_stored(chunk, true) {
+            self.input(Input::Stored { chunk });
+        }
+    }
+
+    /// The store has no chunk of this name any more.
+    pub(super) fn gone(&mut self, id: &ContentId) {
+        for chunk in self.content.with_id(id) {
+            if self.content.set_stored(chunk, false) {
+                self.input(Input::Evicted { chunk });
+            }
+        }
+    }
+
+    /// Verified bytes came in: the core hears of it under every reference that they fit, and what it decides
+    /// is carried out while the bytes are certainly at hand.
+    pub(super) fn arrived(
+        &mut self,
+        chunk: ChunkRef,
+        from: super::super::proto::Source,
+        bytes: Bytes,
+        kept: bool,
+    ) {
+        self.recent.insert(chunk.id, bytes, from);
+        for number in self.content.with_id(&chunk.id) {
+            let Some(entry) = self.content.get(number) else { continue };
+            if entry.chunk == chunk {
+                self.content.set_stored(number, true);
+                self.input(Input::Arrived { chunk: number, from });
+            } else if entry.chunk.plain_len == chunk.plain_len {
+                self.stored(number);
+            }
+        }
+        self.carry_out();
+        if !kept {
+            self.gone(&chunk.id);
+        }
+    }
+
+    /// The number of a peer of which a name and an address are known, and perhaps the cell.
+    pub(super) fn meet(&mut self, node: NodeId, addr: SocketAddr, cell: Option<&CellLabel>) -> Option<Peer> {
+        if node == self.node {
+            return Some(ME);
+        }
+        let mut updates = Vec::new();
+        let peer = self.peers.meet(node, addr, cell, &mut updates);
+        self.tell_peers(updates);
+        peer
+    }
+
+    /// Notes whether a peer answers.
+    pub(super) fn set_up(&mut self, peer: Peer, up: bool) {
+        let mut updates = Vec::new();
+        self.peers.set_up(peer, up, &mut updates);
+        self.tell_peers(updates);
+    }
+
+    fn connected(&mut self, neighbour: Neighbour, rtt: Duration) {
+        if let Some(entry) = self.peers.number(&neighbour.node).and_then(|peer| self.peers.get_mut(peer)) {
+            entry.rtt = Some(rtt);
+        }
+        self.neighbour(neighbour);
+    }
+
+    fn status(&self) -> Vec<PeerStatus> {
+        self.peers
+            .others()
+            .map(|(_, entry)| PeerStatus {
+                node: entry.node,
+                addr: entry.addr,
+                cell: entry.cell.clone(),
+                up: entry.up,
+                rtt_us: entry.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                bytes_up: entry.bytes_up,
+                bytes_down: entry.bytes_down,
+            })
+            .collect()
+    }
+
+    fn chores(&mut self) {
+        self.drop_withdrawn_wants();
+        self.gossip_chores();
+    }
+
+    fn leave(&self, done: oneshot::Sender<()>) {
+        let stop = self.links.stop.clone();
+        let Some(network) = &self.links.network else {
+            stop.cancel();
+            let _ = done.send(());
+            return;
+        };
+        let (endpoint, leaving) = (network.endpoint.clone(), network.swim.leaving());
+        tokio::spawn(async move {
+            leaving.await;
+            endpoint.close(FAREWELL).await;
+            stop.cancel();
+            let _ = done.send(());
+        });
+    }
+}

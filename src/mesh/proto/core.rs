@@ -1,0 +1,93 @@
+//! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
+
+use super::{
+    ContentTable, ContentUpdate, Event, Input, Node, NumberTooLarge, Outbox, Peer, PeerTable, PeerUpdate,
+    Settings,
+};
+use crate::model::{Generator, Time};
+use serde::{Deserialize, Serialize};
+
+/// All that a core begins with. The same start and the same events give the same outputs to the byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    /// The number that stands for this node itself.
+    pub me: Peer,
+    /// The constants.
+    pub settings: Settings,
+    /// The state of the random generator.
+    pub generator: Generator,
+}
+
+/// The decisions of one node and the tables that they look at.
+///
+/// The caller interns; a number that is `Forgotten` may be given to another once nothing refers to it any more.
+/// Peers first: this node itself is `Met` and `Up` before anything else happens.
+#[derive(Debug)]
+pub struct Core {
+    node: Node<PeerTable, ContentTable, Generator>,
+    limit: u32,
+}
+
+impl Core {
+    /// A core that knows nobody and nothing yet.
+    pub fn new(start: Start) -> Self {
+        let Start { me, settings, generator } = start;
+        let limit = settings.numbers_max;
+        Self { node: Node::new(PeerTable::new(me), ContentTable::default(), generator, settings), limit }
+    }
+
+    /// Something reached this node. What there is to do is appended to `out`. `now` never goes back.
+    ///
+    /// `Peers` updates that change whether a peer is up are followed by what [`Input::PeerUp`] and
+    /// [`Input::PeerDown`] would do, so the caller need not send those as well.
+    ///
+    /// # Errors
+    /// [`NumberTooLarge`] when the caller interned more than [`Settings::numbers_max`] things; nothing changed.
+    pub fn apply(&mut self, now: Time, event: Event, out: &mut Outbox) -> Result<(), NumberTooLarge> {
+        match event {
+            Event::Peers(update) => self.apply_peers(now, &update, out)?,
+            Event::Content(update) => {
+                let replaced = self.node.content_mut().apply(&update, self.limit)?;
+                if let (Some(slice), ContentUpdate::Learned { slice_key, .. }) = (replaced, update) {
+                    self.node.peers_mut().set_slice_key(slice, slice_key);
+                    self.node.forget_slice(slice);
+                }
+            }
+            Event::Input(input) => self.node.handle(now, input, out),
+        }
+        Ok(())
+    }
+
+    fn apply_peers(
+        &mut self,
+        now: Time,
+        update: &PeerUpdate,
+        out: &mut Outbox,
+    ) -> Result<(), NumberTooLarge> {
+        self.node.peers_mut().apply(update, self.limit)?;
+        match *update {
+            PeerUpdate::Up { peer } => self.node.handle(now, Input::PeerUp { peer }, out),
+            PeerUpdate::Down { peer } | PeerUpdate::Forgotten { peer } => {
+                self.node.handle(now, Input::PeerDown { peer }, out);
+            }
+            PeerUpdate::Met { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// When [`Input::Tick`] is due, if nothing else happens before. Asked again after each event.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.node.next_deadline()
+    }
+
+    /// The view of the mesh.
+    pub fn peers(&self) -> &PeerTable {
+        self.node.peers()
+    }
+
+    /// The interned content.
+    pub fn content(&self) -> &ContentTable {
+        self.node.content()
+    }
+}

@@ -1,0 +1,229 @@
+//! One chunk on its way to this node: for whom, from where, and what was tried.
+
+use super::{Ask, Chunk, Peer, Slice};
+use crate::model::{Class, Time};
+use smallvec::SmallVec;
+
+/// Peers that failed a fetch and are remembered as such.
+const BAD_MAX: usize = 24;
+/// Named holders that are remembered untried.
+const CANDIDATES_MAX: usize = 8;
+
+/// Somebody on this node waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    pub(super) class: Class,
+    pub(super) deadline: Time,
+}
+
+/// A peer that asked and waits for the fetch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiter {
+    pub(super) ask: Ask,
+    pub(super) peer: Peer,
+    pub(super) class: Class,
+    /// When it must hear `Wait` again, or for a short wait, when it is redirected.
+    pub(super) due: Time,
+    /// Whether it only waits shortly, because this node is no home of the slice.
+    pub(super) short: bool,
+}
+
+/// Where a fetch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    /// About to choose a source.
+    Choosing,
+    /// A peer was asked.
+    Peer(Peer),
+    /// The strata were asked.
+    Strata,
+    /// In line for the strata.
+    Line,
+    /// The DHT was asked for providers.
+    Lookup,
+    /// A pause; then the authority that said `Busy`, or the strata, are asked again.
+    Pause,
+}
+
+/// The parts of the search for a source. A fetch only goes forward through them, so it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// The homes before this node, in their order.
+    Homes,
+    /// This node is the home, new and empty: the next ranks may have it.
+    Peek,
+    /// The home of the region's lease cell.
+    Lease,
+    /// This node has the lease: other regions, then the strata.
+    Upstream,
+    /// The strata failed: providers that were not looked up yet, then any member.
+    LastResort,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Fetch {
+    pub(super) chunk: Chunk,
+    pub(super) slice: Slice,
+    pub(super) len_bytes: u32,
+    pub(super) slot: u16,
+    pub(super) want: Option<Want>,
+    pub(super) waiters: Vec<Waiter>,
+    pub(super) at: At,
+    /// When `at` takes too long.
+    pub(super) due: Time,
+    /// When the peer at `at` was asked.
+    pub(super) since: Time,
+    pub(super) stage: Stage,
+    /// The next rank to try in this stage.
+    pub(super) rank: u8,
+    /// Ranks left in the stage `Peek`.
+    pub(super) peeks: u8,
+    /// Whom to ask again, because it is responsible or has the chunk but was busy.
+    pub(super) again: Option<Peer>,
+    /// How often somebody was asked again.
+    pub(super) rounds: u8,
+    /// Named holders that were tried since an authority last answered.
+    pub(super) tries: u8,
+    pub(super) upstream_tries: u8,
+    pub(super) looked_up: bool,
+    /// A peer of another cell depends on it: it must not be asked of a third cell in turn.
+    pub(super) cross: bool,
+    /// Whether the peer at `at` was named by another, rather than being an authority for the slice.
+    pub(super) named: bool,
+    pub(super) candidates: SmallVec<[Peer; 4]>,
+    /// Tried since an authority last answered.
+    pub(super) tried: SmallVec<[Peer; 4]>,
+    /// Failed or said that it does not have it: not asked again.
+    pub(super) bad: SmallVec<[Peer; 4]>,
+}
+
+impl Fetch {
+    pub(super) fn new(chunk: Chunk, slice: Slice, len_bytes: u32) -> Self {
+        Self {
+            chunk,
+            slice,
+            len_bytes,
+            slot: 0,
+            want: None,
+            waiters: Vec::new(),
+            at: At::Choosing,
+            due: Time::NEVER,
+            since: Time::ZERO,
+            stage: Stage::Homes,
+            rank: 0,
+            peeks: 0,
+            again: None,
+            rounds: 0,
+            tries: 0,
+            upstream_tries: 0,
+            looked_up: false,
+            cross: false,
+            named: false,
+            candidates: SmallVec::new(),
+            tried: SmallVec::new(),
+            bad: SmallVec::new(),
+        }
+    }
+
+    /// The most urgent of those who wait for it.
+    pub(super) fn class(&self) -> Class {
+        let waiters = self.waiters.iter().map(|waiter| waiter.class);
+        waiters.chain(self.want.map(|want| want.class)).min().unwrap_or(Class::Fill)
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.want.is_none() && self.waiters.is_empty()
+    }
+
+    /// Remembers not to ask `peer` again.
+    pub(super) fn mark_bad(&mut self, peer: Peer) {
+        if self.again == Some(peer) {
+            self.again = None;
+        }
+        if self.bad.len() >= BAD_MAX {
+            self.bad.remove(0);
+        }
+        self.bad.push(peer);
+    }
+
+    /// Remembers named holders to try.
+    pub(super) fn add_candidates(&mut self, peers: impl IntoIterator<Item = Peer>) {
+        for peer in peers {
+            if self.candidates.len() < CANDIDATES_MAX && !self.candidates.contains(&peer) {
+                self.candidates.push(peer);
+            }
+        }
+    }
+}
+
+/// Fetches by slot. Slots are given again, the lowest free one first come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fetches {
+    slots: Vec<Option<Box<Fetch>>>,
+    free: Vec<u16>,
+    len: usize,
+}
+
+impl Fetches {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Stores a new fetch; `None` gives it back when all slots are taken.
+    pub(super) fn insert(&mut self, mut fetch: Box<Fetch>) -> Result<u16, Box<Fetch>> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => match u16::try_from(self.slots.len()) {
+                Ok(slot) if slot < super::marks::SLOTS_MAX => {
+                    self.slots.push(None);
+                    slot
+                }
+                _ => return Err(fetch),
+            },
+        };
+        fetch.slot = slot;
+        self.slots[usize::from(slot)] = Some(fetch);
+        self.len += 1;
+        Ok(slot)
+    }
+
+    /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.
+    pub(super) fn take(&mut self, slot: u16) -> Option<Box<Fetch>> {
+        self.slots.get_mut(usize::from(slot)).and_then(Option::take)
+    }
+
+    pub(super) fn put(&mut self, fetch: Box<Fetch>) {
+        let slot = usize::from(fetch.slot);
+        debug_assert!(self.slots[slot].is_none(), "a fetch is taken out before it is put back");
+        self.slots[slot] = Some(fetch);
+    }
+
+    /// Frees the slot of a fetch that was taken out.
+    pub(super) fn release(&mut self, slot: u16) {
+        debug_assert!(self.slots[usize::from(slot)].is_none(), "only what was taken out is released");
+        self.free.push(slot);
+        self.len -= 1;
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Fetch> {
+        self.slots.iter().filter_map(Option::as_deref)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Fetch> {
+        self.slots.iter_mut().filter_map(Option::as_deref_mut)
+    }
+
+    pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
+        self.slots.get(usize::from(slot)).and_then(Option::as_deref)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u16) -> Option<&mut Fetch> {
+        self.slots.get_mut(usize::from(slot)).and_then(Option::as_deref_mut)
+    }
+
+    /// Slots of the fetches for which `due` holds, in the order of the slots.
+    pub(super) fn slots_where(&self, due: impl Fn(&Fetch) -> bool) -> SmallVec<[u16; 16]> {
+        self.iter().filter(|fetch| due(fetch)).map(|fetch| fetch.slot).collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! Look-ups of segments in the DHT: one for all chunks of a segment, remembered for a while.
+
+use super::fetch::{At, Fetch};
+use super::timer::Timer;
+use super::{Content, Node, Outbox, Output, Peer, Peers, Segment};
+use crate::model::{Rng, Time};
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Providers of a segment that are remembered.
+const PROVIDERS_MAX: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Lookup {
+    /// The DHT was asked; it has until then.
+    Running(Time),
+    /// It answered; good until then.
+    Known(SmallVec<[Peer; PROVIDERS_MAX]>, Time),
+}
+
+impl Lookup {
+    fn until(&self) -> Time {
+        let (Self::Running(until) | Self::Known(_, until)) = self;
+        *until
+    }
+}
+
+/// Look-ups by segment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lookups(BTreeMap<Segment, Lookup>);
+
+impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
+    /// Looks up who announced the fetch's segment, or uses what is known.
+    pub(super) fn look_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+        let segment = self.content.segment(fetch.slice);
+        fetch.looked_up = true;
+        match self.lookups.0.get(&segment) {
+            Some(Lookup::Known(peers, until)) if *until > self.now => {
+                fetch.tries = 0;
+                fetch.add_candidates(peers.iter().copied());
+                return self.advance(fetch, out);
+            }
+            Some(Lookup::Running(_)) => {}
+            _ => {
+                if !self.make_room_for_lookup() {
+                    return self.advance(fetch, out);
+                }
+                let until = self.now + Duration::from_millis(u64::from(self.settings.lookup_ms));
+                self.lookups.0.insert(segment, Lookup::Running(until));
+                self.timers.arm(Timer::Lookup, until);
+                out.push(Output::FindProviders { segment });
+            }
+        }
+        fetch.at = At::Lookup;
+        fetch.due = Time::NEVER;
+        self.fetches.put(fetch);
+    }
+
+    /// Drops an answer when there are too many. `false` when all are still running.
+    fn make_room_for_lookup(&mut self) -> bool {
+        if self.lookups.0.len() < self.settings.lookups_max as usize {
+            return true;
+        }
+        let known = self.lookups.0.iter().filter(|(_, lookup)| matches!(lookup, Lookup::Known(..)));
+        let oldest = known.min_by_key(|(_, lookup)| lookup.until()).map(|(segment, _)| *segment);
+        oldest.is_some_and(|segment| self.lookups.0.remove(&segment).is_some())
+    }
+
+    /// The DHT answered.
+    pub(super) fn providers(&mut self, segment: Segment, peers: &[Peer], out: &mut Outbox) {
+        if !matches!(self.lookups.0.get(&segment), Some(Lookup::Running(_))) {
+            return;
+        }
+        let me = self.peers.me();
+        let mut found: SmallVec<[Peer; PROVIDERS_MAX]> = SmallVec::new();
+        // A random run of the list, so that not everybody asks the first.
+        let start = self.rng.below(peers.len());
+        for index in 0..peers.len() {
+            let peer = peers[(start + index) % peers.len()];
+            if peer != me && !found.contains(&peer) && found.len() < PROVIDERS_MAX {
+                found.push(peer);
+            }
+        }
+        let until = self.now + Duration::from_secs(u64::from(self.settings.lookup_fresh_s));
+        self.lookups.0.insert(segment, Lookup::Known(found.clone(), until));
+        let content = &self.content;
+        let waits = |fetch: &Fetch| fetch.at == At::Lookup && content.segment(fetch.slice) == segment;
+        for slot in self.fetches.slots_where(waits) {
+            let Some(mut fetch) = self.fetches.take(slot) else { continue };
+            fetch.tries = 0;
+            fetch.add_candidates(found.iter().copied());
+            self.advance(fetch, out);
+        }
+    }
+
+    /// [`Timer::Lookup`]: look-ups without an answer count as empty.
+    pub(super) fn lookups_due(&mut self, out: &mut Outbox) {
+        let running = |lookup: &Lookup| matches!(lookup, Lookup::Running(_));
+        let late = self.lookups.0.iter().filter(|(_, lookup)| running(lookup) && lookup.until() <= self.now);
+        let late: Vec<Segment> = late.map(|(segment, _)| *segment).collect();
+        for segment in late {
+            self.providers(segment, &[], out);
+        }
+        let next = self.lookups.0.values().filter(|lookup| running(lookup)).map(Lookup::until).min();
+        self.timers.arm(Timer::Lookup, next.unwrap_or(Time::NEVER));
+    }
+}

@@ -1,0 +1,244 @@
+//! The node: its state, its one entrance, and which part of it decides on what.
+
+use super::announce::Announces;
+use super::fetch::{Fetch, Fetches};
+use super::holders::{Hints, Homes, Loads};
+use super::lookups::Lookups;
+use super::marks::{Mark, Marks};
+use super::news::News;
+use super::pending::Pending;
+use super::timer::{Timer, Timers};
+use super::uploads::Uploads;
+use super::upstream::Upstream;
+use super::wants::Window;
+use super::{
+    Chunk, Content, Failure, Holders, Input, Nearness, Outbox, Output, Peer, Peers, Settings, Slice, Source,
+};
+use crate::model::{Rng, Time};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The decisions of one node.
+///
+/// # Contract
+/// * [`Self::handle`] is the only way in. It does no I/O and reads no clock; `now` never goes back.
+/// * The caller drains the [`Outbox`] after each call and carries every output out, in their order.
+/// * The views ([`Peers`], [`Content`]) are changed before the input that reports the change.
+/// * [`Self::next_deadline`] is asked after each call; when it is reached, [`Input::Tick`] is handed in. A tick too
+///   many does no harm.
+/// * Every [`Input::Wanted`] is answered by one [`Output::Deliver`] or [`Output::GiveUp`], at its deadline at the
+///   latest (if ticks come), unless it is withdrawn. Every [`Input::Asked`] is answered by [`Output::Serve`] or an
+///   [`Output::Answer`] that ends it, unless the asker goes.
+/// * [`Output::Ask`] and [`Output::FetchUpstream`] are ended by an input or by their cancellation. What arrives
+///   after that is taken all the same.
+#[derive(Debug)]
+pub struct Node<P, C, R> {
+    pub(super) peers: P,
+    pub(super) content: C,
+    pub(super) rng: R,
+    pub(super) settings: Arc<Settings>,
+    pub(super) now: Time,
+    pub(super) marks: Marks,
+    /// Chunks stored of each slice, saturating.
+    pub(super) held: Vec<u16>,
+    pub(super) pending: Pending,
+    pub(super) fetches: Fetches,
+    pub(super) window: Window,
+    pub(super) uploads: Uploads,
+    pub(super) homes: Homes,
+    pub(super) hints: Hints,
+    pub(super) loads: Loads,
+    pub(super) distrusted: Vec<(Peer, Time)>,
+    pub(super) upstream: Upstream,
+    pub(super) lookups: Lookups,
+    pub(super) announces: Announces,
+    pub(super) news: News,
+    pub(super) timers: Timers,
+}
+
+/// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
+const DISTRUSTED_MAX: usize = 64;
+
+impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
+    /// A node that stores and wants nothing yet.
+    pub fn new(peers: P, content: C, rng: R, settings: impl Into<Arc<Settings>>) -> Self {
+        Self {
+            peers,
+            content,
+            rng,
+            settings: settings.into(),
+            now: Time::ZERO,
+            marks: Marks::default(),
+            held: Vec::new(),
+            pending: Pending::default(),
+            fetches: Fetches::default(),
+            window: Window::default(),
+            uploads: Uploads::default(),
+            homes: Homes::default(),
+            hints: Hints::default(),
+            loads: Loads::default(),
+            distrusted: Vec::new(),
+            upstream: Upstream::default(),
+            lookups: Lookups::default(),
+            announces: Announces::default(),
+            news: News::default(),
+            timers: Timers::new(),
+        }
+    }
+
+    /// Something happened; what there is to do is appended to `out`.
+    pub fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        debug_assert!(now >= self.now, "time goes back from {:?} to {now:?}", self.now);
+        self.now = self.now.max(now);
+        match input {
+            Input::Wanted { chunk, class, deadline } => self.wanted(chunk, class, deadline, out),
+            Input::Unwanted { chunk } => self.unwanted(chunk, out),
+            Input::Arrived { chunk, from } => self.arrived(chunk, from, out),
+            Input::Failed { chunk, from: Source::Peer(peer), why } => self.peer_failed(chunk, peer, why, out),
+            Input::Failed { chunk, from: Source::Strata, why } => self.strata_failed(chunk, why, out),
+            Input::Told { peer, chunk, answer, load } => self.told(peer, chunk, answer, load, out),
+            Input::Asked { peer, ask, chunk, class } => self.asked(peer, ask, chunk, class, out),
+            Input::AskGone { ask } => self.ask_ended(ask, false, out),
+            Input::Served { ask, ok } => self.ask_ended(ask, ok, out),
+            Input::PeerUp { peer: _ } => {}
+            Input::PeerDown { peer } => self.peer_down(peer, out),
+            Input::Providers { segment, peers } => self.providers(segment, &peers, out),
+            Input::Stored { chunk } => self.stored(chunk, out),
+            Input::Evicted { chunk } => self.evicted(chunk),
+            Input::NewsSeen { news, from } => self.news_seen(news, from, out),
+            Input::Tick => self.tick(out),
+        }
+    }
+
+    /// When [`Input::Tick`] is due, if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    /// The view of the mesh.
+    pub fn peers(&self) -> &P {
+        &self.peers
+    }
+
+    /// The view of the mesh, to change it.
+    pub fn peers_mut(&mut self) -> &mut P {
+        &mut self.peers
+    }
+
+    /// The interned content.
+    pub fn content(&self) -> &C {
+        &self.content
+    }
+
+    /// The interned content, to change it.
+    pub fn content_mut(&mut self) -> &mut C {
+        &mut self.content
+    }
+
+    /// Whether the chunk is stored here, as far as was reported.
+    pub fn holds(&self, chunk: Chunk) -> bool {
+        self.marks.get(chunk) == Mark::Held
+    }
+
+    /// The number of `slice` now stands for another slice: what was remembered of the old one is dropped.
+    pub fn forget_slice(&mut self, slice: Slice) {
+        self.homes.forget_slice(slice);
+        self.hints.forget_slice(slice);
+        if let Some(held) = self.held.get_mut(slice.0 as usize) {
+            *held = 0;
+        }
+    }
+
+    fn tick(&mut self, out: &mut Outbox) {
+        // Each kind once: what fires arms itself again, for later.
+        let mut fired = [None; 6];
+        for slot in &mut fired {
+            *slot = self.timers.fire(self.now);
+        }
+        for timer in fired.into_iter().flatten() {
+            match timer {
+                Timer::Fetch => self.fetches_due(out),
+                Timer::Pending => self.pending_due(out),
+                Timer::Queue => self.queue_due(out),
+                Timer::Waiters => self.waiters_due(out),
+                Timer::Lookup => self.lookups_due(out),
+                Timer::Announce => self.announce_due(out),
+            }
+        }
+    }
+
+    /// The rank of `peer` among the homes of `slice` in the own cell, if it is low enough to count.
+    pub(super) fn rank_of(&self, peer: Peer, slice: Slice) -> Option<u8> {
+        (0..self.settings.home_ranks).find(|rank| self.peers.home(slice, usize::from(*rank)) == Some(peer))
+    }
+
+    /// Who is known to hold `chunk`, for an answer to `asker`: as home from memory, and who is being served.
+    pub(super) fn known_holders(&mut self, chunk: Chunk, asker: Peer) -> Holders {
+        let slice = self.content.slice(chunk);
+        let near = self.peers.nearness(asker);
+        let peers = &self.peers;
+        let suits = |peer: Peer| {
+            peer != asker
+                && peers.is_up(peer)
+                && (near != Nearness::Cell || peers.nearness(peer) == Nearness::Cell)
+        };
+        let mut holders = match self.homes.get_mut(slice) {
+            Some(home) => home.name(self.content.part(chunk), self.now, &self.settings, suits),
+            None => Holders::new(),
+        };
+        if holders.is_empty() {
+            holders
+                .extend(self.uploads.served(chunk).filter(|peer| suits(*peer)).take(holders.inline_size()));
+        }
+        holders
+    }
+
+    /// Notes, as a home, that `peer` holds or is about to hold `chunk`.
+    pub(super) fn note_holder(&mut self, chunk: Chunk, peer: Peer) {
+        let slice = self.content.slice(chunk);
+        if self.rank_of(self.peers.me(), slice).is_none() || self.peers.nearness(peer) == Nearness::Far {
+            return;
+        }
+        let part = self.content.part(chunk);
+        let home = self.homes.entry(slice, self.settings.slices_max);
+        home.note(peer, part, self.now, &self.settings);
+    }
+
+    /// Whether `peer` may be asked at all.
+    pub(super) fn usable(&self, fetch: &Fetch, peer: Peer) -> bool {
+        peer != self.peers.me()
+            && self.peers.is_up(peer)
+            && !fetch.bad.contains(&peer)
+            && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
+    }
+
+    /// Notes that `peer` lies, and has its connections closed.
+    pub(super) fn distrust(&mut self, peer: Peer, out: &mut Outbox) {
+        let now = self.now;
+        self.distrusted.retain(|(other, until)| *other != peer && *until > now);
+        if self.distrusted.len() >= DISTRUSTED_MAX {
+            self.distrusted.remove(0);
+        }
+        self.distrusted.push((peer, now + Duration::from_secs(u64::from(self.settings.distrust_s))));
+        self.homes.forget_peer(peer);
+        self.hints.forget_peer(peer);
+        out.push(Output::Distrust { peer });
+    }
+
+    fn peer_down(&mut self, peer: Peer, out: &mut Outbox) {
+        self.homes.forget_peer(peer);
+        self.hints.forget_peer(peer);
+        for ask in self.uploads.asks_of(peer) {
+            if !self.uploads.is_serving(ask) {
+                self.ask_ended(ask, false, out);
+            }
+        }
+        for slot in self.fetches.slots_where(|fetch| fetch.at == super::fetch::At::Peer(peer)) {
+            if let Some(chunk) = self.fetches.get(slot).map(|fetch| fetch.chunk) {
+                // The connection may outlive the suspicion: nothing must come of it any more.
+                out.push(Output::Cancel { peer, chunk });
+                self.peer_failed(chunk, peer, Failure::Unreachable, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One node at a time: each answer, each bound, each way to the next source.
+
+use super::*;
+use crate::model::{Class, Generator, Time, mix};
+use std::time::Duration;
+
+const CHUNK: Chunk = Chunk(0);
+const FAR_OFF: Time = Time::from_nanos(3_600_000_000_000);
+
+struct One {
+    core: Core,
+    now: Time,
+}
+
+impl One {
+    /// Node 0 in a cell of `members`; every slice is one chunk of 1 MiB.
+    fn new(members: u32, settings: Settings) -> Self {
+        let start = Start { me: Peer(0), settings, generator: Generator::new(2) };
+        let mut one = Self { core: Core::new(start), now: Time::ZERO };
+        for peer in (0..members).map(Peer) {
+            let key = mix(u64::from(peer.0));
+            let met = PeerUpdate::Met { peer, key, cell: 0, cell_key: 5, region: 0, weight: 100 };
+            one.event(Event::Peers(met));
+            one.event(Event::Peers(PeerUpdate::Up { peer }));
+        }
+        for chunk in 0..400 {
+            let slice_key = mix(u64::from(chunk) << 16);
+            let (slice, segment, part, len_bytes) = (Slice(chunk), Segment(chunk / 8), 0, 1 << 20);
+            let chunk = Chunk(chunk);
+            let learned = ContentUpdate::Learned { chunk, slice, segment, slice_key, part, len_bytes };
+            one.event(Event::Content(learned));
+        }
+        one
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Output> {
+        let mut out = Outbox::default();
+        self.core.apply(self.now, event, &mut out).unwrap();
+        out.drain().collect()
+    }
+
+    fn input(&mut self, input: Input) -> Vec<Output> {
+        self.event(Event::Input(input))
+    }
+
+    fn ask(&mut self, peer: u32, ask: u32, chunk: Chunk, class: Class) -> Vec<Output> {
+        self.input(Input::Asked { peer: Peer(peer), ask: Ask(ask), chunk, class })
+    }
+
+    fn want(&mut self, chunk: Chunk, class: Class) -> Vec<Output> {
+        self.input(Input::Wanted { chunk, class, deadline: FAR_OFF })
+    }
+
+    fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer) -> Vec<Output> {
+        self.input(Input::Told { peer, chunk, answer, load: 0 })
+    }
+
+    /// Lets time pass, with all ticks that are due. Returns all that was decided.
+    fn pass(&mut self, span: Duration) -> Vec<Output> {
+        let (until, mut all) = (self.now + span, Vec::new());
+        for _ in 0..10_000 {
+            let Some(next) = self.core.next_deadline().filter(|next| *next <= until) else { break };
+            self.now = self.now.max(next);
+            all.extend(self.input(Input::Tick));
+        }
+        self.now = until;
+        all
+    }
+
+    /// A chunk for whose slice this node has the given rank.
+    fn ranked(&self, rank: usize) -> Chunk {
+        let is = |chunk: &u32| self.core.peers().home(Slice(*chunk), rank) == Some(Peer(0));
+        Chunk((0..400).find(is).unwrap())
+    }
+
+    fn home(&self, chunk: Chunk, rank: usize) -> Peer {
+        self.core.peers().home(Slice(chunk.0), rank).unwrap()
+    }
+}
+
+fn asked_of(outputs: &[Output]) -> Vec<Peer> {
+    let asks = outputs.iter().filter_map(|output| match output {
+        Output::Ask { peer, .. } => Some(*peer),
+        _ => None,
+    });
+    asks.collect()
+}
+
+fn answer_to(outputs: &[Output], number: u32) -> Option<&Answer> {
+    outputs.iter().find_map(|output| match output {
+        Output::Answer { ask, answer, .. } if *ask == Ask(number) => Some(answer),
+        _ => None,
+    })
+}
+
+fn busy(holders: &[u32]) -> Answer {
+    Answer::Busy { holders: holders.iter().copied().map(Peer).collect() }
+}
+
+#[test]
+fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier_ones() {
+    let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 2 << 20, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    let chunk = one.ranked(0);
+    one.input(Input::Stored { chunk });
+    for number in 1..=2 {
+        assert_eq!(one.ask(number, number, chunk, Class::Read), [Output::Serve { ask: Ask(number) }]);
+    }
+    for number in 3..=4 {
+        assert_eq!(one.ask(number, number, chunk, Class::Read), [], "silent at first");
+    }
+    let redirected = one.ask(5, 5, chunk, Class::Read);
+    let Some(Answer::Busy { holders }) = answer_to(&redirected, 5) else { panic!("{redirected:?}") };
+    assert!([1, 2].iter().all(|peer| holders.contains(&Peer(*peer))), "{holders:?}");
+    let waiting = one.pass(Duration::from_millis(60));
+    assert_eq!((answer_to(&waiting, 3), answer_to(&waiting, 4)), (Some(&Answer::Wait), Some(&Answer::Wait)));
+    assert_eq!(one.input(Input::Served { ask: Ask(1), ok: true }), [Output::Serve { ask: Ask(3) }]);
+    let late = one.pass(Duration::from_secs(3));
+    let ended =
+        |output: &Output| matches!(output, Output::Answer { ask: Ask(4), answer: Answer::Busy { .. }, .. });
+    assert!(late.iter().any(ended), "waits end: {late:?}");
+}
+
+#[test]
+fn uploads_serve_reads_first_and_askers_in_turn() {
+    let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 9 << 20, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    let chunks: Vec<Chunk> = (0..6).map(Chunk).collect();
+    for chunk in &chunks {
+        one.input(Input::Stored { chunk: *chunk });
+    }
+    one.ask(1, 1, chunks[0], Class::Fill);
+    one.ask(1, 2, chunks[1], Class::Fill);
+    one.ask(1, 3, chunks[2], Class::Fill);
+    one.ask(2, 4, chunks[3], Class::Fill);
+    one.ask(1, 5, chunks[4], Class::Read);
+    let order = [1, 2, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    let serve = |number| vec![Output::Serve { ask: Ask(number) }];
+    assert_eq!(order, [serve(5), serve(4), serve(3), vec![]]);
+}
+
+#[test]
+fn a_home_makes_askers_wait_and_fetches_once() {
+    let mut one = One::new(1, Settings::default());
+    one.event(Event::Peers(PeerUpdate::Met {
+        peer: Peer(1),
+        key: 1,
+        cell: 0,
+        cell_key: 5,
+        region: 0,
+        weight: 0,
+    }));
+    one.event(Event::Peers(PeerUpdate::Up { peer: Peer(1) }));
+    let first = one.ask(1, 1, CHUNK, Class::Read);
+    assert_eq!(answer_to(&first, 1), Some(&Answer::Wait));
+    assert!(first.contains(&Output::FetchUpstream { chunk: CHUNK }), "{first:?}");
+    let second = one.ask(1, 2, CHUNK, Class::Read);
+    assert_eq!((second.len(), answer_to(&second, 2)), (1, Some(&Answer::Wait)));
+    let again = one.pass(Duration::from_millis(600));
+    assert_eq!((answer_to(&again, 1), answer_to(&again, 2)), (Some(&Answer::Wait), Some(&Answer::Wait)));
+    let arrived = one.input(Input::Arrived { chunk: CHUNK, from: Source::Strata });
+    assert_eq!(arrived, [1, 2].map(|ask| Output::Serve { ask: Ask(ask) }));
+}
+
+#[test]
+fn waiters_beyond_the_bound_are_redirected() {
+    let mut one = One::new(12, Settings { home_waiters_max: 3, ..Settings::default() });
+    let chunk = one.ranked(0);
+    for number in 1..=3 {
+        assert_eq!(answer_to(&one.ask(number, number, chunk, Class::Read), number), Some(&Answer::Wait));
+    }
+    let fourth = one.ask(4, 4, chunk, Class::Read);
+    assert_eq!(answer_to(&fourth, 4), Some(&busy(&[1, 2, 3])));
+}
+
+#[test]
+fn a_node_that_is_no_home_says_so_and_fetches_nothing() {
+    let mut one = One::new(12, Settings::default());
+    let chunk = one.ranked(7);
+    let asker = one.home(chunk, 9);
+    let outputs = one.ask(asker.0, 1, chunk, Class::Read);
+    assert_eq!(outputs.len(), 1);
+    assert!(matches!(answer_to(&outputs, 1), Some(Answer::Missing { .. })));
+}
+
+#[test]
+fn an_asker_that_ranks_before_this_node_does_not_make_it_fetch() {
+    let mut one = One::new(12, Settings::default());
+    let chunk = one.ranked(1);
+    let first = one.home(chunk, 0);
+    let outputs = one.ask(first.0, 1, chunk, Class::Read);
+    assert!(matches!(answer_to(&outputs, 1), Some(Answer::Missing { .. })), "{outputs:?}");
+    // Neither may it wait for what this node asks of it.
+    assert_eq!(asked_of(&one.want(chunk, Class::Read)), [first]);
+    let outputs = one.ask(first.0, 2, chunk, Class::Read);
+    assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
+}
+
+#[test]
+fn a_redirected_reader_tries_the_named_and_comes_back_after_a_pause() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    let home = one.home(chunk, 0);
+    assert_eq!(asked_of(&one.want(chunk, Class::Read)), [home]);
+    let named: Vec<u32> = (1..20).filter(|peer| *peer != home.0).take(3).collect();
+    let mut outputs = one.told(home, chunk, busy(&named));
+    for _ in 0..3 {
+        let asked = asked_of(&outputs);
+        assert!(asked.len() == 1 && named.contains(&asked[0].0), "{outputs:?}");
+        outputs = one.told(asked[0], chunk, busy(&[]));
+    }
+    assert_eq!(outputs, [], "a pause");
+    assert_eq!(asked_of(&one.pass(Duration::from_millis(20))), [home]);
+    assert_eq!(one.told(home, chunk, Answer::Wait), []);
+    let arrived = one.input(Input::Arrived { chunk, from: Source::Peer(home) });
+    assert_eq!(arrived, [Output::Deliver { chunk }]);
+}
+
+#[test]
+fn a_home_that_misses_it_or_fails_is_followed_by_the_next_rank() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    one.want(chunk, Class::Read);
+    let outputs = one.told(one.home(chunk, 0), chunk, Answer::Missing { holders: Holders::new() });
+    assert_eq!(asked_of(&outputs), [one.home(chunk, 1)]);
+    let why = Failure::Refused;
+    let outputs = one.input(Input::Failed { chunk, from: Source::Peer(one.home(chunk, 1)), why });
+    assert_eq!(asked_of(&outputs), [one.home(chunk, 2)]);
+    let down = one.home(chunk, 2);
+    let outputs = one.event(Event::Peers(PeerUpdate::Down { peer: down }));
+    // The chain is exhausted: the lease home is the first rank, which failed; so the strata.
+    assert!(outputs.contains(&Output::FetchUpstream { chunk }), "{outputs:?}");
+}
+
+#[test]
+fn a_silent_source_is_left_for_another() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    one.want(chunk, Class::Read);
+    let outputs = one.pass(Duration::from_secs(7));
+    let home = one.home(chunk, 0);
+    assert!(outputs.contains(&Output::Cancel { peer: home, chunk }));
+    assert_eq!(asked_of(&outputs)[0], one.home(chunk, 1));
+}
+
+#[test]
+fn one_source_does_not_make_a_reader_wait_for_ever() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    let home = one.home(chunk, 0);
+    one.want(chunk, Class::Read);
+    let mut asked = Vec::new();
+    for _ in 0..40 {
+        asked.extend(asked_of(&one.pass(Duration::from_millis(500))));
+        asked.extend(asked_of(&one.told(home, chunk, Answer::Wait)));
+    }
+    assert!(asked.contains(&one.home(chunk, 1)), "{asked:?}");
+}
+
+#[test]
+fn reads_are_begun_before_fills_and_a_full_window_of_fills_does_not_stop_a_read() {
+    let settings = Settings { window_bytes: 4 << 20, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    let mut begun = 0;
+    for chunk in (0..20).map(Chunk) {
+        let outputs = one.want(chunk, Class::Fill);
+        begun += asked_of(&outputs).len();
+        begun += outputs.iter().filter(|output| matches!(output, Output::FetchUpstream { .. })).count();
+    }
+    assert_eq!(begun, 4);
+    let read = one.ranked(9);
+    assert_eq!(asked_of(&one.want(read, Class::Read)).len(), 1);
+}
+
+#[test]
+fn too_many_wants_and_late_ones_are_given_up_at_once() {
+    let mut one = One::new(2, Settings { wants_max: 3, ..Settings::default() });
+    for chunk in (0..3).map(Chunk) {
+        one.want(chunk, Class::Fill);
+    }
+    let chunk = Chunk(3);
+    assert_eq!(one.want(chunk, Class::Fill), [Output::GiveUp { chunk, why: GiveUp::TooMany }]);
+    let mut one = One::new(2, Settings::default());
+    one.pass(Duration::from_secs(1));
+    let late = one.input(Input::Wanted { chunk, class: Class::Read, deadline: Time::ZERO });
+    assert_eq!(late, [Output::GiveUp { chunk, why: GiveUp::Deadline }]);
+    let chunk = Chunk(u32::MAX);
+    assert_eq!(one.want(chunk, Class::Fill), [Output::GiveUp { chunk, why: GiveUp::TooMany }]);
+}
+
+#[test]
+fn a_withdrawn_want_withdraws_its_ask_unless_somebody_waits() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(2);
+    let first = one.home(chunk, 0);
+    one.want(chunk, Class::Read);
+    assert_eq!(one.input(Input::Unwanted { chunk }), [Output::Cancel { peer: first, chunk }]);
+    one.want(chunk, Class::Read);
+    let asker = one.home(chunk, 10);
+    assert_eq!(answer_to(&one.ask(asker.0, 1, chunk, Class::Read), 1), Some(&Answer::Wait));
+    assert_eq!(one.input(Input::Unwanted { chunk }), []);
+    assert_eq!(one.input(Input::AskGone { ask: Ask(1) }), [Output::Cancel { peer: first, chunk }]);
+}
+
+#[test]
+fn the_strata_are_asked_for_a_bounded_number_of_bytes_and_retried_a_few_times() {
+    let mut one = One::new(1, Settings { upstream_bytes: 3 << 20, ..Settings::default() });
+    let fetched = |outputs: &[Output]| {
+        outputs.iter().filter(|output| matches!(output, Output::FetchUpstream { .. })).count()
+    };
+    let begun: usize = (0..8).map(|chunk| fetched(&one.want(Chunk(chunk), Class::Read))).sum();
+    assert_eq!(begun, 3);
+    let next = one.input(Input::Arrived { chunk: Chunk(0), from: Source::Strata });
+    assert_eq!(fetched(&next), 1);
+
+    let mut one = One::new(1, Settings::default());
+    let mut tries = fetched(&one.want(CHUNK, Class::Read));
+    let failed = Input::Failed { chunk: CHUNK, from: Source::Strata, why: Failure::Unreachable };
+    let mut outputs = Vec::new();
+    for _ in 0..10 {
+        outputs.extend(one.input(failed.clone()));
+        let passed = one.pass(Duration::from_millis(500));
+        tries += fetched(&passed);
+        outputs.extend(passed);
+    }
+    outputs.extend(one.input(Input::Providers { segment: Segment(0), peers: vec![] }));
+    assert_eq!(tries, usize::from(Settings::default().upstream_tries));
+    assert!(outputs.contains(&Output::FindProviders { segment: Segment(0) }), "{outputs:?}");
+    assert!(outputs.contains(&Output::GiveUp { chunk: CHUNK, why: GiveUp::NoSource }), "{outputs:?}");
+}
+
+#[test]
+fn a_lease_lapses_without_progress() {
+    let mut one = One::new(1, Settings::default());
+    one.want(CHUNK, Class::Read);
+    let outputs = one.pass(Duration::from_secs(7));
+    assert!(outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+}
+
+#[test]
+fn a_home_announces_each_segment_once_and_in_its_time() {
+    let mut one = One::new(1, Settings::default());
+    for chunk in (0..16).map(Chunk) {
+        one.input(Input::Stored { chunk });
+    }
+    let announced = one.pass(Duration::from_secs(1));
+    assert_eq!(announced, [0, 1].map(|segment| Output::Announce { segment: Segment(segment) }));
+}
+
+#[test]
+fn what_was_evicted_is_not_served_any_more() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    one.input(Input::Stored { chunk });
+    one.input(Input::Evicted { chunk });
+    let outputs = one.ask(one.home(chunk, 10).0, 1, chunk, Class::Read);
+    assert!(matches!(answer_to(&outputs, 1), Some(Answer::Missing { .. })));
+}

@@ -1,0 +1,316 @@
+//! A running node's view of its peers: what [`Peers`] answers from.
+
+use super::rendezvous::{best_members, lease_cell};
+use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Slice};
+use smallvec::SmallVec;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// Ranks that are kept for a slice: all that the core asks for by default.
+const RANKS: usize = 16;
+/// Slices whose ranks are kept; a further one displaces another (about 600 KiB).
+const CACHED_SLICES: usize = 4_096;
+/// Contacts in other cells that are offered.
+const CONTACTS_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    key: u64,
+    cell_key: u64,
+    cell: u32,
+    region: u32,
+    weight: u16,
+    up: bool,
+}
+
+impl Row {
+    fn can_be_home(&self) -> bool {
+        self.up && self.weight > 0
+    }
+}
+
+type Ranked = SmallVec<[Peer; 4]>;
+
+#[derive(Clone, Debug)]
+struct Ranks {
+    slice: Slice,
+    own: Ranked,
+    lease: Ranked,
+}
+
+/// Peers by interned number, and the ranks of slices, computed when asked for and kept until the view changes.
+#[derive(Clone, Debug)]
+pub struct PeerTable {
+    me: Peer,
+    rows: Vec<Option<Row>>,
+    slice_keys: Vec<u64>,
+    members: Vec<Peer>,
+    contacts: Vec<Peer>,
+    other_regions: bool,
+    ranks: RefCell<Vec<Option<Ranks>>>,
+}
+
+impl PeerTable {
+    /// A view of nobody. `me` must be met and up like any other before the view is used.
+    pub fn new(me: Peer) -> Self {
+        Self {
+            me,
+            rows: Vec::new(),
+            slice_keys: Vec::new(),
+            members: Vec::new(),
+            contacts: Vec::new(),
+            other_regions: false,
+            ranks: RefCell::new(vec![None; CACHED_SLICES]),
+        }
+    }
+
+    /// Applies a change.
+    ///
+    /// # Errors
+    /// [`NumberTooLarge`] when the peer's number is not below `limit`; the view is unchanged.
+    pub fn apply(&mut self, update: &PeerUpdate, limit: u32) -> Result<(), NumberTooLarge> {
+        let (PeerUpdate::Met { peer, .. }
+        | PeerUpdate::Up { peer }
+        | PeerUpdate::Down { peer }
+        | PeerUpdate::Forgotten { peer }) = *update;
+        let index = peer.0 as usize;
+        if peer.0 >= limit {
+            return Err(NumberTooLarge { found: peer.0, limit });
+        }
+        if self.rows.len() <= index {
+            self.rows.resize(index + 1, None);
+        }
+        let row = &mut self.rows[index];
+        match *update {
+            PeerUpdate::Met { key, cell, cell_key, region, weight, .. } => {
+                let up = row.is_some_and(|row| row.up);
+                *row = Some(Row { key, cell_key, cell, region, weight, up });
+            }
+            PeerUpdate::Up { .. } | PeerUpdate::Down { .. } => {
+                if let Some(row) = row {
+                    row.up = matches!(update, PeerUpdate::Up { .. });
+                }
+            }
+            PeerUpdate::Forgotten { .. } => *row = None,
+        }
+        self.look_again();
+        Ok(())
+    }
+
+    /// Tells which rendezvous key the slice's number stands for.
+    pub fn set_slice_key(&mut self, slice: Slice, key: u64) {
+        let index = slice.0 as usize;
+        if self.slice_keys.len() <= index {
+            self.slice_keys.resize(index + 1, 0);
+        }
+        if self.slice_keys[index] != key {
+            self.slice_keys[index] = key;
+            self.ranks.get_mut()[index % CACHED_SLICES] = None;
+        }
+    }
+
+    /// Whether the number stands for somebody.
+    pub fn knows(&self, peer: Peer) -> bool {
+        self.row(peer).is_some()
+    }
+
+    fn row(&self, peer: Peer) -> Option<&Row> {
+        self.rows.get(peer.0 as usize).and_then(Option::as_ref)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (Peer, &Row)> {
+        (0_u32..).map(Peer).zip(&self.rows).filter_map(|(peer, row)| Some((peer, row.as_ref()?)))
+    }
+
+    /// Derives everything anew from the view.
+    fn look_again(&mut self) {
+        self.ranks.get_mut().fill(None);
+        let Some(me) = self.row(self.me).copied() else { return };
+        let is_me = |peer: Peer| peer == self.me;
+        let members = self
+            .all()
+            .filter(|(peer, row)| (row.up || is_me(*peer)) && row.cell == me.cell)
+            .map(|(peer, _)| peer);
+        let mut others: Vec<(bool, Peer)> = self
+            .all()
+            .filter(|(_, row)| row.up && row.cell != me.cell)
+            .map(|(peer, row)| (row.region != me.region, peer))
+            .collect();
+        others.sort_unstable();
+        let members = members.collect();
+        let other_regions = self.all().any(|(_, row)| row.region != me.region);
+        self.other_regions = other_regions;
+        self.contacts = others.into_iter().map(|(_, peer)| peer).take(CONTACTS_MAX).collect();
+        self.members = members;
+    }
+
+    fn ranked(&self, slice: Slice, lease: bool, rank: usize) -> Option<Peer> {
+        let mut cache = self.ranks.borrow_mut();
+        let entry = &mut cache[slice.0 as usize % CACHED_SLICES];
+        let ranks = match entry {
+            Some(ranks) if ranks.slice == slice => ranks,
+            _ => entry.insert(self.rank(slice)),
+        };
+        let list = if lease { &ranks.lease } else { &ranks.own };
+        list.get(rank).copied()
+    }
+
+    fn rank(&self, slice: Slice) -> Ranks {
+        let key = self.slice_keys.get(slice.0 as usize).copied().unwrap_or(0);
+        let Some(me) = self.row(self.me) else {
+            return Ranks { slice, own: Ranked::new(), lease: Ranked::new() };
+        };
+        // This node counts itself: alone, or while nobody is met, it is the home of all.
+        let home = |peer: Peer, row: &Row| row.can_be_home() || peer == self.me;
+        let of_region = self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
+        let cells: BTreeMap<u32, u64> = of_region.map(|(_, row)| (row.cell, row.cell_key)).collect();
+        let chosen = lease_cell(key, cells.values().copied()).and_then(|index| cells.keys().nth(index));
+        let lease_cell = chosen.copied().unwrap_or(me.cell);
+        let of_cell = |cell: u32| {
+            let members = self.all().filter(|(peer, row)| row.cell == cell && home(*peer, row));
+            let (peers, keys): (Vec<Peer>, Vec<(u64, u16)>) =
+                members.map(|(peer, row)| (peer, (row.key, row.weight))).unzip();
+            let mut ranked: Ranked =
+                best_members(key, &keys, RANKS).into_iter().map(|index| peers[index]).collect();
+            if ranked.is_empty() {
+                ranked.extend(peers);
+            }
+            ranked
+        };
+        let own = of_cell(me.cell);
+        let lease = if lease_cell == me.cell { own.clone() } else { of_cell(lease_cell) };
+        Ranks { slice, own, lease }
+    }
+}
+
+impl Peers for PeerTable {
+    fn me(&self) -> Peer {
+        self.me
+    }
+
+    fn nearness(&self, peer: Peer) -> Nearness {
+        match (self.row(peer), self.row(self.me)) {
+            (Some(row), Some(me)) if row.cell == me.cell => Nearness::Cell,
+            (Some(row), Some(me)) if row.region == me.region => Nearness::Region,
+            _ => Nearness::Far,
+        }
+    }
+
+    fn home(&self, slice: Slice, rank: usize) -> Option<Peer> {
+        self.ranked(slice, false, rank)
+    }
+
+    fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer> {
+        self.ranked(slice, true, rank)
+    }
+
+    fn is_up(&self, peer: Peer) -> bool {
+        self.row(peer).is_some_and(|row| row.up)
+    }
+
+    fn has_other_regions(&self) -> bool {
+        self.other_regions
+    }
+
+    fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    fn member(&self, index: usize) -> Peer {
+        self.members[index]
+    }
+
+    fn contacts(&self) -> &[Peer] {
+        &self.contacts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn met(peer: u32, cell: u32, region: u32, weight: u16) -> PeerUpdate {
+        let (key, cell_key) = (crate::model::mix(u64::from(peer)), u64::from(cell) + 500);
+        PeerUpdate::Met { peer: Peer(peer), key, cell, cell_key, region, weight }
+    }
+
+    /// Peers 0-3 in cell 0, 4-5 in cell 1 of the same region, 6 in another region; `me` looks.
+    fn table(me: u32) -> PeerTable {
+        let mut table = PeerTable::new(Peer(me));
+        for (peer, cell, region) in
+            [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 1, 0), (5, 1, 0), (6, 2, 1)]
+        {
+            table.apply(&met(peer, cell, region, 100), 100).unwrap();
+            table.apply(&PeerUpdate::Up { peer: Peer(peer) }, 100).unwrap();
+        }
+        for slice in 0..200 {
+            table.set_slice_key(Slice(slice), crate::model::mix(u64::from(slice) << 20));
+        }
+        table
+    }
+
+    #[test]
+    fn all_members_of_a_cell_rank_alike() {
+        for slice in (0..200).map(Slice) {
+            for rank in 0..5 {
+                assert_eq!(table(0).home(slice, rank), table(3).home(slice, rank));
+                assert_eq!(
+                    table(0).lease_home(slice, rank),
+                    table(5).lease_home(slice, rank),
+                    "and all cells"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_dead_home_moves_its_own_slices_to_the_next_rank_and_no_other() {
+        let (before, mut after) = (table(0), table(0));
+        after.apply(&PeerUpdate::Down { peer: Peer(2) }, 100).unwrap();
+        let mut moved = 0;
+        for slice in (0..200).map(Slice) {
+            let (first, second) = (before.home(slice, 0), before.home(slice, 1));
+            let expected = if first == Some(Peer(2)) { second } else { first };
+            moved += u32::from(first == Some(Peer(2)));
+            assert_eq!(after.home(slice, 0), expected);
+        }
+        assert!((25..75).contains(&moved), "{moved} of 200 slices for one of four members");
+        assert_eq!((after.members(), after.is_up(Peer(2))), (3, false));
+    }
+
+    #[test]
+    fn a_cell_without_live_members_holds_no_lease() {
+        let mut table = table(0);
+        let other = |table: &PeerTable| {
+            (0..200).filter(|slice| table.lease_home(Slice(*slice), 0).is_some_and(|peer| peer.0 > 3)).count()
+        };
+        assert!((60..140).contains(&other(&table)));
+        for peer in [4, 5] {
+            table.apply(&PeerUpdate::Down { peer: Peer(peer) }, 100).unwrap();
+        }
+        assert_eq!(other(&table), 0);
+    }
+
+    #[test]
+    fn a_member_of_weight_zero_is_never_a_home_and_a_lone_node_is_all() {
+        let mut weightless = table(0);
+        weightless.apply(&met(1, 0, 0, 0), 100).unwrap();
+        assert!((0..200).all(|slice| weightless.home(Slice(slice), 0) != Some(Peer(1))));
+        let mut alone = PeerTable::new(Peer(0));
+        alone.apply(&met(0, 0, 0, 0), 1).unwrap();
+        assert_eq!((alone.home(Slice(5), 0), alone.lease_home(Slice(5), 0)), (Some(Peer(0)), Some(Peer(0))));
+        assert_eq!((alone.home(Slice(5), 1), alone.members(), alone.has_other_regions()), (None, 1, false));
+    }
+
+    #[test]
+    fn contacts_are_nearest_first_and_nearness_is_told() {
+        let table = table(0);
+        assert_eq!(table.contacts(), [Peer(4), Peer(5), Peer(6)]);
+        let near = |peer| table.nearness(Peer(peer));
+        assert_eq!([near(1), near(4), near(6), near(50)], {
+            use Nearness::{Cell, Far, Region};
+            [Cell, Region, Far, Far]
+        });
+        assert!(table.has_other_regions());
+    }
+}

@@ -1,0 +1,121 @@
+//! Wants that are not begun yet.
+
+use super::Chunk;
+use super::fetch::Want;
+use crate::model::{Class, Rng, Time};
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    chunk: Chunk,
+    deadline: Time,
+}
+
+/// One queue a class, oldest first.
+///
+/// Looking for one chunk walks its queue: the driver wants each chunk once and seldom withdraws, and the number of
+/// wants is bounded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pending {
+    queues: [VecDeque<Entry>; 3],
+}
+
+impl Pending {
+    pub(super) fn len(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
+    }
+
+    pub(super) fn has(&self, class: Class) -> bool {
+        !self.queues[class as usize].is_empty()
+    }
+
+    pub(super) fn push(&mut self, chunk: Chunk, want: Want) {
+        self.queues[want.class as usize].push_back(Entry { chunk, deadline: want.deadline });
+    }
+
+    /// Takes out the want for `chunk`.
+    pub(super) fn remove(&mut self, chunk: Chunk, class: Class) -> Option<Want> {
+        let queue = &mut self.queues[class as usize];
+        let index = queue.iter().position(|entry| entry.chunk == chunk)?;
+        queue.remove(index).map(|entry| Want { class, deadline: entry.deadline })
+    }
+
+    /// The next want of `class` to begin: the oldest, but for `Fill` any of those that lie within `window_bytes`
+    /// of the oldest (as if all chunks were as long as the oldest).
+    pub(super) fn take(
+        &mut self,
+        class: Class,
+        window_bytes: u64,
+        len_of: impl Fn(Chunk) -> u32,
+        rng: &mut impl Rng,
+    ) -> Option<(Chunk, Want)> {
+        let queue = &mut self.queues[class as usize];
+        let first = queue.front()?;
+        let index = if class == Class::Fill {
+            let each = u64::from(len_of(first.chunk)).max(1);
+            let window = usize::try_from(window_bytes / each).unwrap_or(usize::MAX);
+            rng.below(window.clamp(1, queue.len()))
+        } else {
+            0
+        };
+        queue.remove(index).map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
+    }
+
+    /// Takes out all whose readers have given up by `now`; also tells the next such moment.
+    pub(super) fn expire(&mut self, now: Time) -> (Vec<Chunk>, Time) {
+        let (mut gone, mut next) = (Vec::new(), Time::NEVER);
+        for queue in &mut self.queues {
+            queue.retain(|entry| {
+                if entry.deadline <= now {
+                    gone.push(entry.chunk);
+                } else {
+                    next = next.min(entry.deadline);
+                }
+                entry.deadline > now
+            });
+        }
+        (gone, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Generator;
+
+    fn with(class: Class, chunks: u32) -> Pending {
+        let mut pending = Pending::default();
+        for chunk in 0..chunks {
+            pending.push(Chunk(chunk), Want { class, deadline: Time::from_nanos(u64::from(chunk)) });
+        }
+        pending
+    }
+
+    #[test]
+    fn reads_begin_in_the_order_in_which_they_were_wanted() {
+        let (mut pending, mut rng) = (with(Class::Read, 5), Generator::new(1));
+        for expected in 0..5 {
+            assert_eq!(pending.take(Class::Read, 1, |_| 1, &mut rng).unwrap().0, Chunk(expected));
+        }
+        assert!(pending.take(Class::Read, 1, |_| 1, &mut rng).is_none());
+    }
+
+    #[test]
+    fn fills_begin_at_random_within_the_window() {
+        let mut firsts = [0; 8];
+        for seed in 0..200 {
+            let taken = with(Class::Fill, 100).take(Class::Fill, 80, |_| 10, &mut Generator::new(seed));
+            firsts[taken.unwrap().0.0 as usize] += 1;
+        }
+        assert!(firsts.iter().all(|count| *count > 5), "{firsts:?}");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_taken_out() {
+        let mut pending = with(Class::Read, 5);
+        let (gone, next) = pending.expire(Time::from_nanos(2));
+        assert_eq!((gone, next), (vec![Chunk(0), Chunk(1), Chunk(2)], Time::from_nanos(3)));
+        assert!(pending.remove(Chunk(4), Class::Read).is_some());
+        assert_eq!(pending.len(), 1);
+    }
+}

@@ -1,0 +1,314 @@
+//! The search for a source of one chunk: whom to ask next, and what to make of the answer.
+//!
+//! A fetch goes through the stages in their order and through the ranks of each; nothing is tried twice except an
+//! authority that said `Busy`, after a pause and a bounded number of times. So every fetch ends.
+
+use super::fetch::{At, Fetch, Stage};
+use super::marks::Mark;
+use super::timer::Timer;
+use super::{Answer, Chunk, Content, Failure, GiveUp, Holders, Nearness, Node, Outbox, Output, Peer, Peers};
+use crate::model::{Rng, Time};
+use std::time::Duration;
+
+/// Doublings of the pause before a busy peer is asked again.
+const BACKOFF_DOUBLINGS_MAX: u8 = 2;
+
+fn millis(span: u32) -> Duration {
+    Duration::from_millis(u64::from(span))
+}
+
+impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
+    /// Begins the search for a fetch that was just made.
+    pub(super) fn search(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+        let slice = fetch.slice;
+        // What is known here of holders saves the way to the home; as home, it is all there is.
+        if let Some(home) = self.homes.get_mut(slice) {
+            let part = self.content.part(fetch.chunk);
+            fetch.add_candidates(home.name(part, self.now, &self.settings, |_| true));
+        } else {
+            fetch.add_candidates(self.hints.get(slice, self.now).iter().copied().take(2));
+        }
+        self.advance(fetch, out);
+    }
+
+    /// Chooses the next source and orders from it, or ends the fetch. Takes the fetch and puts it back.
+    pub(super) fn advance(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+        if fetch.is_orphan() {
+            return self.put_or_abandon(fetch, out);
+        }
+        fetch.at = At::Choosing;
+        fetch.due = Time::NEVER;
+        if let Some(peer) = self.choose(&mut fetch) {
+            fetch.named = true;
+            return self.ask(fetch, peer, out);
+        }
+        if fetch.again.is_some() {
+            return self.pause(fetch, self.settings.backoff_us);
+        }
+        loop {
+            let stage = fetch.stage;
+            match self.next_authority(&mut fetch) {
+                Some(peer) => {
+                    fetch.named = false;
+                    return self.ask(fetch, peer, out);
+                }
+                None if stage == Stage::Upstream => return self.go_upstream(fetch, out),
+                None if stage == Stage::LastResort => {
+                    if !fetch.looked_up {
+                        return self.look_up(fetch, out);
+                    }
+                    return self.give_up(fetch, out);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The next peer that the current stage would ask, or `None` when the stage is over; unless it is the last
+    /// or `Upstream`, the fetch then stands at the next one.
+    fn next_authority(&mut self, fetch: &mut Fetch) -> Option<Peer> {
+        let me = self.peers.me();
+        let next_rank = |fetch: &mut Fetch| {
+            fetch.rank += 1;
+            usize::from(fetch.rank - 1)
+        };
+        match fetch.stage {
+            Stage::Homes => {
+                while fetch.rank < self.settings.home_ranks {
+                    let home = self.peers.home(fetch.slice, next_rank(fetch));
+                    match home {
+                        Some(peer) if peer == me => {
+                            let empty = self.held.get(fetch.slice.0 as usize).is_none_or(|held| *held == 0);
+                            let known = self
+                                .homes
+                                .get(fetch.slice)
+                                .is_some_and(|home| home.checked || !home.is_empty());
+                            if empty && !known {
+                                (fetch.stage, fetch.peeks) = (Stage::Peek, self.settings.peek_ranks);
+                                return None;
+                            }
+                            break;
+                        }
+                        Some(peer) if self.usable(fetch, peer) => return Some(peer),
+                        Some(_) => {}
+                        None => break,
+                    }
+                }
+                (fetch.stage, fetch.rank) = (Stage::Lease, 0);
+            }
+            Stage::Peek => {
+                while fetch.peeks > 0 {
+                    fetch.peeks -= 1;
+                    match self.peers.home(fetch.slice, next_rank(fetch)) {
+                        Some(peer) if self.usable(fetch, peer) => return Some(peer),
+                        Some(_) => {}
+                        None => break,
+                    }
+                }
+                self.homes.entry(fetch.slice, self.settings.slices_max).checked = true;
+                (fetch.stage, fetch.rank) = (Stage::Lease, 0);
+            }
+            Stage::Lease => {
+                while fetch.rank < self.settings.lease_ranks {
+                    match self.peers.lease_home(fetch.slice, next_rank(fetch)) {
+                        Some(peer) if peer == me => break,
+                        Some(peer) if fetch.cross && self.peers.nearness(peer) != Nearness::Cell => break,
+                        Some(peer) if self.usable(fetch, peer) => return Some(peer),
+                        Some(_) => {}
+                        None => break,
+                    }
+                }
+                (fetch.stage, fetch.rank) = (Stage::Upstream, 0);
+            }
+            Stage::Upstream => {}
+            Stage::LastResort => {
+                while fetch.looked_up && fetch.rank < self.settings.sweep_ranks {
+                    match self.peers.home(fetch.slice, next_rank(fetch)) {
+                        Some(peer) if self.usable(fetch, peer) => return Some(peer),
+                        Some(_) => {}
+                        None => break,
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// One of the named holders: the least busy of a few random ones, as far as their load is known.
+    fn choose(&mut self, fetch: &mut Fetch) -> Option<Peer> {
+        if fetch.tries >= self.settings.tries_max {
+            fetch.candidates.clear();
+        }
+        let mut candidates = std::mem::take(&mut fetch.candidates);
+        candidates.retain(|peer| self.usable(fetch, *peer) && !fetch.tried.contains(peer));
+        let mut best: Option<usize> = None;
+        for _ in 0..self.settings.choices.max(1) {
+            let index = self.rng.below(candidates.len());
+            let load = |index: usize| self.loads.get(candidates[index]);
+            if index < candidates.len() && best.is_none_or(|best| load(index) < load(best)) {
+                best = Some(index);
+            }
+        }
+        let chosen = best.map(|index| candidates.swap_remove(index));
+        fetch.candidates = candidates;
+        fetch.tries += u8::from(chosen.is_some());
+        chosen
+    }
+
+    fn ask(&mut self, mut fetch: Box<Fetch>, peer: Peer, out: &mut Outbox) {
+        fetch.at = At::Peer(peer);
+        fetch.since = self.now;
+        fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+        fetch.tried.push(peer);
+        self.timers.arm(Timer::Fetch, fetch.due);
+        out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
+        self.fetches.put(fetch);
+    }
+
+    /// How long a source may go without progress: the core does not see bytes, so their length counts.
+    pub(super) fn patience(&self, len_bytes: u32, millis_first: u32) -> Time {
+        let slow = u64::from(len_bytes) * 1_000 / u64::from(self.settings.slowest_bytes_per_s.max(1));
+        self.now + millis(millis_first) + Duration::from_millis(slow)
+    }
+
+    /// Waits a random while, longer at each round, before somebody busy is asked again.
+    fn pause(&mut self, mut fetch: Box<Fetch>, first_us: u32) {
+        let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
+        let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
+        let micros = self.rng.below(most) as u64 + 1;
+        fetch.at = At::Pause;
+        fetch.due = self.now + Duration::from_micros(micros);
+        self.timers.arm(Timer::Fetch, fetch.due);
+        self.fetches.put(fetch);
+    }
+
+    /// The pause is over.
+    fn resume(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+        let Some(peer) = fetch.again.take() else { return self.advance(fetch, out) };
+        fetch.tries = 0;
+        fetch.tried.clear();
+        if !self.usable(&fetch, peer) {
+            return self.advance(fetch, out);
+        }
+        fetch.named = false;
+        self.ask(fetch, peer, out);
+    }
+
+    /// Takes the fetch out if it stands at `at`.
+    pub(super) fn take_at(&mut self, chunk: Chunk, at: At) -> Option<Box<Fetch>> {
+        let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
+        if self.fetches.get(slot)?.at != at {
+            return None;
+        }
+        self.fetches.take(slot)
+    }
+
+    /// A peer that was asked says something instead of data.
+    pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer, load: u8, out: &mut Outbox) {
+        self.loads.note(peer, load, self.settings.loads_max);
+        let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        match answer {
+            Answer::Wait => {
+                let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
+                if self.now.since(fetch.since) > long {
+                    self.stop_source(&fetch, out);
+                    fetch.mark_bad(peer);
+                    return self.advance(fetch, out);
+                }
+                fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+                self.timers.arm(Timer::Fetch, fetch.due);
+                self.fetches.put(fetch);
+            }
+            Answer::Busy { holders } => {
+                if !fetch.named || fetch.again.is_none() {
+                    fetch.again = Some(peer);
+                    fetch.rounds = fetch.rounds.saturating_add(1);
+                    fetch.tries = 0;
+                    if fetch.rounds > self.settings.rounds_max {
+                        fetch.mark_bad(peer);
+                    }
+                }
+                self.take_advice(fetch, &holders, out);
+            }
+            Answer::Missing { holders } => {
+                fetch.mark_bad(peer);
+                if !fetch.named {
+                    fetch.tries = 0;
+                }
+                self.take_advice(fetch, &holders, out);
+            }
+        }
+    }
+
+    fn take_advice(&mut self, mut fetch: Box<Fetch>, holders: &Holders, out: &mut Outbox) {
+        let until = self.now + Duration::from_secs(u64::from(self.settings.hints_s));
+        self.hints.note(fetch.slice, holders, until);
+        fetch.add_candidates(holders.iter().copied());
+        self.advance(fetch, out);
+    }
+
+    /// A peer that was asked failed.
+    pub(super) fn peer_failed(&mut self, chunk: Chunk, peer: Peer, why: Failure, out: &mut Outbox) {
+        if why == Failure::WrongBytes {
+            self.distrust(peer, out);
+        }
+        let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        fetch.mark_bad(peer);
+        if let Some(home) = self.homes.get_mut(fetch.slice) {
+            home.unnote(peer, self.content.part(chunk));
+        }
+        self.advance(fetch, out);
+    }
+
+    /// Nothing is left to try.
+    fn give_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+        let chunk = fetch.chunk;
+        self.release(&fetch, Mark::Nothing, out);
+        self.upstream.note_hopeless(chunk, self.patience(0, self.settings.ask_ms));
+        for waiter in std::mem::take(&mut fetch.waiters) {
+            let holders = self.known_holders(chunk, waiter.peer);
+            self.answer(waiter.ask, Answer::Missing { holders }, out);
+        }
+        if self.end_want(&mut fetch).is_some() {
+            out.push(Output::GiveUp { chunk, why: GiveUp::NoSource });
+            self.begin_wants(out);
+        }
+    }
+
+    /// [`Timer::Fetch`]: sources that are too slow, pauses that are over, readers that give up.
+    pub(super) fn fetches_due(&mut self, out: &mut Outbox) {
+        let now = self.now;
+        let due = |fetch: &Fetch| fetch.due <= now || fetch.want.is_some_and(|want| want.deadline <= now);
+        for slot in self.fetches.slots_where(due) {
+            // What was done for an earlier slot may have ended this one.
+            let Some(mut fetch) = self.fetches.take(slot) else { continue };
+            if fetch.want.is_some_and(|want| want.deadline <= now) {
+                self.end_want(&mut fetch);
+                out.push(Output::GiveUp { chunk: fetch.chunk, why: GiveUp::Deadline });
+            }
+            if fetch.is_orphan() || fetch.due > now {
+                self.put_or_abandon(fetch, out);
+                continue;
+            }
+            match fetch.at {
+                At::Peer(peer) => {
+                    self.stop_source(&fetch, out);
+                    fetch.mark_bad(peer);
+                    self.advance(fetch, out);
+                }
+                At::Strata => self.lease_lapsed(fetch, out),
+                At::Pause => self.resume(fetch, out),
+                At::Choosing | At::Line | At::Lookup => self.fetches.put(fetch),
+            }
+        }
+        self.begin_wants(out);
+        let next = self.fetches.iter().map(|fetch| {
+            // At `Line` and `Lookup` there is nothing to wake for but the readers.
+            let deadline = fetch.want.map_or(Time::NEVER, |want| want.deadline);
+            fetch.due.min(deadline)
+        });
+        if let Some(next) = next.min() {
+            self.timers.arm(Timer::Fetch, next);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Every constant of the core: unit, default, and where the default comes from.
+
+use serde::{Deserialize, Serialize};
+
+/// What the core's decisions are tuned by. The defaults are the node's and the simulator's alike.
+///
+/// "Simulated" means that `simulations/scenarios/flash-crowd-10k.toml` was run with neighbouring values;
+/// "guess" means that nothing but judgement speaks for the value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Bytes of wanted chunks that are under way at once (simulated: 8 to 16 slices keep a link busy
+    /// through a few redirects).
+    pub window_bytes: u64,
+    /// Wanted chunks that are under way at once, however small they are (guess).
+    pub window_chunks: u32,
+    /// Wanted chunks that are remembered, under way or not. More are given up at once (guess).
+    pub wants_max: u32,
+    /// `Fill` picks at random among the oldest pending wants of this many bytes: nodes that copy the same
+    /// tree then differ in what they hold, yet work on the same part of it (measured: 128-256 pieces).
+    pub fill_window_bytes: u64,
+
+    /// Bytes that are uploaded at once; a slot is as large as its chunk (simulated: with 4 slices,
+    /// links stand idle when two uploads meet at one downlink; the makespan is 1.4 instead of 1.2 times the bound).
+    pub upload_bytes: u64,
+    /// Uploads that run at once, however small (guess).
+    pub uploads_max: u32,
+    /// Bytes that may wait for an upload slot before askers are redirected (simulated).
+    pub upload_queue_bytes: u64,
+    /// Asks that may wait for an upload slot, however small (guess).
+    pub upload_queue_max: u32,
+    /// Longest wait for an upload slot, in milliseconds; then the asker is redirected (guess).
+    pub upload_queue_ms: u32,
+    /// Asks of others that are kept track of; more are told `Busy` (guess).
+    pub asks_max: u32,
+
+    /// Ranks that count as homes of a slice: they fetch what they are asked for. The asker may see others dead,
+    /// so it is more than one (design: the next two ranks stand in).
+    pub home_ranks: u8,
+    /// Next ranks that a new and empty home asks before it goes further (design: two).
+    pub peek_ranks: u8,
+    /// Ranks of the lease cell that are tried before the strata are asked without it (guess).
+    pub lease_ranks: u8,
+    /// Members that are asked, in the order of rank, when every other source failed (guess).
+    pub sweep_ranks: u8,
+    /// Holders of a slice that its home remembers (measured: 64-128).
+    pub holders_max: u16,
+    /// Milliseconds after which a redirected asker probably holds what it asked for and is named first (simulated).
+    pub holder_ripe_ms: u32,
+    /// Slices of which holders are remembered, as home or from answers (guess).
+    pub slices_max: u32,
+    /// Seconds that holders from an answer are remembered for the other chunks of the slice (guess).
+    pub hints_s: u32,
+    /// Waiters for one chunk at a home; further askers are redirected (simulated).
+    pub home_waiters_max: u16,
+    /// Waiters for one chunk at a node that is not its home (simulated).
+    pub waiters_max: u16,
+    /// Longest wait at a node that is not a home, in milliseconds. Short, because two such nodes might wait for
+    /// each other (guess).
+    pub waiter_ms: u32,
+    /// Fetches that are under way for others only (guess).
+    pub relays_max: u32,
+
+    /// Named holders that are tried before the home is asked again (simulated).
+    pub tries_max: u8,
+    /// Choices between named holders by their last known load (measured: two to four are enough).
+    pub choices: u8,
+    /// Visits to one home that end in `Busy` before the next rank is tried (guess).
+    pub rounds_max: u8,
+    /// First pause before a busy home is asked again, in microseconds; drawn from 0 to this, doubled at each
+    /// visit up to 64 times (simulated).
+    pub backoff_us: u32,
+    /// Milliseconds without an answer after which another source is asked (design: a lease lapses after 2 s).
+    pub ask_ms: u32,
+    /// Milliseconds after which who waits hears `Wait` again (guess: well below `ask_ms`).
+    pub keep_alive_ms: u32,
+    /// Seconds that one source may make this node wait (guess).
+    pub wait_max_s: u32,
+    /// Slowest transfer that still counts as progress, in bytes a second: added to the time-outs by length (guess).
+    pub slowest_bytes_per_s: u32,
+    /// Seconds that a peer which sent wrong bytes is not asked (guess).
+    pub distrust_s: u32,
+
+    /// Bytes that are fetched from the strata at once; more wait in line (guess).
+    pub upstream_bytes: u64,
+    /// Chunks that are fetched from the strata at once (guess).
+    pub upstream_max: u32,
+    /// Fetches of one chunk from the strata before another source is tried (guess).
+    pub upstream_tries: u8,
+    /// Pause before a failed fetch from the strata is repeated, in milliseconds, half of it random (guess).
+    pub upstream_retry_ms: u32,
+    /// Milliseconds without progress after which a lease lapses (design).
+    pub lease_ms: u32,
+
+    /// Look-ups in the DHT that are under way or cached (guess).
+    pub lookups_max: u32,
+    /// Seconds that the answer of a look-up is used (guess: shorter than a provider record's life).
+    pub lookup_fresh_s: u32,
+    /// Milliseconds to wait for a look-up (measured: a look-up is 43 requests; guess for the time).
+    pub lookup_ms: u32,
+    /// Milliseconds between two announcements (measured: one costs 68 requests and 13 ms of CPU).
+    pub announce_every_ms: u32,
+    /// Announcements that wait for their turn (guess).
+    pub announces_max: u32,
+
+    /// Documents whose spreading is remembered (guess).
+    pub news_max: u32,
+    /// Members beyond ln n to whom a document is handed on: the chance that one is missed falls as e^-c
+    /// (Kermarrec, Massoulie, Ganesh: "Probabilistic reliable dissemination", 2003).
+    pub news_extra: u8,
+    /// Contacts in other cells to whom a document is handed on (guess).
+    pub news_contacts: u8,
+
+    /// Peers whose last known load is remembered; a power of two (guess).
+    pub loads_max: u16,
+    /// Largest chunk and slice number plus one: the core's tables are as long (guess: 16 million chunks of 64 KiB
+    /// are 1 TiB).
+    pub numbers_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const MIB: u64 = 1 << 20;
+        Self {
+            window_bytes: 16 * MIB,
+            window_chunks: 256,
+            wants_max: 16_384,
+            fill_window_bytes: 256 * MIB,
+            upload_bytes: 8 * MIB,
+            uploads_max: 64,
+            upload_queue_bytes: 8 * MIB,
+            upload_queue_max: 256,
+            upload_queue_ms: 2_000,
+            asks_max: 4_096,
+            home_ranks: 3,
+            peek_ranks: 2,
+            lease_ranks: 2,
+            sweep_ranks: 16,
+            holders_max: 128,
+            holder_ripe_ms: 4,
+            slices_max: 16_384,
+            hints_s: 30,
+            home_waiters_max: 64,
+            waiters_max: 4,
+            waiter_ms: 20,
+            relays_max: 1_024,
+            tries_max: 4,
+            choices: 2,
+            rounds_max: 200,
+            backoff_us: 2_000,
+            ask_ms: 2_000,
+            keep_alive_ms: 500,
+            wait_max_s: 15,
+            slowest_bytes_per_s: 1 << 18,
+            distrust_s: 600,
+            upstream_bytes: 32 * MIB,
+            upstream_max: 256,
+            upstream_tries: 3,
+            upstream_retry_ms: 200,
+            lease_ms: 2_000,
+            lookups_max: 1_024,
+            lookup_fresh_s: 60,
+            lookup_ms: 5_000,
+            announce_every_ms: 50,
+            announces_max: 65_536,
+            news_max: 1_024,
+            news_extra: 3,
+            news_contacts: 8,
+            loads_max: 64,
+            numbers_max: 1 << 24,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What is wanted on this node: begun in order of urgency, delivered or given up by its deadline.
+
+use super::fetch::{At, Fetch, Want};
+use super::marks::Mark;
+use super::timer::Timer;
+use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Settings, Source};
+use crate::model::{Class, Rng, Time};
+
+const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
+
+/// What is under way for wants of each class.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Window {
+    bytes: [u64; 3],
+    chunks: [u32; 3],
+}
+
+impl Window {
+    /// Whether another want of `class` may begin: less urgent ones do not stand in its way.
+    fn has_room(&self, class: Class, settings: &Settings) -> bool {
+        let upto = class as usize + 1;
+        self.bytes[..upto].iter().sum::<u64>() < settings.window_bytes
+            && self.chunks[..upto].iter().sum::<u32>() < settings.window_chunks
+    }
+
+    fn add(&mut self, class: Class, len_bytes: u32) {
+        self.bytes[class as usize] += u64::from(len_bytes);
+        self.chunks[class as usize] += 1;
+    }
+
+    fn remove(&mut self, class: Class, len_bytes: u32) {
+        self.bytes[class as usize] -= u64::from(len_bytes);
+        self.chunks[class as usize] -= 1;
+    }
+
+    fn chunks(&self) -> usize {
+        self.chunks.iter().map(|count| *count as usize).sum()
+    }
+}
+
+impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
+    pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
+        if chunk.0 >= self.settings.numbers_max {
+            return out.push(Output::GiveUp { chunk, why: GiveUp::TooMany });
+        }
+        match self.marks.get(chunk) {
+            Mark::Held => return out.push(Output::Deliver { chunk }),
+            Mark::Fetching(slot) => return self.join_want(slot, class, deadline),
+            Mark::Pending(old) => {
+                let Some(mut want) = self.pending.remove(chunk, old) else { return };
+                want.class = want.class.min(class);
+                want.deadline = want.deadline.max(deadline);
+                self.push_pending(chunk, want);
+            }
+            Mark::Nothing if deadline <= self.now => {
+                return out.push(Output::GiveUp { chunk, why: GiveUp::Deadline });
+            }
+            Mark::Nothing
+                if self.pending.len() + self.window.chunks() >= self.settings.wants_max as usize =>
+            {
+                return out.push(Output::GiveUp { chunk, why: GiveUp::TooMany });
+            }
+            Mark::Nothing => self.push_pending(chunk, Want { class, deadline }),
+        }
+        self.begin_wants(out);
+    }
+
+    fn push_pending(&mut self, chunk: Chunk, want: Want) {
+        self.marks.set(chunk, Mark::Pending(want.class));
+        self.timers.arm(Timer::Pending, want.deadline);
+        self.pending.push(chunk, want);
+    }
+
+    fn join_want(&mut self, slot: u16, class: Class, deadline: Time) {
+        let Some(mut fetch) = self.fetches.take(slot) else { return };
+        let want = match self.end_want(&mut fetch) {
+            Some(old) => Want { class: old.class.min(class), deadline: old.deadline.max(deadline) },
+            None => Want { class, deadline },
+        };
+        self.set_want(&mut fetch, want);
+        self.fetches.put(fetch);
+    }
+
+    /// Counts a want in the window. [`Self::end_want`] takes it out again.
+    fn set_want(&mut self, fetch: &mut Fetch, want: Want) {
+        self.window.add(want.class, fetch.len_bytes);
+        self.timers.arm(Timer::Fetch, want.deadline);
+        fetch.want = Some(want);
+    }
+
+    pub(super) fn end_want(&mut self, fetch: &mut Fetch) -> Option<Want> {
+        let want = fetch.want.take()?;
+        self.window.remove(want.class, fetch.len_bytes);
+        Some(want)
+    }
+
+    /// Begins as many pending wants as there is room for.
+    pub(super) fn begin_wants(&mut self, out: &mut Outbox) {
+        for class in CLASSES {
+            while self.pending.has(class) && self.window.has_room(class, &self.settings) {
+                let content = &self.content;
+                let len_of = |chunk| content.len_bytes(chunk);
+                let taken = self.pending.take(class, self.settings.fill_window_bytes, len_of, &mut self.rng);
+                let Some((chunk, want)) = taken else { break };
+                if self.begin(chunk, Some(want), out).is_none() {
+                    self.push_pending(chunk, want);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Begins to fetch `chunk`, without choosing a source yet. `None` when there is no slot.
+    pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Box<Fetch>> {
+        let fetch = Fetch::new(chunk, self.content.slice(chunk), self.content.len_bytes(chunk));
+        let slot = self.fetches.insert(Box::new(fetch)).ok()?;
+        let mut fetch = self.fetches.take(slot)?;
+        self.marks.set(chunk, Mark::Fetching(slot));
+        if let Some(want) = want {
+            self.set_want(&mut fetch, want);
+        }
+        Some(fetch)
+    }
+
+    fn begin(&mut self, chunk: Chunk, want: Option<Want>, out: &mut Outbox) -> Option<()> {
+        let fetch = self.new_fetch(chunk, want)?;
+        self.search(fetch, out);
+        Some(())
+    }
+
+    pub(super) fn unwanted(&mut self, chunk: Chunk, out: &mut Outbox) {
+        match self.marks.get(chunk) {
+            Mark::Pending(class) => {
+                self.pending.remove(chunk, class);
+                self.marks.set(chunk, Mark::Nothing);
+            }
+            Mark::Fetching(slot) => {
+                let Some(mut fetch) = self.fetches.take(slot) else { return };
+                self.end_want(&mut fetch);
+                self.put_or_abandon(fetch, out);
+                self.begin_wants(out);
+            }
+            Mark::Held | Mark::Nothing => {}
+        }
+    }
+
+    /// Brings a fetch back, or ends it when nobody waits for it any more.
+    pub(super) fn put_or_abandon(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
+        if fetch.is_orphan() {
+            self.stop_source(&fetch, out);
+            self.release(&fetch, Mark::Nothing, out);
+        } else {
+            self.fetches.put(fetch);
+        }
+    }
+
+    /// Withdraws what the fetch has ordered.
+    pub(super) fn stop_source(&mut self, fetch: &Fetch, out: &mut Outbox) {
+        match fetch.at {
+            At::Peer(peer) => out.push(Output::Cancel { peer, chunk: fetch.chunk }),
+            At::Strata => out.push(Output::CancelUpstream { chunk: fetch.chunk }),
+            At::Choosing | At::Line | At::Lookup | At::Pause => {}
+        }
+    }
+
+    /// Ends a fetch that was taken out: its slot and its share of the strata are free again.
+    pub(super) fn release(&mut self, fetch: &Fetch, mark: Mark, out: &mut Outbox) {
+        self.marks.set(fetch.chunk, mark);
+        self.fetches.release(fetch.slot);
+        self.leave_upstream(fetch, out);
+    }
+
+    pub(super) fn arrived(&mut self, chunk: Chunk, from: Source, out: &mut Outbox) {
+        let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
+        let Some(mut fetch) = self.fetches.take(slot) else { return };
+        let expected = match from {
+            Source::Peer(peer) => At::Peer(peer),
+            Source::Strata => At::Strata,
+        };
+        if fetch.at != expected {
+            self.stop_source(&fetch, out);
+        }
+        self.release(&fetch, Mark::Held, out);
+        self.note_stored(chunk);
+        if self.end_want(&mut fetch).is_some() {
+            out.push(Output::Deliver { chunk });
+        }
+        let mut waiters = std::mem::take(&mut fetch.waiters);
+        // Peers of other cells before those of the own: they are homes there, for whom a cell waits.
+        waiters.sort_by_key(|waiter| (waiter.class, self.peers.nearness(waiter.peer) == Nearness::Cell));
+        for waiter in waiters {
+            self.offer(waiter.ask, waiter.peer, chunk, waiter.class, out);
+        }
+        self.begin_wants(out);
+    }
+
+    pub(super) fn stored(&mut self, chunk: Chunk, out: &mut Outbox) {
+        if chunk.0 >= self.settings.numbers_max {
+            return;
+        }
+        match self.marks.get(chunk) {
+            Mark::Held => {}
+            Mark::Nothing => {
+                self.marks.set(chunk, Mark::Held);
+                self.note_stored(chunk);
+            }
+            Mark::Pending(class) => {
+                self.pending.remove(chunk, class);
+                self.marks.set(chunk, Mark::Held);
+                self.note_stored(chunk);
+                out.push(Output::Deliver { chunk });
+            }
+            // As if it had come from nowhere: whatever was ordered is withdrawn.
+            Mark::Fetching(slot) => {
+                if let Some(fetch) = self.fetches.get_mut(slot) {
+                    let at = std::mem::replace(&mut fetch.at, At::Choosing);
+                    match at {
+                        At::Peer(peer) => out.push(Output::Cancel { peer, chunk }),
+                        At::Strata => {
+                            out.push(Output::CancelUpstream { chunk });
+                            fetch.at = at;
+                        }
+                        _ => fetch.at = at,
+                    }
+                }
+                self.arrived(chunk, Source::Strata, out);
+            }
+        }
+    }
+
+    fn note_stored(&mut self, chunk: Chunk) {
+        let slice = self.content.slice(chunk);
+        let index = slice.0 as usize;
+        if index >= self.settings.numbers_max as usize {
+            return;
+        }
+        if self.held.len() <= index {
+            self.held.resize(index + 1, 0);
+        }
+        self.held[index] = self.held[index].saturating_add(1);
+        if self.peers.home(slice, 0) == Some(self.peers.me()) {
+            self.plan_announcement(self.content.segment(slice));
+        }
+    }
+
+    pub(super) fn evicted(&mut self, chunk: Chunk) {
+        if self.marks.get(chunk) != Mark::Held {
+            return;
+        }
+        self.marks.set(chunk, Mark::Nothing);
+        let slice = self.content.slice(chunk);
+        // A saturated count is not known any more; it stays, and the slice never counts as empty.
+        if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
+            *held = held.saturating_sub(1);
+        }
+    }
+
+    /// [`Timer::Pending`]: gives up what nobody waits for any more.
+    pub(super) fn pending_due(&mut self, out: &mut Outbox) {
+        let (gone, next) = self.pending.expire(self.now);
+        for chunk in gone {
+            self.marks.set(chunk, Mark::Nothing);
+            out.push(Output::GiveUp { chunk, why: GiveUp::Deadline });
+        }
+        self.timers.arm(Timer::Pending, next);
+    }
+}

@@ -1,0 +1,258 @@
+//! The envelope of a membership datagram: who says it, to whom, when, and the signature over all of that.
+//!
+//! | bytes | meaning |
+//! | --- | --- |
+//! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
+//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours" |
+//! | 32 | the sender |
+//! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
+//! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
+//! | rest | a packet of foca, or nothing (an introduction) |
+//! | 64 | ed25519 signature over the receiver's name and all bytes before it |
+//!
+//! Numbers are big-endian. The receiver's name is signed but not sent: a datagram that is replayed to
+//! another node does not verify there. A foreign mesh's datagrams fail at the certificate.
+
+use super::super::membership::MEMBERSHIP_MAX_BYTES;
+use super::super::socket::DATAGRAM_MAX_BYTES;
+use crate::model::{NodeId, UnixTime};
+
+/// First byte of every membership datagram of this protocol version.
+pub(super) const VERSION: u8 = 0x01;
+const HEAD_BYTES: usize = 1 + 1 + 32 + 8;
+const SIGNATURE_BYTES: usize = 64;
+/// Most bytes that foca may put into one datagram, when no certificate travels with it.
+pub(super) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - HEAD_BYTES - SIGNATURE_BYTES;
+/// How far a sender's clock may differ from the receiver's, in seconds: a guess that any time service keeps.
+pub(super) const CLOCK_SKEW_MAX_S: u64 = 300;
+/// Datagrams that may overtake each other and still be accepted (the window of IPsec, RFC 4303, doubled).
+const WINDOW: u64 = 128;
+/// Bits of the counter below the seconds.
+const COUNTER_SHIFT: u32 = 20;
+
+const HAS_CERTIFICATE: u8 = 1;
+const WANTS_CERTIFICATE: u8 = 2;
+
+/// What a sender puts into an envelope.
+pub(super) struct Letter<'a> {
+    pub(super) sender: NodeId,
+    pub(super) receiver: NodeId,
+    pub(super) counter: u64,
+    pub(super) certificate: Option<&'a [u8]>,
+    pub(super) wants_certificate: bool,
+    pub(super) packet: &'a [u8],
+}
+
+/// An envelope that came in; nothing in it is verified.
+#[derive(Debug)]
+pub(super) struct Datagram<'a> {
+    pub(super) sender: NodeId,
+    pub(super) counter: u64,
+    pub(super) certificate: Option<&'a [u8]>,
+    pub(super) wants_certificate: bool,
+    pub(super) packet: &'a [u8],
+    pub(super) signature: [u8; SIGNATURE_BYTES],
+    signed: &'a [u8],
+}
+
+/// Whether a certificate and a packet fit one datagram.
+pub(super) const fn fit_together(certificate: &[u8], packet: &[u8]) -> bool {
+    2 + certificate.len() + packet.len() <= PACKET_MAX_BYTES
+}
+
+impl Letter<'_> {
+    /// The datagram, signed with `sign`.
+    ///
+    /// # Panics
+    /// When the parts are longer than a datagram: the callers bound them.
+    pub(super) fn seal(&self, sign: impl Fn(&[u8]) -> [u8; SIGNATURE_BYTES]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(DATAGRAM_MAX_BYTES);
+        bytes.push(VERSION);
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        bytes.push(
+            flag(self.certificate.is_some(), HAS_CERTIFICATE)
+                | flag(self.wants_certificate, WANTS_CERTIFICATE),
+        );
+        bytes.extend_from_slice(&self.sender.0);
+        bytes.extend_from_slice(&self.counter.to_be_bytes());
+        if let Some(certificate) = self.certificate {
+            let len = u16::try_from(certificate.len()).expect("a certificate fits a datagram");
+            bytes.extend_from_slice(&len.to_be_bytes());
+            bytes.extend_from_slice(certificate);
+        }
+        bytes.extend_from_slice(self.packet);
+        let signature = sign(&message(self.receiver, &bytes));
+        bytes.extend_from_slice(&signature);
+        assert!(bytes.len() <= DATAGRAM_MAX_BYTES, "a datagram of {} bytes", bytes.len());
+        bytes
+    }
+}
+
+impl<'a> Datagram<'a> {
+    /// Takes an envelope apart. `None` when it is malformed.
+    pub(super) fn open(bytes: &'a [u8]) -> Option<Self> {
+        if bytes.len() > DATAGRAM_MAX_BYTES {
+            return None;
+        }
+        let (signed, signature) = bytes.split_last_chunk::<SIGNATURE_BYTES>()?;
+        let ([version, flags], rest) = signed.split_first_chunk::<2>()?;
+        let (sender, rest) = rest.split_first_chunk::<32>()?;
+        let (counter, mut rest) = rest.split_first_chunk::<8>()?;
+        if *version != VERSION || *flags > (HAS_CERTIFICATE | WANTS_CERTIFICATE) {
+            return None;
+        }
+        let mut certificate = None;
+        if flags & HAS_CERTIFICATE != 0 {
+            let (len, after) = rest.split_first_chunk::<2>()?;
+            let len = usize::from(u16::from_be_bytes(*len));
+            if len > MEMBERSHIP_MAX_BYTES {
+                return None;
+            }
+            let (body, after) = after.split_at_checked(len)?;
+            certificate = Some(body);
+            rest = after;
+        }
+        Some(Self {
+            sender: NodeId(*sender),
+            counter: u64::from_be_bytes(*counter),
+            certificate,
+            wants_certificate: flags & WANTS_CERTIFICATE != 0,
+            packet: rest,
+            signature: *signature,
+            signed,
+        })
+    }
+
+    /// The bytes that the signature covers, when this node `me` is the receiver.
+    pub(super) fn message(&self, me: NodeId) -> Vec<u8> {
+        message(me, self.signed)
+    }
+
+    /// Whether the counter lies within the allowed skew of this node's clock.
+    pub(super) fn is_recent(&self, now: UnixTime) -> bool {
+        (self.counter >> COUNTER_SHIFT).abs_diff(now.0) <= CLOCK_SKEW_MAX_S
+    }
+}
+
+fn message(receiver: NodeId, signed: &[u8]) -> Vec<u8> {
+    [&receiver.0, signed].concat()
+}
+
+/// The sender's side of replay protection: a number that grows across restarts, too.
+#[derive(Debug, Default)]
+pub(super) struct Counter(u64);
+
+impl Counter {
+    /// The next counter, from this node's clock.
+    pub(super) fn next(&mut self, now: UnixTime) -> u64 {
+        self.0 = (self.0 + 1).max(now.0 << COUNTER_SHIFT);
+        self.0
+    }
+}
+
+/// The receiver's side: which of the latest counters of one sender were seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Window {
+    top: u64,
+    seen: u128,
+}
+
+impl Window {
+    /// Whether `counter` was not seen and is not too old to tell.
+    pub(super) const fn accepts(&self, counter: u64) -> bool {
+        if counter > self.top {
+            return true;
+        }
+        let back = self.top - counter;
+        back < WINDOW && self.seen & (1 << back) == 0
+    }
+
+    /// Marks `counter`, which was accepted and verified.
+    pub(super) fn mark(&mut self, counter: u64) {
+        if counter > self.top {
+            let shift = counter - self.top;
+            self.seen = if shift < WINDOW { self.seen << shift } else { 0 };
+            self.top = counter;
+        }
+        let back = self.top - counter;
+        if back < WINDOW {
+            self.seen |= 1 << back;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn letter<'a>(certificate: Option<&'a [u8]>, packet: &'a [u8]) -> Letter<'a> {
+        Letter {
+            sender: NodeId([7; 32]),
+            receiver: NodeId([9; 32]),
+            counter: 5 << COUNTER_SHIFT,
+            certificate,
+            wants_certificate: true,
+            packet,
+        }
+    }
+
+    #[test]
+    fn an_envelope_survives_and_the_receiver_is_part_of_what_is_signed() {
+        let certificate = vec![3; MEMBERSHIP_MAX_BYTES];
+        let packet = vec![4; PACKET_MAX_BYTES - 2 - MEMBERSHIP_MAX_BYTES];
+        assert!(fit_together(&certificate, &packet));
+        let mut signed = Vec::new();
+        let bytes = letter(Some(&certificate), &packet).seal(|message| {
+            let hash = blake3::hash(message);
+            [*hash.as_bytes(), *hash.as_bytes()].concat().try_into().unwrap()
+        });
+        assert_eq!(bytes.len(), DATAGRAM_MAX_BYTES);
+        let open = Datagram::open(&bytes).unwrap();
+        assert_eq!((open.sender, open.counter), (NodeId([7; 32]), 5 << COUNTER_SHIFT));
+        assert_eq!((open.certificate, open.packet), (Some(&certificate[..]), &packet[..]));
+        assert!(open.wants_certificate);
+        signed.extend_from_slice(blake3::hash(&open.message(NodeId([9; 32]))).as_bytes());
+        assert_eq!(&open.signature[..32], &signed[..]);
+        let elsewhere = blake3::hash(&open.message(NodeId([8; 32])));
+        assert_ne!(&open.signature[..32], elsewhere.as_bytes());
+    }
+
+    #[test]
+    fn a_counter_is_accepted_once_and_late_ones_only_inside_the_window() {
+        let mut window = Window::default();
+        for counter in [1_000, 998, 1_001, 1_001 - 127] {
+            assert!(window.accepts(counter), "{counter}");
+            window.mark(counter);
+            assert!(!window.accepts(counter), "{counter}");
+        }
+        assert!(!window.accepts(1_001 - 128), "too old to tell");
+        window.mark(u64::MAX);
+        assert!(!window.accepts(1_002));
+    }
+
+    #[test]
+    fn counters_grow_within_a_second_and_across_restarts() {
+        let (mut before, mut after) = (Counter::default(), Counter::default());
+        let first = before.next(UnixTime(100));
+        assert!(before.next(UnixTime(100)) > first);
+        assert!(before.next(UnixTime(90)) > first, "a clock that was set back does not matter");
+        assert!(after.next(UnixTime(101)) > before.next(UnixTime(100)));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1_300)) {
+            let _ = Datagram::open(&bytes);
+        }
+
+        #[test]
+        fn a_cut_envelope_is_refused_or_differs(cut in 0usize..200) {
+            let whole = letter(Some(&[1; 50]), &[2; 60]).seal(|_| [5; 64]);
+            let cut = cut.min(whole.len() - 1);
+            if let Some(open) = Datagram::open(&whole[..cut]) {
+                prop_assert_ne!(open.signed, &whole[..whole.len() - 64]);
+            }
+        }
+    }
+}

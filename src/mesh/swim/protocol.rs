@@ -1,0 +1,438 @@
+//! Membership without I/O: foca, the certificates of those it talks to, and what is due when.
+//!
+//! Bytes and time go in, [`Action`]s come out. foca believes whoever speaks, so nothing reaches it
+//! that was not signed by a node whose membership certificate was checked and names this cell.
+//!
+//! A certificate travels with each datagram until the receiver has shown that it knows it (its own
+//! datagrams ask for it no longer). Members that foca learns of by hearsay are asked for theirs, at
+//! a bounded pace, and are reported only once it is known.
+
+use super::datagram::{Counter, Datagram, Letter, PACKET_MAX_BYTES, Window, fit_together};
+use super::seat::{Codec, Dice, Seat};
+use super::{Admission, Credentials, Refusal, Tuning};
+use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
+use bytes::Bytes;
+use foca::{AccumulatingRuntime, Foca, NoCustomBroadcast, OwnedNotification, Timer};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+/// Most members that are remembered, the dead included: a full cell and as many that were replaced.
+const REMEMBERED_MAX: usize = 2 * limits::CELL_MAX_MEMBERS;
+/// Most timers kept for foca: several for each member that flaps. Beyond, only the timers that
+/// forget the dead are dropped, so the dead are remembered longer.
+const TIMERS_MAX: usize = 8 * REMEMBERED_MAX;
+/// How often certificates are asked for and contacts are looked after.
+const CHORES_EVERY: Duration = Duration::from_millis(100);
+/// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
+const ASKS_AT_ONCE: usize = 32;
+/// Until a certificate is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often an incomplete cell asks its contacts: at first, and at most.
+const JOIN_FIRST: Duration = Duration::from_millis(500);
+const JOIN_LATER: Duration = Duration::from_secs(15);
+/// How often a member of a cell looks whether a contact is missing (a cut longer than the memory of the dead).
+const CONTACT_EVERY: Duration = Duration::from_secs(60);
+/// Most contacts asked at once.
+const CONTACTS_AT_ONCE: usize = 3;
+/// Most contacts kept.
+const CONTACTS_MAX: usize = 64;
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Send a datagram.
+    Send(SocketAddr, Vec<u8>),
+    /// A member is up, or its address changed.
+    Up { node: NodeId, addr: SocketAddr, certificate: Bytes },
+    /// A member is down or left.
+    Down(NodeId),
+}
+
+/// The clocks of one call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) time: Time,
+    pub(super) unix: UnixTime,
+}
+
+/// A node whose certificate was checked.
+struct Acquaintance {
+    certificate: Bytes,
+    expires: UnixTime,
+    window: Window,
+    /// Whether it has shown that it knows this node's certificate.
+    knows_us: bool,
+}
+
+pub(super) struct Protocol<C> {
+    credentials: C,
+    cell: CellLabel,
+    me: Seat,
+    foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
+    runtime: AccumulatingRuntime<Seat>,
+    counter: Counter,
+    known: BTreeMap<NodeId, Acquaintance>,
+    /// Whom foca believes to be up.
+    active: BTreeMap<NodeId, Seat>,
+    /// Members of `active` that were not reported yet, and when they are asked for a certificate.
+    unmet: BTreeMap<NodeId, Time>,
+    contacts: Vec<(NodeId, SocketAddr)>,
+    next_contact: usize,
+    contacts_due: Time,
+    contacts_pause: Duration,
+    chores_due: Time,
+    timers: BTreeMap<(Time, u64), Timer<Seat>>,
+    timer_number: u64,
+    actions: Vec<Action>,
+}
+
+impl<C: Credentials> Protocol<C> {
+    /// A node that knows nobody. `contacts` are asked at the first call of [`Protocol::advance`].
+    pub(super) fn new(
+        credentials: C,
+        addr: SocketAddr,
+        mut contacts: Vec<(NodeId, SocketAddr)>,
+        tuning: &Tuning,
+        now: Now,
+        generator: Generator,
+    ) -> Self {
+        contacts.retain(|(node, _)| *node != credentials.node());
+        contacts.truncate(CONTACTS_MAX);
+        // Milliseconds, so that a restart always wins over the rejoins of the life before.
+        let me = Seat { node: credentials.node(), addr, renewal: now.unix.0.saturating_mul(1_000) };
+        Self {
+            cell: credentials.cell(),
+            foca: Foca::new(me, config(tuning), Dice(generator), Codec),
+            credentials,
+            me,
+            runtime: AccumulatingRuntime::new(),
+            counter: Counter::default(),
+            known: BTreeMap::new(),
+            active: BTreeMap::new(),
+            unmet: BTreeMap::new(),
+            contacts,
+            next_contact: 0,
+            contacts_due: now.time,
+            contacts_pause: JOIN_FIRST,
+            chores_due: now.time,
+            timers: BTreeMap::new(),
+            timer_number: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// What was decided since the last call.
+    pub(super) fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`Protocol::advance`] is due.
+    pub(super) fn next_deadline(&self) -> Time {
+        let timer = self.timers.keys().next().map_or(Time::NEVER, |(time, _)| *time);
+        timer.min(self.chores_due)
+    }
+
+    /// Another node that may be a member of this cell.
+    pub(super) fn add_contact(&mut self, contact: (NodeId, SocketAddr), now: Now) {
+        let known = self.active.contains_key(&contact.0) || self.contacts.contains(&contact);
+        if known || contact.0 == self.me.node {
+            return;
+        }
+        if self.contacts.len() == CONTACTS_MAX {
+            // The oldest are the configured ones: they stay.
+            self.contacts.pop();
+        }
+        self.contacts.push(contact);
+        self.introduce(contact.1, contact.0, now);
+    }
+
+    /// Takes a datagram. What is refused changes nothing.
+    pub(super) fn receive(&mut self, from: SocketAddr, bytes: &[u8], now: Now) -> Result<(), Refusal> {
+        let datagram = Datagram::open(bytes).ok_or(Refusal::Malformed)?;
+        if datagram.sender == self.me.node {
+            return Err(Refusal::OwnName);
+        }
+        if !datagram.is_recent(now.unix) {
+            return Err(Refusal::Stale);
+        }
+        let admission = self.admission(&datagram, now.unix)?;
+        if !self.credentials.verify(datagram.sender, &datagram.message(self.me.node), &datagram.signature) {
+            return Err(Refusal::Forged);
+        }
+        self.meet(&datagram, admission)?;
+        if datagram.packet.is_empty() {
+            self.introduced(from, &datagram, now);
+            return Ok(());
+        }
+        let (header, rest) = postcard::take_from_bytes::<foca::Header<Seat>>(datagram.packet)
+            .map_err(|_| Refusal::Malformed)?;
+        if header.src.node != datagram.sender {
+            return Err(Refusal::Forged);
+        }
+        let mut packet = datagram.packet;
+        if self.foca.iter_membership_state().len() >= REMEMBERED_MAX {
+            // Full: hear the members that are known, learn of no others.
+            if !self.active.contains_key(&header.src.node) {
+                return Err(Refusal::CellFull);
+            }
+            packet = &packet[..packet.len() - rest.len()];
+        }
+        let result = self.foca.handle_data(packet, &mut self.runtime);
+        self.settle(now);
+        result.map_err(|_| Refusal::Malformed)
+    }
+
+    /// Does what is due.
+    pub(super) fn advance(&mut self, now: Now) {
+        // Each timer submits at most a few others, all later than now: the loop ends.
+        while let Some(due) = self.timers.first_entry().filter(|entry| entry.key().0 <= now.time) {
+            let timer = due.remove();
+            if let Err(error) = self.foca.handle_timer(timer, &mut self.runtime) {
+                tracing::debug!(%error, "membership timer");
+            }
+            self.settle(now);
+        }
+        if self.chores_due <= now.time {
+            self.chores_due = now.time + CHORES_EVERY;
+            self.drop_expired(now);
+            self.ask_for_certificates(now);
+            self.look_after_contacts(now);
+        }
+    }
+
+    /// Tells a few members that this node goes.
+    pub(super) fn leave(&mut self, now: Now) {
+        if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
+            tracing::debug!(%error, "leaving the cell");
+        }
+        self.settle(now);
+    }
+
+    /// Checks who sent it. `Some` when the certificate is new and was checked just now.
+    fn admission(&self, datagram: &Datagram<'_>, unix: UnixTime) -> Result<Option<Admission>, Refusal> {
+        let known = self.known.get(&datagram.sender);
+        if let Some(known) = known
+            && !known.window.accepts(datagram.counter)
+        {
+            return Err(Refusal::Replayed);
+        }
+        let fresh = |known: &&Acquaintance| known.expires > unix;
+        match (known.filter(fresh), datagram.certificate) {
+            (Some(known), Some(shown)) if shown != known.certificate => {}
+            (Some(_), _) => return Ok(None),
+            (None, None) => return Err(Refusal::Stranger),
+            (None, Some(_)) => {}
+        }
+        let shown = datagram.certificate.unwrap_or_default();
+        let admission = self.credentials.admit(shown, unix).ok_or(Refusal::BadCertificate)?;
+        if admission.node != datagram.sender {
+            return Err(Refusal::BadCertificate);
+        }
+        if admission.cell != self.cell {
+            return Err(Refusal::OtherCell);
+        }
+        Ok(Some(admission))
+    }
+
+    /// Remembers the sender of a verified datagram.
+    fn meet(&mut self, datagram: &Datagram<'_>, admission: Option<Admission>) -> Result<(), Refusal> {
+        if let (Some(admission), Some(certificate)) = (admission, datagram.certificate) {
+            if !self.known.contains_key(&datagram.sender) && self.known.len() >= REMEMBERED_MAX {
+                let idle = self.known.keys().find(|node| !self.active.contains_key(node)).copied();
+                self.known.remove(&idle.ok_or(Refusal::CellFull)?);
+            }
+            let known = self.known.entry(datagram.sender).or_insert_with(|| Acquaintance {
+                certificate: Bytes::new(),
+                expires: admission.expires,
+                window: Window::default(),
+                knows_us: false,
+            });
+            known.certificate = Bytes::copy_from_slice(certificate);
+            known.expires = admission.expires;
+        }
+        let known = self.known.get_mut(&datagram.sender).ok_or(Refusal::Stranger)?;
+        known.window.mark(datagram.counter);
+        known.knows_us = !datagram.wants_certificate;
+        self.report(datagram.sender);
+        Ok(())
+    }
+
+    /// Reports a member that foca holds for alive and whose certificate is known.
+    fn report(&mut self, node: NodeId) {
+        let (Some(seat), Some(known)) = (self.active.get(&node), self.known.get(&node)) else { return };
+        if self.unmet.remove(&node).is_some() {
+            let certificate = known.certificate.clone();
+            self.actions.push(Action::Up { node, addr: seat.addr, certificate });
+        }
+    }
+
+    /// Reacts to a datagram without a packet: somebody shows its certificate, or asks for ours, or both.
+    fn introduced(&mut self, from: SocketAddr, datagram: &Datagram<'_>, now: Now) {
+        if datagram.wants_certificate {
+            self.introduce(from, datagram.sender, now);
+        }
+        if !self.active.contains_key(&datagram.sender) {
+            let seat = Seat { node: datagram.sender, addr: from, renewal: 0 };
+            if let Err(error) = self.foca.announce(seat, &mut self.runtime) {
+                tracing::debug!(%error, "announcing");
+            }
+            self.settle(now);
+        }
+    }
+
+    /// Carries out what foca decided.
+    fn settle(&mut self, now: Now) {
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(seat) => {
+                    self.active.insert(seat.node, seat);
+                    self.unmet.insert(seat.node, now.time);
+                    self.report(seat.node);
+                }
+                OwnedNotification::MemberDown(seat) => {
+                    self.active.remove(&seat.node);
+                    if self.unmet.remove(&seat.node).is_none() {
+                        self.actions.push(Action::Down(seat.node));
+                    }
+                }
+                OwnedNotification::Rename(_, seat) => {
+                    // A new life: it may have forgotten us, and it may have moved.
+                    if let Some(known) = self.known.get_mut(&seat.node) {
+                        known.knows_us = false;
+                    }
+                    if let Some(place) = self.active.get_mut(&seat.node) {
+                        *place = seat;
+                        self.unmet.entry(seat.node).or_insert(now.time);
+                        self.report(seat.node);
+                    }
+                }
+                OwnedNotification::Rejoin(seat) => self.me = seat,
+                other => tracing::debug!(?other, "membership"),
+            }
+        }
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            if self.timers.len() >= TIMERS_MAX && matches!(timer, Timer::RemoveDown(_)) {
+                continue;
+            }
+            self.timer_number += 1;
+            self.timers.insert((now.time + after, self.timer_number), timer);
+        }
+        while let Some((seat, packet)) = self.runtime.to_send() {
+            self.send(seat.addr, seat.node, &packet, now);
+        }
+    }
+
+    /// Sends a datagram without a packet: this node's certificate, and a wish for theirs if it is not known.
+    fn introduce(&mut self, to: SocketAddr, receiver: NodeId, now: Now) {
+        self.send(to, receiver, &[], now);
+    }
+
+    fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
+        let known = self.known.get(&receiver);
+        let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
+        let wants_certificate = known.is_none();
+        let certificate = self.credentials.certificate();
+        let apart = attach && !fit_together(&certificate, packet);
+        if apart {
+            // The certificate goes ahead. Should it be overtaken or lost, the packet is dropped there
+            // as a stranger's, and foca sends another.
+            self.seal(to, receiver, Some(&certificate), wants_certificate, &[], now);
+        }
+        let certificate = (attach && !apart).then_some(&certificate[..]);
+        self.seal(to, receiver, certificate, wants_certificate, packet, now);
+    }
+
+    fn seal(
+        &mut self,
+        to: SocketAddr,
+        receiver: NodeId,
+        certificate: Option<&[u8]>,
+        wants_certificate: bool,
+        packet: &[u8],
+        now: Now,
+    ) {
+        let (sender, counter) = (self.me.node, self.counter.next(now.unix));
+        let letter = Letter { sender, receiver, counter, certificate, wants_certificate, packet };
+        let bytes = letter.seal(|message| self.credentials.sign(message));
+        self.actions.push(Action::Send(to, bytes));
+    }
+
+    /// Members whose certificate ran out count as strangers again.
+    fn drop_expired(&mut self, now: Now) {
+        let active = &self.active;
+        let (unmet, actions) = (&mut self.unmet, &mut self.actions);
+        self.known.retain(|node, known| {
+            let good = known.expires > now.unix;
+            if !good && active.contains_key(node) && unmet.insert(*node, now.time).is_none() {
+                actions.push(Action::Down(*node));
+            }
+            good
+        });
+    }
+
+    fn ask_for_certificates(&mut self, now: Now) {
+        let due: Vec<NodeId> = self
+            .unmet
+            .iter()
+            .filter(|(_, time)| **time <= now.time)
+            .map(|(node, _)| *node)
+            .take(ASKS_AT_ONCE)
+            .collect();
+        for node in due {
+            self.unmet.insert(node, now.time + ASK_AGAIN);
+            if let Some(addr) = self.active.get(&node).map(|seat| seat.addr) {
+                self.introduce(addr, node, now);
+            }
+        }
+    }
+
+    /// Asks contacts: often and several while this node is alone, now and then a missing one later.
+    fn look_after_contacts(&mut self, now: Now) {
+        if self.contacts_due > now.time {
+            return;
+        }
+        let alone = self.active.is_empty();
+        if alone {
+            self.contacts_due = now.time + self.contacts_pause;
+            self.contacts_pause = (self.contacts_pause * 2).min(JOIN_LATER);
+        } else {
+            self.contacts_due = now.time + CONTACT_EVERY;
+            self.contacts_pause = JOIN_FIRST;
+        }
+        let wanted = if alone { CONTACTS_AT_ONCE } else { 1 };
+        let mut asked = 0;
+        for _ in 0..self.contacts.len() {
+            let (node, addr) = self.contacts[self.next_contact % self.contacts.len()];
+            self.next_contact = (self.next_contact + 1) % self.contacts.len();
+            if !self.active.contains_key(&node) {
+                self.introduce(addr, node, now);
+                asked += 1;
+            }
+            if asked == wanted {
+                break;
+            }
+        }
+    }
+}
+
+fn config(tuning: &Tuning) -> foca::Config {
+    let one = NonZeroUsize::MIN;
+    let count = |n: usize| NonZeroUsize::new(n).unwrap_or(one);
+    let periodic = |frequency, members| Some(foca::PeriodicParams { frequency, num_members: count(members) });
+    foca::Config {
+        probe_period: tuning.probe_period,
+        probe_rtt: tuning.probe_rtt,
+        num_indirect_probes: count(3),
+        // 4 log10(2 001), memberlist's rule for the largest cell.
+        max_transmissions: NonZeroU8::new(13).unwrap_or(NonZeroU8::MIN),
+        suspect_to_down_after: tuning.suspect_to_down,
+        remove_down_after: Some(tuning.remember_down),
+        max_packet_size: count(PACKET_MAX_BYTES),
+        notify_down_members: true,
+        periodic_announce: periodic(Duration::from_secs(30), 1),
+        periodic_announce_to_down_members: periodic(tuning.announce_to_down, 2),
+        periodic_gossip: periodic(Duration::from_millis(200), 3),
+    }
+}

@@ -1,0 +1,371 @@
+//! Seeded swarms on a virtual network: no sockets, no clock.
+
+use super::datagram::{Counter, Letter};
+use super::protocol::{Action, Now, Protocol};
+use super::*;
+use crate::model::{Generator, Rng as _, Time};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+/// A mesh whose "signatures" are keyed hashes: as unforgeable for a test, and cheap in numbers.
+#[derive(Clone)]
+struct TestNode {
+    node: NodeId,
+    mesh: u8,
+    cell: CellLabel,
+    /// Bytes that make the certificate longer.
+    padding: usize,
+}
+
+const EXPIRES: UnixTime = UnixTime(START_S + 100_000);
+const START_S: u64 = 1_700_000_000;
+
+fn mac(key: &[u8], message: &[u8]) -> [u8; 64] {
+    let hash = blake3::keyed_hash(blake3::hash(key).as_bytes(), message);
+    let mut twice = [0; 64];
+    twice[..32].copy_from_slice(hash.as_bytes());
+    twice[32..].copy_from_slice(hash.as_bytes());
+    twice
+}
+
+impl TestNode {
+    fn new(number: u8, mesh: u8, cell: &str) -> Self {
+        Self { node: NodeId([number; 32]), mesh, cell: cell.parse().unwrap(), padding: 0 }
+    }
+}
+
+impl Credentials for TestNode {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+    fn cell(&self) -> CellLabel {
+        self.cell.clone()
+    }
+    fn certificate(&self) -> Bytes {
+        let body = [&self.node.0, &vec![b' '; self.padding][..], self.cell.as_str().as_bytes()].concat();
+        [&mac(&[self.mesh], &body)[..], &body].concat().into()
+    }
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        mac(&self.node.0, message)
+    }
+    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+        mac(&node.0, message) == *signature
+    }
+    fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
+        let (seal, body) = certificate.split_first_chunk::<64>()?;
+        if *seal != mac(&[self.mesh], body) || now >= EXPIRES {
+            return None;
+        }
+        let (node, cell) = body.split_first_chunk::<32>()?;
+        let cell = std::str::from_utf8(cell).ok()?.trim_start().parse().ok()?;
+        Some(Admission { node: NodeId(*node), cell, expires: EXPIRES })
+    }
+}
+
+fn addr(number: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 0], u16::try_from(number).unwrap() + 1))
+}
+
+/// Virtual members and a network with delay, loss and cuts, all from one seed.
+struct Swarm {
+    now: Time,
+    members: Vec<Option<Protocol<TestNode>>>,
+    up: Vec<BTreeSet<NodeId>>,
+    wire: BinaryHeap<std::cmp::Reverse<(Time, u64, usize, usize)>>,
+    bodies: BTreeMap<u64, Vec<u8>>,
+    sent: u64,
+    generator: Generator,
+    /// Members on different sides do not hear each other.
+    side: Vec<u8>,
+    loss_percent: usize,
+    refusals: Vec<Refusal>,
+    /// Every datagram that was sent, when wanted.
+    tape: Option<Vec<(usize, usize, Vec<u8>)>>,
+}
+
+impl Swarm {
+    fn new(members: usize, seed: u64) -> Self {
+        let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
+        let swims = (0..members)
+            .map(|number| {
+                let contacts = if number == 0 { vec![] } else { vec![(NodeId([0; 32]), addr(0))] };
+                // The certificates of some are so long that they travel apart from large packets.
+                let padding = if number % 3 == 0 { 690 } else { 0 };
+                let node = TestNode { padding, ..TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1") };
+                let generator = Generator::stream(seed, number as u64);
+                Some(Protocol::new(node, addr(number), contacts, &Tuning::default(), now, generator))
+            })
+            .collect();
+        Self {
+            now: Time::ZERO,
+            members: swims,
+            up: vec![BTreeSet::new(); members],
+            wire: BinaryHeap::new(),
+            bodies: BTreeMap::new(),
+            sent: 0,
+            generator: Generator::new(seed),
+            side: vec![0; members],
+            loss_percent: 0,
+            refusals: Vec::new(),
+            tape: None,
+        }
+    }
+
+    fn clock(&self) -> Now {
+        Now { time: self.now, unix: UnixTime(START_S + self.now.as_nanos() / 1_000_000_000) }
+    }
+
+    fn collect(&mut self, number: usize) {
+        let Some(swim) = self.members[number].as_mut() else { return };
+        for action in swim.take_actions() {
+            match action {
+                Action::Send(to, bytes) => {
+                    assert!(bytes.len() <= crate::mesh::DATAGRAM_MAX_BYTES && bytes[0] < 0x40);
+                    let to = usize::from(to.port()) - 1;
+                    if let Some(tape) = &mut self.tape {
+                        tape.push((number, to, bytes.clone()));
+                    }
+                    let lost = self.generator.below(100) < self.loss_percent;
+                    if !lost && to < self.side.len() && self.side[number] == self.side[to] {
+                        let delay = Duration::from_micros(200 + self.generator.below(2_000) as u64);
+                        self.sent += 1;
+                        self.wire.push(std::cmp::Reverse((self.now + delay, self.sent, number, to)));
+                        self.bodies.insert(self.sent, bytes);
+                    }
+                }
+                Action::Up { node, certificate, .. } => {
+                    assert!(!certificate.is_empty());
+                    self.up[number].insert(node);
+                }
+                Action::Down(node) => {
+                    assert!(self.up[number].remove(&node), "down without up");
+                }
+            }
+        }
+    }
+
+    /// Runs until `done` or for `limit`; says whether it was done.
+    fn run(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            let timer =
+                self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
+            let packet = self.wire.peek().map_or(Time::NEVER, |next| next.0.0);
+            self.now = timer.min(packet).max(self.now);
+            let clock = self.clock();
+            while let Some(next) = self.wire.peek().filter(|next| next.0.0 <= self.now) {
+                let (_, id, from, to) = next.0;
+                self.wire.pop();
+                let bytes = self.bodies.remove(&id).unwrap();
+                if let Some(swim) = self.members[to].as_mut()
+                    && let Err(refusal) = swim.receive(addr(from), &bytes, clock)
+                {
+                    self.refusals.push(refusal);
+                }
+                self.collect(to);
+            }
+            for number in 0..self.members.len() {
+                if let Some(swim) = self.members[number].as_mut().filter(|s| s.next_deadline() <= clock.time)
+                {
+                    swim.advance(clock);
+                    self.collect(number);
+                }
+            }
+        }
+        done(self)
+    }
+
+    /// Whether every living member sees exactly the other living ones.
+    fn all_see_all(&self) -> bool {
+        let alive: Vec<usize> = (0..self.members.len()).filter(|n| self.members[*n].is_some()).collect();
+        alive.iter().all(|n| {
+            self.up[*n].len() == alive.len() - 1
+                && alive
+                    .iter()
+                    .all(|m| m == n || self.up[*n].contains(&NodeId([u8::try_from(*m).unwrap(); 32])))
+        })
+    }
+}
+
+#[test]
+fn five_members_that_know_one_contact_all_see_all_even_when_datagrams_are_lost() {
+    for seed in 0..5 {
+        let mut swarm = Swarm::new(5, seed);
+        swarm.loss_percent = 20;
+        assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all), "seed {seed}: {:?}", swarm.up);
+    }
+}
+
+#[test]
+fn a_hundred_members_all_see_all_and_a_killed_one_is_noticed_by_all() {
+    let mut swarm = Swarm::new(100, 7);
+    assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all));
+    swarm.members[42] = None;
+    assert!(!swarm.all_see_all());
+    assert!(swarm.run(Duration::from_secs(15), Swarm::all_see_all), "fifteen seconds are not enough");
+    let before = swarm.up.clone();
+    swarm.run(Duration::from_secs(20), |_| false);
+    assert_eq!(swarm.up, before, "nobody else was suspected to death");
+}
+
+#[test]
+fn a_member_that_leaves_is_gone_at_once_and_may_come_back() {
+    let mut swarm = Swarm::new(5, 3);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    let clock = swarm.clock();
+    swarm.members[2].as_mut().unwrap().leave(clock);
+    swarm.collect(2);
+    swarm.members[2] = None;
+    assert!(swarm.run(Duration::from_secs(2), Swarm::all_see_all), "well before a probe could notice");
+    let node = TestNode::new(2, 1, "eu/a/r1");
+    swarm.up[2].clear();
+    swarm.members[2] = Some(Protocol::new(
+        node,
+        addr(2),
+        vec![(NodeId([4; 32]), addr(4))],
+        &Tuning::default(),
+        swarm.clock(),
+        Generator::new(9),
+    ));
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all), "{:?}", swarm.up);
+}
+
+#[test]
+fn the_halves_of_a_cut_cell_lose_each_other_and_find_together_again() {
+    for seed in [11, 12, 13] {
+        let mut swarm = Swarm::new(10, seed);
+        assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+        for number in 0..10 {
+            swarm.side[number] = u8::from(number >= 5);
+        }
+        let halves = |swarm: &Swarm| swarm.up.iter().all(|seen| seen.len() == 4);
+        assert!(swarm.run(Duration::from_secs(60), halves), "seed {seed}: {:?}", swarm.up);
+        swarm.side.fill(0);
+        assert!(swarm.run(Duration::from_secs(180), Swarm::all_see_all), "seed {seed}: {:?}", swarm.up);
+    }
+}
+
+#[test]
+fn a_node_that_was_cut_off_alone_comes_back() {
+    let mut swarm = Swarm::new(4, 21);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    swarm.side[3] = 1;
+    let cut = |swarm: &Swarm| swarm.up[3].is_empty() && swarm.up[0].len() == 2;
+    assert!(swarm.run(Duration::from_secs(60), cut));
+    swarm.side[3] = 0;
+    assert!(swarm.run(Duration::from_secs(120), Swarm::all_see_all), "{:?}", swarm.up);
+}
+
+fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) -> Vec<u8> {
+    let certificate = from.certificate();
+    let letter = Letter {
+        sender: from.node,
+        receiver: to.node,
+        counter: Counter::default().next(now),
+        certificate: Some(&certificate),
+        wants_certificate: true,
+        packet,
+    };
+    letter.seal(|message| from.sign(message))
+}
+
+/// A lone node, and what it says of a datagram; it must not have acted on a refused one.
+fn judge(bytes: &[u8]) -> Refusal {
+    let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
+    let me = TestNode::new(1, 1, "eu/a/r1");
+    let mut swim = Protocol::new(me, addr(1), vec![], &Tuning::default(), now, Generator::new(1));
+    let refusal = swim.receive(addr(2), bytes, now).unwrap_err();
+    assert_eq!(swim.take_actions(), []);
+    refusal
+}
+
+#[test]
+fn forged_foreign_and_stale_datagrams_are_refused_and_change_nothing() {
+    let me = TestNode::new(1, 1, "eu/a/r1");
+    let friend = TestNode::new(2, 1, "eu/a/r1");
+    let now = UnixTime(START_S);
+    let good = introduction(&friend, &me, &[], now);
+
+    let mut forged = good.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    assert_eq!(judge(&forged), Refusal::Forged);
+    let mut altered = good.clone();
+    altered[1] ^= 2;
+    assert_eq!(judge(&altered), Refusal::Forged, "a flag is signed, too");
+    let foreign = introduction(&TestNode::new(2, 9, "eu/a/r1"), &me, &[], now);
+    assert_eq!(judge(&foreign), Refusal::BadCertificate, "another mesh");
+    let stolen = TestNode { node: NodeId([3; 32]), ..friend.clone() };
+    let certificate = friend.certificate();
+    let letter = Letter {
+        sender: stolen.node,
+        receiver: me.node,
+        counter: Counter::default().next(now),
+        certificate: Some(&certificate),
+        wants_certificate: false,
+        packet: &[],
+    };
+    assert_eq!(
+        judge(&letter.seal(|m| stolen.sign(m))),
+        Refusal::BadCertificate,
+        "somebody else's certificate"
+    );
+    assert_eq!(judge(&introduction(&TestNode::new(2, 1, "eu/a/r2"), &me, &[], now)), Refusal::OtherCell);
+    assert_eq!(judge(&introduction(&me, &me, &[], now)), Refusal::OwnName);
+    for skew in [START_S - 301, START_S + 302] {
+        assert_eq!(judge(&introduction(&friend, &me, &[], UnixTime(skew))), Refusal::Stale);
+    }
+    let elsewhere = introduction(&friend, &TestNode::new(4, 1, "eu/a/r1"), &[], now);
+    assert_eq!(judge(&elsewhere), Refusal::Forged, "meant for another node");
+    assert_eq!(judge(&[1; 40]), Refusal::Malformed);
+    assert_eq!(judge(&introduction(&friend, &me, &[0xff; 30], now)), Refusal::Malformed);
+    let stranger = Letter {
+        sender: friend.node,
+        receiver: me.node,
+        counter: Counter::default().next(now),
+        certificate: None,
+        wants_certificate: true,
+        packet: &[],
+    };
+    assert_eq!(judge(&stranger.seal(|m| friend.sign(m))), Refusal::Stranger);
+}
+
+#[test]
+fn a_replayed_conversation_changes_nothing() {
+    let mut swarm = Swarm::new(5, 31);
+    swarm.tape = Some(Vec::new());
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    swarm.run(Duration::from_secs(5), |_| false);
+    let tape = swarm.tape.take().unwrap();
+    assert!(tape.len() > 100);
+    let clock = swarm.clock();
+    for (from, to, bytes) in &tape {
+        if *to < 5 && swarm.bodies.values().all(|flying| flying != bytes) {
+            let swim = swarm.members[*to].as_mut().unwrap();
+            assert_eq!(swim.receive(addr(*from), bytes, clock), Err(Refusal::Replayed));
+            assert_eq!(swim.take_actions(), []);
+        }
+    }
+    assert!(swarm.all_see_all());
+}
+
+#[test]
+fn a_member_that_speaks_for_another_is_refused() {
+    let mut swarm = Swarm::new(3, 41);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    // Node 2 sends what node 1 would send: its own signature, the other's packet.
+    let header = foca::Header {
+        src: super::seat::Seat { node: NodeId([1; 32]), addr: addr(1), renewal: u64::MAX },
+        src_incarnation: 0,
+        dst: super::seat::Seat { node: NodeId([0; 32]), addr: addr(0), renewal: START_S * 1_000 },
+        message: foca::Message::Gossip,
+    };
+    let packet = postcard::to_stdvec(&header).unwrap();
+    let (liar, victim) = (TestNode::new(2, 1, "eu/a/r1"), TestNode::new(0, 1, "eu/a/r1"));
+    let clock = swarm.clock();
+    let later = UnixTime(clock.unix.0 + 1);
+    let bytes = introduction(&liar, &victim, &packet, later);
+    let swim = swarm.members[0].as_mut().unwrap();
+    assert_eq!(swim.receive(addr(2), &bytes, clock), Err(Refusal::Forged));
+}

@@ -1,0 +1,341 @@
+//! Virtual time: what happens in one step happens at once, messages take whole steps, flows share the links.
+//!
+//! A step is an eighth of the time in which a node's link moves a slice. Each has three parts: the events that are
+//! due reach their machines, ordered by machine; what the machines cause is put in line; the flows move. The
+//! queue is a ring of buckets, one a step (a calendar queue after Brown, 1988), and a tree for what lies
+//! beyond it. Nothing depends on the machine that runs it: the same seed and scenario give the same run.
+
+use super::fleet::{Effect, EvenContent, Event, Machine, Map};
+use super::fluid::{Flow, Fluid};
+use super::scenario::Scenario;
+use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Source};
+use crate::model::Time;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Steps in the transfer of one slice (measured: within 2.5 % of exact sharing).
+const STEPS_PER_SLICE: f64 = 8.0;
+/// Steps that the ring of buckets covers.
+const RING: usize = 1_024;
+/// Providers that the DHT tells of.
+const PROVIDERS_MAX: usize = 20;
+/// Events that must be due at once before a second thread helps.
+const WORTH_A_THREAD: usize = 256;
+
+/// What a flow is.
+#[derive(Clone, Copy, Debug)]
+enum Carried {
+    Upload { ask: Ask, chunk: Chunk },
+    FromStratum { chunk: Chunk },
+}
+
+/// Events by the step in which they are due.
+#[derive(Debug)]
+struct Calendar {
+    now: u64,
+    ring: Vec<Vec<(u32, Event)>>,
+    far: BTreeMap<u64, Vec<(u32, Event)>>,
+    waiting: usize,
+}
+
+impl Calendar {
+    fn new() -> Self {
+        Self { now: 0, ring: (0..RING).map(|_| Vec::new()).collect(), far: BTreeMap::new(), waiting: 0 }
+    }
+
+    /// Puts an event in line for a later step.
+    fn push(&mut self, step: u64, to: u32, event: Event) {
+        let step = step.max(self.now + 1);
+        if step - self.now < RING as u64 {
+            self.ring[step as usize % RING].push((to, event));
+            self.waiting += 1;
+        } else {
+            self.far.entry(step).or_default().push((to, event));
+        }
+    }
+
+    /// Goes to the next step, or when nothing moves to the next one with an event, and hands out what is due.
+    fn next(&mut self, idle: bool, due: &mut Vec<(u32, Event)>) -> bool {
+        self.now += 1;
+        if idle {
+            if self.waiting == 0 {
+                let Some(first) = self.far.keys().next() else { return false };
+                self.now = self.now.max(*first);
+            } else {
+                let first = self.far.keys().next().copied().unwrap_or(u64::MAX);
+                while self.now < first && self.ring[self.now as usize % RING].is_empty() {
+                    self.now += 1;
+                }
+            }
+        }
+        let bucket = &mut self.ring[self.now as usize % RING];
+        self.waiting -= bucket.len();
+        std::mem::swap(bucket, due);
+        if let Some(mut far) = self.far.remove(&self.now) {
+            due.append(&mut far);
+        }
+        due.sort_by_key(|(to, _)| *to);
+        true
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Virtual time.
+    pub now: Time,
+    /// Chunks that reached a node.
+    pub transfers: u64,
+    /// Chunks that all nodes want together.
+    pub wanted: u64,
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) machines: Vec<Machine>,
+    map: Arc<Map>,
+    content: EvenContent,
+    calendar: Calendar,
+    fluid: Fluid<Carried>,
+    step_ns: u64,
+    latency: u64,
+    region_latency: u64,
+    lookup: u64,
+    connections: u32,
+    stratum_busy: u32,
+    stratum_line: VecDeque<(u32, Chunk)>,
+    announced: BTreeMap<u32, Vec<Peer>>,
+    deadline: Time,
+    pub(super) unfinished: usize,
+    pub(super) events: u64,
+    pub(super) messages: u64,
+    pub(super) transfers: u64,
+    pub(super) strata_bytes: u64,
+}
+
+fn steps(span_ns: u64, step_ns: u64) -> u64 {
+    span_ns.div_ceil(step_ns).max(1)
+}
+
+impl Engine {
+    pub(super) fn new(scenario: &Scenario, seed: u64) -> Self {
+        let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
+        let (up, down) = (bytes_s(scenario.fleet.up_mbit_s), bytes_s(scenario.fleet.down_mbit_s));
+        let slice_s = f64::from(scenario.content.slice_bytes) / up.max(down);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
+        let step_ns = ((slice_s / STEPS_PER_SLICE * 1e9) as u64).max(1);
+        let per_step = |bytes_s: f64| {
+            #[expect(clippy::cast_possible_truncation, reason = "a rate, and it is a model")]
+            let rate = (bytes_s * step_ns as f64 / 1e9) as f32;
+            rate
+        };
+        let nodes = scenario.fleet.nodes as usize;
+        let mut ups = vec![per_step(up); nodes];
+        let mut downs = vec![per_step(down); nodes];
+        ups.push(per_step(bytes_s(scenario.stratum.up_mbit_s)));
+        downs.push(0.0);
+        let map = Arc::new(Map::new(scenario, seed));
+        let content = EvenContent::new(scenario);
+        let settings = Arc::new(scenario.settings.clone());
+        let machine = |me| Machine::new(me, &map, content, &settings, seed);
+        let machines: Vec<Machine> = (0..scenario.fleet.nodes).map(machine).collect();
+        let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
+        let mut calendar = Calendar::new();
+        for to in 0..scenario.fleet.nodes {
+            calendar.push(1, to, Event::WantAll(scenario.content.class, deadline));
+        }
+        Self {
+            machines,
+            map,
+            content,
+            calendar,
+            fluid: Fluid::new(ups, downs),
+            step_ns,
+            latency: steps(scenario.network.latency_us * 1_000, step_ns),
+            region_latency: steps(scenario.network.region_latency_us * 1_000, step_ns),
+            lookup: steps(scenario.network.lookup_ms * 1_000_000, step_ns),
+            connections: scenario.stratum.connections,
+            stratum_busy: 0,
+            stratum_line: VecDeque::new(),
+            announced: BTreeMap::new(),
+            deadline,
+            unfinished: nodes,
+            events: 0,
+            messages: 0,
+            transfers: 0,
+            strata_bytes: 0,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(self.calendar.now.saturating_mul(self.step_ns))
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        let wanted = self.machines.len() as u64 * u64::from(self.content.slices());
+        Progress { now: self.now(), transfers: self.transfers, wanted }
+    }
+
+    /// Runs until all nodes have ended or nothing happens any more. `watch` is told now and then.
+    pub(super) fn run(&mut self, threads: usize, watch: &mut dyn FnMut(Progress)) {
+        let (mut due, mut ended) = (Vec::new(), Vec::new());
+        let mut effects: Vec<Vec<(u32, Effect)>> = (0..threads.max(1)).map(|_| Vec::new()).collect();
+        while self.unfinished > 0 && self.calendar.next(self.fluid.is_idle(), &mut due) {
+            self.events += due.len() as u64;
+            self.react(&mut due, &mut effects);
+            for list in &mut effects {
+                for (from, effect) in list.drain(..) {
+                    self.apply(from, effect);
+                }
+            }
+            self.fluid.step(&mut ended);
+            for flow in ended.drain(..) {
+                self.finish(flow);
+            }
+            if self.calendar.now % 64 == 0 {
+                self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
+                watch(self.progress());
+            }
+            // All wants end by the deadline; what is left then could only be a defect of the core.
+            if self.now().since(self.deadline).as_secs() > 1 {
+                break;
+            }
+        }
+        self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
+    }
+
+    /// Lets the machines react, each thread to a part of them. Within a step no machine sees another, and effects
+    /// are kept in the order of the machines, so the number of threads does not show.
+    fn react(&mut self, due: &mut Vec<(u32, Event)>, effects: &mut [Vec<(u32, Effect)>]) {
+        let (now, step_ns) = (self.now(), self.step_ns);
+        let parts = if due.len() < WORTH_A_THREAD { 1 } else { effects.len() };
+        let each = due.len().div_ceil(parts).max(1);
+        let mut events: Vec<Vec<(u32, Event)>> = Vec::with_capacity(parts);
+        let mut machines: Vec<(u32, &mut [Machine])> = Vec::with_capacity(parts);
+        let (mut rest, mut first) = (self.machines.as_mut_slice(), 0_u32);
+        while !due.is_empty() {
+            // Cut behind the last event of a machine.
+            let mut cut = each.min(due.len());
+            while cut < due.len() && due[cut].0 == due[cut - 1].0 {
+                cut += 1;
+            }
+            let last_part = events.len() + 1 == parts;
+            let tail = due.split_off(if last_part { due.len() } else { cut });
+            let end = tail.first().map_or(first as usize + rest.len(), |(to, _)| *to as usize);
+            let (mine, others) = rest.split_at_mut(end - first as usize);
+            machines.push((first, mine));
+            events.push(std::mem::replace(due, tail));
+            (rest, first) = (others, u32::try_from(end).unwrap_or(u32::MAX));
+        }
+        let mut work = events.iter_mut().zip(machines).zip(effects.iter_mut());
+        let Some(((own_events, own_machines), own_effects)) = work.next() else { return };
+        std::thread::scope(|scope| {
+            for ((events, machines), effects) in work {
+                scope.spawn(move || react_all(now, step_ns, machines, events, effects));
+            }
+            react_all(now, step_ns, own_machines, own_events, own_effects);
+        });
+        if let Some(list) = events.first_mut() {
+            std::mem::swap(due, list); // Keeps the memory.
+        }
+    }
+
+    fn latency(&self, from: u32, to: u32) -> u64 {
+        if self.map.same_region(from, to) { self.latency } else { self.region_latency }
+    }
+
+    fn apply(&mut self, from: u32, effect: Effect) {
+        let now = self.calendar.now;
+        match effect {
+            Effect::Send(to, event) => {
+                self.messages += 1;
+                self.calendar.push(now + self.latency(from, to), to, event);
+            }
+            Effect::Serve { ask, to, chunk } => {
+                let bytes = self.content.len_bytes(chunk) as f32;
+                self.fluid.start(Flow { from, to, what: Carried::Upload { ask, chunk } }, bytes);
+            }
+            Effect::StopServing { to, chunk } => {
+                let is_it =
+                    |carried| matches!(carried, Carried::Upload { chunk: other, .. } if other == chunk);
+                self.fluid.stop(|flow| flow.from == from && flow.to == to && is_it(flow.what));
+            }
+            Effect::Upstream(chunk) => {
+                self.messages += 1;
+                self.stratum_line.push_back((from, chunk));
+                self.fill_stratum();
+            }
+            Effect::StopUpstream(chunk) => {
+                self.stratum_line.retain(|waiting| *waiting != (from, chunk));
+                let is_it =
+                    |carried| matches!(carried, Carried::FromStratum { chunk: other } if other == chunk);
+                let stopped = self.fluid.stop(|flow| flow.to == from && is_it(flow.what));
+                self.stratum_busy -= u32::try_from(stopped).unwrap_or(0);
+                self.fill_stratum();
+            }
+            Effect::Find(segment) => {
+                let peers = self.announced.get(&segment.0).cloned().unwrap_or_default();
+                self.calendar.push(now + self.lookup, from, Event::Providers { segment, peers });
+            }
+            Effect::Announce(segment) => {
+                let providers = self.announced.entry(segment.0).or_default();
+                if providers.len() < PROVIDERS_MAX {
+                    providers.push(Peer(from));
+                }
+            }
+            Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
+        }
+    }
+
+    /// Lets requests in line begin. The way of the request itself is added to that of the data.
+    fn fill_stratum(&mut self) {
+        let stratum = u32::try_from(self.machines.len()).unwrap_or(u32::MAX);
+        while self.stratum_busy < self.connections {
+            let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
+            self.stratum_busy += 1;
+            let bytes = self.content.len_bytes(chunk) as f32;
+            self.fluid.start(Flow { from: stratum, to, what: Carried::FromStratum { chunk } }, bytes);
+        }
+    }
+
+    fn finish(&mut self, flow: Flow<Carried>) {
+        let now = self.calendar.now;
+        self.transfers += 1;
+        match flow.what {
+            Carried::Upload { ask, chunk } => {
+                let data = Event::Data { chunk, from: Source::Peer(Peer(flow.from)) };
+                self.calendar.push(now + self.latency(flow.from, flow.to), flow.to, data);
+                self.calendar.push(now + 1, flow.from, Event::Sent { ask });
+            }
+            Carried::FromStratum { chunk } => {
+                self.strata_bytes += u64::from(self.content.len_bytes(chunk));
+                self.stratum_busy -= 1;
+                let data = Event::Data { chunk, from: Source::Strata };
+                self.calendar.push(now + 2 * self.latency, flow.to, data);
+                self.fill_stratum();
+            }
+        }
+    }
+}
+
+fn react_all(
+    now: Time,
+    step_ns: u64,
+    (first, machines): (u32, &mut [Machine]),
+    events: &mut Vec<(u32, Event)>,
+    effects: &mut Vec<(u32, Effect)>,
+) {
+    let mut out = Outbox::default();
+    let mut last = None;
+    for (to, event) in events.drain(..) {
+        if let Some(before) = last.filter(|before| *before != to) {
+            machines[(before - first) as usize].rest(now, step_ns, effects);
+        }
+        last = Some(to);
+        machines[(to - first) as usize].react(now, event, &mut out, effects);
+    }
+    if let Some(last) = last {
+        machines[(last - first) as usize].rest(now, step_ns, effects);
+    }
+}

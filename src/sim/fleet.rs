@@ -1,0 +1,425 @@
+//! The simulated machines: the node's own decisions over compact views that all members of a cell share.
+//!
+//! What surrounds [`Node`] here is what the driver is in an agent: it turns outputs into messages and messages into
+//! inputs, and decides nothing.
+
+use super::scenario::Scenario;
+use crate::mesh::proto::{
+    Answer, Ask, Chunk, Content, Input, Nearness, Node, Outbox, Output, Peer, Peers, Segment, Settings,
+    Slice, Source, best_members, lease_cell,
+};
+use crate::model::{Class, Generator, Time, mix};
+use std::sync::Arc;
+
+/// Ranks of homes that are known; the core asks for no more by default.
+const RANKS: usize = 16;
+/// Slices of a segment (8 MiB of 1 MiB).
+const SEGMENT_SLICES: u32 = 8;
+/// Contacts in other cells that a node knows.
+const CONTACTS_MAX: usize = 16;
+
+/// Who is where, and the homes of all slices in all cells.
+#[derive(Debug)]
+pub(super) struct Map {
+    nodes: u32,
+    cells: u32,
+    cells_per_region: u32,
+    slices: u32,
+    /// By cell, slice and rank.
+    homes: Vec<u32>,
+    /// Homes of a slice in a cell: cells with fewer members have fewer.
+    ranks: usize,
+    /// By region and slice: the cell that holds the lease.
+    lease_cells: Vec<u32>,
+    /// By cell.
+    contacts: Vec<Vec<Peer>>,
+}
+
+impl Map {
+    pub(super) fn new(scenario: &Scenario, seed: u64) -> Self {
+        let (nodes, cells, slices) = (scenario.fleet.nodes, scenario.cells(), scenario.slices());
+        let ranks = RANKS.min((nodes / cells) as usize);
+        let mut map = Self {
+            nodes,
+            cells,
+            cells_per_region: scenario.fleet.cells_per_region,
+            slices,
+            homes: Vec::with_capacity(cells as usize * slices as usize * ranks),
+            ranks,
+            lease_cells: Vec::new(),
+            contacts: Vec::new(),
+        };
+        let salt = mix(seed);
+        let slice_key = |slice: u32| mix(salt ^ u64::from(slice));
+        for cell in 0..cells {
+            let members = map.members_of(cell);
+            let keys: Vec<(u64, u16)> =
+                members.clone().map(|node| (mix(!salt ^ u64::from(node)), 100)).collect();
+            for slice in 0..slices {
+                let best = best_members(slice_key(slice), &keys, ranks);
+                let first = members.start;
+                map.homes.extend(best.into_iter().map(|index| first + u32::try_from(index).unwrap_or(0)));
+            }
+            let others = (1..cells).map(|step| (cell + step) % cells).take(CONTACTS_MAX);
+            map.contacts.push(others.map(|other| Peer(map.members_of(other).start)).collect());
+        }
+        for region in 0..scenario.fleet.regions {
+            let first = region * map.cells_per_region;
+            for slice in 0..slices {
+                let keys = (first..first + map.cells_per_region).map(|cell| mix(salt ^ mix(u64::from(cell))));
+                let cell = lease_cell(slice_key(slice), keys).unwrap_or(0);
+                map.lease_cells.push(first + u32::try_from(cell).unwrap_or(0));
+            }
+        }
+        map
+    }
+
+    fn cell_of(&self, node: u32) -> u32 {
+        // The inverse of `members_of`, whose cells differ by at most one member.
+        u32::try_from(
+            (u64::from(node) * u64::from(self.cells) + u64::from(self.cells) - 1) / u64::from(self.nodes),
+        )
+        .map_or(0, |cell| if self.members_of(cell).contains(&node) { cell } else { cell.saturating_sub(1) })
+    }
+
+    fn members_of(&self, cell: u32) -> std::ops::Range<u32> {
+        let start = |cell: u32| {
+            u32::try_from(u64::from(cell) * u64::from(self.nodes) / u64::from(self.cells)).unwrap_or(u32::MAX)
+        };
+        start(cell)..start(cell + 1)
+    }
+
+    pub(super) fn same_region(&self, a: u32, b: u32) -> bool {
+        self.cell_of(a) / self.cells_per_region == self.cell_of(b) / self.cells_per_region
+    }
+
+    fn home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
+        if rank >= self.ranks {
+            return None;
+        }
+        let row = cell as usize * self.slices as usize + slice.0 as usize;
+        self.homes.get(row * self.ranks + rank).copied().map(Peer)
+    }
+}
+
+/// What one node sees of the map: everybody, alive.
+#[derive(Clone, Debug)]
+pub(super) struct CellView {
+    map: Arc<Map>,
+    me: u32,
+    cell: u32,
+    members: (u32, u32),
+}
+
+impl CellView {
+    fn new(map: &Arc<Map>, me: u32) -> Self {
+        let cell = map.cell_of(me);
+        let members = map.members_of(cell);
+        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end) }
+    }
+}
+
+impl Peers for CellView {
+    fn me(&self) -> Peer {
+        Peer(self.me)
+    }
+
+    fn nearness(&self, peer: Peer) -> Nearness {
+        if (self.members.0..self.members.1).contains(&peer.0) {
+            Nearness::Cell
+        } else if self.map.same_region(self.me, peer.0) {
+            Nearness::Region
+        } else {
+            Nearness::Far
+        }
+    }
+
+    fn home(&self, slice: Slice, rank: usize) -> Option<Peer> {
+        self.map.home(self.cell, slice, rank)
+    }
+
+    fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer> {
+        let region = self.cell / self.map.cells_per_region;
+        let row = region as usize * self.map.slices as usize + slice.0 as usize;
+        self.map.home(*self.map.lease_cells.get(row)?, slice, rank)
+    }
+
+    fn is_up(&self, peer: Peer) -> bool {
+        peer.0 < self.map.nodes
+    }
+
+    fn has_other_regions(&self) -> bool {
+        self.map.cells > self.map.cells_per_region
+    }
+
+    fn members(&self) -> usize {
+        (self.members.1 - self.members.0) as usize
+    }
+
+    fn member(&self, index: usize) -> Peer {
+        Peer(self.members.0 + u32::try_from(index).unwrap_or(0))
+    }
+
+    fn contacts(&self) -> &[Peer] {
+        &self.map.contacts[self.cell as usize]
+    }
+}
+
+/// Slices of one length, each moved as one chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EvenContent {
+    slices: u32,
+    slice_bytes: u32,
+    last_bytes: u32,
+}
+
+impl EvenContent {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let slice_bytes = scenario.content.slice_bytes;
+        let rest = scenario.content.bytes % u64::from(slice_bytes);
+        let last_bytes = u32::try_from(rest).ok().filter(|rest| *rest > 0).unwrap_or(slice_bytes);
+        Self { slices: scenario.slices(), slice_bytes, last_bytes }
+    }
+
+    pub(super) fn slices(self) -> u32 {
+        self.slices
+    }
+}
+
+impl Content for EvenContent {
+    fn slice(&self, chunk: Chunk) -> Slice {
+        Slice(chunk.0)
+    }
+
+    fn segment(&self, slice: Slice) -> Segment {
+        Segment(slice.0 / SEGMENT_SLICES)
+    }
+
+    fn part(&self, _chunk: Chunk) -> u8 {
+        0
+    }
+
+    fn len_bytes(&self, chunk: Chunk) -> u32 {
+        if chunk.0 + 1 == self.slices { self.last_bytes } else { self.slice_bytes }
+    }
+}
+
+/// What reaches a machine.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// All of the content is wanted by then.
+    WantAll(Class, Time),
+    /// A peer asks.
+    Ask { from: u32, chunk: Chunk, class: Class },
+    /// A peer withdraws its ask.
+    Withdraw { from: u32, chunk: Chunk },
+    /// A peer answers without data.
+    Answer { from: u32, chunk: Chunk, answer: Box<Answer>, load: u8 },
+    /// The last byte of a chunk arrived.
+    Data { chunk: Chunk, from: Source },
+    /// The last byte of an upload left.
+    Sent { ask: Ask },
+    /// The DHT answers.
+    Providers { segment: Segment, peers: Vec<Peer> },
+    /// The deadline that was asked for.
+    Wake,
+}
+
+/// What a machine causes beyond itself.
+#[derive(Clone, Debug)]
+pub(super) enum Effect {
+    /// A message to a peer.
+    Send(u32, Event),
+    /// The bytes of a chunk begin to move to a peer.
+    Serve { ask: Ask, to: u32, chunk: Chunk },
+    /// They stop.
+    StopServing { to: u32, chunk: Chunk },
+    /// A request to the stratum.
+    Upstream(Chunk),
+    /// It is withdrawn.
+    StopUpstream(Chunk),
+    /// A look-up in the DHT.
+    Find(Segment),
+    /// An announcement in the DHT.
+    Announce(Segment),
+    /// Wake me then.
+    WakeAt(Time),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Incoming {
+    peer: u32,
+    chunk: Chunk,
+    serving: bool,
+}
+
+/// A node with its driver.
+#[derive(Debug)]
+pub(super) struct Machine {
+    me: u32,
+    node: Node<CellView, EvenContent, Generator>,
+    /// Asks under way, by number.
+    incoming: Vec<Option<Incoming>>,
+    free: Vec<u32>,
+    wake: Time,
+    slices: u32,
+    /// Chunks delivered and given up.
+    pub(super) delivered: u32,
+    pub(super) given_up: u32,
+    /// Bytes taken from peers and from the stratum.
+    pub(super) from_peers: u64,
+    pub(super) from_strata: u64,
+    /// When the last chunk was delivered or given up.
+    pub(super) finished: Option<Time>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        me: u32,
+        map: &Arc<Map>,
+        content: EvenContent,
+        settings: &Arc<Settings>,
+        seed: u64,
+    ) -> Self {
+        let view = CellView::new(map, me);
+        let generator = Generator::stream(seed, u64::from(me));
+        Self {
+            me,
+            node: Node::new(view, content, generator, Arc::clone(settings)),
+            incoming: Vec::new(),
+            free: Vec::new(),
+            wake: Time::NEVER,
+            slices: content.slices,
+            delivered: 0,
+            given_up: 0,
+            from_peers: 0,
+            from_strata: 0,
+            finished: None,
+        }
+    }
+
+    /// Lets the node react to an event. `out` is empty before and after.
+    pub(super) fn react(
+        &mut self,
+        now: Time,
+        event: Event,
+        out: &mut Outbox,
+        effects: &mut Vec<(u32, Effect)>,
+    ) {
+        match event {
+            Event::WantAll(class, deadline) => {
+                for chunk in (0..self.slices).map(Chunk) {
+                    self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
+                }
+            }
+            Event::Ask { from, chunk, class } => {
+                let incoming = Some(Incoming { peer: from, chunk, serving: false });
+                let number = self.free.pop().unwrap_or_else(|| {
+                    self.incoming.push(None);
+                    u32::try_from(self.incoming.len() - 1).unwrap_or(u32::MAX)
+                });
+                self.incoming[number as usize] = incoming;
+                self.node.handle(now, Input::Asked { peer: Peer(from), ask: Ask(number), chunk, class }, out);
+            }
+            Event::Withdraw { from, chunk } => {
+                let is_it = |incoming: &Option<Incoming>| {
+                    incoming.is_some_and(|incoming| incoming.peer == from && incoming.chunk == chunk)
+                };
+                let Some(index) = self.incoming.iter().position(is_it) else { return };
+                let ask = Ask(u32::try_from(index).unwrap_or(u32::MAX));
+                if self.end(ask).is_some_and(|incoming| incoming.serving) {
+                    effects.push((self.me, Effect::StopServing { to: from, chunk }));
+                }
+                self.node.handle(now, Input::AskGone { ask }, out);
+            }
+            Event::Answer { from, chunk, answer, load } => {
+                self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer: *answer, load }, out);
+            }
+            Event::Data { chunk, from } => {
+                let bytes = u64::from(self.node.content().len_bytes(chunk));
+                match from {
+                    Source::Peer(_) => self.from_peers += bytes,
+                    Source::Strata => self.from_strata += bytes,
+                }
+                self.node.handle(now, Input::Arrived { chunk, from }, out);
+            }
+            Event::Sent { ask } => {
+                self.end(ask);
+                self.node.handle(now, Input::Served { ask, ok: true }, out);
+            }
+            Event::Providers { segment, peers } => {
+                self.node.handle(now, Input::Providers { segment, peers }, out);
+            }
+            Event::Wake => {
+                if self.wake != now {
+                    return; // An earlier wake-up was asked for since.
+                }
+                self.wake = Time::NEVER;
+                self.node.handle(now, Input::Tick, out);
+            }
+        }
+        for output in out.drain() {
+            self.carry_out(now, output, effects);
+        }
+    }
+
+    /// After all events of a moment: when to be woken, rounded up to a later step.
+    pub(super) fn rest(&mut self, now: Time, step_ns: u64, effects: &mut Vec<(u32, Effect)>) {
+        let Some(next) = self.node.next_deadline() else { return };
+        let step = next.as_nanos().div_ceil(step_ns).max(now.as_nanos() / step_ns + 1);
+        let at = Time::from_nanos(step.saturating_mul(step_ns));
+        if at < self.wake {
+            self.wake = at;
+            effects.push((self.me, Effect::WakeAt(at)));
+        }
+    }
+
+    fn end(&mut self, ask: Ask) -> Option<Incoming> {
+        let incoming = self.incoming.get_mut(ask.0 as usize)?.take()?;
+        self.free.push(ask.0);
+        Some(incoming)
+    }
+
+    fn carry_out(&mut self, now: Time, output: Output, effects: &mut Vec<(u32, Effect)>) {
+        let me = self.me;
+        let effect = match output {
+            Output::Ask { peer, chunk, class } => Effect::Send(peer.0, Event::Ask { from: me, chunk, class }),
+            Output::Cancel { peer, chunk } => Effect::Send(peer.0, Event::Withdraw { from: me, chunk }),
+            Output::Serve { ask } => {
+                let Some(Some(incoming)) = self.incoming.get_mut(ask.0 as usize) else { return };
+                incoming.serving = true;
+                Effect::Serve { ask, to: incoming.peer, chunk: incoming.chunk }
+            }
+            Output::Answer { ask, answer, load } => {
+                let ended = answer != Answer::Wait;
+                let Some(Some(incoming)) = self.incoming.get(ask.0 as usize).copied() else { return };
+                if ended {
+                    self.end(ask);
+                }
+                let event = Event::Answer { from: me, chunk: incoming.chunk, answer: Box::new(answer), load };
+                Effect::Send(incoming.peer, event)
+            }
+            Output::FetchUpstream { chunk } => Effect::Upstream(chunk),
+            Output::CancelUpstream { chunk } => Effect::StopUpstream(chunk),
+            Output::FindProviders { segment } => Effect::Find(segment),
+            Output::Announce { segment } => Effect::Announce(segment),
+            Output::Deliver { .. } => {
+                self.delivered += 1;
+                return self.note_end(now);
+            }
+            Output::GiveUp { .. } => {
+                self.given_up += 1;
+                return self.note_end(now);
+            }
+            // Nobody publishes and nobody lies in these scenarios.
+            Output::Spread { .. } | Output::Distrust { .. } => return,
+        };
+        effects.push((me, effect));
+    }
+
+    fn note_end(&mut self, now: Time) {
+        if self.delivered + self.given_up == self.slices {
+            self.finished = Some(now);
+        }
+    }
+}

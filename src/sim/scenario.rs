@@ -1,0 +1,195 @@
+//! What is simulated: a scenario file, checked before a byte of memory is taken for it.
+
+use crate::mesh::proto::Settings;
+use crate::model::Class;
+use serde::Deserialize;
+
+/// Most nodes times slices that a run may have: two bytes and a want each, below 4 GiB together.
+pub const NODE_SLICES_MAX: u64 = 200_000_000;
+/// Most members of a region's cell times slices: what the table of homes holds.
+pub const CELL_SLICES_MAX: u64 = 10_000_000;
+
+/// A scenario as its file states it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// The seed of all randomness, unless the command line names another.
+    pub seed: u64,
+    /// Who takes part.
+    pub fleet: Fleet,
+    /// What lies between them.
+    pub network: Network,
+    /// What all want.
+    pub content: Content,
+    /// Where it comes from.
+    pub stratum: Stratum,
+    /// The nodes' constants, where they differ from the defaults.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+/// The nodes: all alike, the same number in each cell.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fleet {
+    /// Number of nodes.
+    pub nodes: u32,
+    /// Number of regions.
+    pub regions: u32,
+    /// Number of cells in each region.
+    pub cells_per_region: u32,
+    /// Uplink of a node, in Mbit/s.
+    pub up_mbit_s: f64,
+    /// Downlink of a node, in Mbit/s.
+    pub down_mbit_s: f64,
+}
+
+/// Delays.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// One way between two nodes of a region, and to the stratum, in microseconds.
+    pub latency_us: u64,
+    /// One way between two regions, in microseconds.
+    #[serde(default = "default_region_latency_us")]
+    pub region_latency_us: u64,
+    /// From a look-up in the DHT to its answer, in milliseconds.
+    #[serde(default = "default_lookup_ms")]
+    pub lookup_ms: u64,
+}
+
+fn default_region_latency_us() -> u64 {
+    20_000
+}
+
+fn default_lookup_ms() -> u64 {
+    200
+}
+
+/// The content: slices that move as a whole.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// All bytes.
+    pub bytes: u64,
+    /// Bytes of a slice. The last one may be shorter.
+    pub slice_bytes: u32,
+    /// How urgently all nodes want all of it, from time 0.
+    pub class: Class,
+    /// Seconds after which the nodes give up, and the run ends.
+    pub deadline_s: u32,
+}
+
+/// The stratum: one, with a bounded number of transfers at once; more requests wait in their order.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stratum {
+    /// Its uplink, in Mbit/s.
+    pub up_mbit_s: f64,
+    /// Transfers at once.
+    pub connections: u32,
+}
+
+/// Why a file is not a scenario that can be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScenarioError {
+    /// The text is not TOML, lacks a key, or has an unknown one. The message names line and key.
+    #[error("{0}")]
+    Syntax(String),
+    /// A value makes no sense.
+    #[error("{key} = {found}: {must}")]
+    Value {
+        /// The key, with its table.
+        key: &'static str,
+        /// The offending value.
+        found: String,
+        /// What it must be.
+        must: String,
+    },
+}
+
+fn check(
+    ok: bool,
+    key: &'static str,
+    found: impl ToString,
+    must: impl Into<String>,
+) -> Result<(), ScenarioError> {
+    if ok { Ok(()) } else { Err(ScenarioError::Value { key, found: found.to_string(), must: must.into() }) }
+}
+
+impl Scenario {
+    /// Reads and checks a scenario.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] names the first line or key that is wrong.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = toml::from_str(text)
+            .map_err(|error| ScenarioError::Syntax(error.to_string().trim_end().to_owned()))?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    /// Number of slices.
+    pub fn slices(&self) -> u32 {
+        u32::try_from(self.content.bytes.div_ceil(u64::from(self.content.slice_bytes.max(1))))
+            .unwrap_or(u32::MAX)
+    }
+
+    /// Number of cells in all regions.
+    pub fn cells(&self) -> u32 {
+        self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
+    }
+
+    fn check(&self) -> Result<(), ScenarioError> {
+        let Self { fleet, network, content, stratum, settings, .. } = self;
+        check((1..=10_000_000).contains(&fleet.nodes), "fleet.nodes", fleet.nodes, "1 to 10 000 000")?;
+        check((1..=1_000).contains(&fleet.regions), "fleet.regions", fleet.regions, "1 to 1 000")?;
+        check(
+            fleet.cells_per_region >= 1 && self.cells() <= fleet.nodes,
+            "fleet.cells_per_region",
+            fleet.cells_per_region,
+            "at least 1, and no more cells than nodes",
+        )?;
+        for (key, rate) in [
+            ("fleet.up_mbit_s", fleet.up_mbit_s),
+            ("fleet.down_mbit_s", fleet.down_mbit_s),
+            ("stratum.up_mbit_s", stratum.up_mbit_s),
+        ] {
+            check((0.001..=1e7).contains(&rate), key, rate, "0.001 to 10 000 000 (Mbit/s)")?;
+        }
+        let minute_us = 60_000_000;
+        check(network.latency_us <= minute_us, "network.latency_us", network.latency_us, "at most a minute")?;
+        let regional = network.region_latency_us;
+        check(regional <= minute_us, "network.region_latency_us", regional, "at most a minute")?;
+        check(network.lookup_ms <= 60_000, "network.lookup_ms", network.lookup_ms, "at most a minute")?;
+        check(content.bytes >= 1, "content.bytes", content.bytes, "at least 1")?;
+        let slice = content.slice_bytes;
+        check((1 << 10..=1 << 29).contains(&slice), "content.slice_bytes", slice, "1 KiB to 512 MiB")?;
+        let slices = content.bytes.div_ceil(u64::from(slice));
+        let most = u64::from(settings.wants_max.min(settings.numbers_max));
+        check(
+            slices <= most,
+            "content.bytes",
+            content.bytes,
+            format!("at most {most} slices, not {slices}"),
+        )?;
+        let total = slices * u64::from(fleet.nodes);
+        let must = format!("nodes x slices at most {NODE_SLICES_MAX}, not {total}");
+        check(total <= NODE_SLICES_MAX, "fleet.nodes", fleet.nodes, must)?;
+        let homes = slices * u64::from(self.cells());
+        let must = format!("cells x slices at most {CELL_SLICES_MAX}, not {homes}");
+        check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
+        check(
+            (1..=86_400).contains(&content.deadline_s),
+            "content.deadline_s",
+            content.deadline_s,
+            "1 to 86 400",
+        )?;
+        check(
+            (1..=65_536).contains(&stratum.connections),
+            "stratum.connections",
+            stratum.connections,
+            "1 to 65 536",
+        )
+    }
+}
