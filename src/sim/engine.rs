@@ -47,7 +47,7 @@ impl Calendar {
     fn push(&mut self, step: u64, to: u32, event: Event) {
         let step = step.max(self.now + 1);
         if step - self.now < RING as u64 {
-            self.ring[step as usize % RING].push((to, event));
+            self.ring[place(step)].push((to, event));
             self.waiting += 1;
         } else {
             self.far.entry(step).or_default().push((to, event));
@@ -63,12 +63,12 @@ impl Calendar {
                 self.now = self.now.max(*first);
             } else {
                 let first = self.far.keys().next().copied().unwrap_or(u64::MAX);
-                while self.now < first && self.ring[self.now as usize % RING].is_empty() {
+                while self.now < first && self.ring[place(self.now)].is_empty() {
                     self.now += 1;
                 }
             }
         }
-        let bucket = &mut self.ring[self.now as usize % RING];
+        let bucket = &mut self.ring[place(self.now)];
         self.waiting -= bucket.len();
         std::mem::swap(bucket, due);
         if let Some(mut far) = self.far.remove(&self.now) {
@@ -112,6 +112,11 @@ pub(super) struct Engine {
     pub(super) messages: u64,
     pub(super) transfers: u64,
     pub(super) strata_bytes: u64,
+}
+
+/// The bucket of a step.
+fn place(step: u64) -> usize {
+    usize::try_from(step % RING as u64).unwrap_or(0)
 }
 
 fn steps(span_ns: u64, step_ns: u64) -> u64 {
@@ -193,7 +198,7 @@ impl Engine {
             for flow in ended.drain(..) {
                 self.finish(flow);
             }
-            if self.calendar.now % 64 == 0 {
+            if self.calendar.now.is_multiple_of(64) {
                 self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
                 watch(self.progress());
             }

@@ -10,6 +10,8 @@ mod fleet;
 mod fluid;
 mod report;
 mod scenario;
+#[cfg(test)]
+mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;

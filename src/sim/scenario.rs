@@ -5,9 +5,9 @@ use crate::model::Class;
 use serde::Deserialize;
 
 /// Most nodes times slices that a run may have: two bytes and a want each, below 4 GiB together.
-pub const NODE_SLICES_MAX: u64 = 200_000_000;
+const NODE_SLICES_MAX: u64 = 200_000_000;
 /// Most members of a region's cell times slices: what the table of homes holds.
-pub const CELL_SLICES_MAX: u64 = 10_000_000;
+const CELL_SLICES_MAX: u64 = 10_000_000;
 
 /// A scenario as its file states it.
 #[derive(Clone, Debug, Deserialize)]
@@ -111,7 +111,7 @@ pub enum ScenarioError {
 fn check(
     ok: bool,
     key: &'static str,
-    found: impl ToString,
+    found: impl std::fmt::Display,
     must: impl Into<String>,
 ) -> Result<(), ScenarioError> {
     if ok { Ok(()) } else { Err(ScenarioError::Value { key, found: found.to_string(), must: must.into() }) }

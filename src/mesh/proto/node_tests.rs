@@ -356,3 +356,12 @@ fn what_was_evicted_is_not_served_any_more() {
     let outputs = one.ask(one.home(chunk, 10).0, 1, chunk, Class::Read);
     assert!(matches!(answer_to(&outputs, 1), Some(Answer::Missing { .. })));
 }
+
+#[test]
+fn a_reader_whose_ask_crosses_the_home_s_own_waits_there_and_does_not_go_upstream() {
+    let mut one = One::new(12, Settings::default());
+    let chunk = one.ranked(0);
+    let second = one.home(chunk, 1);
+    assert_eq!(asked_of(&one.want(chunk, Class::Read)), [second], "new and empty");
+    assert_eq!(answer_to(&one.ask(second.0, 1, chunk, Class::Read), 1), Some(&Answer::Wait));
+}

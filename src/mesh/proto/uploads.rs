@@ -249,7 +249,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             At::Peer(source) if self.peers.nearness(source) == Nearness::Region => Some(source),
             _ => None,
         };
-        let may_wait = fetch.at != At::Peer(peer)
+        // Asks that cross: who ranks behind answers this node at once, so it may wait; the other way round not.
+        let ranks_behind =
+            mine.is_some_and(|mine| self.rank_of(peer, slice).is_none_or(|theirs| mine < theirs));
+        let may_wait = (fetch.at != At::Peer(peer) || (near == Nearness::Cell && ranks_behind))
             && match near {
                 Nearness::Cell => from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)),
                 Nearness::Region => elsewhere.is_none(),
