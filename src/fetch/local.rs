@@ -1,0 +1,254 @@
+//! The node under the mesh: its store, its strata, its judgement of signed documents.
+
+use crate::mesh::{Local, News, NewsVerdict, UpstreamFailure};
+use crate::model::{ChunkRef, ContentId, RepositoryName};
+use crate::store::{ChunkStore, Origin};
+use crate::trust::{CardVerdict, Repositories, RootVerdict};
+use crate::upstream::{HttpClient, RetryPolicy, Retrying, Several, Upstream, UpstreamError};
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::StreamExt as _;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long other strata may still answer with a newer root when one has answered.
+const ROOT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Where obtained bytes are counted, each distinct chunk once a run. The store counts what it
+/// stores; this is told of what it refused.
+pub trait Books: Send + Sync + 'static {
+    /// A chunk was obtained, and the store did not take it.
+    fn note_obtained(&self, id: &ContentId, plain_len: u32, origin: Origin);
+}
+
+impl Books for crate::cache::DiskCache {
+    fn note_obtained(&self, id: &ContentId, plain_len: u32, origin: Origin) {
+        crate::cache::DiskCache::note_obtained(self, id, plain_len, origin);
+    }
+}
+
+/// How strata are asked.
+#[derive(Clone, Debug)]
+pub struct StrataOptions {
+    /// Attempts and pauses.
+    pub retry: RetryPolicy,
+    /// Longest fetch of one call from the strata, fail-over and retries included. Default 60 s.
+    pub fetch_max: Duration,
+}
+
+impl Default for StrataOptions {
+    fn default() -> Self {
+        Self { retry: RetryPolicy::default(), fetch_max: Duration::from_secs(60) }
+    }
+}
+
+/// The strata of one repository, as its card names them.
+#[derive(Clone)]
+struct Strata {
+    urls: Vec<String>,
+    several: Arc<Several>,
+    retrying: Arc<Retrying<Arc<Several>>>,
+}
+
+/// Implements [`Local`] over a store, the registry of repositories and an HTTP client.
+pub struct LocalNode {
+    store: Arc<dyn ChunkStore>,
+    books: Arc<dyn Books>,
+    repositories: Arc<Repositories>,
+    /// The public key that signs repository cards; `None` for a node outside a mesh.
+    authority: Option<[u8; 32]>,
+    http: HttpClient,
+    options: StrataOptions,
+    /// One entry a repository with a card, which the registry bounds.
+    strata: Mutex<BTreeMap<RepositoryName, Strata>>,
+}
+
+impl LocalNode {
+    /// A node over its parts.
+    pub fn new(
+        store: Arc<dyn ChunkStore>,
+        books: Arc<dyn Books>,
+        repositories: Arc<Repositories>,
+        authority: Option<[u8; 32]>,
+        http: HttpClient,
+        options: StrataOptions,
+    ) -> Self {
+        Self { store, books, repositories, authority, http, options, strata: Mutex::default() }
+    }
+
+    /// Asks all strata of a repository for its root and judges what they have. Returns at the
+    /// latest half a second after the first good answer.
+    ///
+    /// # Errors
+    /// [`UpstreamFailure`] when there is no card, or no stratum delivered a root of this repository
+    /// that is genuine.
+    pub async fn refresh_root(&self, repository: &RepositoryName) -> Result<NewsVerdict, UpstreamFailure> {
+        let strata = self.strata(repository)?;
+        let mut answers = strata.several.every_root(repository);
+        let mut best = None;
+        let mut failures = Vec::new();
+        let mut bound = self.options.fetch_max;
+        while let Ok(Some(answer)) = tokio::time::timeout(bound, answers.next()).await {
+            let verdict = match answer {
+                Ok(root) => self.judge_root(repository, root).await,
+                Err(error) => {
+                    failures.push(error.to_string());
+                    continue;
+                }
+            };
+            match verdict {
+                NewsVerdict::Fresh => best = Some(NewsVerdict::Fresh),
+                NewsVerdict::Known => best = best.or(Some(NewsVerdict::Known)),
+                NewsVerdict::Unjudged | NewsVerdict::Invalid => {
+                    failures.push("a stratum has a root that is not genuine".to_owned());
+                }
+            }
+            if best.is_some() {
+                bound = ROOT_PATIENCE;
+            }
+        }
+        best.ok_or_else(|| UpstreamFailure::Unreachable(failures.join("; ")))
+    }
+
+    async fn judge_root(&self, repository: &RepositoryName, root: Bytes) -> NewsVerdict {
+        let (repositories, repository) = (self.repositories.clone(), repository.clone());
+        blocking(move || {
+            let verdict = accept_root(&repositories, &root);
+            // A genuine root of another repository, in this one's place, is no answer.
+            let newest = repositories.root_bytes(&repository);
+            let answered = match verdict {
+                NewsVerdict::Fresh => newest.as_ref() == Some(&root),
+                _ => newest.is_some(),
+            };
+            if answered { verdict } else { NewsVerdict::Unjudged }
+        })
+        .await
+    }
+
+    /// The strata that the card names now.
+    fn strata(&self, repository: &RepositoryName) -> Result<Strata, UpstreamFailure> {
+        let unknown = || UpstreamFailure::UnknownRepository(repository.clone());
+        let urls = self.repositories.card(repository).ok_or_else(unknown)?.strata;
+        let mut all = self.strata.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(strata) = all.get(repository).filter(|strata| strata.urls == urls) {
+            return Ok(strata.clone());
+        }
+        let mut strata: Vec<Box<dyn Upstream>> = Vec::new();
+        for url in &urls {
+            match self.http.stratum(url) {
+                Ok(stratum) => strata.push(Box::new(stratum)),
+                Err(error) => tracing::warn!(%repository, %error, "a stratum of the card is left out"),
+            }
+        }
+        let several = Arc::new(Several::new(strata));
+        let retrying = Arc::new(Retrying::new(several.clone(), self.options.retry));
+        let strata = Strata { urls, several, retrying };
+        all.insert(repository.clone(), strata.clone());
+        Ok(strata)
+    }
+}
+
+impl Local for LocalNode {
+    fn holds(&self, id: &ContentId) -> bool {
+        self.store.contains(id)
+    }
+
+    fn load(&self, id: ContentId) -> BoxFuture<'_, Option<Bytes>> {
+        // Its length is not known before, so it is never read on the caller's thread.
+        let store = self.store.clone();
+        async move { tokio::task::spawn_blocking(move || store.read_all(&id)).await.ok().flatten() }.boxed()
+    }
+
+    fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool> {
+        let origin = if from_strata { Origin::Strata } else { Origin::Peers };
+        let (store, books) = (self.store.clone(), self.books.clone());
+        let keep = move || match store.insert(&id, &bytes, origin) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(chunk = %id, %error, "not stored");
+                books.note_obtained(&id, u32::try_from(bytes.len()).unwrap_or(u32::MAX), origin);
+                false
+            }
+        };
+        async move { tokio::task::spawn_blocking(keep).await.unwrap_or(false) }.boxed()
+    }
+
+    fn fetch_upstream(
+        &self,
+        repository: RepositoryName,
+        chunks: Vec<ChunkRef>,
+    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>> {
+        async move {
+            let strata = match self.strata(&repository) {
+                Ok(strata) => strata,
+                Err(failure) => return vec![Err(failure); chunks.len()],
+            };
+            let fetch = strata.retrying.fetch_chunks(&repository, &chunks);
+            match tokio::time::timeout(self.options.fetch_max, fetch).await {
+                Ok(results) => {
+                    results.into_iter().map(|result| result.map_err(|error| failure(&error))).collect()
+                }
+                Err(_) => {
+                    let detail = format!("nothing after {} s", self.options.fetch_max.as_secs());
+                    vec![Err(UpstreamFailure::Unreachable(detail)); chunks.len()]
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict> {
+        let (repositories, authority) = (self.repositories.clone(), self.authority);
+        blocking(move || match (news, authority) {
+            (News::Root(root), _) => accept_root(&repositories, &root),
+            (News::Card(_), None) => NewsVerdict::Unjudged,
+            (News::Card(card), Some(authority)) => match repositories.accept_card(&card, &authority) {
+                Ok(CardVerdict::Fresh(_)) => NewsVerdict::Fresh,
+                Ok(CardVerdict::Known) => NewsVerdict::Known,
+                Ok(CardVerdict::Invalid(_)) => NewsVerdict::Invalid,
+                Err(error) => undecided(&error),
+            },
+        })
+        .boxed()
+    }
+
+    fn all_news(&self) -> Vec<News> {
+        let cards = self.repositories.signed_cards().into_iter().map(|card| News::Card(card.to_vec()));
+        let roots = self
+            .repositories
+            .cards()
+            .into_iter()
+            .filter_map(|card| Some(News::Root(self.repositories.root_bytes(&card.name)?.to_vec())));
+        // Cards first: a root cannot be judged without its card.
+        cards.chain(roots).collect()
+    }
+}
+
+/// Runs what may wait for the disk. A panic in it leaves the document unjudged.
+async fn blocking(judge: impl FnOnce() -> NewsVerdict + Send + 'static) -> NewsVerdict {
+    tokio::task::spawn_blocking(judge).await.unwrap_or(NewsVerdict::Unjudged)
+}
+
+fn accept_root(repositories: &Repositories, root: &[u8]) -> NewsVerdict {
+    match repositories.accept_root(root) {
+        Ok(RootVerdict::Fresh(_)) => NewsVerdict::Fresh,
+        Ok(RootVerdict::Known | RootVerdict::Older) => NewsVerdict::Known,
+        Ok(RootVerdict::UnknownRepository(_)) => NewsVerdict::Unjudged,
+        Ok(RootVerdict::Invalid(_)) => NewsVerdict::Invalid,
+        Err(error) => undecided(&error),
+    }
+}
+
+/// The disk failed: that is nobody's misbehaviour.
+fn undecided(error: &crate::trust::RegistryError) -> NewsVerdict {
+    tracing::warn!(%error, "a document could not be judged");
+    NewsVerdict::Unjudged
+}
+
+fn failure(error: &UpstreamError) -> UpstreamFailure {
+    match error {
+        UpstreamError::WrongBytes { .. } => UpstreamFailure::WrongBytes(error.to_string()),
+        _ => UpstreamFailure::Unreachable(error.to_string()),
+    }
+}

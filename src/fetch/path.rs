@@ -1,0 +1,260 @@
+//! Reads: the store first, then one shared fetch through the mesh.
+
+use super::flight::{Flight, Flights};
+use super::recent::Recent;
+use crate::ambient;
+use crate::chunk::{ChunkSource, Piece, SourceError};
+use crate::mesh::{Exchange, ObtainError};
+use crate::model::{ChunkRef, Class, RepositoryName, Time};
+use crate::store::ChunkStore;
+use crate::upstream::check_row;
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// The unit in which bytes under way are counted: every fetch costs at least one.
+const UNIT_BYTES: u32 = 64 << 10;
+/// Bytes up to which the store is read on the caller's thread: the page cache has them, or one disk access.
+const INLINE_READ_MAX_BYTES: u32 = 1 << 20;
+/// Joins of fetches that gave up before this reader's own deadline.
+const JOINS_MAX: usize = 8;
+
+/// Bounds of the fetch path.
+#[derive(Clone, Debug)]
+pub struct FetchSettings {
+    /// How long a reader waits. Default 30 s.
+    pub read_deadline: Duration,
+    /// How long a prefetch waits. Default 60 s (guess).
+    pub prefetch_deadline: Duration,
+    /// How long a fill waits. Default 120 s (guess).
+    pub fill_deadline: Duration,
+    /// Chunks of one call that are fetched at once. Default 32.
+    pub chunks_at_once: usize,
+    /// Plain bytes under way in the process; also bounds the fetches, at one for 64 KiB. A larger
+    /// chunk takes all of it. Default 256 MiB.
+    pub in_flight_bytes: u64,
+    /// Memory for chunks that the store refused. Default 64 MiB.
+    pub recent_bytes: usize,
+}
+
+impl Default for FetchSettings {
+    fn default() -> Self {
+        Self {
+            read_deadline: Duration::from_secs(30),
+            prefetch_deadline: Duration::from_secs(60),
+            fill_deadline: Duration::from_secs(120),
+            chunks_at_once: 32,
+            in_flight_bytes: 256 << 20,
+            recent_bytes: 64 << 20,
+        }
+    }
+}
+
+impl FetchSettings {
+    fn patience(&self, class: Class) -> Duration {
+        match class {
+            Class::Read => self.read_deadline,
+            Class::Prefetch => self.prefetch_deadline,
+            Class::Fill => self.fill_deadline,
+        }
+    }
+}
+
+/// What all repositories of the process share: the store, the mesh, and the fetches under way.
+pub struct Fetcher {
+    store: Arc<dyn ChunkStore>,
+    exchange: Arc<dyn Exchange>,
+    settings: FetchSettings,
+    flights: Mutex<Flights>,
+    recent: Mutex<Recent>,
+    budget: Arc<Semaphore>,
+    budget_units: u32,
+}
+
+impl Fetcher {
+    /// A fetch path over a store and a mesh.
+    pub fn new(
+        store: Arc<dyn ChunkStore>,
+        exchange: Arc<dyn Exchange>,
+        settings: FetchSettings,
+    ) -> Arc<Self> {
+        let units = settings.in_flight_bytes / u64::from(UNIT_BYTES);
+        let budget_units = u32::try_from(units).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        Arc::new(Self {
+            store,
+            exchange,
+            flights: Mutex::default(),
+            recent: Mutex::new(Recent::new(settings.recent_bytes)),
+            budget: Arc::new(Semaphore::new(budget_units as usize)),
+            budget_units,
+            settings,
+        })
+    }
+
+    /// The source of one repository's chunks.
+    pub fn repository(self: &Arc<Self>, repository: RepositoryName) -> FetchPath {
+        FetchPath { fetcher: self.clone(), repository }
+    }
+
+    /// What is here: in the store, or lately refused by it.
+    async fn held(&self, piece: &Piece) -> Option<Bytes> {
+        let (id, offset, len) = (piece.chunk.id, piece.offset, piece.len);
+        let stored = if len <= INLINE_READ_MAX_BYTES {
+            self.store.read(&id, offset, len)
+        } else {
+            let store = self.store.clone();
+            tokio::task::spawn_blocking(move || store.read(&id, offset, len)).await.ok().flatten()
+        };
+        if stored.is_some() {
+            return stored;
+        }
+        let recent = lock(&self.recent).get(&id)?;
+        cut(&recent, piece).ok()
+    }
+
+    /// The fetch of `chunk`: the one that is under way, or a new one within the budget.
+    async fn flight(
+        &self,
+        repository: &RepositoryName,
+        chunk: ChunkRef,
+        class: Class,
+        deadline: Time,
+    ) -> Flight {
+        if let Some(flight) = lock(&self.flights).find(&chunk.id, class) {
+            return flight;
+        }
+        let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, self.budget_units);
+        let budget = self.budget.clone().acquire_many_owned(cost).await;
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.find(&chunk.id, class) {
+            return flight;
+        }
+        let (exchange, repository) = (self.exchange.clone(), repository.clone());
+        let flight = async move {
+            let outcome = exchange.obtain(&repository, chunk, class, deadline).await;
+            drop(budget);
+            outcome
+        }
+        .boxed()
+        .shared();
+        flights.add(chunk.id, class, &flight);
+        flight
+    }
+
+    async fn fetch(
+        &self,
+        repository: &RepositoryName,
+        piece: Piece,
+        class: Class,
+    ) -> Result<Bytes, SourceError> {
+        let chunk = piece.chunk;
+        let began = ambient::now();
+        let patience = self.settings.patience(class);
+        let deadline = began + patience;
+        let attempt = async {
+            let mut last = ObtainError::Deadline("other readers gave up".to_owned());
+            for _ in 0..JOINS_MAX {
+                match self.flight(repository, chunk, class, deadline).await.await {
+                    // That fetch was begun for a reader with an earlier deadline.
+                    Err(ObtainError::Deadline(detail)) if ambient::now() < deadline => {
+                        last = ObtainError::Deadline(detail);
+                        // Its entry goes when the last of its waiters has let go.
+                        tokio::task::yield_now().await;
+                    }
+                    outcome => return outcome,
+                }
+            }
+            Err(last)
+        };
+        let outcome = tokio::time::timeout(patience, attempt)
+            .await
+            .unwrap_or_else(|_| Err(ObtainError::Deadline("the mesh did not answer".to_owned())));
+        match outcome {
+            Ok((bytes, _)) => {
+                if !self.store.contains(&chunk.id) {
+                    lock(&self.recent).put(chunk.id, bytes.clone());
+                }
+                cut(&bytes, &piece)
+            }
+            Err(ObtainError::Deadline(detail)) => {
+                let waited = ambient::now().since(began).as_millis();
+                let waited_ms = u64::try_from(waited).unwrap_or(u64::MAX);
+                Err(SourceError::TimedOut { chunk: chunk.id, waited_ms, detail })
+            }
+            Err(ObtainError::Stopping) => Err(SourceError::Stopping),
+            Err(error @ (ObtainError::NoSource(_) | ObtainError::TooMany)) => {
+                Err(SourceError::Unavailable { chunk: chunk.id, detail: error.to_string() })
+            }
+        }
+    }
+}
+
+/// The fetch path of one repository. Cheap to clone.
+///
+/// A read of what is here is ready at its first poll, unless a piece is larger than 1 MiB: those
+/// are read on a thread that may block.
+#[derive(Clone)]
+pub struct FetchPath {
+    fetcher: Arc<Fetcher>,
+    repository: RepositoryName,
+}
+
+impl ChunkSource for FetchPath {
+    fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>> {
+        async move {
+            let fetcher = &*self.fetcher;
+            let mut found = Vec::with_capacity(pieces.len());
+            let mut missing = Vec::new();
+            for (position, piece) in pieces.into_iter().enumerate() {
+                check(&piece)?;
+                let held = fetcher.held(&piece).await;
+                if held.is_none() {
+                    missing.push((position, piece));
+                }
+                found.push(held.unwrap_or_default());
+            }
+            let mut fetches = futures::stream::iter(missing)
+                .map(|(position, piece)| async move {
+                    fetcher.fetch(&self.repository, piece, class).await.map(|bytes| (position, bytes))
+                })
+                .buffer_unordered(fetcher.settings.chunks_at_once.max(1));
+            while let Some((position, bytes)) = fetches.try_next().await? {
+                found[position] = bytes;
+            }
+            drop(fetches);
+            Ok(found)
+        }
+        .boxed()
+    }
+}
+
+fn check(piece: &Piece) -> Result<(), SourceError> {
+    let invalid = |detail| Err(SourceError::Invalid { chunk: piece.chunk.id, detail });
+    if let Err(detail) = check_row(&piece.chunk) {
+        return invalid(detail);
+    }
+    if u64::from(piece.offset) + u64::from(piece.len) > u64::from(piece.chunk.plain_len) {
+        return invalid(format!("{} bytes at {} of {}", piece.len, piece.offset, piece.chunk.plain_len));
+    }
+    Ok(())
+}
+
+/// The piece of a whole chunk, without copying.
+fn cut(chunk: &Bytes, piece: &Piece) -> Result<Bytes, SourceError> {
+    if chunk.len() != piece.chunk.plain_len as usize {
+        let detail = format!("it has {} bytes, its row says {}", chunk.len(), piece.chunk.plain_len);
+        return Err(SourceError::Invalid { chunk: piece.chunk.id, detail });
+    }
+    Ok(chunk.slice(piece.offset as usize..piece.offset as usize + piece.len as usize))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "path_tests.rs"]
+mod tests;

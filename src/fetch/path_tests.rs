@@ -1,0 +1,222 @@
+//! Reads over a mesh that is scripted.
+
+use super::*;
+use crate::mesh::Obtained;
+use crate::model::{ContentId, Place};
+use crate::store::{Origin, StoreError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use tokio::sync::Notify;
+
+/// A mesh that has every chunk, but delivers only when its gate is open.
+#[derive(Default)]
+struct Script {
+    chunks: Mutex<HashMap<ContentId, Bytes>>,
+    open: AtomicBool,
+    opened: Notify,
+    begun: AtomicUsize,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
+}
+
+struct UnderWay<'a>(&'a AtomicUsize);
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Script {
+    fn open(&self) {
+        self.open.store(true, SeqCst);
+        self.opened.notify_waiters();
+    }
+    fn begun(&self) -> usize {
+        self.begun.load(SeqCst)
+    }
+}
+
+impl Exchange for Script {
+    fn obtain(
+        &self,
+        _: &RepositoryName,
+        chunk: ChunkRef,
+        _: Class,
+        _: Time,
+    ) -> BoxFuture<'_, Result<(Bytes, Obtained), ObtainError>> {
+        async move {
+            self.begun.fetch_add(1, SeqCst);
+            let now = self.under_way.fetch_add(1, SeqCst) + 1;
+            self.most_under_way.fetch_max(now, SeqCst);
+            let _under_way = UnderWay(&self.under_way);
+            loop {
+                let opened = self.opened.notified();
+                if self.open.load(SeqCst) {
+                    break;
+                }
+                opened.await;
+            }
+            tokio::task::yield_now().await;
+            match lock(&self.chunks).get(&chunk.id) {
+                Some(bytes) => Ok((bytes.clone(), Obtained::Strata)),
+                None => Err(ObtainError::NoSource("nobody".to_owned())),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// A store that holds what it was given at the start and refuses all else.
+struct FullStore(HashMap<ContentId, Bytes>);
+
+impl ChunkStore for FullStore {
+    fn contains(&self, id: &ContentId) -> bool {
+        self.0.contains_key(id)
+    }
+    fn read(&self, id: &ContentId, offset: u32, len: u32) -> Option<Bytes> {
+        Some(self.0.get(id)?.slice(offset as usize..(offset + len) as usize))
+    }
+    fn read_all(&self, id: &ContentId) -> Option<Bytes> {
+        self.0.get(id).cloned()
+    }
+    fn insert(&self, _: &ContentId, bytes: &Bytes, _: Origin) -> Result<(), StoreError> {
+        Err(StoreError::Full { wanted_bytes: bytes.len() as u64, detail: "always".into() })
+    }
+    fn on_removal(&self, _: Box<dyn Fn(&ContentId) + Send + Sync>) {}
+}
+
+fn chunk(n: u8) -> (ChunkRef, Bytes) {
+    let bytes = Bytes::from(vec![n; 1000]);
+    let place = Place { segment: ContentId::of(b"s"), ordinal: u32::from(n), offset: 0, stored_len: 100 };
+    (ChunkRef { id: ContentId::of(&bytes), plain_len: 1000, place }, bytes)
+}
+
+fn setup(stored: &[u8], settings: FetchSettings) -> (Arc<Script>, FetchPath) {
+    let script = Arc::new(Script::default());
+    for n in 0..20 {
+        lock(&script.chunks).insert(chunk(n).0.id, chunk(n).1);
+    }
+    let store = FullStore(stored.iter().map(|n| (chunk(*n).0.id, chunk(*n).1)).collect());
+    let fetcher = Fetcher::new(Arc::new(store), script.clone(), settings);
+    (script, fetcher.repository("sw.example.org".parse().unwrap()))
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if condition() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("it does not come");
+}
+
+#[tokio::test]
+async fn a_hundred_readers_of_one_chunk_cause_one_fetch() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    let readers: Vec<_> = (0..100)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { path.read(vec![Piece::whole(chunk(1).0)], Class::Read).await })
+        })
+        .collect();
+    until(|| script.begun() > 0).await;
+    script.open();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap(), [chunk(1).1]);
+    }
+    assert_eq!(script.begun(), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_does_not_end_the_fetch_and_the_last_one_does() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    let reader = || {
+        let path = path.clone();
+        tokio::spawn(async move { path.read(vec![Piece::whole(chunk(1).0)], Class::Read).await })
+    };
+    let (first, second) = (reader(), reader());
+    until(|| script.begun() == 1).await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    assert_eq!(script.under_way.load(SeqCst), 1);
+    script.open();
+    assert_eq!(second.await.unwrap().unwrap(), [chunk(1).1]);
+    assert_eq!(script.begun(), 1);
+
+    script.open.store(false, SeqCst);
+    let other = path.clone();
+    let last = tokio::spawn(async move { other.read(vec![Piece::whole(chunk(2).0)], Class::Read).await });
+    until(|| script.begun() == 2).await;
+    last.abort();
+    let _ = last.await;
+    assert_eq!(script.under_way.load(SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_answers_ends_at_its_deadline() {
+    let settings = FetchSettings { read_deadline: Duration::from_millis(30), ..FetchSettings::default() };
+    let (_script, path) = setup(&[], settings);
+    let error = path.read(vec![Piece::whole(chunk(1).0)], Class::Read).await.unwrap_err();
+    assert!(matches!(error, SourceError::TimedOut { waited_ms, .. } if waited_ms >= 30), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_full_store_does_not_make_the_next_read_of_a_chunk_another_fetch() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    script.open();
+    for offset in [0, 100, 900] {
+        let piece = Piece { chunk: chunk(1).0, offset, len: 100 };
+        assert_eq!(path.read(vec![piece], Class::Read).await.unwrap()[0].len(), 100);
+    }
+    assert_eq!(script.begun(), 1);
+}
+
+#[tokio::test]
+async fn hits_and_misses_come_back_in_the_order_of_the_call() {
+    let (script, path) = setup(&[1, 3], FetchSettings::default());
+    script.open();
+    let order = [4, 1, 2, 3, 4, 0];
+    let pieces = order.iter().map(|n| Piece { chunk: chunk(*n).0, offset: 5, len: 7 }).collect();
+    let bytes = path.read(pieces, Class::Read).await.unwrap();
+    assert_eq!(bytes, order.map(|n| Bytes::from(vec![n; 7])));
+    assert_eq!(script.begun(), 3);
+}
+
+#[tokio::test]
+async fn what_the_store_holds_is_ready_at_the_first_poll() {
+    let (_script, path) = setup(&[1], FetchSettings::default());
+    let read = path.read(vec![Piece::whole(chunk(1).0)], Class::Read).now_or_never();
+    assert_eq!(read.unwrap().unwrap(), [chunk(1).1]);
+}
+
+#[tokio::test]
+async fn rows_that_contradict_themselves_or_the_chunk_are_invalid() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    script.open();
+    let (row, _) = chunk(1);
+    let outside = Piece { chunk: row, offset: 999, len: 2 };
+    let overflow = Piece { chunk: row, offset: u32::MAX, len: u32::MAX };
+    let huge = Piece::whole(ChunkRef { plain_len: u32::MAX, ..row });
+    let shorter = Piece::whole(ChunkRef { plain_len: 999, ..row });
+    for piece in [outside, overflow, huge, shorter] {
+        let error = path.read(vec![piece], Class::Read).await.unwrap_err();
+        assert!(matches!(error, SourceError::Invalid { .. }), "{error:?}");
+    }
+    let absent = ChunkRef { id: ContentId::of(b"nowhere"), ..row };
+    let error = path.read(vec![Piece::whole(absent)], Class::Read).await.unwrap_err();
+    assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn no_more_is_under_way_than_the_budget_allows() {
+    let settings = FetchSettings { in_flight_bytes: 3 * u64::from(UNIT_BYTES), ..FetchSettings::default() };
+    let (script, path) = setup(&[], settings);
+    let reading = path.clone();
+    let pieces: Vec<_> = (0..20).map(|n| Piece::whole(chunk(n).0)).collect();
+    let reader = tokio::spawn(async move { reading.read(pieces, Class::Read).await });
+    until(|| script.begun() == 3).await;
+    script.open();
+    assert_eq!(reader.await.unwrap().unwrap().len(), 20);
+    assert_eq!((script.begun(), script.most_under_way.load(SeqCst)), (20, 3));
+}
