@@ -411,10 +411,10 @@ impl ChunkStore for DiskCache {
             })
         };
         self.tell_removed(&gone);
-        if let Some(closed) = stored? {
-            if let Err(error) = closed.sync() {
-                tracing::warn!(pack = %closed.path().display(), "a full pack could not be synced: {error}");
-            }
+        if let Some(closed) = stored?
+            && let Err(error) = closed.sync()
+        {
+            tracing::warn!(pack = %closed.path().display(), "a full pack could not be synced: {error}");
         }
         lock(&self.books).note(id, header.plain_len, origin);
         Ok(())

@@ -206,10 +206,11 @@ impl Drop for Mounted {
         // Whoever else is mounted there by now is left alone.
         let ours = format!("starling:{}", self.fs.label());
         let there = mountpoint::mounted_at(&self.path).ok().flatten();
-        if !self.has_ended() && there.is_some_and(|line| line.is_of(&ours)) {
-            if let Err(error) = mountpoint::detach(&self.path, true) {
-                tracing::warn!(path = %self.path.display(), "cannot unmount: {error}");
-            }
+        if !self.has_ended()
+            && there.is_some_and(|line| line.is_of(&ours))
+            && let Err(error) = mountpoint::detach(&self.path, true)
+        {
+            tracing::warn!(path = %self.path.display(), "cannot unmount: {error}");
         }
     }
 }

@@ -47,7 +47,7 @@ struct Handles {
     open: HashMap<u64, Open>,
 }
 
-/// One mounted repository.
+/// One mounted repository; make a new one for each mount, since an unmounted kernel forgets nothing.
 ///
 /// Every method may be called from many threads at once. What is here is answered with a future that
 /// is ready at its first poll. Each successful [`FileSystem::lookup`] and
@@ -276,7 +276,7 @@ impl FileSystem {
         self.fetch_ahead(file.foresee(offset, len));
         let failed = |cause| FsError::Content { inode: file.content.attributes.inode, offset, len, cause };
         let got = self.source.read(pieces.clone(), Class::Read).await.map_err(failed)?;
-        join(&pieces, got).map_err(failed)
+        join(&pieces, &got).map_err(failed)
     }
 
     /// Has chunks fetched that a sequential reader will want, if few others do. Needs a runtime.
@@ -350,15 +350,15 @@ impl FileSystem {
 }
 
 /// Checks what the source delivered, and puts it together.
-fn join(pieces: &[Piece], got: Vec<Bytes>) -> Result<Bytes, SourceError> {
+fn join(pieces: &[Piece], got: &[Bytes]) -> Result<Bytes, SourceError> {
     let right = got.len() == pieces.len()
-        && pieces.iter().zip(&got).all(|(piece, bytes)| bytes.len() == piece.len as usize);
+        && pieces.iter().zip(got).all(|(piece, bytes)| bytes.len() == piece.len as usize);
     if !right {
         let lens: Vec<usize> = got.iter().map(Bytes::len).collect();
         let detail = format!("{} pieces were wanted, bytes of lengths {lens:?} came", pieces.len());
         return Err(SourceError::Invalid { chunk: pieces[0].chunk.id, detail });
     }
-    if let [one] = &got[..] {
+    if let [one] = got {
         return Ok(one.clone());
     }
     let mut all = BytesMut::with_capacity(got.iter().map(Bytes::len).sum());

@@ -28,10 +28,8 @@ impl MemoryChunks {
     /// Takes a chunk out, as eviction would, and tells the listener. False when it is not here.
     pub fn remove(&self, id: &ContentId) -> bool {
         let removed = lock(&self.chunks).remove(id).is_some();
-        if removed {
-            if let Some(listener) = &*lock(&self.listener) {
-                listener(id);
-            }
+        if removed && let Some(listener) = &*lock(&self.listener) {
+            listener(id);
         }
         removed
     }

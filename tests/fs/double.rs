@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 /// A file system object in the naive tree: the only definition of what is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     Directory,
     Symlink(Vec<u8>),
     /// Content, and the lengths that it is cut into.
@@ -21,36 +21,46 @@ pub enum Body {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    pub body: Body,
-    pub permissions: u16,
-    pub mtime: (i64, u32),
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(crate) struct Node {
+    pub(crate) body: Body,
+    pub(crate) permissions: u16,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Path without a leading slash -> object. The root is the empty path.
-pub type Naive = BTreeMap<Vec<u8>, Node>;
+pub(crate) type Naive = BTreeMap<Vec<u8>, Node>;
 
-pub fn node(body: Body) -> Node {
+pub(crate) fn node(body: Body) -> Node {
     let permissions = if body == Body::Directory { 0o755 } else { 0o644 };
     Node { body, permissions, mtime: (1_700_000_000, 123_456_789), xattrs: Vec::new() }
 }
 
-pub fn parent(path: &[u8]) -> &[u8] {
+pub(crate) fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(b"", |at| &path[..at])
 }
 
-pub fn base(path: &[u8]) -> &[u8] {
+pub(crate) fn base(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(path, |at| &path[at + 1..])
 }
 
 /// The bytes of a naive file, through hard links.
-pub fn content<'a>(naive: &'a Naive, path: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn content<'a>(naive: &'a Naive, path: &[u8]) -> Option<&'a [u8]> {
     match &naive.get(path)?.body {
         Body::File(bytes, _) => Some(bytes),
         Body::HardLink(target) => content(naive, target),
         _ => None,
     }
+}
+
+/// How many names each object has, by the path that is not a hard link.
+pub(crate) fn link_counts(naive: &Naive) -> BTreeMap<Vec<u8>, usize> {
+    let mut counts = BTreeMap::new();
+    for (path, node) in naive {
+        let real = if let Body::HardLink(target) = &node.body { target } else { path };
+        *counts.entry(real.clone()).or_insert(0) += 1;
+    }
+    counts
 }
 
 struct Object {
@@ -63,7 +73,7 @@ struct Object {
 }
 
 /// The naive tree behind the port. It insists that an inode was handed out before it is asked about.
-pub struct MemoryTree {
+pub(crate) struct MemoryTree {
     objects: BTreeMap<Inode, Object>,
     handed_out: Mutex<BTreeSet<Inode>>,
 }
@@ -82,18 +92,19 @@ fn inode_of(path: &[u8], node: &Node) -> Inode {
 
 impl MemoryTree {
     /// Builds the tree and puts its chunks into `source`.
-    pub fn new(naive: &Naive, source: &MemorySource) -> Self {
+    pub(crate) fn new(naive: &Naive, source: &MemorySource) -> Self {
         let resolve = |path: &Vec<u8>| match &naive[path].body {
             Body::HardLink(target) => target.clone(),
             _ => path.clone(),
         };
+        let links = link_counts(naive);
         let mut objects: BTreeMap<Inode, Object> = BTreeMap::new();
         let mut lists: BTreeMap<Vec<u8>, Vec<(Vec<u8>, Inode)>> = BTreeMap::new();
         for path in naive.keys() {
             let real = resolve(path);
             let node = &naive[&real];
             let inode = inode_of(&real, node);
-            let links = naive.keys().filter(|other| resolve(other) == real).count();
+            let links = links[&real];
             let (kind, size, target, chunks) = match &node.body {
                 Body::Directory => (FileKind::Directory, 0, Vec::new(), Vec::new()),
                 Body::Symlink(target) => (FileKind::Symlink, target.len(), target.clone(), Vec::new()),
@@ -163,7 +174,8 @@ impl Tree for MemoryTree {
         name: &'a [u8],
     ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
         let found = self.of_kind(directory, FileKind::Directory).map(|object| {
-            let entry = object.entries.iter().find(|entry| *entry.name == *name)?;
+            let number = object.entries.binary_search_by(|entry| (*entry.name).cmp(name)).ok()?;
+            let entry = &object.entries[number];
             self.handed_out.lock().unwrap().insert(entry.attributes.inode);
             Some(entry.attributes)
         });
@@ -209,7 +221,7 @@ impl Tree for MemoryTree {
 
 /// Chunks in memory. Some calls are answered at once, the others from another task.
 #[derive(Default)]
-pub struct MemorySource {
+pub(crate) struct MemorySource {
     chunks: Mutex<BTreeMap<ContentId, Bytes>>,
     calls: Mutex<u64>,
 }
@@ -230,7 +242,7 @@ impl MemorySource {
     }
 
     /// Loses every chunk: from now on every read times out.
-    pub fn lose_everything(&self) {
+    pub(crate) fn lose_everything(&self) {
         self.chunks.lock().unwrap().clear();
     }
 
@@ -270,7 +282,7 @@ fn some_bytes(random: &mut Generator, len: usize) -> Vec<u8> {
 }
 
 /// A tree of a given seed.
-pub fn random_tree(random: &mut Generator) -> Naive {
+pub(crate) fn random_tree(random: &mut Generator) -> Naive {
     let mut naive = Naive::from([(Vec::new(), node(Body::Directory))]);
     for _ in 0..random.below(60) + 5 {
         add(&mut naive, random);
@@ -309,7 +321,7 @@ fn paths(naive: &Naive, which: impl Fn(&Body) -> bool) -> Vec<Vec<u8>> {
 }
 
 /// The next revision: some objects go, some come, some files change.
-pub fn next_revision(naive: &Naive, random: &mut Generator) -> Naive {
+pub(crate) fn next_revision(naive: &Naive, random: &mut Generator) -> Naive {
     let mut next = naive.clone();
     for path in naive.keys().filter(|path| !path.is_empty()) {
         match random.below(8) {
