@@ -1,0 +1,73 @@
+//! Proves that a node finds content in another region through the DHT, at an address that it was never given.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{Node, Stratum, assert_same, can_mount, listing, make_tree, publish, wait_for};
+use std::time::Duration;
+
+#[test]
+fn content_of_another_region_is_found_through_the_dht_and_only_through_it() {
+    if !can_mount("regions") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let (tree, to) = (base.path().join("tree"), base.path().join("to"));
+    make_tree(&tree, 3, 30, 4 << 20);
+    let expected = listing(&tree);
+    let made = publish(&tree, "far.test", &to, &base.path().join("keys"), &[]);
+    let mut stratum = Stratum::serve(&to, base.path());
+
+    // The bootstrap member holds no content and is the only address that anybody is given.
+    let mut bootstrap = Node::new(base.path().join("bootstrap"));
+    bootstrap.init_mesh("middle/m/1");
+    bootstrap.start();
+    bootstrap.add_repository(&format!("far.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+
+    let mut a = Node::new(base.path().join("a"));
+    a.join(&bootstrap.invite(), "east/a/1");
+    a.start();
+    let at = a.mount("far.test", "mnt");
+    assert_same(&expected, &listing(&at));
+    wait_for("A to announce what it holds", Duration::from_secs(60), || {
+        (a.metric("starling_dht_announcements_total") > 0.0).then_some(())
+    });
+    stratum.kill();
+
+    // Without the DHT the read fails ...
+    let mut blind = Node::new(base.path().join("blind")).with_args(&["--no-dht", "--read-timeout", "6s"]);
+    blind.join(&bootstrap.invite(), "west/x/1");
+    blind.start();
+    let blind_reads = mount_and_read(&mut blind);
+    assert!(blind_reads.is_err(), "without the DHT nobody can have told it where the content is");
+
+    // ... with it, it succeeds.
+    let mut b = Node::new(base.path().join("b"));
+    b.join(&bootstrap.invite(), "west/b/1");
+    b.start();
+    mount_and_read(&mut b).expect("B reads what only A holds");
+    assert_same(&expected, &listing(&b.dir.join("mnt")));
+    assert!(b.metric("starling_dht_lookups_total") > 0.0);
+    assert_eq!(b.metric("starling_obtained_bytes_total{source=\"strata\"}"), 0.0);
+}
+
+/// Mounts and reads one file; an error when either fails.
+fn mount_and_read(node: &mut Node) -> Result<(), String> {
+    let at = node.dir.join("mnt");
+    std::fs::create_dir_all(&at).unwrap();
+    let out = common::starling(&[
+        std::ffi::OsStr::new("mount"),
+        "far.test".as_ref(),
+        at.as_ref(),
+        "--socket".as_ref(),
+        node.socket().as_ref(),
+    ]);
+    if !out.status.success() {
+        return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+    }
+    let read = std::fs::read(at.join("large")).map(|_| ()).map_err(|e| e.to_string());
+    if read.is_err() {
+        node.umount(&at);
+    }
+    read
+}
