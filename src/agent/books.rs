@@ -51,19 +51,28 @@ fn by_origin<T>(family: Family, figures: &ByOrigin<T>, figure: fn(&T) -> u64) ->
 fn cache(cache: &CacheStatistics) -> Vec<Family> {
     vec![
         by_origin(
-            Family::counter("obtained", "Plain bytes of distinct chunks and catalogs, by where each was first obtained.")
-                .bytes(),
+            Family::counter(
+                "obtained",
+                "Plain bytes of distinct chunks and catalogs, by where each was first obtained.",
+            )
+            .bytes(),
             &cache.obtained,
             |count| count.bytes,
         ),
         by_origin(
-            Family::counter("obtained_chunks", "Distinct chunks and catalogs, by where each was first obtained."),
+            Family::counter(
+                "obtained_chunks",
+                "Distinct chunks and catalogs, by where each was first obtained.",
+            ),
             &cache.obtained,
             |count| count.chunks,
         ),
         by_origin(
-            Family::counter("cache_delivered", "Plain bytes delivered from the cache, by where the chunk had come from.")
-                .bytes(),
+            Family::counter(
+                "cache_delivered",
+                "Plain bytes delivered from the cache, by where the chunk had come from.",
+            )
+            .bytes(),
             &cache.hits,
             |count| count.bytes,
         ),
@@ -98,7 +107,8 @@ fn mesh(node: &Node) -> Vec<Family> {
             .bytes()
             .is(counts.upstream_bytes),
         Family::counter("wrong_bytes", "Chunks that peers sent with wrong bytes.").is(counts.wrong_bytes),
-        Family::counter("bans", "Peers that were turned away for wrong bytes or forged documents.").is(counts.bans),
+        Family::counter("bans", "Peers that were turned away for wrong bytes or forged documents.")
+            .is(counts.bans),
         Family::counter("overload", "Requests of peers turned away because too much was under way.")
             .is(counts.overload),
         Family::counter("news", "Signed documents by what became of them.")
@@ -129,7 +139,8 @@ fn directory(node: &Node) -> Vec<Family> {
         Family::counter("dht_found", "Providers that look-ups found.").is(figure(|dht| &dht.found)),
         Family::counter("dht_refused", "Look-ups and announcements refused because too many were under way.")
             .is(figure(|dht| &dht.refused)),
-        Family::gauge("dht_records", "Records of the DHT that this node holds.").is(figure(|dht| &dht.records)),
+        Family::gauge("dht_records", "Records of the DHT that this node holds.")
+            .is(figure(|dht| &dht.records)),
         Family::gauge("dht_nodes", "Nodes in the DHT's routing table.").is(figure(|dht| &dht.peers)),
     ]);
     families

@@ -17,8 +17,8 @@ use crate::cache::{CacheConfig, DiskCache};
 use crate::config::Settings;
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
-    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart, Network,
-    bootstrap, proto,
+    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart,
+    Network, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -216,9 +216,8 @@ fn join_network(
     let Incoming { libp2p, chunks, joins, datagrams } = incoming;
     let mut known = contacts.known().to_vec();
     match bootstrap(&settings.state_dir, identity.authority()) {
-        Ok(members) => known.extend(
-            members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses }),
-        ),
+        Ok(members) => known
+            .extend(members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses })),
         Err(error) => tracing::warn!(%error, "the members named at the join are not known any more"),
     }
     let joins = match identity.mesh_keys() {
@@ -263,8 +262,7 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
 
 async fn open_http(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
     let Some(address) = settings.http_listen else { return Ok(None) };
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| AgentError::Http { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Http { address, source })?;
     tracing::info!(address = %listener.local_addr()?, "metrics, health and announcements over HTTP");
     Ok(Some(listener))
 }
@@ -290,7 +288,9 @@ fn serve(
     if let Some(listener) = open_listener {
         let (stop, open) = (ending.clone(), open_router(node.clone()));
         servers.push(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, open).with_graceful_shutdown(stop.cancelled_owned()).await {
+            if let Err(error) =
+                axum::serve(listener, open).with_graceful_shutdown(stop.cancelled_owned()).await
+            {
                 tracing::error!(%error, "the open HTTP address failed");
             }
         }));

@@ -127,7 +127,8 @@ impl KernelMount {
 
 impl Mounted for KernelMount {
     fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>> {
-        async move { self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string()) }.boxed()
+        async move { self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string()) }
+            .boxed()
     }
 
     fn is_live(&self) -> bool {

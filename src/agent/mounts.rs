@@ -70,6 +70,7 @@ struct Entry {
     warned: Option<ContentId>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
 enum State {
     Active { mounted: Arc<dyn Mounted>, root: VerifiedRoot },
     Failed { problem: String },
@@ -356,9 +357,9 @@ impl MountTable {
         let mounted = self.mounter.mount(repository, directory, tree).await.map_err(|error| {
             let kind = match error {
                 MountError::NotThere { .. } => RefusalKind::NotFound,
-                MountError::NotADirectory { .. } | MountError::NotEmpty { .. } | MountError::AlreadyMounted { .. } => {
-                    RefusalKind::Conflict
-                }
+                MountError::NotADirectory { .. }
+                | MountError::NotEmpty { .. }
+                | MountError::AlreadyMounted { .. } => RefusalKind::Conflict,
                 MountError::NoDevice | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
                     RefusalKind::Internal
                 }

@@ -1,9 +1,9 @@
 //! What the control API can ask of a running agent.
 
 use super::api::{
-    AddRepository, Announced, CacheStatus, Invitation, InviteRequest, MeshStatus, MountRequest, MountStatus, Mounts,
-    Obtained, PeerStatus, Peers, Refusal, RefusalKind, Repositories as RepositoryList, RepositoryStatus, Status,
-    UnmountRequest, VERSION,
+    AddRepository, Announced, CacheStatus, Invitation, InviteRequest, MeshStatus, MountRequest, MountStatus,
+    Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind, Repositories as RepositoryList,
+    RepositoryStatus, Status, UnmountRequest, VERSION,
 };
 use super::books;
 use super::mounter::ReadBook;
@@ -96,7 +96,11 @@ impl Node {
         let Some(membership) = &self.membership else { return BTreeSet::new() };
         let authority = membership.identity.authority().to_bytes();
         let cards = self.registry.signed_cards();
-        cards.iter().filter_map(|card| SignedCard::verify(card, &authority).ok()).map(|card| card.name).collect()
+        cards
+            .iter()
+            .filter_map(|card| SignedCard::verify(card, &authority).ok())
+            .map(|card| card.name)
+            .collect()
     }
 
     /// Judges a root, adopts it, hands it on. The verdict of the mesh is one word, so that what a person
@@ -179,7 +183,10 @@ impl Node {
             Some(known) if known.fingerprint == card.fingerprint => Ok(()),
             Some(known) => Err(Refusal::new(
                 RefusalKind::Conflict,
-                format!("{} is known with the fingerprint {}, not {}", card.name, known.fingerprint, card.fingerprint),
+                format!(
+                    "{} is known with the fingerprint {}, not {}",
+                    card.name, known.fingerprint, card.fingerprint
+                ),
             )),
             None => Err(Refusal::new(RefusalKind::Conflict, "too many repositories are known")),
         }
@@ -196,8 +203,11 @@ impl Node {
                 Ok(root) => {
                     SignedRoot::verify(&root, &card.name, &card.fingerprint, ambient::unix_now()).map_err(
                         |error| {
-                            Refusal::new(RefusalKind::Untrusted, format!("the root at {url} is refused: {error}"))
-                                .hint("is the fingerprint right, and is it the right stratum?")
+                            Refusal::new(
+                                RefusalKind::Untrusted,
+                                format!("the root at {url} is refused: {error}"),
+                            )
+                            .hint("is the fingerprint right, and is it the right stratum?")
                         },
                     )?;
                     return Ok(Some(root));
@@ -220,7 +230,8 @@ impl Node {
                 .hint("ask on the node where `starling mesh init` was run"));
         };
         if !(1..=TICKET_MAX_S).contains(&request.expires_s) {
-            let message = format!("a ticket counts for 1 to {TICKET_MAX_S} seconds, not {}", request.expires_s);
+            let message =
+                format!("a ticket counts for 1 to {TICKET_MAX_S} seconds, not {}", request.expires_s);
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
         let addresses =
@@ -250,7 +261,9 @@ impl Node {
 
 fn older(found: Revision, known: Revision) -> String {
     if found == known {
-        format!("it is another document for revision {known}, or an older signing of it, than the one accepted here")
+        format!(
+            "it is another document for revision {known}, or an older signing of it, than the one accepted here"
+        )
     } else {
         format!("revision {found} is older than revision {known}, which was accepted here")
     }

@@ -145,7 +145,17 @@ mod tests {
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, "listen = \"127.0.0.1:1\"\nmtu_bytes = 6550\n").unwrap();
         let file = file.to_str().unwrap();
-        let all = ["--config", file, "--listen", "127.0.0.1:2", "--no-dht", "--read-timeout", "6s", "--state", "/s"];
+        let all = [
+            "--config",
+            file,
+            "--listen",
+            "127.0.0.1:2",
+            "--no-dht",
+            "--read-timeout",
+            "6s",
+            "--state",
+            "/s",
+        ];
         let settings = parse(&all).unwrap();
         assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
         assert_eq!((settings.mtu_bytes, settings.dht, settings.read_deadline_ms), (6_550, false, 6_000));

@@ -30,9 +30,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let ticket: Ticket = args.ticket.parse().map_err(|error: TicketError| CliError::usage(error))?;
-    let joined = block_on(async {
-        join(&ticket, args.cell, &args.state.dir(), args.force).await.map_err(explain)
-    })?;
+    let joined =
+        block_on(async { join(&ticket, args.cell, &args.state.dir(), args.force).await.map_err(explain) })?;
     let membership = &joined.membership;
     if args.json {
         return print_json(&serde_json::json!({
