@@ -1,1 +1,466 @@
-//! Every setting, its unit, its default and the reason for the default.
+//! Every setting of the agent, its unit, its default and the reason for the default.
+//!
+//! Settings come from three places, each stronger than the one before: the defaults below, a TOML
+//! file of flat keys, and environment variables `STARLING_` + the key in capitals. The names of the
+//! keys are the names of [`Settings`]' fields; `docs/operations.md` lists them for operators.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What environment variables that are settings begin with.
+pub const ENVIRONMENT_PREFIX: &str = "STARLING_";
+/// The file that is read when it exists and no other was named.
+pub const DEFAULT_FILE: &str = "/etc/starling/agent.toml";
+/// Where the agent answers unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/starling/agent.sock";
+/// Where the agent keeps its state unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/starling";
+/// The UDP port of the mesh: not registered for anything widespread, and easy to type (a guess).
+pub const DEFAULT_PORT: u16 = 7400;
+
+/// A number of bytes that people may write as `4096`, `"10 GiB"` or `"1.5GB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+/// All settings of one agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Folder for keys, cards, roots, the list of mounts and (unless `cache_dir` says otherwise) the
+    /// cache. One agent at a time. Default `/var/lib/starling`: where packages keep state.
+    pub state_dir: PathBuf,
+    /// Unix socket of the control API, mode 0600. Default `/run/starling/agent.sock`: `/run` is
+    /// emptied at boot, as sockets should be.
+    pub socket: PathBuf,
+    /// UDP address and port of the mesh, for both planes. Default `0.0.0.0:7400`: all interfaces.
+    pub listen: SocketAddr,
+    /// Address and port that other members are told to reach this node at, when it is not the one it
+    /// listens on (address translation, several interfaces). Default: the listening address, or the
+    /// address of the interface that has the default route.
+    pub advertise: Option<SocketAddr>,
+    /// TCP address for `/metrics`, `/healthz` and `POST /v1/announce`. Nothing else is served there,
+    /// because it asks for no permission. Default: off.
+    pub http_listen: Option<SocketAddr>,
+    /// Folder of the chunk cache. Default: `cache` in `state_dir`.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes that the cache may use. Default 20 GiB: a few large software releases (a guess).
+    pub cache_quota_bytes: ByteSize,
+    /// Bytes that the cache leaves free on its disk whatever its quota. Default 1 GiB: room for logs
+    /// and for whoever shares the disk (a guess).
+    pub cache_free_floor_bytes: ByteSize,
+    /// Largest UDP payload. Default 1 452: what fits an Ethernet frame with IPv6. Up to 6 550 where
+    /// all links carry jumbo frames, which halves the CPU a byte (measured); more does not work,
+    /// because ten segments must fit into 64 KiB.
+    pub mtu_bytes: u16,
+    /// A read fails after this time if no source delivered. Default 60 000: longer than every
+    /// fail-over between sources takes, shorter than users wait for a hung disk (a guess).
+    pub read_deadline_ms: u64,
+    /// Most time that the agent takes to unmount, leave and flush when told to stop. Default 8 000:
+    /// below the ten seconds that container engines grant before they kill.
+    pub stop_deadline_ms: u64,
+    /// Which log lines are written, in the syntax of `tracing`'s `EnvFilter`. Default `info`, with the
+    /// libraries below at `warn`.
+    pub log_filter: String,
+    /// How log lines look: `human` or `json`. Default `human`.
+    pub log_format: LogFormat,
+    /// Whether the node takes part in the DHT, through which cells find each other. Default `true`;
+    /// a mesh of a single cell can do without.
+    pub dht: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            state_dir: DEFAULT_STATE_DIR.into(),
+            socket: DEFAULT_SOCKET.into(),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT),
+            advertise: None,
+            http_listen: None,
+            cache_dir: None,
+            cache_quota_bytes: ByteSize(20 << 30),
+            cache_free_floor_bytes: ByteSize(1 << 30),
+            mtu_bytes: 1_452,
+            read_deadline_ms: 60_000,
+            stop_deadline_ms: 8_000,
+            log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
+            log_format: LogFormat::Human,
+            dht: true,
+        }
+    }
+}
+
+/// Why the settings are not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A file was named that cannot be read.
+    #[error("{}: {source}", .file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}: {detail}", .file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        detail: String,
+    },
+    /// A key that means nothing, which is most often one that is misspelt.
+    #[error("{}: `{key}` is not a setting (settings are: {known})", .file.display())]
+    UnknownKey {
+        /// The file.
+        file: PathBuf,
+        /// The offending key.
+        key: String,
+        /// All keys.
+        known: String,
+    },
+    /// A value of the wrong type or form.
+    #[error("{detail}")]
+    Value {
+        /// Key, value, and where it stands.
+        detail: String,
+    },
+    /// A value that is of the right type, but out of bounds.
+    #[error("`{key}` is {found}; it must be {allowed}")]
+    OutOfBounds {
+        /// The key.
+        key: &'static str,
+        /// The offending value.
+        found: String,
+        /// What would be allowed.
+        allowed: &'static str,
+    },
+}
+
+impl Settings {
+    /// Reads settings: the defaults, then `file` (which must exist), then those of `environment`
+    /// that are named `STARLING_` and a key in capitals. Other variables are none of ours.
+    ///
+    /// # Errors
+    /// [`SettingsError`], with the file and the key.
+    pub fn load(file: Option<&Path>, environment: &HashMap<String, String>) -> Result<Self, SettingsError> {
+        let known = keys();
+        let mut builder = config::Config::builder();
+        if let Some(path) = file {
+            let table = read_file(path)?;
+            if let Some(key) = table.keys().find(|key| !known.contains(*key)) {
+                return Err(SettingsError::UnknownKey {
+                    file: path.to_owned(),
+                    key: key.clone(),
+                    known: known.into_iter().collect::<Vec<_>>().join(", "),
+                });
+            }
+            builder = builder.add_source(
+                config::File::from_str(&table.to_string(), config::FileFormat::Toml).required(true),
+            );
+        }
+        let ours: HashMap<String, String> = environment
+            .iter()
+            .filter(|(name, _)| {
+                name.strip_prefix(ENVIRONMENT_PREFIX)
+                    .is_some_and(|key| known.contains(&key.to_ascii_lowercase()))
+            })
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        builder = builder.add_source(
+            config::Environment::with_prefix(ENVIRONMENT_PREFIX.trim_end_matches('_'))
+                .prefix_separator("_")
+                .ignore_empty(true)
+                .source(Some(ours)),
+        );
+        let place = file.map_or_else(|| "the environment".to_owned(), |f| f.display().to_string());
+        let settings: Self = builder
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|error| SettingsError::Value { detail: format!("{error} (from {place})") })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Refuses values that no agent can work with.
+    ///
+    /// # Errors
+    /// [`SettingsError::OutOfBounds`].
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let refuse = |key, found: &dyn fmt::Display, allowed| {
+            Err(SettingsError::OutOfBounds { key, found: found.to_string(), allowed })
+        };
+        if !(1_200..=6_550).contains(&self.mtu_bytes) {
+            // Below 1 200 bytes QUIC does not work (RFC 9000, 14).
+            return refuse("mtu_bytes", &self.mtu_bytes, "1200 to 6550");
+        }
+        if !(1_000..=3_600_000).contains(&self.read_deadline_ms) {
+            return refuse(
+                "read_deadline_ms",
+                &self.read_deadline_ms,
+                "1000 (a second) to 3600000 (an hour)",
+            );
+        }
+        if !(1_000..=600_000).contains(&self.stop_deadline_ms) {
+            return refuse("stop_deadline_ms", &self.stop_deadline_ms, "1000 to 600000 (ten minutes)");
+        }
+        if self.cache_quota_bytes < ByteSize(64 << 20) {
+            return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
+        }
+        if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
+            let found = self.advertise.map_or_else(String::new, |a| a.to_string());
+            return refuse("advertise", &found, "an address and a port that others can reach");
+        }
+        Ok(())
+    }
+
+    /// Folder of the chunk cache.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.cache_dir.clone().unwrap_or_else(|| self.state_dir.join("cache"))
+    }
+
+    /// `read_deadline_ms` as a span.
+    pub fn read_deadline(&self) -> Duration {
+        Duration::from_millis(self.read_deadline_ms)
+    }
+
+    /// `stop_deadline_ms` as a span.
+    pub fn stop_deadline(&self) -> Duration {
+        Duration::from_millis(self.stop_deadline_ms)
+    }
+}
+
+/// All keys, from the type itself, so that none can be forgotten.
+fn keys() -> BTreeSet<String> {
+    match serde_json::to_value(Settings::default()) {
+        Ok(serde_json::Value::Object(fields)) => fields.into_iter().map(|(key, _)| key).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Largest settings file, in bytes: far more than all keys with comments (a guess).
+const FILE_MAX_BYTES: u64 = 1 << 20;
+
+fn read_file(path: &Path) -> Result<toml::Table, SettingsError> {
+    let unreadable = |source| SettingsError::Unreadable { file: path.to_owned(), source };
+    let found = std::fs::metadata(path).map_err(unreadable)?.len();
+    if found > FILE_MAX_BYTES {
+        return Err(SettingsError::Syntax {
+            file: path.to_owned(),
+            detail: format!("{found} bytes; a settings file has at most {FILE_MAX_BYTES}"),
+        });
+    }
+    std::fs::read_to_string(path).map_err(unreadable)?.parse().map_err(|error: toml::de::Error| {
+        SettingsError::Syntax { file: path.to_owned(), detail: error.to_string() }
+    })
+}
+
+/// Why a text is not a size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not a size: write bytes, or a number with KiB, MiB, GiB, TiB, kB, MB, GB or TB")]
+pub struct ParseSizeError {
+    /// The offending text.
+    pub found: String,
+}
+
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+impl FromStr for ByteSize {
+    type Err = ParseSizeError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseSizeError { found: text.chars().take(64).collect() };
+        let trimmed = text.trim();
+        if let Ok(bytes) = trimmed.parse() {
+            return Ok(Self(bytes));
+        }
+        let (number, factor) = UNITS
+            .iter()
+            .find_map(|(unit, factor)| trimmed.strip_suffix(unit).map(|number| (number.trim(), *factor)))
+            .ok_or_else(refuse)?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits = |part: &str| part.len() <= 15 && part.bytes().all(|b| b.is_ascii_digit());
+        if whole.is_empty() || !digits(whole) || !digits(fraction) {
+            return Err(refuse());
+        }
+        // Whole numbers throughout: a size that was written exactly is kept exactly.
+        let scale = 10_u128.pow(u32::try_from(fraction.len()).map_err(|_| refuse())?);
+        let number: u128 = format!("{whole}{fraction}").parse().map_err(|_| refuse())?;
+        u64::try_from(number * u128::from(factor) / scale).map(Self).map_err(|_| refuse())
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// At most one decimal, in binary units: `512 B`, `1.5 GiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((unit, factor)) = UNITS[..4].iter().rev().find(|(_, factor)| self.0 >= *factor) else {
+            return write!(f, "{} B", self.0);
+        };
+        let tenths = u128::from(self.0) * 10 / u128::from(*factor);
+        if tenths.is_multiple_of(10) {
+            write!(f, "{} {unit}", tenths / 10)
+        } else {
+            write!(f, "{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = ByteSize;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as 4096 or \"10 GiB\"")
+            }
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+                Ok(ByteSize(bytes))
+            }
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+                u64::try_from(bytes).map(ByteSize).map_err(|_| E::custom(format!("{bytes} is not a size")))
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ByteSize, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, text).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Settings::load(Some(&file), &environment)
+    }
+
+    #[test]
+    fn without_file_and_environment_the_defaults_hold() {
+        assert_eq!(Settings::load(None, &HashMap::new()).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn the_environment_is_stronger_than_the_file_and_the_file_than_the_defaults() {
+        let settings = load(
+            "listen = \"127.0.0.1:1\"\ncache_quota_bytes = \"10 GiB\"\ndht = false\n",
+            &[
+                ("STARLING_LISTEN", "127.0.0.1:2"),
+                ("STARLING_READ_DEADLINE_MS", "5000"),
+                ("STARLING_LOG_FORMAT", "json"),
+                ("STARLING_HTTP_LISTEN", "[::1]:9"),
+                ("STARLING_CACHE_FREE_FLOOR_BYTES", "2 GiB"),
+                ("STARLING_REQUIRE_ALL", "1"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
+        assert_eq!(settings.cache_quota_bytes, ByteSize(10 << 30));
+        assert_eq!(settings.cache_free_floor_bytes, ByteSize(2 << 30));
+        assert!(!settings.dht);
+        assert_eq!((settings.read_deadline_ms, settings.log_format), (5_000, LogFormat::Json));
+        assert_eq!(settings.http_listen, Some("[::1]:9".parse().unwrap()));
+        assert_eq!(settings.socket, PathBuf::from(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_together_with_its_file() {
+        let error = load("lisen = \"127.0.0.1:1\"", &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("agent.toml") && error.contains("`lisen`") && error.contains("listen"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_bad_value_is_shown_with_its_key() {
+        for (text, key, value) in [
+            ("listen = \"nonsense\"", "listen", ""),
+            ("cache_quota_bytes = \"ten\"", "cache_quota_bytes", "ten"),
+            ("cache_quota_bytes = -1", "cache_quota_bytes", "-1"),
+            ("mtu_bytes = 9000", "mtu_bytes", "9000"),
+            ("mtu_bytes = 70000", "mtu_bytes", "70000"),
+            ("read_deadline_ms = 1", "read_deadline_ms", "1"),
+            ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("log_format = \"xml\"", "log_format", "xml"),
+            ("dht = \"perhaps\"", "dht", "perhaps"),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(value), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_or_no_toml_is_named() {
+        let missing = Settings::load(Some(Path::new("/nowhere/agent.toml")), &HashMap::new()).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere/agent.toml"), "{missing}");
+        let error = load("listen = = 1", &[]).unwrap_err().to_string();
+        assert!(error.contains("agent.toml"), "{error}");
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("10 GiB", 10 << 30),
+            ("1.5GB", 1_500_000_000),
+            (" 3 B ", 3),
+            ("0.5 KiB", 512),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for bad in ["", "GiB", "1e3", "-1", "1..2 GiB", "ten MiB", "99999999999999 TiB", "1.GiB2", "1 gib"] {
+            let error = bad.parse::<ByteSize>().unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_size_parser_panic(text in ".{0,40}") {
+            let _ = text.parse::<ByteSize>();
+        }
+
+        #[test]
+        fn a_printed_size_is_read_back_within_a_tenth_of_its_unit(bytes in 0_u64..1 << 50) {
+            let again = ByteSize(bytes).to_string().parse::<ByteSize>().unwrap().0;
+            prop_assert!(again <= bytes && bytes - again <= bytes / 10 + 1);
+        }
+    }
+}

@@ -1,1 +1,21 @@
 //! The daemon: wiring, lifecycle, control API, metrics, shutdown.
+//!
+//! [`run`] is the composition root. [`api`] is what can be asked of a running agent, [`Client`] asks.
+
+pub mod api;
+mod books;
+mod client;
+mod contacts;
+mod error;
+mod lifecycle;
+mod metrics;
+mod mounter;
+mod mounts;
+mod node;
+mod server;
+mod state;
+
+pub use client::{AgentAddress, Client, ClientError};
+pub use error::AgentError;
+pub use lifecycle::{Options, run};
+pub use server::{Control, ControlSocket, SocketError, control_router, open_router};

@@ -1,11 +1,172 @@
 //! `starling agent`: run this machine's agent: mounts, cache, mesh member.
 
 use super::CliError;
+use crate::agent::{AgentError, Options, run as run_agent};
+use crate::config::{DEFAULT_FILE, LogFormat, Settings};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
-/// Arguments.
+/// Arguments. Each setting of the file can be given by its environment variable `STARLING_…`; the most
+/// used have an argument, which is stronger.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = "Examples:
+  starling agent
+  starling agent --state /srv/starling --listen 0.0.0.0:7400 --http 127.0.0.1:9400
+  STARLING_LOG_FILTER=debug starling agent --config ./agent.toml
 
-pub(super) fn run(_args: Args) -> Result<(), CliError> {
-    Err(CliError::failed("not wired yet"))
+It logs to standard error, says `ready` when it serves, and ends on SIGTERM or SIGINT after it has
+unmounted everything. docs/operations.md lists all settings.")]
+pub(super) struct Args {
+    /// Settings file [default: /etc/starling/agent.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State folder.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Socket of the control API.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// UDP address of the mesh.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Address that other members are told.
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<SocketAddr>,
+    /// TCP address for metrics, health and announcements.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Most bytes of the cache, such as "10 GiB".
+    #[arg(long, value_name = "SIZE")]
+    cache_quota: Option<crate::config::ByteSize>,
+    /// Time after which a read fails if no source delivered, such as 30s.
+    #[arg(long, value_name = "SPAN", value_parser = super::mesh::parse_span)]
+    read_timeout: Option<Duration>,
+    /// Do without the DHT.
+    #[arg(long)]
+    no_dht: bool,
+    /// Record everything that reaches the core, for `starling core-replay`.
+    #[arg(long, value_name = "FILE")]
+    record_inputs: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let settings = settings(&args)?;
+    start_logging(&settings)?;
+    let options = Options { settings, record_inputs: args.record_inputs };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        };
+        run_agent(options, stop).await.map_err(explain)
+    });
+    // Whatever still blocks (a disk that hangs) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn explain(error: AgentError) -> CliError {
+    let failed = CliError::failed(&error);
+    match error.hint() {
+        Some(hint) => failed.hint(hint),
+        None => failed,
+    }
+}
+
+/// Defaults, file, environment, arguments: the last that says something holds.
+fn settings(args: &Args) -> Result<Settings, CliError> {
+    let default = Path::new(DEFAULT_FILE);
+    let file = args.config.as_deref().or_else(|| default.exists().then_some(default));
+    // Variables that are not UTF-8 are no settings of ours.
+    let environment: HashMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let mut settings = Settings::load(file, &environment).map_err(CliError::usage)?;
+    if let Some(state) = &args.state {
+        settings.state_dir.clone_from(state);
+    }
+    if let Some(socket) = &args.socket {
+        settings.socket.clone_from(socket);
+    }
+    if let Some(listen) = args.listen {
+        settings.listen = listen;
+    }
+    if let Some(quota) = args.cache_quota {
+        settings.cache_quota_bytes = quota;
+    }
+    if let Some(span) = args.read_timeout {
+        settings.read_deadline_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    }
+    settings.advertise = args.advertise.or(settings.advertise);
+    settings.http_listen = args.http.or(settings.http_listen);
+    settings.dht &= !args.no_dht;
+    settings.check().map_err(CliError::usage)?;
+    Ok(settings)
+}
+
+fn start_logging(settings: &Settings) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(&settings.log_filter)
+        .map_err(|error| CliError::usage(format!("`log_filter` is `{}`: {error}", settings.log_filter)))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match settings.log_format {
+        LogFormat::Human => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(CliError::failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Settings, CliError> {
+        let arguments = [&["agent"], arguments].concat();
+        settings(&Cli::try_parse_from(arguments).unwrap().args)
+    }
+
+    #[test]
+    fn arguments_are_stronger_than_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nmtu_bytes = 6550\n").unwrap();
+        let file = file.to_str().unwrap();
+        let all = [
+            "--config",
+            file,
+            "--listen",
+            "127.0.0.1:2",
+            "--no-dht",
+            "--read-timeout",
+            "6s",
+            "--state",
+            "/s",
+        ];
+        let settings = parse(&all).unwrap();
+        assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
+        assert_eq!((settings.mtu_bytes, settings.dht, settings.read_deadline_ms), (6_550, false, 6_000));
+        assert_eq!(settings.state_dir, Path::new("/s"));
+    }
+
+    #[test]
+    fn wrong_settings_are_wrong_use() {
+        let error = parse(&["--config", "/nowhere/agent.toml"]).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/agent.toml") && error.code() == 2, "{error}");
+        let error = parse(&["--advertise", "0.0.0.0:7400"]).unwrap_err();
+        assert!(error.to_string().contains("advertise"), "{error}");
+    }
 }

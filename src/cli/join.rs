@@ -1,11 +1,85 @@
 //! `starling join`: make this machine a member of a mesh.
 
 use super::CliError;
+use super::ask::{StateArgs, block_on, print_json};
+use crate::mesh::{IdentityError, JoinError, Ticket, TicketError, join};
+use crate::model::CellLabel;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = "Examples:
+  starling join starling-ticket-… --cell eu-west/a/rack12
 
-pub(super) fn run(_args: Args) -> Result<(), CliError> {
-    Err(CliError::failed("not wired yet"))
+`starling mesh invite` on the mesh's authority prints tickets. Run `starling agent` afterwards; an agent that
+runs already must be restarted.")]
+pub(super) struct Args {
+    /// The ticket.
+    ticket: String,
+    /// Where this machine is: REGION/ZONE/RACK. Nodes with the same label know each other well.
+    #[arg(long, value_name = "R/Z/R", default_value_t)]
+    cell: CellLabel,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Replace the membership that this machine has; its key stays.
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let ticket: Ticket = args.ticket.parse().map_err(|error: TicketError| CliError::usage(error))?;
+    let joined =
+        block_on(async { join(&ticket, args.cell, &args.state.dir(), args.force).await.map_err(explain) })?;
+    let membership = &joined.membership;
+    if args.json {
+        return print_json(&serde_json::json!({
+            "mesh": membership.mesh.to_string(),
+            "node": membership.node,
+            "cell": membership.cell,
+            "expires": membership.expires,
+        }));
+    }
+    println!(
+        "this node, {}, is a member of mesh {} in cell {} until {}",
+        membership.node.short(),
+        membership.mesh,
+        membership.cell,
+        membership.expires
+    );
+    eprintln!("run `starling agent` now");
+    Ok(())
+}
+
+fn explain(error: JoinError) -> CliError {
+    let failed = CliError::failed(&error);
+    match error {
+        JoinError::Identity(IdentityError::AlreadyAMember { .. }) => {
+            failed.hint("one state folder belongs to one mesh: choose another with --state, or give --force")
+        }
+        JoinError::Unreachable { .. } => {
+            failed.hint("is `starling agent` running there, and is its UDP port reachable from here?")
+        }
+        _ => failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_ticket_is_wrong_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Args {
+            ticket: "starling-ticket-nonsense".into(),
+            cell: CellLabel::default(),
+            state: StateArgs::at(dir.path()),
+            force: false,
+            json: false,
+        };
+        let error = run(args).unwrap_err();
+        assert!(error.to_string().contains("is not a ticket") && error.code() == 2, "{error}");
+    }
 }

@@ -1,7 +1,13 @@
 //! The command line: one file a verb. The only room that reads arguments, environment and home.
+#![cfg_attr(
+    feature = "node",
+    expect(clippy::needless_pass_by_value, reason = "each verb is handed its arguments for good")
+)]
 
 #[cfg(feature = "node")]
 mod agent;
+#[cfg(feature = "node")]
+mod ask;
 #[cfg(feature = "node")]
 mod check;
 mod core_replay;
@@ -28,6 +34,9 @@ mod stratum;
 #[cfg(feature = "node")]
 mod umount;
 
+#[cfg(feature = "node")]
+#[doc(hidden)]
+pub use demo::compare;
 pub use error::CliError;
 
 use clap::{Parser, Subcommand};

@@ -1,6 +1,8 @@
 //! `starling publish`: publish a directory tree as a new revision of a repository.
 
 use super::CliError;
+use super::ask::block_on;
+use crate::agent::{AgentAddress, Client};
 use crate::ambient;
 use crate::chunk::{Chunking, MAX_LEVEL};
 use crate::model::RepositoryName;
@@ -16,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   starling publish /opt/software --repo sw.example.org --to /srv/stratum
   starling publish build/out --repo nightly.example.org --to /srv/stratum --tag 2026-05-01
+  starling publish /opt/software --repo sw.example.org --to /srv/stratum --announce /run/starling/agent.sock
 
 The first revision makes keys in --keys (default: $XDG_CONFIG_HOME/starling/keys/NAME) and prints their
 fingerprint, by which others trust the repository. Take root.key off line then: publishing needs it about once a year.
@@ -48,13 +51,20 @@ pub(super) struct Args {
     /// Read every file, even those whose size and modification time did not change
     #[arg(long)]
     checksum: bool,
+    /// Hand the new root to an agent: its socket, or HOST:PORT of its http_listen; may be repeated
+    #[arg(long, value_name = "ADDR|SOCKET", value_parser = agent_address)]
+    announce: Vec<AgentAddress>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
 }
 
+fn agent_address(text: &str) -> Result<AgentAddress, String> {
+    AgentAddress::parse(text).ok_or_else(|| format!("`{text}` is neither the path of a socket nor HOST:PORT"))
+}
+
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let Args { tree, repo, to, keys, tag, level, force, checksum, json } = args;
+    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, json } = args;
     let started = ambient::now();
     let tree = open_tree(&tree)?;
     let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
@@ -86,7 +96,25 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         print_outcome(&repo, &keys, &outcome, seconds);
     }
-    Ok(())
+    announce(&agents, &outcome)
+}
+
+/// Hands the root to all agents named. One that refuses does not keep the others from hearing of it.
+fn announce(agents: &[AgentAddress], outcome: &Outcome) -> Result<(), CliError> {
+    let mut failed = Vec::new();
+    for address in agents {
+        let root = outcome.root.bytes().clone();
+        let told = block_on(async { Ok(Client::at(address.clone()).announce(root).await?) });
+        match told {
+            Ok(told) => eprintln!("announced revision {} to {address}", told.revision),
+            Err(error) => failed.push(format!("{address}: {error}")),
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::failed(format!("published, but not announced everywhere:\n{}", failed.join("\n")))
+        .hint("`starling repo announce` hands the root over later; it lies in the stratum as `root`"))
 }
 
 fn open_tree(tree: &Path) -> Result<PathBuf, CliError> {

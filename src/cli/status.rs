@@ -1,11 +1,165 @@
 //! `starling status`: show what the agent is doing.
 
 use super::CliError;
+use super::ask::{AgentArgs, block_on, print_json, table};
+use crate::agent::api::{MountStatus, Status};
+use crate::config::ByteSize;
+use std::fmt::Write as _;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(after_help = "Examples:
+  starling status
+  starling status --json | jq .obtained
+  starling status --metrics | grep starling_obtained_bytes")]
+pub(super) struct Args {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Print all metrics in Prometheus' text format instead.
+    #[arg(long, conflicts_with = "json")]
+    metrics: bool,
+}
 
-pub(super) fn run(_args: Args) -> Result<(), CliError> {
-    Err(CliError::failed("not wired yet"))
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    let client = args.agent.client();
+    if args.metrics {
+        print!("{}", block_on(async { Ok(client.metrics().await?) })?);
+        return Ok(());
+    }
+    let status = block_on(async { Ok(client.status().await?) })?;
+    if args.json {
+        return print_json(&status);
+    }
+    print!("{}", human(&status));
+    Ok(())
+}
+
+fn human(status: &Status) -> String {
+    let mut text = String::new();
+    let minutes = status.uptime_s / 60;
+    let _ = writeln!(
+        text,
+        "agent       {} (process {}), up {} h {} min, state in {}",
+        status.version,
+        status.pid,
+        minutes / 60,
+        minutes % 60,
+        status.state_dir.display()
+    );
+    let _ = match &status.mesh {
+        Some(mesh) => writeln!(
+            text,
+            "mesh        {} in cell {}: node {}{} at {}, {} members up, DHT {}, membership until {}",
+            mesh.mesh,
+            mesh.cell,
+            mesh.node.short(),
+            if mesh.authority { " (authority)" } else { "" },
+            mesh.address,
+            mesh.members_up,
+            if mesh.dht { "on" } else { "off" },
+            mesh.expires
+        ),
+        None => writeln!(
+            text,
+            "mesh        none: this agent stands alone (see `starling mesh` and `starling join`)"
+        ),
+    };
+    let cache = &status.cache;
+    let _ = writeln!(
+        text,
+        "cache       {} of {} in {} chunks",
+        ByteSize(cache.used_bytes),
+        ByteSize(cache.quota_bytes),
+        cache.chunks
+    );
+    let obtained = &status.obtained;
+    let _ = writeln!(
+        text,
+        "obtained    {} from the cache, {} from neighbours, {} from strata",
+        ByteSize(obtained.cache_bytes),
+        ByteSize(obtained.peers_bytes),
+        ByteSize(obtained.strata_bytes)
+    );
+    if !status.repositories.is_empty() {
+        text.push('\n');
+        text.push_str(&super::repo::repositories_table(&status.repositories));
+    }
+    if !status.mounts.is_empty() {
+        text.push('\n');
+        text.push_str(&mounts_table(&status.mounts));
+    }
+    text
+}
+
+fn mounts_table(mounts: &[MountStatus]) -> String {
+    let rows: Vec<_> = mounts
+        .iter()
+        .map(|mount| {
+            let state = match (&mount.problem, mount.expired) {
+                (Some(problem), _) => format!("not mounted: {problem}"),
+                (None, true) => "mounted; its root has expired, no newer one is known".to_owned(),
+                (None, false) => "mounted".to_owned(),
+            };
+            let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
+            [mount.directory.display().to_string(), mount.repository.to_string(), revision, state]
+        })
+        .collect();
+    table(["MOUNT", "REPOSITORY", "REVISION", "STATE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::api::{CacheStatus, MeshStatus, Obtained};
+    use crate::model::{NodeId, Revision, UnixTime};
+
+    fn status() -> Status {
+        Status {
+            api: 1,
+            version: "0.1.0".into(),
+            pid: 42,
+            uptime_s: 3_720,
+            state_dir: "/s".into(),
+            mesh: None,
+            cache: CacheStatus { used_bytes: 1 << 20, quota_bytes: 1 << 30, chunks: 3 },
+            obtained: Obtained { cache_bytes: 0, peers_bytes: 512, strata_bytes: 1024 },
+            repositories: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_agent_that_stands_alone_says_so() {
+        let text = human(&status());
+        assert!(text.contains("stands alone") && text.contains("up 1 h 2 min"), "{text}");
+        assert!(text.contains("512 B from neighbours, 1 KiB from strata"), "{text}");
+    }
+
+    #[test]
+    fn a_member_shows_its_mesh_and_a_failed_mount_its_reason() {
+        let mut status = status();
+        status.mesh = Some(MeshStatus {
+            mesh: "m1".into(),
+            node: NodeId([0xab; 32]),
+            cell: Default::default(),
+            authority: true,
+            address: "127.0.0.1:7400".parse().unwrap(),
+            expires: UnixTime(0),
+            members_up: 3,
+            dht: true,
+        });
+        status.mounts.push(MountStatus {
+            repository: "a.b".parse().unwrap(),
+            directory: "/mnt".into(),
+            revision: Some(Revision(4)),
+            expired: false,
+            problem: Some("the directory is gone".into()),
+        });
+        let text = human(&status);
+        assert!(text.contains("(authority)") && text.contains("3 members up"), "{text}");
+        assert!(text.contains("not mounted: the directory is gone"), "{text}");
+    }
 }

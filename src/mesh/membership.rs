@@ -6,6 +6,7 @@
 //! is looked at.
 
 use crate::model::{CellLabel, NodeId, RepositoryName, UnixTime};
+use crate::trust::{CardError, RepositoryCard, SignedCard};
 use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
@@ -234,6 +235,14 @@ impl MeshKeys {
     /// Signs `body` for the purpose `domain`; [`AuthorityKey::verify`] checks it.
     pub fn sign(&self, domain: &str, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
         self.signing.sign(&signed_message(domain, body)).to_bytes()
+    }
+
+    /// Signs a repository card, so that all members adopt it.
+    ///
+    /// # Errors
+    /// [`CardError`] when the card is out of bounds.
+    pub fn sign_card(&self, card: &RepositoryCard) -> Result<Vec<u8>, CardError> {
+        SignedCard::sign(card, self.seed())
     }
 
     /// Certifies a member.

@@ -267,7 +267,7 @@ impl SignedRoot {
     }
 
     /// The repository that a document claims to be of, unverified: whom to ask for a fingerprint.
-    pub(super) fn claimed_repository(bytes: &[u8]) -> Result<RepositoryName, TrustError> {
+    pub fn claimed_repository(bytes: &[u8]) -> Result<RepositoryName, TrustError> {
         if bytes.len() > limits::ROOT_MAX_BYTES {
             return Err(TrustError::TooLong { bytes: bytes.len() });
         }

@@ -31,11 +31,6 @@ pub(super) struct Home {
 }
 
 impl Home {
-    /// Whether nobody is known to hold anything of it.
-    pub(super) fn is_empty(&self) -> bool {
-        self.peers.is_empty()
-    }
-
     /// Notes that `peer` holds, or is about to hold, the chunk in `part`.
     pub(super) fn note(&mut self, peer: Peer, part: u8, now: Time, settings: &Settings) {
         let new = Holder { parts: 1 << part, since: now };

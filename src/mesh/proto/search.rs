@@ -78,12 +78,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     let home = self.peers.home(fetch.slice, next_rank(fetch));
                     match home {
                         Some(peer) if peer == me => {
-                            let empty = self.held.get(fetch.slice.0 as usize).is_none_or(|held| *held == 0);
-                            let known = self
-                                .homes
-                                .get(fetch.slice)
-                                .is_some_and(|home| home.checked || !home.is_empty());
-                            if empty && !known {
+                            // A slice has many chunks: what the next ranks gave of it says that they may have
+                            // the rest. Only a peek that found nothing ends the peeking.
+                            let checked = self.homes.get(fetch.slice).is_some_and(|home| home.checked);
+                            if !checked {
                                 (fetch.stage, fetch.peeks) = (Stage::Peek, self.settings.peek_ranks);
                                 return None;
                             }

@@ -1,0 +1,295 @@
+//! The control API's documents, shared by server and client.
+//!
+//! HTTP/1.1 with JSON bodies under `/v1`. Fields may be added within version 1; what a client does
+//! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
+
+use crate::model::{CellLabel, NodeId, RepositoryName, Revision, UnixTime};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The version that stands in every path and in [`Status::api`].
+pub const VERSION: u32 = 1;
+/// Most bytes of a request's body: a signed root or a mount request with long paths.
+pub const BODY_MAX_BYTES: usize = 128 << 10;
+/// Most bytes of an answer that a client accepts: the peers of a full cell, generously.
+pub const ANSWER_MAX_BYTES: usize = 16 << 20;
+
+/// `GET /v1/status`: what the agent is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this interface.
+    pub api: u32,
+    /// Version of the program.
+    pub version: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Where it keeps its state.
+    pub state_dir: PathBuf,
+    /// Its place in a mesh; `None` when it stands alone.
+    pub mesh: Option<MeshStatus>,
+    /// The chunk cache.
+    pub cache: CacheStatus,
+    /// Plain bytes of distinct chunks and catalogs by where they were first obtained.
+    pub obtained: Obtained,
+    /// Repositories that it knows.
+    pub repositories: Vec<RepositoryStatus>,
+    /// What it has mounted.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// A member's place in its mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshStatus {
+    /// The mesh.
+    pub mesh: String,
+    /// This node.
+    pub node: NodeId,
+    /// Its cell.
+    pub cell: CellLabel,
+    /// Whether it certifies new members.
+    pub authority: bool,
+    /// The address that others are told.
+    pub address: SocketAddr,
+    /// When its membership ends.
+    pub expires: UnixTime,
+    /// Members that it knows to be alive, itself included.
+    pub members_up: usize,
+    /// Whether it takes part in the DHT.
+    pub dht: bool,
+}
+
+/// The chunk cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Bytes that it uses.
+    pub used_bytes: u64,
+    /// Bytes that it may use.
+    pub quota_bytes: u64,
+    /// Chunks in it.
+    pub chunks: u64,
+}
+
+/// Plain bytes of distinct chunks and catalogs since the agent started, by where they were first obtained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obtained {
+    /// They were in the cache when the agent started.
+    pub cache_bytes: u64,
+    /// A neighbour sent them.
+    pub peers_bytes: u64,
+    /// They came from a stratum.
+    pub strata_bytes: u64,
+}
+
+/// A repository that the agent knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryStatus {
+    /// Its name.
+    pub repository: RepositoryName,
+    /// Fingerprint of its root keys.
+    pub fingerprint: String,
+    /// Its strata.
+    pub strata: Vec<String>,
+    /// Whether the mesh's authority vouches for it; otherwise it was added on this machine only.
+    pub spread: bool,
+    /// Newest revision that is known and verified.
+    pub revision: Option<Revision>,
+    /// When that revision's root expires.
+    pub expires: Option<UnixTime>,
+}
+
+/// `GET /v1/repositories`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repositories {
+    /// All that are known, by name.
+    pub repositories: Vec<RepositoryStatus>,
+}
+
+/// `POST /v1/repositories`: makes a repository known. On an authority the card spreads to all members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddRepository {
+    /// Its name.
+    pub repository: RepositoryName,
+    /// Fingerprint of its root keys, as `starling publish` prints it.
+    pub fingerprint: String,
+    /// URLs of its strata, nearest first.
+    pub strata: Vec<String>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// What is mounted.
+    pub repository: RepositoryName,
+    /// Where.
+    pub directory: PathBuf,
+    /// The revision that it shows; `None` when it could not be mounted.
+    pub revision: Option<Revision>,
+    /// Whether the root of that revision has expired: the mount reads on and does not switch.
+    pub expired: bool,
+    /// Why it is not mounted, although it should be.
+    pub problem: Option<String>,
+}
+
+/// `GET /v1/mounts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounts {
+    /// All mounts, by directory.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// `POST /v1/mounts`: mounts the newest verified revision. Answered with a [`MountStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    /// What to mount.
+    pub repository: RepositoryName,
+    /// Where: an absolute path of an empty directory.
+    pub directory: PathBuf,
+}
+
+/// `DELETE /v1/mounts`: unmounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnmountRequest {
+    /// Where it is mounted.
+    pub directory: PathBuf,
+}
+
+/// `GET /v1/peers`: the other members that this node knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peers {
+    /// This node, when it is a member.
+    pub node: Option<NodeId>,
+    /// The others, by cell and name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Another member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its cell; `None` until its certificate was seen.
+    pub cell: Option<CellLabel>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether it is believed to be alive.
+    pub up: bool,
+    /// Round-trip time of the last connection in microseconds, if there was one.
+    pub rtt_us: Option<u64>,
+    /// Bytes of chunks sent to it.
+    pub sent_bytes: u64,
+    /// Bytes of chunks taken from it.
+    pub received_bytes: u64,
+}
+
+/// Answer to `POST /v1/announce`, whose body is a signed root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// The repository that the root belongs to.
+    pub repository: RepositoryName,
+    /// The revision that the root names.
+    pub revision: Revision,
+    /// Whether it was news here. Known roots are accepted and not handed on again.
+    pub fresh: bool,
+}
+
+/// `POST /v1/invite`: only on an authority.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InviteRequest {
+    /// Seconds until the ticket expires.
+    pub expires_s: u64,
+    /// Addresses for the ticket. Empty: those at which this agent can be reached.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Answer to `POST /v1/invite`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// The ticket, for `starling join`.
+    pub ticket: String,
+    /// When it expires.
+    pub expires: UnixTime,
+    /// The addresses in it.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Why a request was refused, in kinds that a program can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// The request makes no sense, here or anywhere.
+    Invalid,
+    /// What it names does not exist here.
+    NotFound,
+    /// It contradicts what there is, such as a mount point that is taken.
+    Conflict,
+    /// This node may not do it, such as inviting without being an authority.
+    NotAllowed,
+    /// A signed document is forged, malformed, expired or older than what is known.
+    Untrusted,
+    /// Something outside did not answer, such as a stratum.
+    Unavailable,
+    /// The agent failed.
+    Internal,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The body of every answer with a status of 400 or more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Which kind.
+    pub kind: RefusalKind,
+    /// What went wrong.
+    pub message: String,
+    /// What can be done about it.
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    /// A refusal without a hint.
+    pub fn new(kind: RefusalKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string(), hint: None }
+    }
+
+    /// Adds what the user can do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_understands_a_newer_agent() {
+        let text = r#"{"kind":"too_windy","message":"no","hint":null,"more":1}"#;
+        let refusal: Refusal = serde_json::from_str(text).unwrap();
+        assert_eq!((refusal.kind, refusal.message.as_str()), (RefusalKind::Unknown, "no"));
+    }
+
+    #[test]
+    fn a_misspelt_request_is_refused() {
+        let text = r#"{"repository":"a.b","directory":"/x","drectory":"/y"}"#;
+        assert!(serde_json::from_str::<MountRequest>(text).unwrap_err().to_string().contains("drectory"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Which figures are shown as metrics, and in whose books they stand.
+
+use super::api::{MountStatus, Peers};
+use super::metrics::{Family, encode};
+use super::node::Node;
+use crate::ambient;
+use crate::cache::{ByOrigin, CacheStatistics};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// All metrics in Prometheus' text format.
+pub(super) fn text(node: &Node, peers: &Peers) -> String {
+    let mut families = vec![
+        Family::gauge("uptime", "Time since the agent started.")
+            .seconds()
+            .is((ambient::now() - node.started).as_secs()),
+        members(node, peers),
+        mounts(&node.mounts.list()),
+        Family::counter("read_errors", "Reads that failed because no source delivered in time.")
+            .is(node.reads.failed()),
+    ];
+    families.extend(cache(&node.cache.statistics()));
+    families.extend(mesh(node));
+    families.extend(directory(node));
+    encode(families)
+}
+
+fn members(node: &Node, peers: &Peers) -> Family {
+    let up = peers.peers.iter().filter(|peer| peer.up).count() as u64;
+    let own = u64::from(node.membership.is_some());
+    Family::gauge("members", "Members of the mesh as this node sees them, itself included.")
+        .with("state", "up", up + own)
+        .with("state", "down", peers.peers.len() as u64 - up)
+}
+
+fn mounts(mounts: &[MountStatus]) -> Family {
+    let count = |which: fn(&MountStatus) -> bool| mounts.iter().filter(|mount| which(mount)).count() as u64;
+    Family::gauge("mounts", "Mounts of this agent; those whose root has expired read on.")
+        .with("state", "active", count(|m| m.problem.is_none() && !m.expired))
+        .with("state", "expired", count(|m| m.problem.is_none() && m.expired))
+        .with("state", "failed", count(|m| m.problem.is_some()))
+}
+
+/// One figure for each origin.
+fn by_origin<T>(family: Family, figures: &ByOrigin<T>, figure: fn(&T) -> u64) -> Family {
+    family
+        .with("source", "cache", figure(&figures.cache))
+        .with("source", "peers", figure(&figures.peers))
+        .with("source", "strata", figure(&figures.strata))
+}
+
+fn cache(cache: &CacheStatistics) -> Vec<Family> {
+    vec![
+        by_origin(
+            Family::counter(
+                "obtained",
+                "Plain bytes of distinct chunks and catalogs, by where each was first obtained.",
+            )
+            .bytes(),
+            &cache.obtained,
+            |count| count.bytes,
+        ),
+        by_origin(
+            Family::counter(
+                "obtained_chunks",
+                "Distinct chunks and catalogs, by where each was first obtained.",
+            ),
+            &cache.obtained,
+            |count| count.chunks,
+        ),
+        by_origin(
+            Family::counter(
+                "cache_delivered",
+                "Plain bytes delivered from the cache, by where the chunk had come from.",
+            )
+            .bytes(),
+            &cache.hits,
+            |count| count.bytes,
+        ),
+        Family::counter("cache_misses", "Reads of chunks that the cache did not hold.").is(cache.misses),
+        Family::gauge("cache", "Bytes that the cache uses on disk.").bytes().is(cache.bytes),
+        Family::gauge("cache_quota", "Bytes that the cache may use on disk.").bytes().is(cache.quota_bytes),
+        Family::gauge("cache_chunks", "Chunks in the cache.").is(cache.entries),
+        Family::counter("cache_evicted_chunks", "Chunks that left the cache to make room.").is(cache.evicted),
+        Family::counter("cache_damaged_chunks", "Chunks that were dropped because their bytes were wrong.")
+            .is(cache.damaged),
+        Family::gauge("cache_paused", "1 while nothing is stored because the disk is full or failing.")
+            .is(u64::from(cache.writing_paused)),
+    ]
+}
+
+fn mesh(node: &Node) -> Vec<Family> {
+    let counts = node.mesh.counts();
+    vec![
+        Family::counter("asks", "Chunks asked of peers, and chunks that peers asked for.")
+            .with("direction", "sent", counts.asks_sent)
+            .with("direction", "received", counts.asks_received),
+        Family::counter("answers", "Answers to peers by kind.")
+            .with("kind", "data", counts.answers_data)
+            .with("kind", "wait", counts.answers_wait)
+            .with("kind", "busy", counts.answers_busy)
+            .with("kind", "missing", counts.answers_missing),
+        Family::counter("uploaded", "Bytes of chunks sent to peers.").bytes().is(counts.bytes_up),
+        Family::counter("downloaded", "Bytes of chunks taken from peers.").bytes().is(counts.bytes_down),
+        Family::counter("upstream_chunks", "Chunks taken from strata under this node's lease.")
+            .is(counts.upstream_fetches),
+        Family::counter("upstream", "Bytes of chunks taken from strata under this node's lease.")
+            .bytes()
+            .is(counts.upstream_bytes),
+        Family::counter("wrong_bytes", "Chunks that peers sent with wrong bytes.").is(counts.wrong_bytes),
+        Family::counter("bans", "Peers that were turned away for wrong bytes or forged documents.")
+            .is(counts.bans),
+        Family::counter("overload", "Requests of peers turned away because too much was under way.")
+            .is(counts.overload),
+        Family::counter("news", "Signed documents by what became of them.")
+            .with("fate", "fresh", counts.news_fresh)
+            .with("fate", "sent", counts.news_sent)
+            .with("fate", "invalid", counts.news_invalid),
+    ]
+}
+
+fn directory(node: &Node) -> Vec<Family> {
+    let mut families = Vec::new();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    if let Some(swim) = node.mesh.swim_counters() {
+        families.push(
+            Family::counter("membership_datagrams", "Datagrams of the membership protocol.")
+                .with("fate", "sent", read(&swim.sent))
+                .with("fate", "received", read(&swim.received))
+                .with("fate", "dropped", read(&swim.dropped)),
+        );
+    }
+    // Shown as zero without a DHT, so that a look-up of the metric never fails.
+    let dht = node.mesh.dht_counters();
+    let figure = |pick: fn(&crate::mesh::DhtCounters) -> &AtomicU64| dht.map_or(0, |dht| read(pick(dht)));
+    families.extend([
+        Family::counter("dht_lookups", "Look-ups in the DHT.").is(figure(|dht| &dht.lookups)),
+        Family::counter("dht_announcements", "Announcements that reached at least one node of the DHT.")
+            .is(figure(|dht| &dht.announcements)),
+        Family::counter("dht_found", "Providers that look-ups found.").is(figure(|dht| &dht.found)),
+        Family::counter("dht_refused", "Look-ups and announcements refused because too many were under way.")
+            .is(figure(|dht| &dht.refused)),
+        Family::gauge("dht_records", "Records of the DHT that this node holds.")
+            .is(figure(|dht| &dht.records)),
+        Family::gauge("dht_nodes", "Nodes in the DHT's routing table.").is(figure(|dht| &dht.peers)),
+    ]);
+    families
+}

@@ -1,0 +1,337 @@
+//! From start to stop: what is opened in which order, and how it is left.
+//!
+//! The order is from the bottom up: state folder, socket, registry, cache, strata, mesh, mounts, and at
+//! last the answers of the control API. Stopping goes the other way round. Each step of it has a
+//! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
+
+use super::api::Peers;
+use super::contacts::Contacts;
+use super::error::AgentError;
+use super::mounter::{KernelMounter, ReadBook};
+use super::mounts::{MountTable, TEND_EVERY};
+use super::node::{Membership, Node};
+use super::server::{Control as _, ControlSocket, control_router, open_router};
+use super::state::StateFolder;
+use crate::ambient;
+use crate::cache::{CacheConfig, DiskCache};
+use crate::config::Settings;
+use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
+use crate::mesh::{
+    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart,
+    Network, bootstrap, proto,
+};
+use crate::store::ChunkStore as _;
+use crate::trust::Repositories;
+use crate::upstream::{HttpClient, HttpOptions};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long readiness waits for the mounts of the last run: those that take longer come later.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+/// Time for answers under way when the agent stops.
+const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time that the cache gets to be flushed, however late it is: it is asked last.
+const FLUSH_AT_LEAST: Duration = Duration::from_secs(1);
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// All settings.
+    pub settings: Settings,
+    /// Where to record everything that reaches the core.
+    pub record_inputs: Option<PathBuf>,
+}
+
+/// Runs an agent until `stop` is ready, and stops it in order.
+///
+/// # Errors
+/// [`AgentError`] when it cannot start. Once it has started, trouble is logged and lived with.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let agent = Agent::start(options).await?;
+    tracing::info!(socket = %agent.node.settings.socket.display(), "ready");
+    stop.await;
+    tracing::info!("stopping");
+    agent.stop().await;
+    Ok(())
+}
+
+struct Agent {
+    node: Arc<Node>,
+    /// Ends tending and serving.
+    ending: CancellationToken,
+    servers: Vec<JoinHandle<()>>,
+    tending: JoinHandle<()>,
+    joins: Option<JoinHandle<()>>,
+    /// Held to the last.
+    _state: StateFolder,
+}
+
+impl Agent {
+    async fn start(options: Options) -> Result<Self, AgentError> {
+        let Options { settings, record_inputs } = options;
+        let started = ambient::now();
+        let state = StateFolder::open(&settings.state_dir)?;
+        let socket = ControlSocket::open(&settings.socket)?;
+        let open_listener = open_http(&settings).await?;
+        let registry = Arc::new(Repositories::open(&state.repositories())?);
+        let cache = Arc::new(DiskCache::open(&settings.cache_dir(), cache_config(&settings))?);
+        let http = HttpClient::new(HttpOptions::default()).map_err(|e| AgentError::Strata(e.to_string()))?;
+        let identity = identity(&settings)?;
+        let authority = identity.as_ref().map(|identity| identity.authority().to_bytes());
+        let local = Arc::new(LocalNode::new(
+            cache.clone(),
+            cache.clone(),
+            registry.clone(),
+            authority,
+            http.clone(),
+            StrataOptions::default(),
+        ));
+
+        let contacts = Contacts::open(state.contacts());
+        let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
+        let (network, joins, membership) = match network {
+            Some((network, joins, membership)) => (Some(network), joins, Some(membership)),
+            None => (None, None, None),
+        };
+        let record = record_inputs.map(|path| recording(&path)).transpose()?;
+        let mesh = Mesh::start(MeshStart {
+            local: local.clone() as Arc<dyn Local>,
+            network,
+            settings: proto::Settings::default(),
+            record,
+        })
+        .map_err(AgentError::Mesh)?;
+        let removed = Arc::downgrade(&mesh);
+        cache.on_removal(Box::new(move |id| {
+            if let Some(mesh) = removed.upgrade() {
+                mesh.removed(id);
+            }
+        }));
+
+        let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
+        let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
+        let reads = Arc::new(ReadBook::default());
+        let mounter = KernelMounter::new(local, fetcher, reads.clone());
+        let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
+            .map_err(|source| AgentError::State { path: state.mounts(), source })?;
+        let node = Arc::new(Node {
+            started,
+            settings,
+            membership,
+            registry,
+            cache,
+            http,
+            mesh,
+            mounts: Arc::new(mounts),
+            wake: Arc::new(Notify::new()),
+            reads,
+        });
+        let ending = CancellationToken::new();
+        let restoring = node.clone();
+        let restored = tokio::spawn(async move { restoring.mounts.tend().await });
+        if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
+            tracing::warn!("some mounts of the last run are not there yet; they follow");
+        }
+        let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
+        let servers = serve(&node, socket, open_listener, &ending);
+        Ok(Self { node, ending, servers, tending, joins, _state: state })
+    }
+
+    /// Answers first, then mounts, mesh and cache, so that nobody uses what is going.
+    async fn stop(self) {
+        let patience = self.node.settings.stop_deadline();
+        let until = ambient::now() + patience;
+        self.ending.cancel();
+        self.tending.abort();
+        for server in self.servers {
+            let _ = tokio::time::timeout(ANSWERS_PATIENCE, server).await;
+        }
+        // Half for the mounts: the mesh still serves their last reads meanwhile.
+        self.node.mounts.unmount_all(patience / 2).await;
+        if let Some(joins) = self.joins {
+            joins.abort();
+        }
+        let left = until.since(ambient::now());
+        if tokio::time::timeout(left, self.node.mesh.shutdown()).await.is_err() {
+            tracing::warn!("the mesh was not left in order: there was no time");
+        }
+        let cache = self.node.cache.clone();
+        let flush = tokio::task::spawn_blocking(move || cache.sync());
+        match tokio::time::timeout(until.since(ambient::now()).max(FLUSH_AT_LEAST), flush).await {
+            Ok(Ok(Ok(()))) => tracing::info!("stopped"),
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the cache could not be flushed"),
+            Ok(Err(error)) => tracing::warn!(%error, "the cache was not flushed"),
+            Err(_) => tracing::warn!("the cache was not flushed: the disk is too slow"),
+        }
+    }
+}
+
+fn cache_config(settings: &Settings) -> CacheConfig {
+    CacheConfig {
+        quota_bytes: settings.cache_quota_bytes.0,
+        free_floor_bytes: settings.cache_free_floor_bytes.0,
+        minimum_bytes: CacheConfig::default().minimum_bytes.min(settings.cache_quota_bytes.0),
+    }
+}
+
+/// The membership, if there is one that counts. A node whose membership has expired goes on without
+/// the mesh: its mounts and its strata are worth more than its pride.
+fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
+    match Identity::load(&settings.state_dir) {
+        Ok(identity) => Ok(Some(Arc::new(identity))),
+        Err(IdentityError::NotAMember { .. }) => {
+            tracing::info!("this node is not a member of a mesh and stands alone");
+            Ok(None)
+        }
+        Err(error @ IdentityError::Membership(_)) => {
+            tracing::error!(%error, "this node stands alone until it joins again");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Opens the endpoint. The joins of others are served only by an authority.
+fn join_network(
+    settings: &Settings,
+    identity: Arc<Identity>,
+    contacts: &Contacts,
+) -> Result<(Network, Option<JoinHandle<()>>, Membership), AgentError> {
+    let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
+    let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
+    let bound = endpoint.local_addr()?;
+    let address = settings.advertise.unwrap_or_else(|| reachable(bound));
+    if address.ip().is_loopback() && !settings.listen.ip().is_loopback() {
+        tracing::warn!(%address, "no address of this machine was found that others could reach; see `advertise`");
+    }
+    let Incoming { libp2p, chunks, joins, datagrams } = incoming;
+    let mut known = contacts.known().to_vec();
+    match bootstrap(&settings.state_dir, identity.authority()) {
+        Ok(members) => known
+            .extend(members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses })),
+        Err(error) => tracing::warn!(%error, "the members named at the join are not known any more"),
+    }
+    let joins = match identity.mesh_keys() {
+        // A joiner is told of this node, which it has just reached; it learns of the others here.
+        Some(_) => {
+            let desk = JoinDesk::open(&identity, &settings.state_dir)?;
+            Some(tokio::spawn(desk.run(joins, Vec::new)))
+        }
+        None => None,
+    };
+    let network = Network {
+        endpoint,
+        libp2p,
+        chunks,
+        datagrams,
+        addr: address,
+        contacts: known,
+        dht: settings.dht,
+        tuning: Default::default(),
+    };
+    Ok((network, joins, Membership { identity, address }))
+}
+
+/// The address under which others can reach a socket that listens on `bound`.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    // Connecting a UDP socket sends nothing: the kernel only picks the interface of the route. The
+    // addresses belong to nobody (RFC 5737, RFC 3849), so the default route is the one that is taken.
+    let asked: [(IpAddr, SocketAddr); 2] = [
+        (Ipv4Addr::UNSPECIFIED.into(), SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9))),
+        (Ipv6Addr::UNSPECIFIED.into(), SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9))),
+    ];
+    let found = asked.iter().filter(|(own, _)| own.is_ipv4() || bound.is_ipv6()).find_map(|(own, to)| {
+        let socket = UdpSocket::bind((*own, 0)).ok()?;
+        socket.connect(to).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    });
+    SocketAddr::new(found.unwrap_or(Ipv4Addr::LOCALHOST.into()), bound.port())
+}
+
+async fn open_http(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
+    let Some(address) = settings.http_listen else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Http { address, source })?;
+    tracing::info!(address = %listener.local_addr()?, "metrics, health and announcements over HTTP");
+    Ok(Some(listener))
+}
+
+fn recording(path: &std::path::Path) -> Result<Box<dyn Write + Send>, AgentError> {
+    let file = File::create(path).map_err(|source| AgentError::State { path: path.to_owned(), source })?;
+    Ok(Box::new(BufWriter::new(file)))
+}
+
+fn serve(
+    node: &Arc<Node>,
+    socket: ControlSocket,
+    open_listener: Option<TcpListener>,
+    ending: &CancellationToken,
+) -> Vec<JoinHandle<()>> {
+    let stop = ending.clone();
+    let control = control_router(node.clone());
+    let mut servers = vec![tokio::spawn(async move {
+        if let Err(error) = socket.serve(control, stop.cancelled_owned()).await {
+            tracing::error!(%error, "the control socket failed");
+        }
+    })];
+    if let Some(listener) = open_listener {
+        let (stop, open) = (ending.clone(), open_router(node.clone()));
+        servers.push(tokio::spawn(async move {
+            if let Err(error) =
+                axum::serve(listener, open).with_graceful_shutdown(stop.cancelled_owned()).await
+            {
+                tracing::error!(%error, "the open HTTP address failed");
+            }
+        }));
+    }
+    servers
+}
+
+/// Looks after the mounts whenever there is news, and every [`TEND_EVERY`] in any case; then also
+/// remembers who is alive.
+async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken) {
+    let mut news = node.mesh.news_changed();
+    let mut ticks = tokio::time::interval(TEND_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut has_news = true;
+    loop {
+        tokio::select! {
+            () = ending.cancelled() => return,
+            changed = news.changed(), if has_news => has_news = changed.is_ok(),
+            () = node.wake.notified() => {}
+            _ = ticks.tick() => {
+                let Peers { peers, .. } = node.peers().await;
+                contacts.remember(&peers);
+            }
+        }
+        node.mounts.tend().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_on_one_address_is_reached_there() {
+        let bound = "127.0.0.1:7400".parse().unwrap();
+        assert_eq!(reachable(bound), bound);
+    }
+
+    #[test]
+    fn a_socket_on_all_addresses_is_reached_at_a_real_one() {
+        let found = reachable("0.0.0.0:7400".parse().unwrap());
+        assert!(!found.ip().is_unspecified() && found.port() == 7400, "{found}");
+    }
+}

@@ -1,0 +1,442 @@
+//! The table of mounts: what is mounted where, remembered over restarts, switched to new revisions.
+//!
+//! The table decides and remembers; [`Mounter`] opens trees and talks to the kernel. Changes happen
+//! one after the other. What must happen later because it could not happen now (a stratum that does
+//! not answer when the machine boots, a catalog that no neighbour sends yet) is tried again by
+//! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
+
+use super::api::{MountRequest, MountStatus, Refusal, RefusalKind};
+use crate::ambient;
+use crate::catalog::Tree;
+use crate::fs::MountError;
+use crate::model::{ContentId, RepositoryName, Revision};
+use crate::trust::{Repositories, Standing, VerifiedRoot};
+use futures::future::{BoxFuture, join_all};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often mounts that lag or failed are tried again: soon for a person, rare for a stratum (a guess).
+pub(super) const TEND_EVERY: Duration = Duration::from_secs(10);
+/// Most mounts of one agent: each is a FUSE session with its threads (a guess).
+const MOUNTS_MAX: usize = 256;
+/// Time for one unmount before the mount is detached under its users (a guess).
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
+/// Version of the file that remembers mounts.
+const FILE_VERSION: u32 = 1;
+/// Largest such file: [`MOUNTS_MAX`] of the longest paths and names.
+const FILE_MAX_BYTES: u64 = (MOUNTS_MAX as u64) << 13;
+
+/// Opens trees and mounts them.
+pub(super) trait Mounter: Send + Sync + 'static {
+    /// The newest root of a repository for which none is known yet: asked of strata and neighbours.
+    /// The registry has judged and adopted it then. An error says who was asked.
+    fn find_root<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<(), String>>;
+
+    /// Opens the tree that a root names: fetches its root catalog.
+    fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>>;
+
+    /// Mounts a tree on an empty directory. What a predecessor that was killed has left there is cleared.
+    fn mount<'a>(
+        &'a self,
+        repository: &'a RepositoryName,
+        directory: &'a Path,
+        tree: Arc<dyn Tree>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>>;
+}
+
+/// A live mount.
+pub(super) trait Mounted: Send + Sync + 'static {
+    /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
+    /// the tree that it showed before.
+    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Whether the kernel still serves it: somebody may have unmounted it by hand.
+    fn is_live(&self) -> bool;
+
+    /// Unmounts; a mount that is still in use after `patience` is detached under its users.
+    fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>>;
+}
+
+/// One line of the table.
+struct Entry {
+    repository: RepositoryName,
+    state: State,
+    /// The root about which a warning was logged last, so that each is warned about once.
+    warned: Option<ContentId>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
+enum State {
+    Active { mounted: Arc<dyn Mounted>, root: VerifiedRoot },
+    Failed { problem: String },
+}
+
+/// What is remembered over restarts.
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    version: u32,
+    mounts: Vec<MountRequest>,
+}
+
+/// All mounts of an agent.
+pub(super) struct MountTable {
+    mounter: Box<dyn Mounter>,
+    registry: Arc<Repositories>,
+    file: PathBuf,
+    entries: Mutex<BTreeMap<PathBuf, Entry>>,
+    /// Held over each change, so that changes do not overlap. Never held while somebody looks.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl MountTable {
+    /// A table that remembers its mounts in `file`. What the file holds is in the table at once, as
+    /// failed; [`Self::tend`] mounts it.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read, or is not ours.
+    pub(super) fn open(
+        mounter: Box<dyn Mounter>,
+        registry: Arc<Repositories>,
+        file: PathBuf,
+    ) -> io::Result<Self> {
+        let remembered = read_file(&file)?;
+        let entries = remembered
+            .into_iter()
+            .map(|m| {
+                let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
+                (m.directory, Entry { repository: m.repository, state, warned: None })
+            })
+            .collect();
+        Ok(Self {
+            mounter,
+            registry,
+            file,
+            entries: Mutex::new(entries),
+            changing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// All mounts, by directory.
+    pub(super) fn list(&self) -> Vec<MountStatus> {
+        self.lock().iter().map(|(directory, entry)| status(directory, entry)).collect()
+    }
+
+    /// Mounts the newest verified revision of a repository and remembers it.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what to do.
+    pub(super) async fn mount(&self, request: MountRequest) -> Result<MountStatus, Refusal> {
+        let MountRequest { repository, directory } = request;
+        let _changing = self.changing.lock().await;
+        if let Some(entry) = self.lock().get(&directory) {
+            let message = format!("{} is taken by {}", directory.display(), entry.repository);
+            return Err(Refusal::new(RefusalKind::Conflict, message)
+                .hint(format!("unmount it first: starling umount {}", directory.display())));
+        }
+        if self.lock().len() >= MOUNTS_MAX {
+            return Err(Refusal::new(RefusalKind::Conflict, format!("{MOUNTS_MAX} mounts are the most")));
+        }
+        if !directory.is_absolute() {
+            let message = format!("{} is not an absolute path", directory.display());
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        let root = self.newest_root(&repository).await?;
+        if let Standing::Expired { since } = root.standing_at(ambient::unix_now()) {
+            let message = format!("the newest root of {repository} that is known here expired at {since}");
+            return Err(Refusal::new(RefusalKind::Untrusted, message)
+                .hint("its publisher must publish or sign it again, and announce it"));
+        }
+        let state = self.activate(&repository, &directory, root).await?;
+        let mounted = self.insert(directory.clone(), Entry { repository, state, warned: None });
+        if let Err(error) = self.remember() {
+            tracing::warn!(%error, "the mount works and will be forgotten at the next start");
+        }
+        Ok(mounted)
+    }
+
+    /// Unmounts and forgets.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when nothing is mounted there, or the kernel refuses.
+    pub(super) async fn unmount(&self, directory: &Path) -> Result<MountStatus, Refusal> {
+        let _changing = self.changing.lock().await;
+        let (shown, mounted) = match self.lock().get(directory) {
+            None => {
+                let message = format!("{} is not mounted by this agent", directory.display());
+                return Err(Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`"));
+            }
+            Some(entry) => {
+                let mounted = match &entry.state {
+                    State::Active { mounted, .. } => Some(mounted.clone()),
+                    State::Failed { .. } => None,
+                };
+                (status(directory, entry), mounted)
+            }
+        };
+        if let Some(mounted) = mounted {
+            mounted.unmount(UNMOUNT_DEADLINE).await.map_err(|error| {
+                Refusal::new(RefusalKind::Internal, format!("{}: {error}", directory.display()))
+            })?;
+        }
+        self.lock().remove(directory);
+        if let Err(error) = self.remember() {
+            tracing::warn!(%error, "the mount is gone and will come back at the next start");
+        }
+        Ok(shown)
+    }
+
+    /// Switches lagging mounts to the newest root, mounts what failed, and notices mounts that were
+    /// taken away by hand.
+    pub(super) async fn tend(&self) {
+        let directories: Vec<_> = self.lock().keys().cloned().collect();
+        for directory in directories {
+            // Taken anew for each mount, so that a request waits for one of them at most.
+            let _changing = self.changing.lock().await;
+            let Some((repository, active)) = self.lock().get(&directory).map(|entry| {
+                let active = match &entry.state {
+                    State::Active { mounted, root } => Some((mounted.clone(), root.clone())),
+                    State::Failed { .. } => None,
+                };
+                (entry.repository.clone(), active)
+            }) else {
+                continue;
+            };
+            let changed = match active {
+                Some((mounted, _)) if !mounted.is_live() => {
+                    tracing::warn!(directory = %directory.display(), "was unmounted by somebody else");
+                    // Its session is over; what is left of it is tidied up.
+                    let _ = mounted.unmount(Duration::ZERO).await;
+                    Some(State::Failed { problem: "was unmounted by somebody else".into() })
+                }
+                Some((mounted, root)) => self.catch_up(&directory, &repository, mounted, root).await,
+                None => self.retry(&directory, &repository).await,
+            };
+            if let (Some(state), Some(entry)) = (changed, self.lock().get_mut(&directory)) {
+                entry.state = state;
+            }
+        }
+    }
+
+    /// Unmounts everything, all at once, and remembers it for the next start.
+    pub(super) async fn unmount_all(&self, patience: Duration) {
+        let _changing = self.changing.lock().await;
+        let active: Vec<_> = self
+            .lock()
+            .iter()
+            .filter_map(|(directory, entry)| match &entry.state {
+                State::Active { mounted, .. } => Some((directory.clone(), mounted.clone())),
+                State::Failed { .. } => None,
+            })
+            .collect();
+        join_all(active.iter().map(|(directory, mounted)| async move {
+            match mounted.unmount(patience).await {
+                Ok(()) => tracing::info!(directory = %directory.display(), "unmounted"),
+                Err(error) => {
+                    tracing::error!(directory = %directory.display(), %error, "could not be unmounted");
+                }
+            }
+        }))
+        .await;
+        self.lock().clear();
+    }
+
+    async fn catch_up(
+        &self,
+        directory: &Path,
+        repository: &RepositoryName,
+        mounted: Arc<dyn Mounted>,
+        shown: VerifiedRoot,
+    ) -> Option<State> {
+        let newest = self.registry.newest_root(repository)?;
+        let (revision, directory_shown) = (newest.root().revision, directory.display());
+        if let Standing::Expired { since } = newest.standing_at(ambient::unix_now()) {
+            if self.first_warning(directory, &newest) {
+                tracing::warn!(
+                    %repository, directory = %directory_shown, %revision, %since,
+                    "the newest root has expired: the mount goes on with what it shows"
+                );
+            }
+            return None;
+        }
+        if newest.id() == shown.id() {
+            return None;
+        }
+        if revision == shown.root().revision {
+            // The same revision, signed again: nothing to switch but the expiry.
+            return Some(State::Active { mounted, root: newest });
+        }
+        let switched = match self.mounter.open(&newest).await {
+            Ok(tree) => mounted.switch(tree).await,
+            Err(problem) => Err(problem),
+        };
+        match switched {
+            Ok(()) => {
+                tracing::info!(
+                    %repository, directory = %directory_shown, from = %shown.root().revision, to = %revision,
+                    "switched"
+                );
+                Some(State::Active { mounted, root: newest })
+            }
+            Err(problem) => {
+                if self.first_warning(directory, &newest) {
+                    tracing::warn!(
+                        %repository, directory = %directory_shown, %revision, problem,
+                        "not switched yet: its catalogs could not be had"
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether nothing was said yet about this root at this mount.
+    fn first_warning(&self, directory: &Path, root: &VerifiedRoot) -> bool {
+        self.lock().get_mut(directory).is_some_and(|entry| entry.warned.replace(root.id()) != Some(root.id()))
+    }
+
+    /// Tries to mount what failed. An expired root does not hinder it: a mount that was there before
+    /// the restart goes on reading.
+    async fn retry(&self, directory: &Path, repository: &RepositoryName) -> Option<State> {
+        let attempt = async {
+            let root = self.newest_root(repository).await?;
+            self.activate(repository, directory, root).await
+        };
+        match attempt.await {
+            Ok(state) => {
+                tracing::info!(%repository, directory = %directory.display(), "mounted again");
+                Some(state)
+            }
+            Err(refusal) => {
+                let problem = refusal.to_string();
+                let known = matches!(
+                    self.lock().get(directory).map(|entry| &entry.state),
+                    Some(State::Failed { problem: known }) if *known == problem
+                );
+                if !known {
+                    tracing::warn!(%repository, directory = %directory.display(), problem, "not mounted");
+                }
+                Some(State::Failed { problem })
+            }
+        }
+    }
+
+    async fn newest_root(&self, repository: &RepositoryName) -> Result<VerifiedRoot, Refusal> {
+        if self.registry.card(repository).is_none() {
+            let message = format!("repository {repository} is not known here");
+            return Err(Refusal::new(RefusalKind::NotFound, message)
+                .hint(format!("make it known: starling repo add {repository}@FINGERPRINT --stratum URL")));
+        }
+        if let Some(root) = self.registry.newest_root(repository) {
+            return Ok(root);
+        }
+        let unavailable = |detail: String| {
+            Refusal::new(RefusalKind::Unavailable, format!("no root of {repository} could be had: {detail}"))
+                .hint("is a stratum up, and is something published? `starling repo list` shows the strata")
+        };
+        self.mounter.find_root(repository).await.map_err(unavailable)?;
+        self.registry.newest_root(repository).ok_or_else(|| unavailable("nobody has one".into()))
+    }
+
+    async fn activate(
+        &self,
+        repository: &RepositoryName,
+        directory: &Path,
+        root: VerifiedRoot,
+    ) -> Result<State, Refusal> {
+        let tree = self.mounter.open(&root).await.map_err(|problem| {
+            let revision = root.root().revision;
+            let message = format!("the root catalog of {repository} revision {revision}: {problem}");
+            Refusal::new(RefusalKind::Unavailable, message)
+                .hint("is a stratum up, or a neighbour that has it? see `starling status`")
+        })?;
+        let mounted = self.mounter.mount(repository, directory, tree).await.map_err(|error| {
+            let kind = match error {
+                MountError::NotThere { .. } => RefusalKind::NotFound,
+                MountError::NotADirectory { .. }
+                | MountError::NotEmpty { .. }
+                | MountError::AlreadyMounted { .. } => RefusalKind::Conflict,
+                MountError::NoDevice | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
+                    RefusalKind::Internal
+                }
+            };
+            Refusal::new(kind, error)
+        })?;
+        Ok(State::Active { mounted, root })
+    }
+
+    fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {
+        let shown = status(&directory, &entry);
+        self.lock().insert(directory, entry);
+        shown
+    }
+
+    /// Writes, syncs, renames: after a crash the old or the new list is there.
+    fn remember(&self) -> io::Result<()> {
+        let mounts = self
+            .lock()
+            .iter()
+            .map(|(directory, entry)| MountRequest {
+                repository: entry.repository.clone(),
+                directory: directory.clone(),
+            })
+            .collect();
+        let bytes = serde_json::to_vec_pretty(&File { version: FILE_VERSION, mounts })?;
+        let beside = self.file.with_extension("new");
+        let mut new = fs::File::create(&beside)?;
+        new.write_all(&bytes)?;
+        new.sync_all()?;
+        fs::rename(&beside, &self.file)?;
+        match self.file.parent() {
+            Some(folder) => fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Entry>> {
+        // Entries are replaced whole, so a panic elsewhere leaves no half of one.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn status(directory: &Path, entry: &Entry) -> MountStatus {
+    let (revision, expired, problem): (Option<Revision>, _, _) = match &entry.state {
+        State::Active { root, .. } => {
+            let expired = matches!(root.standing_at(ambient::unix_now()), Standing::Expired { .. });
+            (Some(root.root().revision), expired, None)
+        }
+        State::Failed { problem } => (None, false, Some(problem.clone())),
+    };
+    MountStatus {
+        repository: entry.repository.clone(),
+        directory: directory.to_owned(),
+        revision,
+        expired,
+        problem,
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<MountRequest>> {
+    let bad =
+        |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", path.display()));
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+        Ok(found) if found.len() > FILE_MAX_BYTES => {
+            return Err(bad(format!("{} bytes, at most {FILE_MAX_BYTES} belong there", found.len())));
+        }
+        Ok(_) => {}
+    }
+    let file: File = serde_json::from_slice(&fs::read(path)?).map_err(|e| bad(e.to_string()))?;
+    if file.version != FILE_VERSION {
+        return Err(bad(format!("version {} is not known, only {FILE_VERSION}", file.version)));
+    }
+    Ok(file.mounts)
+}
+
+#[cfg(test)]
+mod tests;

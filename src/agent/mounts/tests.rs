@@ -1,0 +1,321 @@
+use super::*;
+use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
+use crate::chunk::Chunking;
+use crate::model::{ChunkRef, ContentId, Place, UnixTime};
+use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedRoot};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tempfile::TempDir;
+
+/// A tree that nobody looks into: its totals tell which revision it belongs to.
+struct Marked(u64);
+
+impl Tree for Marked {
+    fn lookup<'a>(
+        &'a self,
+        directory: Inode,
+        _: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(directory)) })
+    }
+    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(directory)) })
+    }
+    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+    fn parent(&self, inode: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+    fn extended_attributes(
+        &self,
+        inode: Inode,
+    ) -> BoxFuture<'_, Result<Arc<[(Box<[u8]>, Box<[u8]>)]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+    fn chunks(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+    fn totals(&self) -> (u64, u64) {
+        (self.0, 0)
+    }
+}
+
+/// What the kernel would have: the revision that each directory shows.
+#[derive(Default)]
+struct Kernel {
+    shown: Mutex<BTreeMap<PathBuf, u64>>,
+    /// Whether catalogs can be had.
+    catalogs: AtomicBool,
+    /// A root that a stratum would give.
+    stratum: Mutex<Option<Vec<u8>>>,
+}
+
+struct DoubleMounter {
+    kernel: Arc<Kernel>,
+    registry: Arc<Repositories>,
+}
+
+struct DoubleMount {
+    kernel: Arc<Kernel>,
+    directory: PathBuf,
+}
+
+impl Mounter for DoubleMounter {
+    fn find_root<'a>(&'a self, _: &'a RepositoryName) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async {
+            let root = self.kernel.stratum.lock().unwrap().clone().ok_or("http://stratum: refused")?;
+            self.registry.accept_root(&root).map(drop).map_err(|e| e.to_string())
+        })
+    }
+    fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>> {
+        Box::pin(async {
+            if !self.kernel.catalogs.load(Ordering::SeqCst) {
+                return Err("no source".to_owned());
+            }
+            Ok(Arc::new(Marked(root.root().revision.0)) as Arc<dyn Tree>)
+        })
+    }
+    fn mount<'a>(
+        &'a self,
+        _: &'a RepositoryName,
+        directory: &'a Path,
+        tree: Arc<dyn Tree>,
+    ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
+        if !directory.is_dir() {
+            let path = directory.display().to_string();
+            return Box::pin(async { Err(MountError::NotThere { path }) });
+        }
+        self.kernel.shown.lock().unwrap().insert(directory.to_owned(), tree.totals().0);
+        let mount = DoubleMount { kernel: self.kernel.clone(), directory: directory.to_owned() };
+        Box::pin(async { Ok(Arc::new(mount) as Arc<dyn Mounted>) })
+    }
+}
+
+impl Mounted for DoubleMount {
+    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>> {
+        self.kernel.shown.lock().unwrap().insert(self.directory.clone(), tree.totals().0);
+        Box::pin(async { Ok(()) })
+    }
+    fn is_live(&self) -> bool {
+        self.kernel.shown.lock().unwrap().contains_key(&self.directory)
+    }
+    fn unmount(&self, _: Duration) -> BoxFuture<'_, io::Result<()>> {
+        self.kernel.shown.lock().unwrap().remove(&self.directory);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// An agent's state folder, a mount point, a repository with keys, and the kernel's double.
+struct World {
+    dir: TempDir,
+    keys: Keys,
+    registry: Arc<Repositories>,
+    kernel: Arc<Kernel>,
+}
+
+fn name() -> RepositoryName {
+    "sw.example.org".parse().unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("mnt")).unwrap();
+        let keys = Keys::open_or_create(&dir.path().join("keys"), &name(), ambient::unix_now()).unwrap();
+        let registry = Arc::new(Repositories::open(&dir.path().join("registry")).unwrap());
+        let card = RepositoryCard {
+            name: name(),
+            fingerprint: keys.fingerprint(),
+            strata: vec!["http://stratum".into()],
+            issued: UnixTime(1),
+        };
+        registry.add_by_hand(card).unwrap();
+        let kernel = Arc::new(Kernel::default());
+        kernel.catalogs.store(true, Ordering::SeqCst);
+        Self { dir, keys, registry, kernel }
+    }
+
+    /// The table of an agent that starts now.
+    fn table(&self) -> MountTable {
+        let mounter = DoubleMounter { kernel: self.kernel.clone(), registry: self.registry.clone() };
+        let file = self.dir.path().join("mounts.json");
+        MountTable::open(Box::new(mounter), self.registry.clone(), file).unwrap()
+    }
+
+    fn request(&self) -> MountRequest {
+        MountRequest { repository: name(), directory: self.dir.path().join("mnt") }
+    }
+
+    fn root(&self, revision: u64, lifetime_s: u64) -> Vec<u8> {
+        let now = ambient::unix_now();
+        let chunk = ChunkRef {
+            id: ContentId::of(&revision.to_le_bytes()),
+            plain_len: 7,
+            place: Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 9 },
+        };
+        let root = Root {
+            repository: name(),
+            revision: Revision(revision),
+            signings: 0,
+            root_catalog: chunk,
+            catalog_index: chunk,
+            history: chunk,
+            previous: (revision > 1).then(|| ContentId::of(b"previous")),
+            inodes: 1,
+            plain_bytes: 0,
+            chunking: Chunking::default(),
+            issued: UnixTime(now.0 - 10),
+            expires: UnixTime(now.0 - 5 + lifetime_s),
+        };
+        SignedRoot::sign(&root, &self.keys).unwrap()
+    }
+
+    fn publish(&self, revision: u64, lifetime_s: u64) {
+        let verdict = self.registry.accept_root(&self.root(revision, lifetime_s)).unwrap();
+        assert!(matches!(verdict, RootVerdict::Fresh(_)), "{verdict:?}");
+    }
+
+    fn shown(&self) -> Option<u64> {
+        self.kernel.shown.lock().unwrap().get(&self.request().directory).copied()
+    }
+}
+
+#[tokio::test]
+async fn a_mount_shows_the_newest_revision_and_switches_to_a_newer_one() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    assert_eq!(table.mount(world.request()).await.unwrap().revision, Some(Revision(1)));
+    assert_eq!(world.shown(), Some(1));
+    world.publish(2, 3600);
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()[0].revision), (Some(2), Some(Revision(2))));
+    assert!(table.unmount(&world.request().directory).await.is_ok());
+    assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+}
+
+#[tokio::test]
+async fn a_mount_does_not_switch_to_an_expired_root_and_none_begins_with_one() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    world.publish(2, 0);
+    table.tend().await;
+    assert_eq!(world.shown(), Some(1));
+    table.unmount(&world.request().directory).await.unwrap();
+    let refusal = table.mount(world.request()).await.unwrap_err();
+    assert!(refusal.message.contains("expired at"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_mount_whose_root_has_expired_comes_back_after_a_restart_and_says_so() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    table.unmount_all(Duration::ZERO).await;
+    // The only root that is known now is an expired one.
+    world.publish(2, 0);
+    let table = world.table();
+    table.tend().await;
+    let mounts = table.list();
+    assert_eq!((mounts[0].revision, mounts[0].expired), (Some(Revision(2)), true));
+}
+
+#[tokio::test]
+async fn mounts_survive_a_restart_and_a_vanished_mount_point_is_reported() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    table.unmount_all(Duration::ZERO).await;
+    assert_eq!(world.shown(), None);
+    world.table().tend().await;
+    assert_eq!(world.shown(), Some(1));
+
+    world.kernel.shown.lock().unwrap().clear();
+    fs::remove_dir(&world.request().directory).unwrap();
+    let table = world.table();
+    table.tend().await;
+    let problem = table.list()[0].problem.clone().unwrap();
+    assert!(problem.contains("does not exist"), "{problem}");
+    // Once the directory is back, so is the mount.
+    fs::create_dir(&world.request().directory).unwrap();
+    table.tend().await;
+    assert_eq!(table.list()[0].problem, None);
+}
+
+#[tokio::test]
+async fn what_cannot_be_had_now_is_tried_again() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    world.kernel.catalogs.store(false, Ordering::SeqCst);
+    world.publish(2, 3600);
+    table.tend().await;
+    assert_eq!(world.shown(), Some(1));
+    world.kernel.catalogs.store(true, Ordering::SeqCst);
+    table.tend().await;
+    assert_eq!(world.shown(), Some(2));
+}
+
+#[tokio::test]
+async fn a_mount_that_was_taken_away_by_hand_is_noticed_and_comes_back() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    world.kernel.shown.lock().unwrap().clear();
+    table.tend().await;
+    assert!(table.list()[0].problem.as_ref().unwrap().contains("somebody else"));
+    table.tend().await;
+    assert_eq!(world.shown(), Some(1));
+}
+
+#[tokio::test]
+async fn without_a_known_root_a_stratum_is_asked_and_failure_says_what_to_do() {
+    let world = World::new();
+    let table = world.table();
+    let refusal = table.mount(world.request()).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Unavailable);
+    assert!(refusal.message.contains("http://stratum"), "{refusal}");
+    *world.kernel.stratum.lock().unwrap() = Some(world.root(1, 3600));
+    assert_eq!(table.mount(world.request()).await.unwrap().revision, Some(Revision(1)));
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_with_a_hint() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    let relative = MountRequest { directory: "mnt".into(), ..world.request() };
+    assert_eq!(table.mount(relative).await.unwrap_err().kind, RefusalKind::Invalid);
+    let missing = MountRequest { directory: "/nowhere/at/all".into(), ..world.request() };
+    let refusal = table.mount(missing).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::NotFound, "{refusal}");
+    let unknown = MountRequest { repository: "other.example".parse().unwrap(), ..world.request() };
+    let refusal = table.mount(unknown).await.unwrap_err();
+    assert!(refusal.hint.unwrap().contains("starling repo add other.example@FINGERPRINT"));
+    table.mount(world.request()).await.unwrap();
+    let refusal = table.mount(world.request()).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Conflict);
+    let refusal = table.unmount(Path::new("/elsewhere")).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::NotFound);
+}
+
+#[test]
+fn a_damaged_list_of_mounts_is_an_error_that_names_it() {
+    let world = World::new();
+    let file = world.dir.path().join("mounts.json");
+    for content in ["{", r#"{"version":9,"mounts":[]}"#] {
+        fs::write(&file, content).unwrap();
+        assert!(read_file(&file).unwrap_err().to_string().contains("mounts.json"));
+    }
+    fs::remove_file(&file).unwrap();
+    assert_eq!(read_file(&file).unwrap(), Vec::new());
+}

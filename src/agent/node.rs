@@ -1,0 +1,355 @@
+//! What the control API can ask of a running agent.
+
+use super::api::{
+    AddRepository, Announced, CacheStatus, Invitation, InviteRequest, MeshStatus, MountRequest, MountStatus,
+    Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind, Repositories as RepositoryList,
+    RepositoryStatus, Status, UnmountRequest, VERSION,
+};
+use super::books;
+use super::mounter::ReadBook;
+use super::mounts::MountTable;
+use super::server::Control;
+use crate::ambient;
+use crate::cache::DiskCache;
+use crate::config::Settings;
+use crate::mesh::{Contact, Identity, Mesh, News, NewsVerdict, Ticket};
+use crate::model::{ContentId, RepositoryName, Revision, Time};
+use crate::trust::{Fingerprint, Repositories, RepositoryCard, SignedCard, SignedRoot};
+use crate::upstream::{HttpClient, Upstream, UpstreamError};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Longest validity of a ticket, in seconds: 30 days. Who holds it may join until then.
+const TICKET_MAX_S: u64 = 30 * 86_400;
+
+/// The parts of a running agent that the control API reaches.
+pub(super) struct Node {
+    pub(super) started: Time,
+    pub(super) settings: Settings,
+    /// `None`: this agent stands alone.
+    pub(super) membership: Option<Membership>,
+    pub(super) registry: Arc<Repositories>,
+    pub(super) cache: Arc<DiskCache>,
+    pub(super) http: HttpClient,
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) mounts: Arc<MountTable>,
+    /// Makes the mounts look for something newer at once.
+    pub(super) wake: Arc<Notify>,
+    /// Reads that failed.
+    pub(super) reads: Arc<ReadBook>,
+}
+
+/// Who this node is in its mesh.
+#[derive(Clone)]
+pub(super) struct Membership {
+    pub(super) identity: Arc<Identity>,
+    /// Where others reach it.
+    pub(super) address: SocketAddr,
+}
+
+impl Node {
+    async fn peer_list(&self) -> Peers {
+        let mut peers: Vec<_> = self
+            .mesh
+            .peers()
+            .await
+            .into_iter()
+            .map(|peer| PeerStatus {
+                node: peer.node,
+                cell: peer.cell,
+                address: peer.addr,
+                up: peer.up,
+                rtt_us: peer.rtt_us,
+                sent_bytes: peer.bytes_up,
+                received_bytes: peer.bytes_down,
+            })
+            .collect();
+        peers.sort_by(|a, b| (&a.cell, a.node).cmp(&(&b.cell, b.node)));
+        Peers { node: self.membership.as_ref().map(|m| m.identity.node()), peers }
+    }
+
+    fn repository_list(&self) -> Vec<RepositoryStatus> {
+        let spread = self.spread();
+        self.registry.cards().iter().map(|card| self.repository(card, spread.contains(&card.name))).collect()
+    }
+
+    fn repository(&self, card: &RepositoryCard, spread: bool) -> RepositoryStatus {
+        let root = self.registry.newest_root(&card.name);
+        RepositoryStatus {
+            repository: card.name.clone(),
+            fingerprint: card.fingerprint.to_string(),
+            strata: card.strata.clone(),
+            spread,
+            revision: root.as_ref().map(|root| root.root().revision),
+            expires: root.as_ref().map(|root| root.root().expires),
+        }
+    }
+
+    /// The repositories for which the mesh's authority vouches.
+    fn spread(&self) -> BTreeSet<RepositoryName> {
+        let Some(membership) = &self.membership else { return BTreeSet::new() };
+        let authority = membership.identity.authority().to_bytes();
+        let cards = self.registry.signed_cards();
+        cards
+            .iter()
+            .filter_map(|card| SignedCard::verify(card, &authority).ok())
+            .map(|card| card.name)
+            .collect()
+    }
+
+    /// Judges a root, adopts it, hands it on. The verdict of the mesh is one word, so that what a person
+    /// needs to know of a refusal is found out here.
+    async fn take_root(&self, root: Bytes) -> Result<Announced, Refusal> {
+        let untrusted = |detail: &dyn std::fmt::Display| {
+            Refusal::new(RefusalKind::Untrusted, format!("the root is refused: {detail}"))
+        };
+        let repository = SignedRoot::claimed_repository(&root).map_err(|error| untrusted(&error))?;
+        let Some(card) = self.registry.card(&repository) else {
+            let message = format!("repository {repository} is not known here");
+            return Err(Refusal::new(RefusalKind::NotFound, message)
+                .hint(format!("make it known: starling repo add {repository}@FINGERPRINT --stratum URL")));
+        };
+        let verified = SignedRoot::verify(&root, &repository, &card.fingerprint, ambient::unix_now())
+            .map_err(|error| untrusted(&error))?;
+        let revision = verified.root().revision;
+        match self.mesh.announce_local(News::Root(root.to_vec())).await {
+            NewsVerdict::Fresh => {
+                self.wake.notify_one();
+                Ok(Announced { repository, revision, fresh: true })
+            }
+            NewsVerdict::Known => match self.registry.newest_root(&repository) {
+                Some(newest) if newest.id() != ContentId::of(&root) => {
+                    Err(untrusted(&older(revision, newest.root().revision)))
+                }
+                _ => Ok(Announced { repository, revision, fresh: false }),
+            },
+            NewsVerdict::Invalid => Err(untrusted(&"its signatures do not hold")),
+            NewsVerdict::Unjudged => Err(Refusal::new(
+                RefusalKind::Internal,
+                format!("the root of {repository} revision {revision} could not be stored"),
+            )
+            .hint("is the disk of the state folder full? see the agent's log")),
+        }
+    }
+
+    async fn make_known(&self, request: AddRepository) -> Result<RepositoryStatus, Refusal> {
+        let invalid = |error: &dyn std::fmt::Display| Refusal::new(RefusalKind::Invalid, error);
+        let card = RepositoryCard {
+            name: request.repository,
+            fingerprint: request.fingerprint.parse::<Fingerprint>().map_err(|error| invalid(&error))?,
+            strata: request.strata,
+            issued: ambient::unix_now(),
+        };
+        card.check().map_err(|error| invalid(&error))?;
+        let root = self.root_from_strata(&card).await?;
+        let keys = self.membership.as_ref().and_then(|membership| membership.identity.mesh_keys());
+        let spread = keys.is_some();
+        match keys {
+            Some(keys) => {
+                let signed = keys.sign_card(&card).map_err(|error| invalid(&error))?;
+                // Known: the same card was signed within this second.
+                if !matches!(
+                    self.mesh.announce_local(News::Card(signed)).await,
+                    NewsVerdict::Fresh | NewsVerdict::Known
+                ) {
+                    return Err(Refusal::new(RefusalKind::Internal, "the card could not be stored"));
+                }
+                self.check_adopted(&card)?;
+            }
+            None => self
+                .registry
+                .add_by_hand(card.clone())
+                .map_err(|error| Refusal::new(RefusalKind::Conflict, error))?,
+        }
+        if let Some(root) = root {
+            // What the stratum has may be older than what is known already, which is no failure.
+            if let Err(refusal) = self.take_root(root).await {
+                tracing::info!(repository = %card.name, %refusal, "the stratum's root was not adopted");
+            }
+        }
+        self.wake.notify_one();
+        Ok(self.repository(&card, spread))
+    }
+
+    /// A card for another fingerprint than the known one is not adopted.
+    fn check_adopted(&self, card: &RepositoryCard) -> Result<(), Refusal> {
+        match self.registry.card(&card.name) {
+            Some(known) if known.fingerprint == card.fingerprint => Ok(()),
+            Some(known) => Err(Refusal::new(
+                RefusalKind::Conflict,
+                format!(
+                    "{} is known with the fingerprint {}, not {}",
+                    card.name, known.fingerprint, card.fingerprint
+                ),
+            )),
+            None => Err(Refusal::new(RefusalKind::Conflict, "too many repositories are known")),
+        }
+    }
+
+    /// The root as the first stratum that answers has it, verified; `None` when nothing is published
+    /// there yet. A card none of whose strata can be reached would only be found wrong later.
+    async fn root_from_strata(&self, card: &RepositoryCard) -> Result<Option<Bytes>, Refusal> {
+        let (mut failures, mut is_empty) = (Vec::new(), false);
+        for url in &card.strata {
+            let stratum =
+                self.http.stratum(url).map_err(|error| Refusal::new(RefusalKind::Invalid, error))?;
+            match stratum.fetch_root(&card.name).await {
+                Ok(root) => {
+                    SignedRoot::verify(&root, &card.name, &card.fingerprint, ambient::unix_now()).map_err(
+                        |error| {
+                            Refusal::new(
+                                RefusalKind::Untrusted,
+                                format!("the root at {url} is refused: {error}"),
+                            )
+                            .hint("is the fingerprint right, and is it the right stratum?")
+                        },
+                    )?;
+                    return Ok(Some(root));
+                }
+                Err(UpstreamError::Status { status: 404, .. }) => is_empty = true,
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        if is_empty {
+            return Ok(None);
+        }
+        Err(Refusal::new(RefusalKind::Unavailable, format!("stratum not reachable: {}", failures.join("; ")))
+            .hint("is it up, and is the URL right? `starling stratum serve DIR` serves a published folder"))
+    }
+
+    fn make_ticket(&self, request: InviteRequest) -> Result<Invitation, Refusal> {
+        let authority = self.membership.as_ref().and_then(|m| Some((m, m.identity.mesh_keys()?)));
+        let Some((membership, keys)) = authority else {
+            return Err(Refusal::new(RefusalKind::NotAllowed, "this node is not an authority of a mesh")
+                .hint("ask on the node where `starling mesh init` was run"));
+        };
+        if !(1..=TICKET_MAX_S).contains(&request.expires_s) {
+            let message =
+                format!("a ticket counts for 1 to {TICKET_MAX_S} seconds, not {}", request.expires_s);
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        let addresses =
+            if request.addresses.is_empty() { vec![membership.address] } else { request.addresses };
+        let contact = Contact { node: membership.identity.node(), addresses: addresses.clone() };
+        let expires = ambient::unix_now().after(Duration::from_secs(request.expires_s));
+        let ticket = Ticket::issue(keys, vec![contact], expires)
+            .map_err(|error| Refusal::new(RefusalKind::Invalid, error))?;
+        Ok(Invitation { ticket: ticket.to_string(), expires, addresses })
+    }
+
+    fn mesh_status(&self, peers: &Peers) -> Option<MeshStatus> {
+        let membership = self.membership.as_ref()?;
+        let certificate = membership.identity.membership();
+        Some(MeshStatus {
+            mesh: certificate.mesh.to_string(),
+            node: certificate.node,
+            cell: certificate.cell.clone(),
+            authority: membership.identity.mesh_keys().is_some(),
+            address: membership.address,
+            expires: certificate.expires,
+            members_up: 1 + peers.peers.iter().filter(|peer| peer.up).count(),
+            dht: self.settings.dht,
+        })
+    }
+}
+
+fn older(found: Revision, known: Revision) -> String {
+    if found == known {
+        format!(
+            "it is another document for revision {known}, or an older signing of it, than the one accepted here"
+        )
+    } else {
+        format!("revision {found} is older than revision {known}, which was accepted here")
+    }
+}
+
+impl Control for Node {
+    fn status(&self) -> BoxFuture<'_, Status> {
+        async move {
+            let peers = self.peer_list().await;
+            let cache = self.cache.statistics();
+            Status {
+                api: VERSION,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_s: (ambient::now() - self.started).as_secs(),
+                state_dir: self.settings.state_dir.clone(),
+                mesh: self.mesh_status(&peers),
+                cache: CacheStatus {
+                    used_bytes: cache.bytes,
+                    quota_bytes: cache.quota_bytes,
+                    chunks: cache.entries,
+                },
+                obtained: Obtained {
+                    cache_bytes: cache.obtained.cache.bytes,
+                    peers_bytes: cache.obtained.peers.bytes,
+                    strata_bytes: cache.obtained.strata.bytes,
+                },
+                repositories: self.repository_list(),
+                mounts: self.mounts.list(),
+            }
+        }
+        .boxed()
+    }
+
+    fn peers(&self) -> BoxFuture<'_, Peers> {
+        self.peer_list().boxed()
+    }
+
+    fn mounts(&self) -> Mounts {
+        Mounts { mounts: self.mounts.list() }
+    }
+
+    fn repositories(&self) -> RepositoryList {
+        RepositoryList { repositories: self.repository_list() }
+    }
+
+    fn mount(&self, request: MountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {
+        let mounts = Arc::clone(&self.mounts);
+        unhurried(async move { mounts.mount(request).await })
+    }
+
+    fn unmount(&self, request: UnmountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {
+        let mounts = Arc::clone(&self.mounts);
+        unhurried(async move { mounts.unmount(&request.directory).await })
+    }
+
+    fn announce(&self, root: Bytes) -> BoxFuture<'_, Result<Announced, Refusal>> {
+        self.take_root(root).boxed()
+    }
+
+    fn add_repository(&self, request: AddRepository) -> BoxFuture<'_, Result<RepositoryStatus, Refusal>> {
+        self.make_known(request).boxed()
+    }
+
+    fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
+        async move { self.make_ticket(request) }.boxed()
+    }
+
+    fn metrics(&self) -> BoxFuture<'_, String> {
+        async move {
+            let peers = self.peer_list().await;
+            books::text(self, &peers)
+        }
+        .boxed()
+    }
+}
+
+/// Runs `work` to its end even if the client goes away, so that nothing stays half mounted.
+fn unhurried<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> BoxFuture<'static, Result<T, Refusal>> {
+    let task = tokio::spawn(work);
+    async move {
+        task.await.unwrap_or_else(|error| {
+            Err(Refusal::new(RefusalKind::Internal, format!("the agent failed at it: {error}")))
+        })
+    }
+    .boxed()
+}
