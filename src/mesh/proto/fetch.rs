@@ -78,6 +78,8 @@ pub(super) struct Fetch {
     pub(super) rank: u8,
     /// Ranks left in the stage `Peek`.
     pub(super) peeks: u8,
+    /// A next rank holds other chunks of the slice.
+    pub(super) partial: bool,
     /// Whom to ask again, because it is responsible or has the chunk but was busy.
     pub(super) again: Option<Peer>,
     /// How often somebody was asked again.
@@ -112,6 +114,7 @@ impl Fetch {
             stage: Stage::Homes,
             rank: 0,
             peeks: 0,
+            partial: false,
             again: None,
             rounds: 0,
             tries: 0,

@@ -78,8 +78,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     let home = self.peers.home(fetch.slice, next_rank(fetch));
                     match home {
                         Some(peer) if peer == me => {
-                            // A slice has many chunks: what the next ranks gave of it says that they may have
-                            // the rest. Only a peek that found nothing ends the peeking.
+                            // A slice has many chunks, and the next ranks may have any of them. Only a peek that
+                            // found nothing of the slice ends the peeking.
                             let checked = self.homes.get(fetch.slice).is_some_and(|home| home.checked);
                             if !checked {
                                 (fetch.stage, fetch.peeks) = (Stage::Peek, self.settings.peek_ranks);
@@ -103,7 +103,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                         None => break,
                     }
                 }
-                self.homes.entry(fetch.slice, self.settings.slices_max).checked = true;
+                if !fetch.partial {
+                    self.homes.entry(fetch.slice, self.settings.slices_max).checked = true;
+                }
                 (fetch.stage, fetch.rank) = (Stage::Lease, 0);
             }
             Stage::Lease => {
@@ -230,6 +232,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
             Answer::Missing { holders } => {
                 fetch.mark_bad(peer);
+                fetch.partial |= holders.contains(&peer);
                 if !fetch.named {
                     fetch.tries = 0;
                 }

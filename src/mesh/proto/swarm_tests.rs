@@ -29,7 +29,7 @@ fn three_cells() -> Vec<(u32, u32)> {
 
 #[test]
 fn under_faults_every_want_ends_by_its_deadline_and_after_healing_all_are_served() {
-    seeds(30, "faults", |seed| {
+    seeds(100, "faults", |seed| {
         let mut net = Net::new(&three_cells(), CHUNKS, Settings::default(), seed);
         net.faults = Faults { lose: 20, strata_fail: 6 };
         let liar = net.rng.below(12);
@@ -149,6 +149,23 @@ fn a_new_and_empty_home_asks_the_next_two_ranks_before_the_strata() {
     net.want(home, Chunk(9), Class::Read, Duration::from_secs(10));
     net.run(Time::ZERO + Duration::from_secs(10));
     assert_eq!((net.count(|output| matches!(output, Output::Ask { .. })), net.fetched_upstream()), (2, 1));
+}
+
+#[test]
+fn a_next_rank_that_holds_a_part_of_the_slice_is_asked_for_every_chunk_of_it() {
+    let mut net = Net::new(&[(0, 0); 8], CHUNKS, Settings::default(), 1);
+    let (missing, held) = (Chunk(8), Chunk(9));
+    let home = net.home(0, missing, 0);
+    net.store(net.home(0, held, 1), held);
+    for chunk in [missing, held] {
+        net.want(home, chunk, Class::Read, Duration::from_secs(10));
+        net.run(net.now + Duration::from_secs(10));
+    }
+    assert_eq!(
+        (net.results.len(), net.fetched_upstream()),
+        (2, 1),
+        "only what nobody holds is taken from the strata"
+    );
 }
 
 #[test]

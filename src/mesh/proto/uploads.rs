@@ -220,8 +220,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Nearness::Far => false,
         };
         if !duty || self.upstream.is_hopeless(chunk, self.now) {
-            let holders = self.known_holders(chunk, peer);
-            return self.answer(ask, Answer::Missing { holders }, out);
+            return self.answer_missing(ask, peer, chunk, None, out);
         }
         if self.fetches.len() >= (self.settings.relays_max + self.settings.window_chunks) as usize {
             return self.redirect(ask, peer, chunk, out);
@@ -255,14 +254,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let may_wait = (fetch.at != At::Peer(peer) || (near == Nearness::Cell && ranks_behind))
             && match near {
                 Nearness::Cell => from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)),
-                Nearness::Region => elsewhere.is_none(),
+                // Across cells, waits lead into the lease cell and on to the strata, never out of it: so no ring of
+                // cells can wait for itself.
+                Nearness::Region => {
+                    from_strata || (elsewhere.is_none() && (fetch.cross || self.leases(slice)))
+                }
                 Nearness::Far => from_strata,
             };
         if !may_wait {
             self.fetches.put(fetch);
-            let mut holders = self.known_holders(chunk, peer);
-            holders.extend(elsewhere.filter(|source| *source != peer));
-            return self.answer(ask, Answer::Missing { holders }, out);
+            return self.answer_missing(ask, peer, chunk, elsewhere, out);
         }
         let short = mine.is_none() && near == Nearness::Cell;
         let most = if short { self.settings.waiters_max } else { self.settings.home_waiters_max };
@@ -282,6 +283,30 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.cross |= near == Nearness::Region;
         self.add_waiter(&mut fetch, ask, peer, class, short, out);
         self.fetches.put(fetch);
+    }
+
+    /// Whether the lease for `slice` lies in this node's cell.
+    fn leases(&self, slice: super::Slice) -> bool {
+        self.peers.lease_home(slice, 0).is_none_or(|home| self.peers.nearness(home) == Nearness::Cell)
+    }
+
+    /// Says that `chunk` is not here and who may have it. A node that holds other chunks of the slice names itself:
+    /// a new home learns from it that the slice as a whole is not new.
+    fn answer_missing(
+        &mut self,
+        ask: Ask,
+        peer: Peer,
+        chunk: Chunk,
+        elsewhere: Option<Peer>,
+        out: &mut Outbox,
+    ) {
+        let mut holders = self.known_holders(chunk, peer);
+        holders.extend(elsewhere.filter(|source| *source != peer));
+        let slice = self.content.slice(chunk);
+        if self.held.get(slice.0 as usize).is_some_and(|held| *held > 0) {
+            holders.push(self.peers.me());
+        }
+        self.answer(ask, Answer::Missing { holders }, out);
     }
 
     fn add_waiter(
