@@ -41,6 +41,8 @@ fn when_a_member_is_killed_the_next_rank_serves_its_slices() {
         let at = node.mount("fail.test", "mnt");
         assert_same(&expected, &listing(&at));
     }
+    // As a home the fourth has already taken from the stratum what the others asked it for.
+    let before = nodes[3].metric("starling_obtained_bytes_total{source=\"strata\"}");
     stratum.kill();
     nodes[1].kill();
     for i in [0, 2, 3] {
@@ -51,5 +53,5 @@ fn when_a_member_is_killed_the_next_rank_serves_its_slices() {
     // A fourth of the slices had the killed member as their first home.
     let at = nodes[3].mount("fail.test", "mnt");
     assert_same(&expected, &listing(&at));
-    assert_eq!(nodes[3].metric("starling_obtained_bytes_total{source=\"strata\"}"), 0.0);
+    assert_eq!(nodes[3].metric("starling_obtained_bytes_total{source=\"strata\"}"), before);
 }

@@ -28,6 +28,10 @@ use tokio::sync::Notify;
 /// Longest validity of a ticket, in seconds: 30 days. Who holds it may join until then.
 const TICKET_MAX_S: u64 = 30 * 86_400;
 
+/// How long a mount waits for a repository's card: a member that has just joined hears of the mesh's
+/// repositories within a second or two (a guess with room for a busy machine).
+const CARD_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The parts of a running agent that the control API reaches.
 pub(super) struct Node {
     pub(super) started: Time,
@@ -259,6 +263,15 @@ impl Node {
     }
 }
 
+/// Waits until `known` holds, looking again whenever a document came in.
+async fn until(known: impl Fn() -> bool, mut news: tokio::sync::watch::Receiver<u64>) {
+    while !known() {
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 fn older(found: Revision, known: Revision) -> String {
     if found == known {
         format!(
@@ -311,8 +324,16 @@ impl Control for Node {
     }
 
     fn mount(&self, request: MountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {
-        let mounts = Arc::clone(&self.mounts);
-        unhurried(async move { mounts.mount(request).await })
+        let (mounts, registry) = (Arc::clone(&self.mounts), Arc::clone(&self.registry));
+        let news = self.membership.is_some().then(|| self.mesh.news_changed());
+        unhurried(async move {
+            if let Some(news) = news {
+                let known = || registry.card(&request.repository).is_some();
+                // Not there in time: the table says so, with what to do.
+                let _ = tokio::time::timeout(CARD_PATIENCE, until(known, news)).await;
+            }
+            mounts.mount(request).await
+        })
     }
 
     fn unmount(&self, request: UnmountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {

@@ -1,5 +1,6 @@
 //! Real processes on loopback for whole-program tests: strata, nodes, trees, and what to skip where.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(unreachable_pub, reason = "a shared module of several programs")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
