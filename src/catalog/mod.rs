@@ -20,7 +20,7 @@ pub use mounted::MountedTree;
 pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use split::{Weight, split};
-pub use tree::{Attributes, DirectoryEntry, FileKind, Inode, Tree, TreeError};
+pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError};
 pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};
 
 /// Longest name of an entry, in bytes (Linux's own bound).

@@ -61,6 +61,9 @@ pub struct DirectoryEntry {
     pub attributes: Attributes,
 }
 
+/// Names and values of extended attributes, sorted by name.
+pub type ExtendedAttributes = Arc<[(Box<[u8]>, Box<[u8]>)]>;
+
 /// Why metadata could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
@@ -107,11 +110,7 @@ pub trait Tree: Send + Sync + 'static {
     fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>>;
 
     /// Extended attributes, sorted by name.
-    #[expect(clippy::type_complexity, reason = "a list of name and value")]
-    fn extended_attributes(
-        &self,
-        inode: Inode,
-    ) -> BoxFuture<'_, Result<Arc<[(Box<[u8]>, Box<[u8]>)]>, TreeError>>;
+    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>>;
 
     /// The chunks of a file in the order of its bytes. Their plain lengths add up to the file's size.
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>>;

@@ -40,7 +40,7 @@ impl Fixture {
             for (ordinal, size) in sizes.iter().enumerate() {
                 // Does not compress well, and differs from chunk to chunk.
                 let plain: Bytes = (0..*size)
-                    .map(|i| (crate::model::mix((i + s * 7 + ordinal) as u64) >> 9) as u8)
+                    .map(|i| crate::model::mix((i + s * 7 + ordinal) as u64).to_le_bytes()[1])
                     .collect();
                 let frame = zstd::bulk::compress(&plain, 3).unwrap();
                 rows.push((

@@ -108,8 +108,8 @@ async fn what_arrived_before_a_connection_broke_is_kept() {
         last = bytes.len() - 1
     );
     let results = fetch(with_body(&head, &bytes[..cut]), true, &chunks).await;
-    for i in 0..3 {
-        assert_eq!(results[i].as_ref().unwrap(), &fixture.plain[i]);
+    for (result, plain) in results.iter().zip(&fixture.plain).take(3) {
+        assert_eq!(result.as_ref().unwrap(), plain);
     }
     assert!(matches!(results[3], Err(UpstreamError::Connection { .. })), "{:?}", results[3]);
     let stalled = fetch(with_body(&head, &bytes[..cut]), false, &chunks).await;

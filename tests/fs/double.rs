@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use starling::catalog::{Attributes, DirectoryEntry, FileKind, Inode, Tree, TreeError};
+use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError};
 use starling::chunk::{ChunkSource, Piece, SourceError};
 use starling::model::{ChunkRef, Class, ContentId, Generator, Place, Rng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ struct Object {
     entries: Arc<[DirectoryEntry]>,
     target: Arc<[u8]>,
     chunks: Arc<[ChunkRef]>,
-    xattrs: Arc<[(Box<[u8]>, Box<[u8]>)]>,
+    xattrs: ExtendedAttributes,
 }
 
 /// The naive tree behind the port. It insists that an inode was handed out before it is asked about.
