@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Node, Stratum, assert_same, can_mount, listing, make_tree, publish, wait_for};
+use common::{Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, mesh, publish, wait_for};
 use std::time::Duration;
 
 #[test]
@@ -17,25 +17,7 @@ fn when_a_member_is_killed_the_next_rank_serves_its_slices() {
     let expected = listing(&tree);
     let made = publish(&tree, "fail.test", &to, &base.path().join("keys"), &[]);
     let mut stratum = Stratum::serve(&to, base.path());
-    let mut nodes: Vec<Node> = Vec::new();
-    for i in 0..4 {
-        let mut node = Node::new(base.path().join(format!("node{i}")));
-        if i == 0 {
-            node.init_mesh("here/a/1");
-            node.start();
-            node.add_repository(
-                &format!("fail.test@{}", made["fingerprint"].as_str().unwrap()),
-                &stratum.url,
-            );
-        } else {
-            node.join(&nodes[0].invite(), "here/a/1");
-            node.start();
-        }
-        nodes.push(node);
-    }
-    for node in &nodes {
-        wait_for("all to know all", Duration::from_secs(60), || (node.peers_up() == 3).then_some(()));
-    }
+    let mut nodes = mesh(base.path(), 4, &["here/a/1"], &at_fingerprint(&made), &stratum.url, &[]);
     // Three of four hold everything; the fourth is empty.
     for node in &mut nodes[..3] {
         let at = node.mount("fail.test", "mnt");

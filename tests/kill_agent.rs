@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Dice, Node, Stratum, assert_same, can_mount, listing, make_tree, publish};
+use common::{Dice, Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish};
 use std::time::Duration;
 
 #[test]
@@ -19,7 +19,7 @@ fn an_agent_killed_at_fifty_points_of_a_read_comes_back_right() {
     let stratum = Stratum::serve(&to, base.path());
     let mut node = Node::new(base.path().join("node"));
     node.start();
-    node.add_repository(&format!("kill.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+    node.add_repository(&at_fingerprint(&made), &stratum.url);
     let clock = starling::ambient::now();
     let at = node.mount("kill.test", "mnt");
     assert_same(&expected, &listing(&at));

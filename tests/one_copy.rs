@@ -3,13 +3,9 @@
 
 mod common;
 
-use common::{Dice, Node, Stratum, can_mount, publish, wait_for};
+use common::{Dice, Stratum, at_fingerprint, can_mount, mesh, publish};
 use starling::upstream::AccessLine;
 use std::fs;
-use std::time::Duration;
-
-/// Nodes a cell; two cells make 20 readers.
-const NODES_PER_CELL: usize = 10;
 
 #[test]
 fn twenty_readers_in_two_cells_cause_one_upstream_request_a_chunk() {
@@ -24,26 +20,8 @@ fn twenty_readers_in_two_cells_cause_one_upstream_request_a_chunk() {
     let made = publish(&tree, "one.test", &to, &base.path().join("keys"), &[]);
     let stratum = Stratum::serve(&to, base.path());
 
-    let mut nodes = Vec::new();
-    for i in 0..2 * NODES_PER_CELL {
-        let mut node = Node::new(base.path().join(format!("node{i}")));
-        let cell = if i % 2 == 0 { "here/a/1" } else { "here/b/1" };
-        if nodes.is_empty() {
-            node.init_mesh(cell);
-            node.start();
-            node.add_repository(&format!("one.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
-        } else {
-            let first: &Node = &nodes[0];
-            node.join(&first.invite(), cell);
-            node.start();
-        }
-        nodes.push(node);
-    }
-    for node in &nodes {
-        wait_for("every node to know every other", Duration::from_secs(90), || {
-            (node.peers_up() >= 2 * NODES_PER_CELL - 1).then_some(())
-        });
-    }
+    let cells = ["here/a/1", "here/b/1"];
+    let mut nodes = mesh(base.path(), 20, &cells, &at_fingerprint(&made), &stratum.url, &[]);
     let mounts: Vec<_> = nodes.iter_mut().map(|node| node.mount("one.test", "mnt")).collect();
 
     // All at once.

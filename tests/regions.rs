@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Node, Stratum, assert_same, can_mount, listing, make_tree, publish, wait_for};
+use common::{Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, wait_for};
 use std::time::Duration;
 
 #[test]
@@ -22,7 +22,7 @@ fn content_of_another_region_is_found_through_the_dht_and_only_through_it() {
     let mut bootstrap = Node::new(base.path().join("bootstrap"));
     bootstrap.init_mesh("middle/m/1");
     bootstrap.start();
-    bootstrap.add_repository(&format!("far.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+    bootstrap.add_repository(&at_fingerprint(&made), &stratum.url);
 
     let mut a = Node::new(base.path().join("a"));
     a.join(&bootstrap.invite(), "east/a/1");

@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::{Node, Stratum, assert_same, can_mount, listing, make_tree, publish, wait_for};
+use common::{Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, mesh, publish};
 use std::fs;
-use std::time::Duration;
 
 #[test]
 fn recorded_decisions_replay_to_equal_bytes() {
@@ -19,26 +18,8 @@ fn recorded_decisions_replay_to_equal_bytes() {
     let made = publish(&tree, "play.test", &to, &base.path().join("keys"), &[]);
     let stratum = Stratum::serve(&to, base.path());
     let record = base.path().join("inputs.jsonl");
-    let mut nodes: Vec<Node> = Vec::new();
-    for i in 0..6 {
-        let mut node = Node::new(base.path().join(format!("node{i}")));
-        if i == 0 {
-            node = node.with_args(&["--record-inputs", record.to_str().unwrap()]);
-            node.init_mesh("here/a/1");
-            node.start();
-            node.add_repository(
-                &format!("play.test@{}", made["fingerprint"].as_str().unwrap()),
-                &stratum.url,
-            );
-        } else {
-            node.join(&nodes[0].invite(), "here/a/1");
-            node.start();
-        }
-        nodes.push(node);
-    }
-    for node in &nodes {
-        wait_for("all to know all", Duration::from_secs(60), || (node.peers_up() == 5).then_some(()));
-    }
+    let recorded = ["--record-inputs", record.to_str().unwrap()];
+    let mut nodes = mesh(base.path(), 6, &["here/a/1"], &at_fingerprint(&made), &stratum.url, &recorded);
     let mounts: Vec<_> = nodes.iter_mut().map(|node| node.mount("play.test", "mnt")).collect();
     let readers: Vec<_> = mounts.into_iter().map(|at| std::thread::spawn(move || listing(&at))).collect();
     for reader in readers {

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Node, Stratum, assert_same, can_mount, fails, listing, make_tree, ok, publish, wait_for};
+use common::{
+    Node, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree, ok, publish, wait_for,
+};
 use std::ffi::OsStr;
 use std::fs;
 use std::time::Duration;
@@ -22,7 +24,7 @@ fn a_new_revision_reaches_every_mount_and_an_older_one_is_refused_after_it() {
     let mut first = Node::new(base.path().join("first"));
     first.init_mesh("here/a/1");
     first.start();
-    first.add_repository(&format!("rev.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+    first.add_repository(&at_fingerprint(&made), &stratum.url);
     let mut second = Node::new(base.path().join("second"));
     second.join(&first.invite(), "here/b/1");
     second.start();

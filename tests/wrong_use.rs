@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Node, STARLING, Stratum, can_mount, fails, make_tree, ok, publish, skipped};
+use common::{Node, STARLING, Stratum, at_fingerprint, can_mount, fails, make_tree, ok, publish, skipped};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -124,7 +124,7 @@ fn mounting_where_it_cannot_be_is_refused_with_the_reason() {
     let free = base.path().join("free");
     fs::create_dir(&free).unwrap();
     assert!(mount("x.test", &free).contains("repo add"), "an unknown repository says how to make it known");
-    node.add_repository(&format!("x.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+    node.add_repository(&at_fingerprint(&made), &stratum.url);
     assert!(mount("x.test", &base.path().join("nowhere")).contains("nowhere"));
     assert!(mount("x.test", &tree).contains("empty"));
     assert!(mount("Bad Name", &free).contains("repository name"));
@@ -165,7 +165,7 @@ fn a_full_cache_disk_only_bypasses_the_cache() {
     assert!(small.success());
     let guard = Unmount(cache);
     node.start();
-    node.add_repository(&format!("full.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+    node.add_repository(&at_fingerprint(&made), &stratum.url);
     let at = node.mount("full.test", "mnt");
     common::assert_same(&common::listing(&tree), &common::listing(&at));
     // Each stored byte left the stratum about once: a bypassed cache is no licence to fetch again for every read.

@@ -32,6 +32,9 @@ const TICKET_MAX_S: u64 = 30 * 86_400;
 /// repositories within a second or two (a guess with room for a busy machine).
 const CARD_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it waits for the root to follow its card before it asks the strata (a guess).
+const ROOT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The parts of a running agent that the control API reaches.
 pub(super) struct Node {
     pub(super) started: Time,
@@ -328,9 +331,13 @@ impl Control for Node {
         let news = self.membership.is_some().then(|| self.mesh.news_changed());
         unhurried(async move {
             if let Some(news) = news {
-                let known = || registry.card(&request.repository).is_some();
-                // Not there in time: the table says so, with what to do.
-                let _ = tokio::time::timeout(CARD_PATIENCE, until(known, news)).await;
+                let card = || registry.card(&request.repository).is_some();
+                let root = || registry.newest_root(&request.repository).is_some();
+                // Not there in time: the table says so, with what to do, or asks the strata for the root.
+                let _ = tokio::time::timeout(CARD_PATIENCE, until(card, news.clone())).await;
+                if card() {
+                    let _ = tokio::time::timeout(ROOT_PATIENCE, until(root, news)).await;
+                }
             }
             mounts.mount(request).await
         })

@@ -357,6 +357,42 @@ fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// One mesh: the first node is its authority and adds the repository, the others join one by one. Node `i` lies in the
+/// cell `cells[i % cells.len()]`; `first_args` go to the first node's agent. Returns when all know all.
+pub fn mesh(
+    base: &Path,
+    count: usize,
+    cells: &[&str],
+    repository: &str,
+    stratum: &str,
+    first_args: &[&str],
+) -> Vec<Node> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for i in 0..count {
+        let mut node = Node::new(base.join(format!("node{i}")));
+        let cell = cells[i % cells.len()];
+        if let Some(first) = nodes.first() {
+            node.join(&first.invite(), cell);
+            node.start();
+        } else {
+            node = node.with_args(first_args);
+            node.init_mesh(cell);
+            node.start();
+            node.add_repository(repository, stratum);
+        }
+        nodes.push(node);
+    }
+    for node in &nodes {
+        wait_for("all to know all", Duration::from_secs(90), || (node.peers_up() == count - 1).then_some(()));
+    }
+    nodes
+}
+
+/// The name of a repository as `repo add` takes it, from what `publish --json` said.
+pub fn at_fingerprint(made: &serde_json::Value) -> String {
+    format!("{}@{}", made["repository"].as_str().unwrap(), made["fingerprint"].as_str().unwrap())
+}
+
 /// Publishes `tree` into `to`; the fingerprint of the repository.
 pub fn publish(tree: &Path, name: &str, to: &Path, keys: &Path, more: &[&str]) -> serde_json::Value {
     let mut args: Vec<&OsStr> = vec![
