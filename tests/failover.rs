@@ -23,7 +23,10 @@ fn when_a_member_is_killed_the_next_rank_serves_its_slices() {
         if i == 0 {
             node.init_mesh("here/a/1");
             node.start();
-            node.add_repository(&format!("fail.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+            node.add_repository(
+                &format!("fail.test@{}", made["fingerprint"].as_str().unwrap()),
+                &stratum.url,
+            );
         } else {
             node.join(&nodes[0].invite(), "here/a/1");
             node.start();

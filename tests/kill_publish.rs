@@ -61,10 +61,16 @@ fn a_publish_killed_at_fifty_points_leaves_nothing_wrong() {
 /// Reads everything that the current root names; the revision.
 fn check(to: &Path, fingerprint: &str) -> u64 {
     let bytes = fs::read(to.join("kill.test/root")).expect("the root is there");
-    starling::publish::check::repository(to, &"kill.test".parse().unwrap(), &fingerprint.parse().unwrap(), UnixTime(0), &bytes)
-        .expect("everything that the root names is there and right")
-        .revision
-        .0
+    starling::publish::check::repository(
+        to,
+        &"kill.test".parse().unwrap(),
+        &fingerprint.parse().unwrap(),
+        UnixTime(0),
+        &bytes,
+    )
+    .expect("everything that the root names is there and right")
+    .revision
+    .0
 }
 
 fn walk(dir: &Path) -> Vec<std::path::PathBuf> {

@@ -72,7 +72,8 @@ fn assert_each_byte_left_once(log: &[String]) {
         if !path.contains("/objects/") || !fields.contains(&"206") && !fields.contains(&"200") {
             continue;
         }
-        let range = fields.iter().find_map(|f| f.strip_prefix("bytes=")).expect("objects are asked for by range");
+        let range =
+            fields.iter().find_map(|f| f.strip_prefix("bytes=")).expect("objects are asked for by range");
         let (from, to) = range.split_once('-').unwrap();
         served.entry((*path).to_owned()).or_default().push((from.parse().unwrap(), to.parse().unwrap()));
     }
@@ -80,7 +81,12 @@ fn assert_each_byte_left_once(log: &[String]) {
     for (object, mut ranges) in served {
         ranges.sort_unstable();
         for pair in ranges.windows(2) {
-            assert!(pair[0].1 < pair[1].0, "{object}: bytes {:?} and {:?} left the stratum twice", pair[0], pair[1]);
+            assert!(
+                pair[0].1 < pair[1].0,
+                "{object}: bytes {:?} and {:?} left the stratum twice",
+                pair[0],
+                pair[1]
+            );
         }
     }
 }

@@ -26,7 +26,10 @@ fn recorded_decisions_replay_to_equal_bytes() {
             node = node.with_args(&["--record-inputs", record.to_str().unwrap()]);
             node.init_mesh("here/a/1");
             node.start();
-            node.add_repository(&format!("play.test@{}", made["fingerprint"].as_str().unwrap()), &stratum.url);
+            node.add_repository(
+                &format!("play.test@{}", made["fingerprint"].as_str().unwrap()),
+                &stratum.url,
+            );
         } else {
             node.join(&nodes[0].invite(), "here/a/1");
             node.start();
@@ -37,8 +40,7 @@ fn recorded_decisions_replay_to_equal_bytes() {
         wait_for("all to know all", Duration::from_secs(60), || (node.peers_up() == 5).then_some(()));
     }
     let mounts: Vec<_> = nodes.iter_mut().map(|node| node.mount("play.test", "mnt")).collect();
-    let readers: Vec<_> =
-        mounts.into_iter().map(|at| std::thread::spawn(move || listing(&at))).collect();
+    let readers: Vec<_> = mounts.into_iter().map(|at| std::thread::spawn(move || listing(&at))).collect();
     for reader in readers {
         assert_same(&expected, &reader.join().unwrap());
     }
@@ -57,7 +59,15 @@ fn recorded_decisions_replay_to_equal_bytes() {
     // The build without `node`, in a target directory of its own.
     let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("core");
     let build = std::process::Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--no-default-features", "--bin", "starling", "--manifest-path"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--no-default-features",
+            "--bin",
+            "starling",
+            "--manifest-path",
+        ])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .arg("--target-dir")
         .arg(&target)
@@ -65,10 +75,19 @@ fn recorded_decisions_replay_to_equal_bytes() {
         .unwrap();
     assert!(build.success());
     let replay = |file: &std::path::Path| {
-        std::process::Command::new(target.join("debug/starling")).arg("core-replay").arg(file).output().unwrap()
+        std::process::Command::new(target.join("debug/starling"))
+            .arg("core-replay")
+            .arg(file)
+            .output()
+            .unwrap()
     };
     let out = replay(&record);
-    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
 
     // It can fail: a recording in which one decision was changed is found out.
     let changed = text.replacen("\"Serve\"", "\"Cancel\"", 1);

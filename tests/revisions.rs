@@ -62,7 +62,9 @@ fn a_new_revision_reaches_every_mount_and_an_older_one_is_refused_after_it() {
         assert!(said.contains("older"), "{said}");
     }
     for at in &mounts {
-        wait_for("the mount after the restart", Duration::from_secs(30), || at.join("new").exists().then_some(()));
+        wait_for("the mount after the restart", Duration::from_secs(30), || {
+            at.join("new").exists().then_some(())
+        });
     }
 
     // A forged root is refused.
@@ -70,7 +72,13 @@ fn a_new_revision_reaches_every_mount_and_an_older_one_is_refused_after_it() {
     let middle = forged.len() / 2;
     forged[middle] ^= 1;
     fs::write(&old, &forged).unwrap();
-    fails(&[OsStr::new("repo"), "announce".as_ref(), old.as_ref(), "--socket".as_ref(), first.socket().as_ref()]);
+    fails(&[
+        OsStr::new("repo"),
+        "announce".as_ref(),
+        old.as_ref(),
+        "--socket".as_ref(),
+        first.socket().as_ref(),
+    ]);
     let status = ok(&[OsStr::new("status"), "--socket".as_ref(), first.socket().as_ref()]);
     assert!(status.contains("rev.test"), "{status}");
 }

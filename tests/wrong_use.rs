@@ -74,8 +74,7 @@ fn tickets_that_are_expired_spent_or_mangled_are_refused() {
     authority.init_mesh("here/a/1");
     authority.start();
     let invite = |more: &[&str]| {
-        let mut args: Vec<&OsStr> =
-            vec!["mesh".as_ref(), "invite".as_ref(), "--socket".as_ref()];
+        let mut args: Vec<&OsStr> = vec!["mesh".as_ref(), "invite".as_ref(), "--socket".as_ref()];
         let socket = authority.socket();
         args.push(socket.as_os_str());
         args.extend(more.iter().map(|m| OsStr::new(*m)));
@@ -89,7 +88,11 @@ fn tickets_that_are_expired_spent_or_mangled_are_refused() {
     std::thread::sleep(std::time::Duration::from_millis(2100));
     let out = join(&expired, "late");
     assert!(!out.status.success());
-    assert!(String::from_utf8_lossy(&out.stderr).contains("expired"), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        String::from_utf8_lossy(&out.stderr).contains("expired"),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 
     let ticket = invite(&[]);
     assert!(join(&ticket, "first").status.success());
@@ -145,7 +148,8 @@ fn a_full_cache_disk_only_bypasses_the_cache() {
     let mut node = Node::new(base.path().join("node"));
     let cache = node.state().join("cache");
     fs::create_dir_all(&cache).unwrap();
-    let small = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&cache).status().unwrap();
+    let small =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&cache).status().unwrap();
     assert!(small.success());
     let guard = Unmount(cache);
     node.start();

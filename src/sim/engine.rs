@@ -155,7 +155,7 @@ impl Engine {
             map,
             content,
             calendar,
-            fluid: Fluid::new(ups, downs),
+            fluid: Fluid::new(&ups, &downs),
             step_ns,
             latency: steps(scenario.network.latency_us * 1_000, step_ns),
             region_latency: steps(scenario.network.region_latency_us * 1_000, step_ns),

@@ -200,7 +200,14 @@ impl Node {
 
     /// Makes a mesh with this node as its authority.
     pub fn init_mesh(&self, cell: &str) {
-        ok(&[OsStr::new("mesh"), "init".as_ref(), "--state".as_ref(), self.state().as_ref(), "--cell".as_ref(), cell.as_ref()]);
+        ok(&[
+            OsStr::new("mesh"),
+            "init".as_ref(),
+            "--state".as_ref(),
+            self.state().as_ref(),
+            "--cell".as_ref(),
+            cell.as_ref(),
+        ]);
     }
 
     /// A ticket from this node, which runs and is an authority.
@@ -237,7 +244,8 @@ impl Node {
             .spawn()
             .unwrap();
         for _ in 0..1000 {
-            if starling(&[OsStr::new("status"), "--socket".as_ref(), self.socket().as_ref()]).status.success() {
+            if starling(&[OsStr::new("status"), "--socket".as_ref(), self.socket().as_ref()]).status.success()
+            {
                 self.agent = Some(Process(child));
                 return;
             }
@@ -287,7 +295,13 @@ impl Node {
     pub fn mount(&mut self, repository: &str, name: &str) -> PathBuf {
         let at = self.dir.join(name);
         fs::create_dir_all(&at).unwrap();
-        ok(&[OsStr::new("mount"), repository.as_ref(), at.as_ref(), "--socket".as_ref(), self.socket().as_ref()]);
+        ok(&[
+            OsStr::new("mount"),
+            repository.as_ref(),
+            at.as_ref(),
+            "--socket".as_ref(),
+            self.socket().as_ref(),
+        ]);
         if !self.mounts.contains(&at) {
             self.mounts.push(at.clone());
         }
@@ -302,7 +316,8 @@ impl Node {
 
     /// The agent's metrics by name (with labels, as exposed).
     pub fn metrics(&self) -> BTreeMap<String, f64> {
-        let text = ok(&[OsStr::new("status"), "--metrics".as_ref(), "--socket".as_ref(), self.socket().as_ref()]);
+        let text =
+            ok(&[OsStr::new("status"), "--metrics".as_ref(), "--socket".as_ref(), self.socket().as_ref()]);
         text.lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| line.rsplit_once(' '))
@@ -397,7 +412,8 @@ pub fn make_tree(at: &Path, seed: u64, files: u64, bytes: u64) {
         let len = dice.below(bytes / files + 1);
         let path = dir.join(format!("f{i}"));
         fs::write(&path, dice.bytes(usize::try_from(len).unwrap())).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode([0o644, 0o755, 0o600][(i % 3) as usize])).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode([0o644, 0o755, 0o600][(i % 3) as usize]))
+            .unwrap();
     }
     fs::write(at.join("large"), dice.bytes(usize::try_from(bytes / 2).unwrap())).unwrap();
     fs::write(at.join("empty"), b"").unwrap();
