@@ -55,8 +55,8 @@ pub fn simulate(
     watch: &mut dyn FnMut(Progress),
 ) -> Report {
     let seed = seed.unwrap_or(scenario.seed);
-    let mut engine = Engine::new(scenario, seed);
-    engine.run(threads, watch);
+    let mut engine = Engine::new(scenario, seed, threads);
+    engine.run(watch);
     summarise(scenario, seed, &engine)
 }
 
