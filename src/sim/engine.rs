@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Steps in the transfer of one slice over a whole link, at least (`fluid_oracle` shows the error).
-const STEPS_PER_SLICE: f64 = 3.0;
+pub(super) const STEPS_PER_SLICE: f64 = 3.0;
 /// Steps that the ring of buckets covers.
 const RING: usize = 1_024;
 /// Providers that the DHT tells of.
@@ -170,7 +170,7 @@ fn place(step: u64) -> usize {
 }
 
 /// The longest step of which the latency is a whole number and the transfer of a slice at least a few.
-fn step_ns(slice_s: f64, latency_ns: u64) -> u64 {
+pub(super) fn step_ns(slice_s: f64, latency_ns: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
     let longest = ((slice_s / STEPS_PER_SLICE * 1e9) as u64).max(1);
     if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
