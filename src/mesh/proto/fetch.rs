@@ -170,8 +170,8 @@ impl Fetches {
         self.len
     }
 
-    /// Stores a new fetch; `None` gives it back when all slots are taken.
-    pub(super) fn insert(&mut self, mut fetch: Fetch) -> Result<u16, Fetch> {
+    /// Stores a new fetch; `None` when all slots are taken.
+    pub(super) fn insert(&mut self, mut fetch: Fetch) -> Option<u16> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => match u16::try_from(self.slots.len()) {
@@ -179,13 +179,13 @@ impl Fetches {
                     self.slots.push(None);
                     slot
                 }
-                _ => return Err(fetch),
+                _ => return None,
             },
         };
         fetch.slot = slot;
         self.slots[usize::from(slot)] = Some(fetch);
         self.len += 1;
-        Ok(slot)
+        Some(slot)
     }
 
     /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.

@@ -113,7 +113,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Begins to fetch `chunk`, without choosing a source yet. `None` when there is no slot.
     pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Fetch> {
         let fetch = Fetch::new(chunk, self.content.slice(chunk), self.content.len_bytes(chunk));
-        let slot = self.fetches.insert(fetch).ok()?;
+        let slot = self.fetches.insert(fetch)?;
         let mut fetch = self.fetches.take(slot)?;
         self.marks.set(chunk, Mark::Fetching(slot));
         if let Some(want) = want {
