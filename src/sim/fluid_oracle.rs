@@ -84,6 +84,11 @@ fn begun(flows: &[Transfer], slots: usize, over: impl Fn(usize) -> bool) -> Vec<
         .collect()
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "the model's precision")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
 fn stepped(flows: &[Transfer], up: &[f32], down: &[f32], slots: usize) -> Vec<f64> {
     let mut fluid = Fluid::new(up, down);
     let (mut started, mut ended) = (vec![false; flows.len()], vec![f64::NAN; flows.len()]);
@@ -93,7 +98,7 @@ fn stepped(flows: &[Transfer], up: &[f32], down: &[f32], slots: usize) -> Vec<f6
             if !std::mem::replace(&mut started[flow], true) {
                 let Transfer { from, to, bytes } = flows[flow];
                 let end = |number: usize| u32::try_from(number).unwrap();
-                fluid.start(Flow { from: end(from), to: end(to), what: flow }, bytes as f32);
+                fluid.start(Flow { from: end(from), to: end(to), what: flow }, narrow(bytes));
             }
         }
         fluid.step(&mut over);
@@ -109,8 +114,9 @@ fn stepped(flows: &[Transfer], up: &[f32], down: &[f32], slots: usize) -> Vec<f6
 fn errors(seed: u64, ends: usize, count: usize, slots: usize) -> [f64; 2] {
     let mut rng = Generator::new(seed);
     // Capacities in slices a step: links of one speed, as in a fleet, and in every other run of two.
-    let speed =
-        |index: usize| 1.0 / STEPS_PER_SLICE / if seed % 2 == 1 && index % 3 == 0 { 2.5 } else { 1.0 };
+    let speed = |index: usize| {
+        1.0 / STEPS_PER_SLICE / if seed % 2 == 1 && index.is_multiple_of(3) { 2.5 } else { 1.0 }
+    };
     let capacity: Vec<f64> = (0..2 * ends).map(speed).collect();
     let flows: Vec<Transfer> = (0..count)
         .map(|_| {
@@ -119,8 +125,9 @@ fn errors(seed: u64, ends: usize, count: usize, slots: usize) -> [f64; 2] {
         })
         .collect();
     let exact = Exact { capacity: capacity.iter().map(|slices| slices * 1e6).collect(), flows };
-    let narrow: Vec<f32> = exact.capacity.iter().map(|rate| *rate as f32).collect();
-    let (right, found) = (exact.run(slots), stepped(&exact.flows, &narrow[..ends], &narrow[ends..], slots));
+    let capacity: Vec<f32> = exact.capacity.iter().map(|rate| narrow(*rate)).collect();
+    let (right, found) =
+        (exact.run(slots), stepped(&exact.flows, &capacity[..ends], &capacity[ends..], slots));
     let off: Vec<f64> = right.iter().zip(&found).map(|(right, found)| (found / right - 1.0).abs()).collect();
     let last = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
     [off.iter().sum::<f64>() / off.len() as f64, (last(&found) / last(&right) - 1.0).abs()]
