@@ -18,7 +18,7 @@ pub struct Settings {
     pub wants_max: u32,
     /// `Fill` picks at random among the oldest pending wants of this many bytes: nodes that copy the same
     /// tree then differ in what they hold, yet work on the same part of it (simulated: with 64 and 128 slices the makespan
-    /// is 2 to 8 % longer, with 512 it is no shorter).
+    /// is 2 to 7 % longer, with 512 it is no shorter).
     pub fill_window_bytes: u64,
 
     /// Bytes that are uploaded at once; a slot is as large as its chunk (simulated: with 6 slices the
