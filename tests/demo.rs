@@ -1,4 +1,5 @@
 //! Proves that the demonstration shows what it promises, in numbers, and leaves nothing behind.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that a killed member is noticed by the others and that its slices are served by the next rank.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

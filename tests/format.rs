@@ -1,4 +1,5 @@
 //! Proves that format version 1 stays readable: golden files are read and compared, and refused when they were tampered with.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod listing;

@@ -1,4 +1,5 @@
 //! Proves that an agent that is killed at any point of a read comes back right: no wrong byte, no help needed.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that a publish that is killed at any point leaves a valid repository, and that the next publish is right.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that a chunk leaves the stratum once for a region, however many readers in however many cells want it at once.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that a published tree is read back identical, that publishing again adds only what is new, and that nothing half-done is named.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod listing;

@@ -1,4 +1,5 @@
 //! Proves that a node finds content in another region through the DHT, at an address that it was never given.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

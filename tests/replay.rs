@@ -1,4 +1,5 @@
 //! Proves that a running agent's decisions, recorded, are made again byte for byte by the build without I/O.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that a new revision spreads, that mounts switch to it, and that nothing older or forged is accepted after it.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! Proves that wrong use gets a clear error and a non-zero exit, and changes nothing.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,9 +1,10 @@
 //! Virtual time: what happens in one step happens at once, messages take whole steps, flows share the links.
 //!
-//! A step is an eighth of the time in which a node's link moves a slice. Each has three parts: the events that are
-//! due reach their machines, ordered by machine; what the machines cause is put in line; the flows move. The
-//! queue is a ring of buckets, one a step (a calendar queue after Brown, 1988), and a tree for what lies
-//! beyond it. Nothing depends on the machine that runs it: the same seed and scenario give the same run.
+//! The latency is a whole number of steps, and a node's link takes at least three to move a slice. Each step has three
+//! parts: the events that are due reach their machines, ordered by machine; what the machines cause is put in line;
+//! the flows move. The queue is a ring of buckets, one a step and part of the fleet (a calendar queue after Brown,
+//! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
+//! on the machine that runs it: the same seed and scenario give the same run.
 
 use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
@@ -13,13 +14,13 @@ use crate::model::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Steps in the transfer of one slice (measured: within 2.5 % of exact sharing).
-const STEPS_PER_SLICE: f64 = 8.0;
+/// Steps in the transfer of one slice over a whole link, at least (`fluid_oracle` shows the error).
+pub(super) const STEPS_PER_SLICE: f64 = 3.0;
 /// Steps that the ring of buckets covers.
 const RING: usize = 1_024;
 /// Providers that the DHT tells of.
 const PROVIDERS_MAX: usize = 20;
-/// Events that must be due at once before a second thread helps.
+/// Events that must be due at once before a second thread helps (guess: to begin a thread costs as much as 100).
 const WORTH_A_THREAD: usize = 256;
 
 /// What a flow is.
@@ -29,33 +30,75 @@ enum Carried {
     FromStratum { chunk: Chunk },
 }
 
-/// Events by the step in which they are due.
+/// Events for one part of the fleet, each with the machine that it reaches.
+type Bucket = Vec<(u32, Event)>;
+
+/// Events by the step in which they are due and by the part of the fleet that they reach.
 #[derive(Debug)]
 struct Calendar {
     now: u64,
-    ring: Vec<Vec<(u32, Event)>>,
-    far: BTreeMap<u64, Vec<(u32, Event)>>,
+    /// Machines in each part.
+    each: u32,
+    parts: usize,
+    /// By step and part.
+    ring: Vec<Bucket>,
+    /// Emptied buckets: only the few that are in use own memory.
+    spare: Vec<Bucket>,
+    /// Wake-ups by step: apart, for they lie far ahead, few in a bucket, and most are outdated when due.
+    wakes: Vec<Vec<u32>>,
+    far: BTreeMap<u64, Bucket>,
     waiting: usize,
 }
 
 impl Calendar {
-    fn new() -> Self {
-        Self { now: 0, ring: (0..RING).map(|_| Vec::new()).collect(), far: BTreeMap::new(), waiting: 0 }
+    fn new(machines: usize, parts: usize) -> Self {
+        let each = u32::try_from(machines.div_ceil(parts)).unwrap_or(u32::MAX).max(1);
+        Self {
+            now: 0,
+            each,
+            parts,
+            ring: (0..RING * parts).map(|_| Vec::new()).collect(),
+            spare: Vec::new(),
+            wakes: (0..RING).map(|_| Vec::new()).collect(),
+            far: BTreeMap::new(),
+            waiting: 0,
+        }
+    }
+
+    fn part_of(&self, machine: u32) -> usize {
+        (machine / self.each) as usize
     }
 
     /// Puts an event in line for a later step.
     fn push(&mut self, step: u64, to: u32, event: Event) {
         let step = step.max(self.now + 1);
-        if step - self.now < RING as u64 {
-            self.ring[place(step)].push((to, event));
-            self.waiting += 1;
-        } else {
+        if step - self.now >= RING as u64 {
             self.far.entry(step).or_default().push((to, event));
+            return;
         }
+        self.waiting += 1;
+        if matches!(event, Event::Wake) {
+            self.wakes[place(step)].push(to);
+            return;
+        }
+        let part = self.part_of(to);
+        let bucket = &mut self.ring[place(step) * self.parts + part];
+        if bucket.capacity() == 0
+            && let Some(spare) = self.spare.pop()
+        {
+            *bucket = spare;
+        }
+        bucket.push((to, event));
     }
 
-    /// Goes to the next step, or when nothing moves to the next one with an event, and hands out what is due.
-    fn next(&mut self, idle: bool, due: &mut Vec<(u32, Event)>) -> bool {
+    fn is_empty_at(&self, step: u64) -> bool {
+        let first = place(step) * self.parts;
+        self.wakes[place(step)].is_empty() && self.ring[first..first + self.parts].iter().all(Vec::is_empty)
+    }
+
+    /// Goes to the next step, or when nothing moves to the next one with an event, and hands out what is due to each
+    /// part, in the order in which it was put in line. `due` is empty before.
+    fn next(&mut self, idle: bool, due: &mut [Bucket]) -> bool {
         self.now += 1;
         if idle {
             if self.waiting == 0 {
@@ -63,18 +106,25 @@ impl Calendar {
                 self.now = self.now.max(*first);
             } else {
                 let first = self.far.keys().next().copied().unwrap_or(u64::MAX);
-                while self.now < first && self.ring[place(self.now)].is_empty() {
+                while self.now < first && self.is_empty_at(self.now) {
                     self.now += 1;
                 }
             }
         }
-        let bucket = &mut self.ring[place(self.now)];
-        self.waiting -= bucket.len();
-        std::mem::swap(bucket, due);
-        if let Some(mut far) = self.far.remove(&self.now) {
-            due.append(&mut far);
+        let first = place(self.now) * self.parts;
+        for (due, bucket) in due.iter_mut().zip(&mut self.ring[first..]) {
+            self.waiting -= bucket.len();
+            self.spare.push(std::mem::replace(due, std::mem::take(bucket)));
         }
-        due.sort_by_key(|(to, _)| *to);
+        self.spare.retain(|spare| spare.capacity() > 0);
+        let mut wakes = std::mem::take(&mut self.wakes[place(self.now)]);
+        self.waiting -= wakes.len();
+        for to in wakes.drain(..) {
+            due[self.part_of(to)].push((to, Event::Wake));
+        }
+        for (to, event) in self.far.remove(&self.now).unwrap_or_default() {
+            due[self.part_of(to)].push((to, event));
+        }
         true
     }
 }
@@ -119,17 +169,23 @@ fn place(step: u64) -> usize {
     usize::try_from(step % RING as u64).unwrap_or(0)
 }
 
+/// The longest step of which the latency is a whole number and the transfer of a slice at least a few.
+pub(super) fn step_ns(slice_s: f64, latency_ns: u64) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
+    let longest = ((slice_s / STEPS_PER_SLICE * 1e9) as u64).max(1);
+    if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
+}
+
 fn steps(span_ns: u64, step_ns: u64) -> u64 {
     span_ns.div_ceil(step_ns).max(1)
 }
 
 impl Engine {
-    pub(super) fn new(scenario: &Scenario, seed: u64) -> Self {
+    pub(super) fn new(scenario: &Scenario, seed: u64, threads: usize) -> Self {
         let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
         let (up, down) = (bytes_s(scenario.fleet.up_mbit_s), bytes_s(scenario.fleet.down_mbit_s));
         let slice_s = f64::from(scenario.content.slice_bytes) / up.max(down);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
-        let step_ns = ((slice_s / STEPS_PER_SLICE * 1e9) as u64).max(1);
+        let step_ns = step_ns(slice_s, scenario.network.latency_us * 1_000);
         let per_step = |bytes_s: f64| {
             #[expect(clippy::cast_possible_truncation, reason = "a rate, and it is a model")]
             let rate = (bytes_s * step_ns as f64 / 1e9) as f32;
@@ -146,7 +202,7 @@ impl Engine {
         let machine = |me| Machine::new(me, &map, content, &settings, seed);
         let machines: Vec<Machine> = (0..scenario.fleet.nodes).map(machine).collect();
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
-        let mut calendar = Calendar::new();
+        let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
         for to in 0..scenario.fleet.nodes {
             calendar.push(1, to, Event::WantAll(scenario.content.class, deadline));
         }
@@ -155,7 +211,7 @@ impl Engine {
             map,
             content,
             calendar,
-            fluid: Fluid::new(ups, downs),
+            fluid: Fluid::new(&ups, &downs),
             step_ns,
             latency: steps(scenario.network.latency_us * 1_000, step_ns),
             region_latency: steps(scenario.network.region_latency_us * 1_000, step_ns),
@@ -183,11 +239,13 @@ impl Engine {
     }
 
     /// Runs until all nodes have ended or nothing happens any more. `watch` is told now and then.
-    pub(super) fn run(&mut self, threads: usize, watch: &mut dyn FnMut(Progress)) {
-        let (mut due, mut ended) = (Vec::new(), Vec::new());
-        let mut effects: Vec<Vec<(u32, Effect)>> = (0..threads.max(1)).map(|_| Vec::new()).collect();
+    pub(super) fn run(&mut self, watch: &mut dyn FnMut(Progress)) {
+        let parts = self.calendar.parts;
+        let mut due: Vec<Bucket> = (0..parts).map(|_| Vec::new()).collect();
+        let mut effects: Vec<Vec<(u32, Effect)>> = (0..parts).map(|_| Vec::new()).collect();
+        let mut ended = Vec::new();
         while self.unfinished > 0 && self.calendar.next(self.fluid.is_idle(), &mut due) {
-            self.events += due.len() as u64;
+            self.events += due.iter().map(Vec::len).sum::<usize>() as u64;
             self.react(&mut due, &mut effects);
             for list in &mut effects {
                 for (from, effect) in list.drain(..) {
@@ -210,40 +268,27 @@ impl Engine {
         self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
     }
 
-    /// Lets the machines react, each thread to a part of them. Within a step no machine sees another, and effects
+    /// Lets the machines react, each thread to its part of them. Within a step no machine sees another, and effects
     /// are kept in the order of the machines, so the number of threads does not show.
-    fn react(&mut self, due: &mut Vec<(u32, Event)>, effects: &mut [Vec<(u32, Effect)>]) {
-        let (now, step_ns) = (self.now(), self.step_ns);
-        let parts = if due.len() < WORTH_A_THREAD { 1 } else { effects.len() };
-        let each = due.len().div_ceil(parts).max(1);
-        let mut events: Vec<Vec<(u32, Event)>> = Vec::with_capacity(parts);
-        let mut machines: Vec<(u32, &mut [Machine])> = Vec::with_capacity(parts);
-        let (mut rest, mut first) = (self.machines.as_mut_slice(), 0_u32);
-        while !due.is_empty() {
-            // Cut behind the last event of a machine.
-            let mut cut = each.min(due.len());
-            while cut < due.len() && due[cut].0 == due[cut - 1].0 {
-                cut += 1;
-            }
-            let last_part = events.len() + 1 == parts;
-            let tail = due.split_off(if last_part { due.len() } else { cut });
-            let end = tail.first().map_or(first as usize + rest.len(), |(to, _)| *to as usize);
-            let (mine, others) = rest.split_at_mut(end - first as usize);
-            machines.push((first, mine));
-            events.push(std::mem::replace(due, tail));
-            (rest, first) = (others, u32::try_from(end).unwrap_or(u32::MAX));
-        }
-        let mut work = events.iter_mut().zip(machines).zip(effects.iter_mut());
-        let Some(((own_events, own_machines), own_effects)) = work.next() else { return };
+    fn react(&mut self, due: &mut [Bucket], effects: &mut [Vec<(u32, Effect)>]) {
+        let (now, step_ns, each) = (self.now(), self.step_ns, self.calendar.each);
+        let alone = due.iter().map(Vec::len).sum::<usize>() < WORTH_A_THREAD;
+        let parts = self.machines.chunks_mut(each as usize).zip((0..).step_by(each as usize));
+        let mut work = parts.zip(due).zip(effects);
+        let own = work.next();
         std::thread::scope(|scope| {
-            for ((events, machines), effects) in work {
-                scope.spawn(move || react_all(now, step_ns, machines, events, effects));
+            for (((machines, first), events), effects) in work {
+                let mut react = move || react_all(now, step_ns, (first, machines), events, effects);
+                if alone {
+                    react();
+                } else {
+                    scope.spawn(react);
+                }
             }
-            react_all(now, step_ns, own_machines, own_events, own_effects);
+            if let Some((((machines, first), events), effects)) = own {
+                react_all(now, step_ns, (first, machines), events, effects);
+            }
         });
-        if let Some(list) = events.first_mut() {
-            std::mem::swap(due, list); // Keeps the memory.
-        }
     }
 
     fn latency(&self, from: u32, to: u32) -> u64 {
@@ -328,9 +373,10 @@ fn react_all(
     now: Time,
     step_ns: u64,
     (first, machines): (u32, &mut [Machine]),
-    events: &mut Vec<(u32, Event)>,
+    events: &mut Bucket,
     effects: &mut Vec<(u32, Effect)>,
 ) {
+    events.sort_by_key(|(to, _)| *to);
     let mut out = Outbox::default();
     let mut last = None;
     for (to, event) in events.drain(..) {

@@ -90,6 +90,9 @@ impl Map {
     }
 
     pub(super) fn same_region(&self, a: u32, b: u32) -> bool {
+        if self.cells == self.cells_per_region {
+            return true;
+        }
         self.cell_of(a) / self.cells_per_region == self.cell_of(b) / self.cells_per_region
     }
 
@@ -214,7 +217,7 @@ pub(super) enum Event {
     /// A peer withdraws its ask.
     Withdraw { from: u32, chunk: Chunk },
     /// A peer answers without data.
-    Answer { from: u32, chunk: Chunk, answer: Box<Answer>, load: u8 },
+    Answer { from: u32, chunk: Chunk, answer: Answer, load: u8 },
     /// The last byte of a chunk arrived.
     Data { chunk: Chunk, from: Source },
     /// The last byte of an upload left.
@@ -333,7 +336,7 @@ impl Machine {
                 self.node.handle(now, Input::AskGone { ask }, out);
             }
             Event::Answer { from, chunk, answer, load } => {
-                self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer: *answer, load }, out);
+                self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer, load }, out);
             }
             Event::Data { chunk, from } => {
                 let bytes = u64::from(self.node.content().len_bytes(chunk));
@@ -396,7 +399,7 @@ impl Machine {
                 if ended {
                     self.end(ask);
                 }
-                let event = Event::Answer { from: me, chunk: incoming.chunk, answer: Box::new(answer), load };
+                let event = Event::Answer { from: me, chunk: incoming.chunk, answer, load };
                 Effect::Send(incoming.peer, event)
             }
             Output::FetchUpstream { chunk } => Effect::Upstream(chunk),

@@ -8,6 +8,8 @@ mod bound;
 mod engine;
 mod fleet;
 mod fluid;
+#[cfg(test)]
+mod fluid_oracle;
 mod report;
 mod scenario;
 #[cfg(test)]

@@ -7,8 +7,9 @@ use crate::model::Time;
 use serde::Serialize;
 
 /// The network model, with what is known of its error.
-const MODEL: &str = "time-stepped fluid (3 rounds of water-filling, step = slice time / 8; within 2.5 % of exact \
-                     max-min fairness; not yet validated against real nodes)";
+const MODEL: &str = "time-stepped fluid (3 rounds of water-filling, steps of at most a third of a slice time; against \
+                     exact max-min fairness ends of transfers are off by 3 % on average, last ends by 4 % at most; \
+                     not yet validated against real nodes)";
 
 /// The figures of a run. Bytes are content, without headers; times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,8 +56,8 @@ pub fn simulate(
     watch: &mut dyn FnMut(Progress),
 ) -> Report {
     let seed = seed.unwrap_or(scenario.seed);
-    let mut engine = Engine::new(scenario, seed);
-    engine.run(threads, watch);
+    let mut engine = Engine::new(scenario, seed, threads);
+    engine.run(watch);
     summarise(scenario, seed, &engine)
 }
 

@@ -94,7 +94,7 @@ pub(super) struct Fetch {
     pub(super) named: bool,
     pub(super) candidates: SmallVec<[Peer; 4]>,
     /// Tried since an authority last answered.
-    pub(super) tried: SmallVec<[Peer; 4]>,
+    pub(super) tried: SmallVec<[Peer; 6]>,
     /// Failed or said that it does not have it: not asked again.
     pub(super) bad: SmallVec<[Peer; 4]>,
 }
@@ -163,7 +163,7 @@ impl Fetch {
 /// Fetches by slot. Slots are given again, the lowest free one first come.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fetches {
-    slots: Vec<Option<Box<Fetch>>>,
+    slots: Vec<Option<Fetch>>,
     free: Vec<u16>,
     len: usize,
 }
@@ -173,8 +173,8 @@ impl Fetches {
         self.len
     }
 
-    /// Stores a new fetch; `None` gives it back when all slots are taken.
-    pub(super) fn insert(&mut self, mut fetch: Box<Fetch>) -> Result<u16, Box<Fetch>> {
+    /// Stores a new fetch; `None` when all slots are taken.
+    pub(super) fn insert(&mut self, mut fetch: Fetch) -> Option<u16> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => match u16::try_from(self.slots.len()) {
@@ -182,21 +182,21 @@ impl Fetches {
                     self.slots.push(None);
                     slot
                 }
-                _ => return Err(fetch),
+                _ => return None,
             },
         };
         fetch.slot = slot;
         self.slots[usize::from(slot)] = Some(fetch);
         self.len += 1;
-        Ok(slot)
+        Some(slot)
     }
 
     /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.
-    pub(super) fn take(&mut self, slot: u16) -> Option<Box<Fetch>> {
+    pub(super) fn take(&mut self, slot: u16) -> Option<Fetch> {
         self.slots.get_mut(usize::from(slot)).and_then(Option::take)
     }
 
-    pub(super) fn put(&mut self, fetch: Box<Fetch>) {
+    pub(super) fn put(&mut self, fetch: Fetch) {
         let slot = usize::from(fetch.slot);
         debug_assert!(self.slots[slot].is_none(), "a fetch is taken out before it is put back");
         self.slots[slot] = Some(fetch);
@@ -210,19 +210,19 @@ impl Fetches {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Fetch> {
-        self.slots.iter().filter_map(Option::as_deref)
+        self.slots.iter().flatten()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.slots.iter_mut().filter_map(Option::as_deref_mut)
+        self.slots.iter_mut().flatten()
     }
 
     pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
-        self.slots.get(usize::from(slot)).and_then(Option::as_deref)
+        self.slots.get(usize::from(slot)).and_then(Option::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, slot: u16) -> Option<&mut Fetch> {
-        self.slots.get_mut(usize::from(slot)).and_then(Option::as_deref_mut)
+        self.slots.get_mut(usize::from(slot)).and_then(Option::as_mut)
     }
 
     /// Slots of the fetches for which `due` holds, in the order of the slots.

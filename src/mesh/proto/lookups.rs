@@ -32,7 +32,7 @@ pub(super) struct Lookups(BTreeMap<Segment, Lookup>);
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Looks up who announced the fetch's segment, or uses what is known.
-    pub(super) fn look_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn look_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let segment = self.content.segment(fetch.slice);
         fetch.looked_up = true;
         match self.lookups.0.get(&segment) {

@@ -51,14 +51,15 @@ impl Pending {
     ) -> Option<(Chunk, Want)> {
         let queue = &mut self.queues[class as usize];
         let first = queue.front()?;
-        let index = if class == Class::Fill {
+        let entry = if class == Class::Fill {
             let each = u64::from(len_of(first.chunk)).max(1);
             let window = usize::try_from(window_bytes / each).unwrap_or(usize::MAX);
-            rng.below(window.clamp(1, queue.len()))
+            // The oldest takes the place of the chosen one: it stays in the window, and nothing else moves.
+            queue.swap_remove_front(rng.below(window.clamp(1, queue.len())))
         } else {
-            0
+            queue.pop_front()
         };
-        queue.remove(index).map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
+        entry.map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
     }
 
     /// Takes out all whose readers have given up by `now`; also tells the next such moment.

@@ -19,7 +19,7 @@ fn millis(span: u32) -> Duration {
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Begins the search for a fetch that was just made.
-    pub(super) fn search(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn search(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let slice = fetch.slice;
         // What is known here of holders saves the way to the home; as home, it is all there is.
         if let Some(home) = self.homes.get_mut(slice) {
@@ -32,7 +32,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Chooses the next source and orders from it, or ends the fetch. Takes the fetch and puts it back.
-    pub(super) fn advance(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn advance(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         if fetch.is_orphan() {
             return self.put_or_abandon(fetch, out);
         }
@@ -155,7 +155,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         chosen
     }
 
-    fn ask(&mut self, mut fetch: Box<Fetch>, peer: Peer, out: &mut Outbox) {
+    fn ask(&mut self, mut fetch: Fetch, peer: Peer, out: &mut Outbox) {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
         fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
@@ -172,7 +172,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Waits a random while, longer at each round, before somebody busy is asked again.
-    fn pause(&mut self, mut fetch: Box<Fetch>, first_us: u32) {
+    fn pause(&mut self, mut fetch: Fetch, first_us: u32) {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
@@ -183,7 +183,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// The pause is over.
-    fn resume(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    fn resume(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let Some(peer) = fetch.again.take() else { return self.advance(fetch, out) };
         fetch.tries = 0;
         fetch.tried.clear();
@@ -195,7 +195,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Takes the fetch out if it stands at `at`.
-    pub(super) fn take_at(&mut self, chunk: Chunk, at: At) -> Option<Box<Fetch>> {
+    pub(super) fn take_at(&mut self, chunk: Chunk, at: At) -> Option<Fetch> {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
         if self.fetches.get(slot)?.at != at {
             return None;
@@ -241,7 +241,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
     }
 
-    fn take_advice(&mut self, mut fetch: Box<Fetch>, holders: &Holders, out: &mut Outbox) {
+    fn take_advice(&mut self, mut fetch: Fetch, holders: &Holders, out: &mut Outbox) {
         let until = self.now + Duration::from_secs(u64::from(self.settings.hints_s));
         self.hints.note(fetch.slice, holders, until);
         fetch.add_candidates(holders.iter().copied());
@@ -262,7 +262,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Nothing is left to try.
-    fn give_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    fn give_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let chunk = fetch.chunk;
         self.release(&fetch, Mark::Nothing, out);
         self.upstream.note_hopeless(chunk, self.patience(0, self.settings.ask_ms));

@@ -5,7 +5,7 @@ use super::marks::Mark;
 use super::timer::Timer;
 use super::{Answer, Ask, Chunk, Content, Holders, Nearness, Node, Outbox, Output, Peer, Peers};
 use crate::model::{Class, Rng, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Wait for an upload slot, in milliseconds, after which the asker hears of it (guess: a few slices at 1 Gbit/s).
@@ -41,10 +41,56 @@ struct Queued {
     due: Time,
 }
 
+/// Asks by number, in its order. They are few and looked up at every turn, so they lie side by side; numbers that grow
+/// are appended.
+#[derive(Clone, Debug, Default)]
+struct Asks(Vec<(Ask, Asked)>);
+
+impl Asks {
+    fn place(&self, ask: Ask) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&ask, |(other, _)| *other)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn contains(&self, ask: Ask) -> bool {
+        self.place(ask).is_ok()
+    }
+
+    fn get(&self, ask: Ask) -> Option<&Asked> {
+        self.place(ask).ok().map(|place| &self.0[place].1)
+    }
+
+    fn get_mut(&mut self, ask: Ask) -> Option<&mut Asked> {
+        self.place(ask).ok().map(|place| &mut self.0[place].1)
+    }
+
+    fn insert(&mut self, ask: Ask, asked: Asked) {
+        match self.place(ask) {
+            Ok(place) => self.0[place].1 = asked,
+            Err(place) => self.0.insert(place, (ask, asked)),
+        }
+    }
+
+    fn remove(&mut self, ask: Ask) -> Option<Asked> {
+        self.place(ask).ok().map(|place| self.0.remove(place).1)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Ask, &Asked)> {
+        self.0.iter().map(|(ask, asked)| (*ask, asked))
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Asked> {
+        self.0.iter().map(|(_, asked)| asked)
+    }
+}
+
 /// All asks under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Uploads {
-    asks: BTreeMap<Ask, Asked>,
+    asks: Asks,
     queue: VecDeque<Queued>,
     serving: u32,
     serving_bytes: u64,
@@ -53,11 +99,11 @@ pub(super) struct Uploads {
 
 impl Uploads {
     pub(super) fn asks_of(&self, peer: Peer) -> Vec<Ask> {
-        self.asks.iter().filter(|(_, asked)| asked.peer == peer).map(|(ask, _)| *ask).collect()
+        self.asks.iter().filter(|(_, asked)| asked.peer == peer).map(|(ask, _)| ask).collect()
     }
 
     pub(super) fn is_serving(&self, ask: Ask) -> bool {
-        self.asks.get(&ask).is_some_and(|asked| asked.state == State::Serving)
+        self.asks.get(ask).is_some_and(|asked| asked.state == State::Serving)
     }
 
     /// Who is being served `chunk`.
@@ -97,14 +143,14 @@ impl Uploads {
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn answer(&mut self, ask: Ask, answer: Answer, out: &mut Outbox) {
         if answer != Answer::Wait {
-            self.uploads.asks.remove(&ask);
+            self.uploads.asks.remove(ask);
         }
         out.push(Output::Answer { ask, answer, load: self.uploads.load() });
     }
 
     /// A peer asks for a chunk.
     pub(super) fn asked(&mut self, peer: Peer, ask: Ask, chunk: Chunk, class: Class, out: &mut Outbox) {
-        if self.uploads.asks.contains_key(&ask) {
+        if self.uploads.asks.contains(ask) {
             debug_assert!(false, "{ask:?} is under way already");
             return;
         }
@@ -125,7 +171,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn offer(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         let settings = &self.settings;
         let uploads = &mut self.uploads;
-        let Some(asked) = uploads.asks.get_mut(&ask) else { return };
+        let Some(asked) = uploads.asks.get_mut(ask) else { return };
         let near = self.peers.nearness(peer) == Nearness::Cell;
         let slots = uploads.serving_bytes < settings.upload_bytes && uploads.serving < settings.uploads_max;
         if slots && uploads.queue.is_empty() {
@@ -152,7 +198,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     fn serve(&mut self, ask: Ask, out: &mut Outbox) {
-        let Some(asked) = self.uploads.asks.get_mut(&ask) else { return };
+        let Some(asked) = self.uploads.asks.get_mut(ask) else { return };
         asked.state = State::Serving;
         self.uploads.serving += 1;
         self.uploads.serving_bytes += u64::from(asked.len_bytes);
@@ -166,7 +212,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && self.uploads.serving < self.settings.uploads_max
         {
             let Some(queued) = self.uploads.next() else { return };
-            let Some(asked) = self.uploads.asks.get(&queued.ask) else { continue };
+            let Some(asked) = self.uploads.asks.get(queued.ask) else { continue };
             self.uploads.queued_bytes -= u64::from(asked.len_bytes);
             self.serve(queued.ask, out);
         }
@@ -174,7 +220,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// An upload ended, or the asker went away.
     pub(super) fn ask_ended(&mut self, ask: Ask, ok: bool, out: &mut Outbox) {
-        let Some(asked) = self.uploads.asks.remove(&ask) else { return };
+        let Some(asked) = self.uploads.asks.remove(ask) else { return };
         match asked.state {
             State::Serving => {
                 self.uploads.serving -= 1;
@@ -382,7 +428,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.answer(ask, Answer::Wait, out);
         }
         for queued in redirect {
-            let Some(asked) = self.uploads.asks.get(&queued.ask).copied() else { continue };
+            let Some(asked) = self.uploads.asks.get(queued.ask).copied() else { continue };
             self.uploads.queued_bytes -= u64::from(asked.len_bytes);
             self.redirect(queued.ask, queued.peer, asked.chunk, out);
         }

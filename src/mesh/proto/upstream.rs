@@ -36,7 +36,7 @@ impl Upstream {
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// The fetch has the lease: other regions first, if there are any, then the strata.
-    pub(super) fn go_upstream(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn go_upstream(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         if self.peers.has_other_regions() && !fetch.looked_up {
             return self.look_up(fetch, out);
         }
@@ -96,12 +96,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// No progress for as long as a lease is good.
-    pub(super) fn lease_lapsed(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn lease_lapsed(&mut self, fetch: Fetch, out: &mut Outbox) {
         out.push(Output::CancelUpstream { chunk: fetch.chunk });
         self.retry_upstream(fetch, out);
     }
 
-    fn retry_upstream(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
+    fn retry_upstream(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         self.leave_upstream(&fetch, out);
         if fetch.upstream_tries >= self.settings.upstream_tries {
             fetch.at = At::Choosing;

@@ -111,9 +111,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Begins to fetch `chunk`, without choosing a source yet. `None` when there is no slot.
-    pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Box<Fetch>> {
+    pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Fetch> {
         let fetch = Fetch::new(chunk, self.content.slice(chunk), self.content.len_bytes(chunk));
-        let slot = self.fetches.insert(Box::new(fetch)).ok()?;
+        let slot = self.fetches.insert(fetch)?;
         let mut fetch = self.fetches.take(slot)?;
         self.marks.set(chunk, Mark::Fetching(slot));
         if let Some(want) = want {
@@ -145,7 +145,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Brings a fetch back, or ends it when nobody waits for it any more.
-    pub(super) fn put_or_abandon(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
+    pub(super) fn put_or_abandon(&mut self, fetch: Fetch, out: &mut Outbox) {
         if fetch.is_orphan() {
             self.stop_source(&fetch, out);
             self.release(&fetch, Mark::Nothing, out);
