@@ -1,5 +1,6 @@
 //! Proves that the file system shows exactly what its tree says: against a naive model without FUSE,
 //! and through a real mount.
+#![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod double;
