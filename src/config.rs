@@ -57,6 +57,9 @@ pub struct Settings {
     /// TCP address for `/metrics`, `/healthz` and `POST /v1/announce`. Nothing else is served there,
     /// because it asks for no permission. Default: off.
     pub http_listen: Option<SocketAddr>,
+    /// URL of a forward proxy for all strata, such as a site's Squid. Default: none, and the
+    /// environment is not asked: `http_proxy` is most often meant for the way out of the site.
+    pub proxy: Option<String>,
     /// Folder of the chunk cache. Default: `cache` in `state_dir`.
     pub cache_dir: Option<PathBuf>,
     /// Most bytes that the cache may use. Default 20 GiB: a few large software releases (a guess).
@@ -92,6 +95,7 @@ impl Default for Settings {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT),
             advertise: None,
             http_listen: None,
+            proxy: None,
             cache_dir: None,
             cache_quota_bytes: ByteSize(20 << 30),
             cache_free_floor_bytes: ByteSize(1 << 30),
@@ -221,6 +225,12 @@ impl Settings {
         }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
+        }
+        if let Some(url) = &self.proxy
+            && !url.starts_with("http://")
+            && !url.starts_with("https://")
+        {
+            return refuse("proxy", url, "http://HOST:PORT or https://HOST:PORT");
         }
         if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
@@ -416,6 +426,7 @@ mod tests {
             ("mtu_bytes = 9000", "mtu_bytes", "9000"),
             ("mtu_bytes = 70000", "mtu_bytes", "70000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
+            ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
             ("log_format = \"xml\"", "log_format", "xml"),
             ("dht = \"perhaps\"", "dht", "perhaps"),

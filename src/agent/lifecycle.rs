@@ -84,7 +84,8 @@ impl Agent {
         let open_listener = open_http(&settings).await?;
         let registry = Arc::new(Repositories::open(&state.repositories())?);
         let cache = Arc::new(DiskCache::open(&settings.cache_dir(), cache_config(&settings))?);
-        let http = HttpClient::new(HttpOptions::default()).map_err(|e| AgentError::Strata(e.to_string()))?;
+        let http = HttpClient::new(HttpOptions { proxy: settings.proxy.clone(), ..HttpOptions::default() })
+            .map_err(|e| AgentError::Strata(e.to_string()))?;
         let identity = identity(&settings)?;
         let authority = identity.as_ref().map(|identity| identity.authority().to_bytes());
         let local = Arc::new(LocalNode::new(

@@ -191,7 +191,9 @@ fn store_error(error: &ObjectError) -> CliError {
 fn publish_error(error: &PublishError) -> CliError {
     let failed = CliError::failed(format!("nothing was published: {error}"));
     match error {
-        PublishError::Read { .. } => failed.hint("every file must be readable by the user who publishes"),
+        PublishError::Read { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            failed.hint("every file must be readable by the user who publishes")
+        }
         PublishError::Changing { .. } => {
             failed.hint("publish a tree that nobody writes to, such as a snapshot")
         }
@@ -252,5 +254,22 @@ fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds:
         if outcome.is_signed_anew {
             println!("its root was signed anew and is now good until {}", root.expires);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn only_what_may_not_be_read_is_said_to_need_permission() {
+        let said = |kind| {
+            let error = PublishError::Read { path: "/tree/file".into(), source: Error::from(kind) };
+            publish_error(&error).to_string()
+        };
+        assert!(said(ErrorKind::PermissionDenied).contains("must be readable"));
+        let other = said(ErrorKind::InvalidFilename);
+        assert!(other.contains("/tree/file") && !other.contains("hint"), "{other}");
     }
 }

@@ -37,7 +37,7 @@ pub(super) enum Command {
     },
     /// Hand a signed root to the agent, which verifies it, switches its mounts and hands it on.
     #[command(after_help = "Examples:
-  starling repo announce /srv/sw/root
+  starling repo announce /srv/stratum/sw.example.org/root
 
 `starling publish --announce` does the same at once.")]
     Announce {

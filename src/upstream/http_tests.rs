@@ -8,8 +8,16 @@ use tokio::net::TcpListener;
 
 /// A server that reads a request, writes `answer`, and closes, or holds the connection open.
 async fn scripted(answer: Vec<u8>, close: bool) -> HttpStratum {
+    let url = script(answer, close).await;
+    let options = HttpOptions { no_progress_timeout: Duration::from_millis(100), ..HttpOptions::default() };
+    HttpClient::new(options).unwrap().stratum(&url).unwrap()
+}
+
+/// Starts that server and tells its URL.
+async fn script(answer: Vec<u8>, close: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let at = url.clone();
     let answer =
         String::from_utf8(answer.clone()).map_or(answer, |text| text.replace("SELF", &url).into_bytes());
     tokio::spawn(async move {
@@ -25,8 +33,7 @@ async fn scripted(answer: Vec<u8>, close: bool) -> HttpStratum {
             }
         }
     });
-    let options = HttpOptions { no_progress_timeout: Duration::from_millis(100), ..HttpOptions::default() };
-    HttpClient::new(options).unwrap().stratum(&url).unwrap()
+    at
 }
 
 fn with_body(head: &str, body: &[u8]) -> Vec<u8> {
@@ -61,6 +68,18 @@ async fn a_server_that_ignores_range_is_tolerated() {
     let results = fetch(with_body(&head, &bytes), true, &chunks[2..]).await;
     assert_eq!(results[0].as_ref().unwrap(), &fixture.plain[2]);
     assert_eq!(results[1].as_ref().unwrap(), &fixture.plain[3]);
+}
+
+#[tokio::test]
+async fn a_forward_proxy_is_asked_in_place_of_the_stratum() {
+    let (fixture, chunks, bytes) = segment();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}", bytes.len());
+    let proxy = Some(script(with_body(&head, &bytes), true).await);
+    let client = HttpClient::new(HttpOptions { proxy, ..HttpOptions::default() }).unwrap();
+    // A name that no resolver knows: only the proxy can have answered.
+    let stratum = client.stratum("http://stratum.invalid").unwrap();
+    let results = stratum.fetch_chunks(&repository(), &chunks[2..]).await;
+    assert_eq!(results[0].as_ref().unwrap(), &fixture.plain[2]);
 }
 
 #[tokio::test]
