@@ -39,36 +39,15 @@ fn content_of_another_region_is_found_through_the_dht_and_only_through_it() {
     let mut blind = Node::new(base.path().join("blind")).with_args(&["--no-dht", "--read-timeout", "6s"]);
     blind.join(&bootstrap.invite(), "west/x/1");
     blind.start();
-    let blind_reads = mount_and_read(&mut blind);
+    let blind_reads = blind.try_to_read("far.test", "mnt");
     assert!(blind_reads.is_err(), "without the DHT nobody can have told it where the content is");
 
     // ... with it, it succeeds.
     let mut b = Node::new(base.path().join("b"));
     b.join(&bootstrap.invite(), "west/b/1");
     b.start();
-    mount_and_read(&mut b).expect("B reads what only A holds");
+    b.try_to_read("far.test", "mnt").expect("B reads what only A holds");
     assert_same(&expected, &listing(&b.dir.join("mnt")));
     assert!(b.metric("starling_dht_lookups_total") > 0.0);
     assert_eq!(b.metric("starling_obtained_bytes_total{source=\"strata\"}"), 0.0);
-}
-
-/// Mounts and reads one file; an error when either fails.
-fn mount_and_read(node: &mut Node) -> Result<(), String> {
-    let at = node.dir.join("mnt");
-    std::fs::create_dir_all(&at).unwrap();
-    let out = common::starling(&[
-        std::ffi::OsStr::new("mount"),
-        "far.test".as_ref(),
-        at.as_ref(),
-        "--socket".as_ref(),
-        node.socket().as_ref(),
-    ]);
-    if !out.status.success() {
-        return Err(String::from_utf8_lossy(&out.stderr).into_owned());
-    }
-    let read = std::fs::read(at.join("large")).map(|_| ()).map_err(|e| e.to_string());
-    if read.is_err() {
-        node.umount(&at);
-    }
-    read
 }

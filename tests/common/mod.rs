@@ -309,6 +309,27 @@ impl Node {
         at
     }
 
+    /// Mounts, if the agent can, and reads the file `large` through it.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn try_to_read(&mut self, repository: &str, name: &str) -> Result<(), String> {
+        let at = self.dir.join(name);
+        fs::create_dir_all(&at).unwrap();
+        let out = starling(&[
+            OsStr::new("mount"),
+            repository.as_ref(),
+            at.as_ref(),
+            "--socket".as_ref(),
+            self.socket().as_ref(),
+        ]);
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+        }
+        self.mounts.push(at.clone());
+        fs::read(at.join("large")).map(drop).map_err(|e| e.to_string())
+    }
+
     /// Unmounts what [`Self::mount`] mounted.
     pub fn umount(&mut self, at: &Path) {
         ok(&[OsStr::new("umount"), at.as_ref(), "--socket".as_ref(), self.socket().as_ref()]);
