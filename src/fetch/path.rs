@@ -123,13 +123,13 @@ impl Fetcher {
         class: Class,
         deadline: Time,
     ) -> Flight {
-        if let Some(flight) = lock(&self.flights).find(&chunk.id, class) {
+        if let Some(flight) = lock(&self.flights).find(&chunk, class) {
             return flight;
         }
         let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, self.budget_units);
         let budget = self.budget.clone().acquire_many_owned(cost).await;
         let mut flights = lock(&self.flights);
-        if let Some(flight) = flights.find(&chunk.id, class) {
+        if let Some(flight) = flights.find(&chunk, class) {
             return flight;
         }
         let (exchange, repository) = (self.exchange.clone(), repository.clone());
@@ -140,7 +140,7 @@ impl Fetcher {
         }
         .boxed()
         .shared();
-        flights.add(chunk.id, class, &flight);
+        flights.add(chunk, class, &flight);
         flight
     }
 

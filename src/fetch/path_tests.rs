@@ -220,3 +220,18 @@ async fn no_more_is_under_way_than_the_budget_allows() {
     assert_eq!(reader.await.unwrap().unwrap().len(), 20);
     assert_eq!((script.begun(), script.most_under_way.load(SeqCst)), (20, 3));
 }
+
+#[tokio::test]
+async fn a_reference_that_lies_about_the_place_does_not_share_the_fetch_of_an_honest_one() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    let (honest, bytes) = chunk(1);
+    let place = Place { segment: ContentId::of(b"elsewhere"), ..honest.place };
+    let read = |chunk| path.read(vec![Piece { chunk, offset: 0, len: 1000 }], Class::Read);
+    let opened = async {
+        until(|| script.begun() == 2).await;
+        script.open();
+    };
+    let (lying, good, ()) = tokio::join!(read(ChunkRef { place, ..honest }), read(honest), opened);
+    assert_eq!((lying.unwrap(), good.unwrap()), (vec![bytes.clone()], vec![bytes]));
+    assert_eq!(script.begun(), 2);
+}

@@ -82,23 +82,37 @@ impl Several {
     }
 
     fn succeeded(&self, stratum: usize) {
-        self.state().health[stratum] = Health::default();
+        let before = std::mem::take(&mut self.state().health[stratum]);
+        if before.failures_in_a_row > 0 {
+            tracing::info!(stratum, failures = before.failures_in_a_row, "a stratum delivers again");
+        }
     }
 
     fn failed(&self, stratum: usize, error: &UpstreamError) {
         if !error.blames_the_stratum() {
             return;
         }
+        let now = ambient::now();
         let mut state = self.state();
         let health = &mut state.health[stratum];
+        if health.rests_until > now {
+            // Many requests meet the same outage at once: that is one failure, and one line in the log.
+            return;
+        }
+        let first = health.failures_in_a_row == 0;
         let rest = REST_FIRST.saturating_mul(1 << health.failures_in_a_row.min(16)).min(REST_MAX);
         health.failures_in_a_row = health.failures_in_a_row.saturating_add(1);
-        health.rests_until = ambient::now() + rest;
+        health.rests_until = now + rest;
         if state.winner == Some(stratum) {
             state.winner = None;
             state.race_again = Time::ZERO;
         }
-        tracing::warn!(%error, rest_ms = rest.as_millis(), "a stratum failed and rests");
+        drop(state);
+        if first {
+            tracing::warn!(stratum, %error, "a stratum failed and rests");
+        } else {
+            tracing::debug!(stratum, %error, rest_ms = rest.as_millis(), "a stratum still fails and rests");
+        }
     }
 
     /// The strata that would race now, and the last winner. `None` when there is nothing to decide.
@@ -265,6 +279,20 @@ mod tests {
         b.fail_next_roots(1, 503);
         fixture.assert_all(&several.fetch_chunks(&repository(), &fixture.chunks).await);
         assert_eq!(a.asked().len() + b.asked().len(), 1);
+    }
+
+    #[test]
+    fn requests_that_meet_one_outage_together_count_as_one_failure() {
+        let (several, _a, _b) = two(&Fixture::new());
+        let error = UpstreamError::Status { status: 503, url: "http://h/root".to_owned() };
+        for _ in 0..16 {
+            several.failed(0, &error);
+        }
+        let health = several.state().health[0];
+        assert_eq!(health.failures_in_a_row, 1, "sixteen in flight are no reason to rest for a minute");
+        assert!(health.rests_until > ambient::now());
+        several.succeeded(0);
+        assert_eq!(several.state().health[0].failures_in_a_row, 0);
     }
 
     #[tokio::test]
