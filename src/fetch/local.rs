@@ -88,8 +88,9 @@ impl LocalNode {
         let mut answers = strata.several.every_root(repository);
         let mut best = None;
         let mut failures = Vec::new();
-        let mut bound = self.options.fetch_max;
-        while let Ok(Some(answer)) = tokio::time::timeout(bound, answers.next()).await {
+        // One moment for all, so that many strata that answer one by one do not stretch it.
+        let mut until = tokio::time::Instant::now() + self.options.fetch_max;
+        while let Ok(Some(answer)) = tokio::time::timeout_at(until, answers.next()).await {
             let verdict = match answer {
                 Ok(root) => self.judge_root(repository, root).await,
                 Err(error) => {
@@ -98,14 +99,15 @@ impl LocalNode {
                 }
             };
             match verdict {
+                NewsVerdict::Fresh | NewsVerdict::Known if best.is_none() => {
+                    until = until.min(tokio::time::Instant::now() + ROOT_PATIENCE);
+                    best = Some(verdict);
+                }
                 NewsVerdict::Fresh => best = Some(NewsVerdict::Fresh),
-                NewsVerdict::Known => best = best.or(Some(NewsVerdict::Known)),
+                NewsVerdict::Known => {}
                 NewsVerdict::Unjudged | NewsVerdict::Invalid => {
                     failures.push("a stratum has a root that is not genuine".to_owned());
                 }
-            }
-            if best.is_some() {
-                bound = ROOT_PATIENCE;
             }
         }
         best.ok_or_else(|| UpstreamFailure::Unreachable(failures.join("; ")))
@@ -214,14 +216,14 @@ impl Local for LocalNode {
     }
 
     fn all_news(&self) -> Vec<News> {
-        let cards = self.repositories.signed_cards().into_iter().map(|card| News::Card(card.to_vec()));
-        let roots = self
-            .repositories
-            .cards()
-            .into_iter()
-            .filter_map(|card| Some(News::Root(self.repositories.root_bytes(&card.name)?.to_vec())));
-        // Cards first: a root cannot be judged without its card.
-        cards.chain(roots).collect()
+        // A root cannot be judged without its card; and who takes only the first of the list takes both of each.
+        let documents = self.repositories.documents().into_iter();
+        documents
+            .flat_map(|(card, root)| {
+                [card.map(|card| News::Card(card.to_vec())), root.map(|root| News::Root(root.to_vec()))]
+            })
+            .flatten()
+            .collect()
     }
 }
 

@@ -86,7 +86,7 @@ pub enum RootVerdict {
     Invalid(TrustError),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Entry {
     by_hand: Option<RepositoryCard>,
     signed: Option<(RepositoryCard, Bytes)>,
@@ -115,6 +115,9 @@ impl Entry {
 pub struct Repositories {
     directory: PathBuf,
     entries: Mutex<BTreeMap<RepositoryName, Entry>>,
+    /// Held from the judgement of a document to its adoption, over the write: `entries` is not, so that nobody who
+    /// only looks waits for a disk.
+    changing: Mutex<()>,
 }
 
 impl Repositories {
@@ -140,7 +143,7 @@ impl Repositories {
                 entries.insert(name, entry);
             }
         }
-        Ok(Self { directory: directory.to_owned(), entries: Mutex::new(entries) })
+        Ok(Self { directory: directory.to_owned(), entries: Mutex::new(entries), changing: Mutex::new(()) })
     }
 
     /// Adds a card that an operator vouches for, or replaces the earlier one by hand.
@@ -150,17 +153,17 @@ impl Repositories {
     /// bounds, full, or a failing disk.
     pub fn add_by_hand(&self, card: RepositoryCard) -> Result<(), RegistryError> {
         card.check()?;
-        let mut entries = self.lock();
-        if let Some(known) = entries.get(&card.name).and_then(Entry::card)
+        let _changing = self.change();
+        if let Some(known) = self.card(&card.name)
             && known.fingerprint != card.fingerprint
         {
             let (known, given) = (known.fingerprint, card.fingerprint);
             return Err(RegistryError::OtherFingerprint { name: card.name, known, given });
         }
-        self.make_room(&entries, &card.name)?;
+        self.make_room(&card.name)?;
         self.write(&card.name, BY_HAND, &unparse(&card))?;
-        let entry = entries.entry(card.name.clone()).or_default();
-        entry.by_hand = Some(card);
+        let name = card.name.clone();
+        self.lock().entry(name).or_default().by_hand = Some(card);
         Ok(())
     }
 
@@ -173,8 +176,9 @@ impl Repositories {
             Ok(card) => card,
             Err(error) => return Ok(CardVerdict::Invalid(error)),
         };
-        let mut entries = self.lock();
-        if let Some(entry) = entries.get(&card.name) {
+        let _changing = self.change();
+        let known = self.lock().get(&card.name).cloned();
+        if let Some(entry) = known {
             if entry.signed.as_ref().is_some_and(|(known, _)| known.issued >= card.issued) {
                 return Ok(CardVerdict::Known);
             }
@@ -186,13 +190,13 @@ impl Repositories {
                 return Ok(CardVerdict::Known);
             }
         }
-        if self.make_room(&entries, &card.name).is_err() {
+        if self.make_room(&card.name).is_err() {
             tracing::warn!(repository = %card.name, "too many repositories are known; the card is not adopted");
             return Ok(CardVerdict::Known);
         }
         self.write(&card.name, SIGNED, bytes)?;
-        let entry = entries.entry(card.name.clone()).or_default();
-        entry.signed = Some((card.clone(), Bytes::copy_from_slice(bytes)));
+        let signed = Some((card.clone(), Bytes::copy_from_slice(bytes)));
+        self.lock().entry(card.name.clone()).or_default().signed = signed;
         Ok(CardVerdict::Fresh(card))
     }
 
@@ -205,17 +209,14 @@ impl Repositories {
             Ok(name) => name,
             Err(error) => return Ok(RootVerdict::Invalid(error)),
         };
-        let mut entries = self.lock();
-        let Some((entry, card)) =
-            entries.get_mut(&name).and_then(|entry| entry.card().map(|card| (entry, card)))
-        else {
-            return Ok(RootVerdict::UnknownRepository(name));
-        };
+        let _changing = self.change();
+        let Some(card) = self.card(&name) else { return Ok(RootVerdict::UnknownRepository(name)) };
         let root = match SignedRoot::verify(bytes, &name, &card.fingerprint, ambient::unix_now()) {
             Ok(root) => root,
             Err(error) => return Ok(RootVerdict::Invalid(error)),
         };
-        match entry.root.as_ref().map_or(Succession::Newer, |accepted| root.succession(accepted)) {
+        let accepted = self.newest_root(&name);
+        match accepted.map_or(Succession::Newer, |accepted| root.succession(&accepted)) {
             Succession::Newer => {}
             Succession::Same => return Ok(RootVerdict::Known),
             Succession::Older => return Ok(RootVerdict::Older),
@@ -228,7 +229,7 @@ impl Repositories {
             }
         }
         self.write(&name, ROOT, bytes)?;
-        entry.root = Some(root.clone());
+        self.lock().entry(name).or_default().root = Some(root.clone());
         Ok(RootVerdict::Fresh(root))
     }
 
@@ -252,9 +253,18 @@ impl Repositories {
         self.lock().values().filter_map(Entry::card).collect()
     }
 
-    /// The documents of all signed cards, by name: what a new member is told.
+    /// The documents of all signed cards, by name.
     pub fn signed_cards(&self) -> Vec<Bytes> {
         self.lock().values().filter_map(|entry| Some(entry.signed.as_ref()?.1.clone())).collect()
+    }
+
+    /// The signed card and the newest root of each repository, by name: what a new member is told.
+    pub fn documents(&self) -> Vec<(Option<Bytes>, Option<Bytes>)> {
+        let documents = |entry: &Entry| {
+            let card = entry.signed.as_ref().map(|(_, bytes)| bytes.clone());
+            (card, entry.root.as_ref().map(|root| root.bytes().clone()))
+        };
+        self.lock().values().map(documents).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RepositoryName, Entry>> {
@@ -262,15 +272,19 @@ impl Repositories {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make_room(
-        &self,
-        entries: &BTreeMap<RepositoryName, Entry>,
-        name: &RepositoryName,
-    ) -> Result<(), RegistryError> {
-        if entries.contains_key(name) {
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_room(&self, name: &RepositoryName) -> Result<(), RegistryError> {
+        let (known, count) = {
+            let entries = self.lock();
+            (entries.contains_key(name), entries.len())
+        };
+        if known {
             return Ok(());
         }
-        if entries.len() >= REPOSITORIES_MAX {
+        if count >= REPOSITORIES_MAX {
             return Err(RegistryError::Full);
         }
         let path = self.directory.join(name.as_str());
