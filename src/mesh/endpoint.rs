@@ -15,6 +15,7 @@ use super::registry::{MemberConnection, Registry, Turned};
 use super::socket::{self, DatagramCounts, DatagramError, SharedSocket};
 use super::ticket::TicketProof;
 use super::tls::{self, Rules, TlsError, Verified, Wanted};
+use super::transfer::SEND_WINDOW_BYTES;
 use crate::model::NodeId;
 use bytes::Bytes;
 use pool::Pool;
@@ -168,6 +169,7 @@ impl EndpointConfig {
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
             .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            // Whoever uploads chunks narrows it to what the path takes (`transfer/outflow.rs`).
             .send_window(SEND_WINDOW_BYTES)
             .datagram_receive_buffer_size(None)
             .mtu_discovery_config(Some(mtu))
@@ -182,9 +184,6 @@ pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes in flight on all streams of a connection, which is also what a peer can make this node hold.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Sent and not yet acknowledged bytes of a connection: 10 Gbit/s at 3 ms. Small, because what is in here
-/// has left its upload slot already.
-const SEND_WINDOW_BYTES: u64 = 4 << 20;
 /// Bounds of the queues of connections that wait for their server.
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_JOINS: usize = 16;
