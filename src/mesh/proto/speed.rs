@@ -47,7 +47,7 @@ impl Quantile {
 /// 64 times the logarithm of `x`, straight between powers of two.
 fn log2(x: u64) -> u16 {
     let whole = u64::from(x.max(1).ilog2());
-    let fraction = u128::from(x.max(1) - (1 << whole)) * u128::from(STEPS) >> whole;
+    let fraction = (u128::from(x.max(1) - (1 << whole)) * u128::from(STEPS)) >> whole;
     u16::try_from(u128::from(whole * STEPS) + fraction).unwrap_or(u16::MAX)
 }
 
