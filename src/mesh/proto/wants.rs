@@ -3,7 +3,7 @@
 use super::fetch::{At, Fetch, Want};
 use super::marks::Mark;
 use super::timer::Timer;
-use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Settings, Source};
+use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Source};
 use crate::model::{Class, Rng, Time};
 
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
