@@ -15,6 +15,11 @@ pub(super) struct One {
 impl One {
     /// Node 0 in a cell of `members`; every slice is one chunk of 1 MiB.
     pub(super) fn new(members: u32, settings: Settings) -> Self {
+        Self::with_chunks(members, 1, settings)
+    }
+
+    /// The same with slices of so many chunks.
+    fn with_chunks(members: u32, chunks_per_slice: u32, settings: Settings) -> Self {
         let start = Start { me: Peer(0), settings, generator: Generator::new(2) };
         let mut one = Self { core: Core::new(start), now: Time::ZERO };
         for peer in (0..members).map(Peer) {
@@ -24,8 +29,9 @@ impl One {
             one.event(Event::Peers(PeerUpdate::Up { peer }));
         }
         for chunk in 0..400 {
-            let slice_key = mix(u64::from(chunk) << 16);
-            let (slice, segment, part, len_bytes) = (Slice(chunk), Segment(chunk / 8), 0, 1 << 20);
+            let slice = chunk / chunks_per_slice;
+            let slice_key = mix(u64::from(slice) << 16);
+            let (slice, segment, part, len_bytes) = (Slice(slice), Segment(slice / 8), 0, 1 << 20);
             let chunk = Chunk(chunk);
             let learned = ContentUpdate::Learned { chunk, slice, segment, slice_key, part, len_bytes };
             one.event(Event::Content(learned));
@@ -69,12 +75,15 @@ impl One {
 
     /// A chunk for whose slice this node has the given rank.
     pub(super) fn ranked(&self, rank: usize) -> Chunk {
-        let is = |chunk: &u32| self.core.peers().home(Slice(*chunk), rank) == Some(Peer(0));
+        let is = |chunk: &u32| {
+            let slice = self.core.content().slice(Chunk(*chunk));
+            self.core.peers().home(slice, rank) == Some(Peer(0))
+        };
         Chunk((0..400).find(is).unwrap())
     }
 
     pub(super) fn home(&self, chunk: Chunk, rank: usize) -> Peer {
-        self.core.peers().home(Slice(chunk.0), rank).unwrap()
+        self.core.peers().home(self.core.content().slice(chunk), rank).unwrap()
     }
 }
 
@@ -250,6 +259,30 @@ fn a_redirected_reader_tries_the_named_and_comes_back_after_a_pause() {
     assert_eq!(one.told(home, chunk, Answer::Wait), []);
     let arrived = one.input(Input::Arrived { chunk, from: Source::Peer(home) });
     assert_eq!(arrived, [Output::Deliver { chunk }]);
+}
+
+#[test]
+fn who_was_only_remembered_and_is_busy_is_not_asked_again_before_the_home_was() {
+    let mut one = One::with_chunks(20, 2, Settings::default());
+    let chunk = one.ranked(9);
+    let home = one.home(chunk, 0);
+    one.want(chunk, Class::Read);
+    let named: Vec<u32> = (1..20).filter(|peer| *peer != home.0).take(2).collect();
+    let asked = asked_of(&one.told(home, chunk, busy(&named)));
+    one.input(Input::Arrived { chunk, from: Source::Peer(asked[0]) });
+    // The other chunk of the slice: those that were named are asked first, then the home, and it alone again and again.
+    let other = Chunk(chunk.0 ^ 1);
+    let mut outputs = one.want(other, Class::Read);
+    for _ in 0..2 {
+        let asked = asked_of(&outputs);
+        assert!(named.contains(&asked[0].0), "{outputs:?}");
+        outputs = one.told(asked[0], other, busy(&[]));
+    }
+    for _ in 0..4 {
+        assert_eq!(asked_of(&outputs), [home]);
+        outputs = one.told(home, other, busy(&[]));
+        outputs.extend(one.pass(Duration::from_millis(50)));
+    }
 }
 
 #[test]
