@@ -16,6 +16,7 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod audit;
 mod content_table;
 mod core;
 mod fetch;
@@ -43,6 +44,7 @@ mod swarm_tests;
 #[cfg(test)]
 mod testing;
 
+pub use audit::{AuditError, Usage};
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
 pub use node::Node;
