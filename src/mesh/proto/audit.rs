@@ -216,7 +216,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let counted = (u32::try_from(at(At::Strata).count()).unwrap_or(u32::MAX), bytes);
         let known = self.upstream.under_way();
         agree("upstream", counted == known, || format!("{known:?} known, {counted:?} under way"))?;
-        let mut line: Vec<u16> = self.upstream.line().iter().copied().collect();
+        let mut line: Vec<u16> = self.upstream.line().to_vec();
         line.sort_unstable();
         let mut stand: Vec<u16> = at(At::Line).map(|fetch| fetch.slot).collect();
         stand.sort_unstable();
@@ -231,7 +231,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
             _ => Ok(()),
         };
-        let of_fetch = |fetch: &Fetch| fetch.due.min(fetch.want.map_or(Time::NEVER, |want| want.deadline));
+        let of_fetch =
+            |fetch: &Fetch| fetch.next_due().min(fetch.want.map_or(Time::NEVER, |want| want.deadline));
         armed("a fetch", Timer::Fetch, self.fetches.iter().map(of_fetch).min())?;
         armed("a pending want", Timer::Pending, self.pending.iter().map(|(_, _, deadline)| deadline).min())?;
         armed("an ask in the queue", Timer::Queue, self.uploads.queue_due_at())?;
@@ -240,6 +241,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         armed("a look-up", Timer::Lookup, self.lookups.due_at())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);
         let late = announces.is_some() && self.timers.at(Timer::Announce) == Time::NEVER;
+        let (fetches, bytes) = self.upstream.under_way();
+        let room = fetches < self.settings.upstream_max && bytes < self.settings.upstream_bytes;
+        let stuck = room && !self.upstream.line().is_empty() && self.timers.at(Timer::Origin) == Time::NEVER;
+        agree("line", !stuck, || "there is room at the strata, and nobody goes".to_owned())?;
         agree("announcements", !late, || format!("{} wait and no timer is armed", self.announces.len().1))
     }
 }

@@ -1,8 +1,8 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    AuditError, ContentTable, ContentUpdate, Event, Input, Node, NumberTooLarge, Outbox, Peer, PeerTable,
-    PeerUpdate, Settings, Usage,
+    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer,
+    PeerTable, PeerUpdate, Settings, Usage,
 };
 use crate::model::{Generator, Time};
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,11 @@ impl Core {
     /// [`AuditError`] names the first table that does not.
     pub fn audit(&self) -> Result<Usage, AuditError> {
         self.node.audit()
+    }
+
+    /// What was decided how often.
+    pub fn counts(&self) -> Counts {
+        self.node.counts()
     }
 
     /// The view of the mesh.

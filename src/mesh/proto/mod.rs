@@ -17,9 +17,12 @@
 
 mod announce;
 mod audit;
+mod budget;
 mod content_table;
 mod core;
+mod counts;
 mod fetch;
+mod hedge;
 mod holders;
 mod lookups;
 mod marks;
@@ -31,6 +34,7 @@ mod record;
 mod rendezvous;
 mod search;
 mod settings;
+mod speed;
 mod timer;
 mod uploads;
 mod upstream;
@@ -38,7 +42,11 @@ mod vocabulary;
 mod wants;
 
 #[cfg(test)]
+mod hedge_tests;
+#[cfg(test)]
 mod node_tests;
+#[cfg(test)]
+mod origin_tests;
 #[cfg(test)]
 mod swarm_tests;
 #[cfg(test)]
@@ -47,6 +55,7 @@ mod testing;
 pub use audit::{AuditError, Usage};
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
+pub use counts::Counts;
 pub use node::Node;
 pub use peers_table::PeerTable;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};

@@ -306,5 +306,7 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     settings.news_max = small(pick(&[4, 1_024]));
     settings.upstream_bytes = pick(&[MIB, 32 * MIB]);
     settings.upstream_max = small(pick(&[1, 256]));
+    settings.origin_bytes_per_s = pick(&[0, 8 * MIB, 64 * MIB]);
+    settings.origin_burst_bytes = pick(&[1, MIB, 64 * MIB]);
     settings
 }
