@@ -158,3 +158,16 @@ fn with_hedges_a_swarm_that_loses_asks_reads_faster_and_takes_no_more_from_the_s
         copies.1
     );
 }
+
+#[test]
+fn after_this_node_slept_both_sources_are_left_and_the_next_tick_lies_ahead() {
+    let (mut one, mut chunks) = acquainted(Settings::default());
+    let chunk = chunks.next().unwrap();
+    let (first, second) = (one.home(chunk, 0), one.home(chunk, 1));
+    one.want(chunk, Class::Read);
+    one.pass(60 * MS);
+    one.now = one.now + Duration::from_secs(60);
+    let outputs = one.input(Input::Tick);
+    assert_eq!(cancelled(&outputs), [first, second]);
+    assert!(one.core.next_deadline().is_some_and(|next| next > one.now), "{:?}", one.core.next_deadline());
+}

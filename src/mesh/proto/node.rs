@@ -63,7 +63,7 @@ pub struct Node<P, C, R> {
 }
 
 /// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
-const DISTRUSTED_MAX: usize = 64;
+pub(super) const DISTRUSTED_MAX: usize = 64;
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.

@@ -40,7 +40,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.put_or_abandon(fetch, out);
         }
         if fetch.promote() {
-            return self.watch(fetch);
+            match fetch.at {
+                // Both were silent for too long, as all are after this node slept.
+                At::Peer(peer) if fetch.due <= self.now => {
+                    out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                    fetch.mark_bad(peer);
+                }
+                _ => return self.watch(fetch),
+            }
         }
         fetch.at = At::Choosing;
         fetch.due = Time::NEVER;

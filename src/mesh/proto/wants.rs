@@ -37,6 +37,18 @@ impl Window {
     }
 }
 
+/// What an audit looks at.
+impl Window {
+    /// Whether it counts exactly these wants, given with their bytes.
+    pub(super) fn adds_up(&self, wants: impl Iterator<Item = (Class, u32)>) -> bool {
+        let mut counted = Self::default();
+        for (class, len_bytes) in wants {
+            counted.add(class, len_bytes);
+        }
+        (counted.bytes, counted.chunks) == (self.bytes, self.chunks)
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
         if chunk.0 >= self.settings.numbers_max {
@@ -103,6 +115,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let range = (first, self.settings.fill_window_bytes);
                 let taken = self.pending.take(class, range, len_of, &mut self.rng);
                 let Some((chunk, want)) = taken else { break };
+                if want.deadline <= self.now {
+                    // Its timer has not fired yet: a loop that is late begins nothing in vain.
+                    self.marks.set(chunk, Mark::Nothing);
+                    out.push(Output::GiveUp { chunk, why: GiveUp::Deadline });
+                    continue;
+                }
                 if self.begin(chunk, Some(want), out).is_none() {
                     self.push_pending(chunk, want);
                     return;
