@@ -132,23 +132,23 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
 
 #[test]
 fn uploads_serve_reads_first_and_askers_in_turn() {
-    let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 9 << 20, ..Settings::default() };
+    let settings = Settings { uploads_min: 3, uploads_even: 3, queue_even: 9, ..Settings::default() };
     let mut one = One::new(20, settings);
-    let chunks: Vec<Chunk> = (0..7).map(Chunk).collect();
-    for chunk in &chunks {
-        one.input(Input::Stored { chunk: *chunk });
+    for chunk in (0..9).map(Chunk) {
+        one.input(Input::Stored { chunk });
     }
-    one.ask(1, 1, chunks[0], Class::Fill);
-    one.ask(1, 2, chunks[1], Class::Fill);
-    one.ask(1, 3, chunks[2], Class::Fill);
-    one.ask(2, 4, chunks[3], Class::Fill);
-    one.ask(1, 5, chunks[4], Class::Prefetch);
-    // A read does not wait for a free slot, but a second one does.
     let serve = |number| vec![Output::Serve { ask: Ask(number) }];
-    assert_eq!(one.ask(1, 6, chunks[5], Class::Read), serve(6));
-    assert_eq!(one.ask(1, 7, chunks[6], Class::Read), []);
-    let order = [6, 1, 2, 7, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
-    assert_eq!(order, [serve(7), vec![], serve(5), serve(4), serve(3), vec![]]);
+    for number in 1..=3 {
+        assert_eq!(one.ask(1, number, Chunk(number), Class::Fill), serve(number));
+    }
+    for (peer, number, class) in [(1, 4, Class::Fill), (2, 5, Class::Fill), (1, 6, Class::Prefetch)] {
+        assert_eq!(one.ask(peer, number, Chunk(number), class), []);
+    }
+    // A read does not wait for a free slot, but a second one does.
+    assert_eq!(one.ask(1, 7, Chunk(7), Class::Read), serve(7));
+    assert_eq!(one.ask(1, 8, Chunk(8), Class::Read), []);
+    let order = [7, 1, 2, 8, 6, 5].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    assert_eq!(order, [serve(8), vec![], serve(6), serve(5), serve(4), vec![]]);
 }
 
 #[test]
