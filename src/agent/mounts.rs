@@ -395,6 +395,20 @@ impl MountTable {
         }
     }
 
+    /// The tree of the newest revision of a repository that is known here.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is none, or its root catalog cannot be had.
+    pub(super) async fn newest_tree(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<(Arc<dyn Tree>, Revision), Refusal> {
+        let root = self.newest_root(repository).await?;
+        let unavailable = |problem: String| Refusal::new(RefusalKind::Unavailable, problem);
+        let tree = self.mounter.open(&root).await.map_err(unavailable)?;
+        Ok((tree, root.root().revision))
+    }
+
     fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {
         let shown = status(&directory, &entry);
         self.lock().insert(directory, entry);

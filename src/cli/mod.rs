@@ -33,6 +33,8 @@ mod status;
 mod stratum;
 #[cfg(feature = "node")]
 mod umount;
+#[cfg(feature = "node")]
+mod why;
 
 #[cfg(feature = "node")]
 #[doc(hidden)]
@@ -77,6 +79,9 @@ enum Command {
     /// Show the members that the agent knows.
     Peers(peers::Args),
     #[cfg(feature = "node")]
+    /// Tell where each chunk of a file came from, and how long each step took.
+    Why(why::Args),
+    #[cfg(feature = "node")]
     /// Make a mesh and invite machines into it.
     #[command(subcommand)]
     Mesh(mesh::Command),
@@ -116,6 +121,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         #[cfg(feature = "node")]
         Command::Peers(args) => peers::run(args),
+        #[cfg(feature = "node")]
+        Command::Why(args) => why::run(args),
         #[cfg(feature = "node")]
         Command::Mesh(args) => mesh::run(args),
         #[cfg(feature = "node")]

@@ -39,7 +39,7 @@ pub mod wire;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
+pub use driver::{Happened, Mesh, MeshCounts, MeshStart, Network, PeerStatus, Step, Story};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
@@ -55,6 +55,8 @@ pub use membership::{
 };
 #[cfg(feature = "node")]
 pub use ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained, UpstreamFailure};
+#[cfg(feature = "node")]
+pub use proto::Failure;
 #[cfg(feature = "node")]
 pub use registry::MemberConnection;
 #[cfg(feature = "node")]

@@ -18,6 +18,7 @@ mod cells;
 mod content;
 mod counters;
 mod gossip;
+mod journal;
 mod news;
 mod peers;
 mod recent;
@@ -30,6 +31,8 @@ mod wants;
 
 use counters::MeshCounters;
 pub use counters::MeshCounts;
+use journal::Stories;
+pub use journal::{Happened, Step, Story};
 
 use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
 use super::endpoint::Endpoint;
@@ -127,6 +130,7 @@ pub struct Mesh {
     dht: Option<Arc<DhtCounters>>,
     swim: Option<Arc<SwimCounters>>,
     news: watch::Receiver<u64>,
+    stories: Stories,
     local: Arc<dyn Local>,
     stop: CancellationToken,
     running: Mutex<Option<JoinHandle<()>>>,
@@ -170,9 +174,10 @@ impl Mesh {
                 Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
             }
         };
+        let stories = driver.journal.stories();
         let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, news, local, stop, running, _stop_on_drop }))
+        Ok(Arc::new(Self { inbox, counters, dht, swim, news, stories, local, stop, running, _stop_on_drop }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -204,6 +209,11 @@ impl Mesh {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Status(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// How a chunk came to this node, if that was lately.
+    pub fn story(&self, id: &ContentId) -> Option<Story> {
+        self.stories.get(id)
     }
 
     /// The counters.
