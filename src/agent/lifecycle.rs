@@ -109,7 +109,11 @@ impl Agent {
         let mesh = Mesh::start(MeshStart {
             local: local.clone() as Arc<dyn Local>,
             network,
-            settings: proto::Settings::default(),
+            settings: proto::Settings {
+                origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
+                origin_burst_bytes: settings.origin_burst_bytes.0,
+                ..proto::Settings::default()
+            },
             record,
         })
         .map_err(AgentError::Mesh)?;

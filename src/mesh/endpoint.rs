@@ -12,7 +12,7 @@ mod pool;
 use super::identity::Identity;
 use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
-use super::socket::{self, DatagramCounts, DatagramError, SharedSocket};
+use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
 use super::ticket::TicketProof;
 use super::tls::{self, Rules, TlsError, Verified, Wanted};
 use super::transfer::SEND_WINDOW_BYTES;
@@ -341,6 +341,23 @@ impl Endpoint {
     /// [`EndpointError`] names the setting or the port.
     pub fn bind(config: EndpointConfig, identity: Arc<Identity>) -> Result<(Self, Incoming), EndpointError> {
         let listen = config.listen;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let wire = socket::open(listen)
+            .and_then(|socket| Wire::system(socket, &*runtime))
+            .map_err(|source| EndpointError::Bind { listen, source })?;
+        Self::bind_over(config, identity, wire, runtime, None)
+    }
+
+    /// As [`Endpoint::bind`], over a socket that is there already, with time and tasks from `runtime`. With `rng_seed` every
+    /// choice of QUIC's that can be seen on the wire, but for keys and names of connections, is drawn from it.
+    pub(super) fn bind_over(
+        config: EndpointConfig,
+        identity: Arc<Identity>,
+        wire: Wire,
+        runtime: Arc<dyn quinn::Runtime>,
+        rng_seed: Option<[u8; 32]>,
+    ) -> Result<(Self, Incoming), EndpointError> {
+        let listen = config.listen;
         let failed = |source| EndpointError::Bind { listen, source };
         if !(EndpointConfig::MTU_MIN..=EndpointConfig::MTU_MAX).contains(&config.mtu) {
             return Err(EndpointError::Mtu { mtu: config.mtu });
@@ -361,12 +378,11 @@ impl Endpoint {
             .incoming_buffer_size_total(accept::HANDSHAKE_BUFFER_BYTES * accept::HANDSHAKES_MAX as u64);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.grease_quic_bit(false);
+        endpoint.rng_seed(rng_seed);
         endpoint
             .max_udp_payload_size(config.mtu.max(1_472))
             .map_err(|_| EndpointError::Mtu { mtu: config.mtu })?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let (socket, datagrams) =
-            socket::open(listen).and_then(|socket| SharedSocket::new(socket, &*runtime)).map_err(failed)?;
+        let (socket, datagrams) = SharedSocket::new(wire).map_err(failed)?;
         let quinn =
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket.clone(), runtime)
                 .map_err(failed)?;

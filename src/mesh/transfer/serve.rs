@@ -149,6 +149,8 @@ pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequ
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
             accepted = connection.quinn().accept_bi() => {
                 let Ok((send, recv)) = accepted else { break };
                 let stream = Stream {
@@ -161,7 +163,6 @@ pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequ
                 // The number of streams is bounded by the endpoint's transport settings.
                 streams.spawn(stream.serve(FrameReader::new(recv, NO_PROGRESS)));
             }
-            Some(_) = streams.join_next(), if !streams.is_empty() => {}
         }
     }
     while streams.join_next().await.is_some() {}
@@ -264,10 +265,12 @@ impl Stream {
         self.pass_on(request, &open, &out);
         drop(out);
         let stopped = self.send.stopped();
+        // In this order, so that nothing is sent that is not wanted any more.
         let result = tokio::select! {
-            result = carry_back(&mut self.send, &self.outflow, class, said, &open) => result,
-            error = take_withdrawals(reader, &open, &self.requests) => Err(error),
+            biased;
             _ = stopped => Ok(()),
+            error = take_withdrawals(reader, &open, &self.requests) => Err(error),
+            result = carry_back(&mut self.send, &self.outflow, class, said, &open) => result,
         };
         for number in open.take_all() {
             let _ = self.requests.send(PeerRequest::Withdrawn { number }).await;
