@@ -15,6 +15,10 @@ mod core_replay;
 mod demo;
 mod error;
 #[cfg(feature = "node")]
+mod first_start;
+#[cfg(feature = "node")]
+mod health;
+#[cfg(feature = "node")]
 mod join;
 #[cfg(feature = "node")]
 mod mesh;
@@ -77,6 +81,9 @@ enum Command {
     /// Show what the agent is doing.
     Status(status::Args),
     #[cfg(feature = "node")]
+    /// Tell by the exit code whether an agent or a stratum is fit for work.
+    Health(health::Args),
+    #[cfg(feature = "node")]
     /// Show the members that the agent knows.
     Peers(peers::Args),
     #[cfg(feature = "node")]
@@ -122,6 +129,8 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         #[cfg(feature = "node")]
         Command::Status(args) => status::run(args),
+        #[cfg(feature = "node")]
+        Command::Health(args) => health::run(args),
         #[cfg(feature = "node")]
         Command::Peers(args) => peers::run(args),
         #[cfg(feature = "node")]

@@ -148,6 +148,18 @@ impl HttpStratum {
         &self.base
     }
 
+    /// Whether a server answers there at all, whatever it has. A server that fails (5xx) does not count.
+    ///
+    /// # Errors
+    /// [`UpstreamError`], why not.
+    pub async fn answers(&self) -> Result<(), UpstreamError> {
+        let status = self.get(&self.base, HeaderMap::new(), 0).await?.status();
+        if status.is_server_error() {
+            return Err(UpstreamError::Status { url: self.base.clone(), status: status.as_u16() });
+        }
+        Ok(())
+    }
+
     async fn get(&self, url: &str, headers: HeaderMap, len: u64) -> Result<Response, UpstreamError> {
         let options = &self.http.options;
         let bound = options.request_allowance + Duration::from_secs(len / options.min_bytes_per_s.max(1));
