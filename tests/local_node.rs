@@ -89,12 +89,14 @@ async fn documents_are_judged_and_strata_follow_the_card() {
     // The stratum moves: the next card says where to.
     let catalog = newest.root().root_catalog;
     first.kill();
-    assert!(node.fetch_upstream(name(), vec![catalog]).await[0].is_err());
+    assert!(node.fetch_upstream(name(), vec![catalog], &|_, _| panic!("nothing came")).await[0].is_err());
     let second_base = tempfile::tempdir().unwrap();
     let second = Stratum::serve(&to, second_base.path());
     assert_eq!(node.judge(News::Card(signed(&second.url, 2, &AUTHORITY).to_vec())).await, NewsVerdict::Fresh);
-    let bytes = node.fetch_upstream(name(), vec![catalog]).await.remove(0).unwrap();
-    assert_eq!(ContentId::of(&bytes), catalog.id);
+    let came = Mutex::new(Vec::new());
+    let hear = |position: usize, bytes: &Bytes| came.lock().unwrap().push((position, ContentId::of(bytes)));
+    node.fetch_upstream(name(), vec![catalog], &hear).await.remove(0).unwrap();
+    assert_eq!(*came.lock().unwrap(), [(0, catalog.id)]);
 }
 
 #[tokio::test]

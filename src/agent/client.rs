@@ -2,7 +2,7 @@
 
 use super::api::{
     ANSWER_MAX_BYTES, AddRepository, Announced, Invitation, InviteRequest, MountRequest, MountStatus, Mounts,
-    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest,
+    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest, Why, WhyRequest,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -166,6 +166,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn invite(&self, request: &InviteRequest) -> Result<Invitation, ClientError> {
         self.json(Method::POST, "/v1/invite", self.body(request)?).await
+    }
+
+    /// Asks where the chunks of a file came from.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn why(&self, request: &WhyRequest) -> Result<Why, ClientError> {
+        self.json(Method::POST, "/v1/why", self.body(request)?).await
     }
 
     /// Hands a signed root to the agent, which judges it and hands it on.
@@ -338,6 +346,11 @@ mod tests {
             Box::pin(async move {
                 let message = format!("{} is not mounted", request.directory.display());
                 Err(Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`"))
+            })
+        }
+        fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+            Box::pin(async move {
+                Err(Refusal::new(RefusalKind::NotFound, format!("there is no {}", request.path)))
             })
         }
         fn announce(&self, root: Bytes) -> BoxFuture<'_, Result<Announced, Refusal>> {

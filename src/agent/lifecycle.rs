@@ -4,7 +4,7 @@
 //! last the answers of the control API. Stopping goes the other way round. Each step of it has a
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
-use super::api::Peers;
+use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
 use super::mounter::{KernelMounter, ReadBook};
@@ -47,6 +47,8 @@ const FLUSH_AT_LEAST: Duration = Duration::from_secs(1);
 pub struct Options {
     /// All settings.
     pub settings: Settings,
+    /// What is to be mounted, whatever was mounted before.
+    pub mounts: Vec<MountRequest>,
     /// Where to record everything that reaches the core.
     pub record_inputs: Option<PathBuf>,
 }
@@ -77,7 +79,7 @@ struct Agent {
 
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { settings, record_inputs } = options;
+        let Options { settings, mounts: declared, record_inputs } = options;
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;
@@ -128,6 +130,7 @@ impl Agent {
         let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
+        mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
             started,
             settings,

@@ -15,6 +15,7 @@ mod mounts;
 mod node;
 mod server;
 mod state;
+mod why;
 
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;

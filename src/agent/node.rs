@@ -3,12 +3,13 @@
 use super::api::{
     AddRepository, Announced, CacheStatus, Invitation, InviteRequest, MeshStatus, MountRequest, MountStatus,
     Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind, Repositories as RepositoryList,
-    RepositoryStatus, Status, UnmountRequest, VERSION,
+    RepositoryStatus, Status, UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
 use super::server::Control;
+use super::why::why;
 use crate::ambient;
 use crate::cache::DiskCache;
 use crate::config::Settings;
@@ -358,6 +359,10 @@ impl Control for Node {
 
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
         async move { self.make_ticket(request) }.boxed()
+    }
+
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+        why(self, request).boxed()
     }
 
     fn metrics(&self) -> BoxFuture<'_, String> {

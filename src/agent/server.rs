@@ -3,7 +3,7 @@
 
 use super::api::{
     AddRepository, Announced, BODY_MAX_BYTES, Invitation, InviteRequest, MountRequest, MountStatus, Mounts,
-    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest,
+    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest, Why, WhyRequest,
 };
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
@@ -45,6 +45,8 @@ pub trait Control: Send + Sync + 'static {
     fn add_repository(&self, request: AddRepository) -> BoxFuture<'_, Result<RepositoryStatus, Refusal>>;
     /// Makes a ticket.
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>>;
+    /// Where the chunks of a file came from.
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>>;
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> BoxFuture<'_, String>;
 }
@@ -90,6 +92,7 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
                 .post(add_repository),
         )
         .route("/v1/invite", post(invite))
+        .route("/v1/why", post(why))
         .merge(open_routes())
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
@@ -151,6 +154,10 @@ async fn add_repository(State(control): State<Arc<dyn Control>>, body: Bytes) ->
 
 async fn invite(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Invitation> {
     bounded(control.invite(parse(&body)?)).await
+}
+
+async fn why(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Why> {
+    bounded(control.why(parse(&body)?)).await
 }
 
 async fn announce(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Announced> {

@@ -5,7 +5,10 @@ use super::ask::{AgentArgs, StateArgs, block_on, print_json};
 use crate::agent::api::InviteRequest;
 use crate::mesh::{Identity, IdentityError};
 use crate::model::CellLabel;
+use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longest validity of a ticket: 30 days. Who holds it may join until then, so short is better.
@@ -45,6 +48,9 @@ A ticket is worth a membership until it expires: hand it over as you would a pas
         /// Address of this node in the ticket, HOST:PORT; may be repeated [default: where the agent can be reached].
         #[arg(long = "address", value_name = "ADDR")]
         addresses: Vec<String>,
+        /// Write the ticket into FILE (mode 0600) instead of printing it.
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        out: Option<PathBuf>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -54,15 +60,19 @@ A ticket is worth a membership until it expires: hand it over as you would a pas
 pub(super) fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Init { state, cell, json } => init(&state, cell, json),
-        Command::Invite { agent, expires, addresses, json } => {
+        Command::Invite { agent, expires, addresses, out, json } => {
             let request = InviteRequest { expires_s: expires.as_secs(), addresses: resolve(&addresses)? };
             let client = agent.client();
             let invitation = block_on(async { Ok(client.invite(&request).await?) })?;
             if json {
                 return print_json(&invitation);
             }
-            // The ticket alone on standard output, so that a script can pass it on.
-            println!("{}", invitation.ticket);
+            match &out {
+                Some(file) => write_ticket(file, &invitation.ticket)
+                    .map_err(|error| CliError::failed(format!("{}: {error}", file.display())))?,
+                // Alone on standard output, so that a script can pass it on.
+                None => println!("{}", invitation.ticket),
+            }
             let addresses: Vec<_> = invitation.addresses.iter().map(ToString::to_string).collect();
             eprintln!(
                 "good until {}, for machines that reach {}",
@@ -72,6 +82,16 @@ pub(super) fn run(command: Command) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+/// Writes beside and renames, so that who waits for the file never sees a part of it.
+fn write_ticket(file: &Path, ticket: &str) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    let mut options = std::fs::File::options();
+    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    writeln!(new, "{ticket}")?;
+    new.sync_all()?;
+    std::fs::rename(&beside, file)
 }
 
 fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> {

@@ -15,6 +15,10 @@ mod core_replay;
 mod demo;
 mod error;
 #[cfg(feature = "node")]
+mod first_start;
+#[cfg(feature = "node")]
+mod health;
+#[cfg(feature = "node")]
 mod join;
 #[cfg(feature = "node")]
 mod mesh;
@@ -34,6 +38,8 @@ mod stratum;
 mod swarm;
 #[cfg(feature = "node")]
 mod umount;
+#[cfg(feature = "node")]
+mod why;
 
 #[cfg(feature = "node")]
 #[doc(hidden)]
@@ -75,8 +81,14 @@ enum Command {
     /// Show what the agent is doing.
     Status(status::Args),
     #[cfg(feature = "node")]
+    /// Tell by the exit code whether an agent or a stratum is fit for work.
+    Health(health::Args),
+    #[cfg(feature = "node")]
     /// Show the members that the agent knows.
     Peers(peers::Args),
+    #[cfg(feature = "node")]
+    /// Tell where each chunk of a file came from, and how long each step took.
+    Why(why::Args),
     #[cfg(feature = "node")]
     /// Make a mesh and invite machines into it.
     #[command(subcommand)]
@@ -118,7 +130,11 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "node")]
         Command::Status(args) => status::run(args),
         #[cfg(feature = "node")]
+        Command::Health(args) => health::run(args),
+        #[cfg(feature = "node")]
         Command::Peers(args) => peers::run(args),
+        #[cfg(feature = "node")]
+        Command::Why(args) => why::run(args),
         #[cfg(feature = "node")]
         Command::Mesh(args) => mesh::run(args),
         #[cfg(feature = "node")]

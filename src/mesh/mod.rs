@@ -46,7 +46,7 @@ pub use conduct::Offence;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
+pub use driver::{Happened, Mesh, MeshCounts, MeshStart, Network, PeerStatus, Step, Story};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,
@@ -63,6 +63,8 @@ pub use membership::{
 };
 #[cfg(feature = "node")]
 pub use ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained, UpstreamFailure};
+#[cfg(feature = "node")]
+pub use proto::Failure;
 #[cfg(feature = "node")]
 pub use registry::MemberConnection;
 #[cfg(feature = "node")]

@@ -18,6 +18,7 @@ mod cells;
 mod content;
 mod counters;
 mod gossip;
+mod journal;
 mod news;
 mod peers;
 mod recent;
@@ -30,6 +31,8 @@ mod wants;
 
 use counters::MeshCounters;
 pub use counters::MeshCounts;
+use journal::Stories;
+pub use journal::{Happened, Step, Story};
 
 use super::conduct::{Conduct, Offence};
 use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
@@ -129,6 +132,7 @@ pub struct Mesh {
     swim: Option<Arc<SwimCounters>>,
     defence: Option<(Arc<Conduct>, Arc<DoorBook>)>,
     news: watch::Receiver<u64>,
+    stories: Stories,
     local: Arc<dyn Local>,
     stop: CancellationToken,
     running: Mutex<Option<JoinHandle<()>>>,
@@ -173,9 +177,22 @@ impl Mesh {
                 Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
             }
         };
+        let stories = driver.journal.stories();
         let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, defence, news, local, stop, running, _stop_on_drop }))
+        Ok(Arc::new(Self {
+            inbox,
+            counters,
+            dht,
+            swim,
+            defence,
+            news,
+            stories,
+            local,
+            stop,
+            running,
+            _stop_on_drop,
+        }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -207,6 +224,11 @@ impl Mesh {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Status(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// How a chunk came to this node, if that was lately.
+    pub fn story(&self, id: &ContentId) -> Option<Story> {
+        self.stories.get(id)
     }
 
     /// The counters.
