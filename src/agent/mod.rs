@@ -15,6 +15,7 @@ mod node;
 mod server;
 mod state;
 
+pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;
 pub use lifecycle::{Options, run};

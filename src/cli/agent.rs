@@ -1,8 +1,9 @@
 //! `starling agent`: run this machine's agent: mounts, cache, mesh member.
 
 use super::CliError;
-use crate::agent::{AgentError, Options, run as run_agent};
+use crate::agent::{AgentError, Options, Tamper, run as run_agent};
 use crate::config::{DEFAULT_FILE, LogFormat, Settings};
+use crate::mesh::proto;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,12 +52,21 @@ pub(super) struct Args {
     /// Record everything that reaches the core, for `starling core-replay`.
     #[arg(long, value_name = "FILE")]
     record_inputs: Option<PathBuf>,
+    /// The core's constants (JSON), for experiments: all nodes of a mesh should have the same.
+    #[arg(long, value_name = "FILE", hide = true)]
+    core_settings: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
+    run_tampered(args, None)
+}
+
+/// Runs an agent; with `tamper`, what peers ask of it goes through that first. Only the lab does that.
+pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
     start_logging(&settings)?;
-    let options = Options { settings, record_inputs: args.record_inputs };
+    let core = core_settings(args.core_settings.as_deref())?;
+    let options = Options { settings, record_inputs: args.record_inputs, core, tamper };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -71,6 +81,13 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     // Whatever still blocks (a disk that hangs) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+fn core_settings(file: Option<&Path>) -> Result<proto::Settings, CliError> {
+    let Some(file) = file else { return Ok(proto::Settings::default()) };
+    let wrong = |error: &dyn std::fmt::Display| CliError::usage(format!("{}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 fn explain(error: AgentError) -> CliError {

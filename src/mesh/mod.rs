@@ -37,7 +37,7 @@ pub mod wire;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
+pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus, Tamper};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
