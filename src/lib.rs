@@ -17,6 +17,7 @@
 //! * [`agent`]: the daemon: wiring, lifecycle, control API, metrics.
 //! * [`ambient`]: the only file that reads clocks and the kernel's random generator.
 //! * [`sim`]: the fleet simulator, which runs the same [`mesh::proto`] in virtual time.
+//! * [`lab`]: real agents in network namespaces, behind shaped links, among faults, measured.
 //! * [`cli`]: one file a verb; the only place that reads arguments, environment and home.
 //!
 //! Built without the feature `node`, the library holds `model`, `mesh::proto`, `sim` and the
@@ -39,6 +40,8 @@ pub mod config;
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;
+#[cfg(feature = "node")]
+pub mod lab;
 pub mod mesh;
 pub mod model;
 #[cfg(feature = "node")]

@@ -11,6 +11,7 @@ mod fluid;
 #[cfg(test)]
 mod fluid_oracle;
 mod report;
+mod rollout;
 mod scenario;
 #[cfg(test)]
 mod tests;
@@ -18,4 +19,5 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use report::{Report, simulate};
+pub use rollout::{Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};
