@@ -172,10 +172,17 @@ impl Node {
         stage.ask(&self.name, self.client().add_repository(&request)).map(drop)
     }
 
-    /// Mounts the repository.
-    pub(super) fn mount(&self, stage: &Stage) -> Result<MountStatus, LabError> {
-        let request = MountRequest { repository: stage.repository.clone(), directory: self.mount.clone() };
+    /// Mounts the repository, with a background fill or without.
+    pub(super) fn mount(&self, stage: &Stage, fill: bool) -> Result<MountStatus, LabError> {
+        let request =
+            MountRequest { repository: stage.repository.clone(), directory: self.mount.clone(), fill };
         stage.ask(&self.name, self.client().mount(&request))
+    }
+
+    /// How its mount is.
+    pub(super) fn mounted(&self, stage: &Stage) -> Result<Option<MountStatus>, LabError> {
+        let mounts = stage.ask(&self.name, self.client().mounts())?.mounts;
+        Ok(mounts.into_iter().find(|mount| mount.directory == self.mount))
     }
 
     /// What its agent says of itself.

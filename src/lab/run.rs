@@ -251,7 +251,7 @@ impl Run<'_> {
         if stage.scenario.work.how == How::Revision {
             say("mounting");
             for member in &self.members {
-                member.node.mount(stage)?;
+                member.node.mount(stage, false)?;
             }
         }
         let switches = if stage.scenario.switches() == 1 { 0 } else { stage.scenario.switches() };

@@ -13,6 +13,8 @@ use std::time::Duration;
 const ERRORS_MAX: usize = 8;
 /// How often a mount is looked at for a new revision.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
+/// How often an agent is asked how far its fill is: often enough for the makespan, seldom enough for the processors.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// The file that only the new revision has.
 pub(super) const NEW_FILE: &str = "new";
 
@@ -33,13 +35,14 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
     let delay = Duration::from_millis(own % (u64::from(span) + 1));
     sleep_until(start + delay);
     if stage.scenario.work.how != How::Revision
-        && let Err(error) = node.mount(stage)
+        && let Err(error) = node.mount(stage, stage.scenario.work.how == How::Fill)
     {
         note(&mut outcome.errors, node, error.to_string());
         return outcome;
     }
     match stage.scenario.work.how {
-        How::Read | How::Fill => {
+        How::Fill => fill(stage, node, end, &mut outcome),
+        How::Read => {
             read(stage, tree, node, &tree.recorded(stage.scenario.seed), end, &mut outcome);
         }
         How::Random => read(stage, tree, node, &tree.at_random(own), end, &mut outcome),
@@ -55,6 +58,26 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
         }
     }
     outcome
+}
+
+/// Waits until the agent says that its background fill is complete.
+fn fill(stage: &Stage, node: &Node, end: Time, outcome: &mut Outcome) {
+    while !stage.interrupt.is_set() && !node.is_gone() && ambient::now() < end {
+        match node.mounted(stage) {
+            Ok(Some(mount)) if mount.fill.as_ref().is_some_and(|fill| fill.complete) => {
+                outcome.finished = Some(ambient::now());
+                return;
+            }
+            Ok(Some(mount)) => {
+                if let Some(problem) = mount.problem.or_else(|| mount.fill.and_then(|fill| fill.problem)) {
+                    tracing::debug!(node = node.name, problem, "a fill is held up");
+                }
+            }
+            Ok(None) => return note(&mut outcome.errors, node, "the mount is gone".to_owned()),
+            Err(error) => return note(&mut outcome.errors, node, error.to_string()),
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
 }
 
 /// Reads parts in their order, by as many threads as the scenario says, and compares each with the source.

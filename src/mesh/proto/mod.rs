@@ -16,9 +16,12 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod budget;
 mod content_table;
 mod core;
+mod counts;
 mod fetch;
+mod hedge;
 mod holders;
 mod lookups;
 mod marks;
@@ -30,6 +33,7 @@ mod record;
 mod rendezvous;
 mod search;
 mod settings;
+mod speed;
 mod timer;
 mod uploads;
 mod upstream;
@@ -37,7 +41,11 @@ mod vocabulary;
 mod wants;
 
 #[cfg(test)]
+mod hedge_tests;
+#[cfg(test)]
 mod node_tests;
+#[cfg(test)]
+mod origin_tests;
 #[cfg(test)]
 mod swarm_tests;
 #[cfg(test)]
@@ -45,6 +53,7 @@ mod testing;
 
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
+pub use counts::Counts;
 pub use node::Node;
 pub use peers_table::PeerTable;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};

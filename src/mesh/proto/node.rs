@@ -1,13 +1,15 @@
 //! The node: its state, its one entrance, and which part of it decides on what.
 
 use super::announce::Announces;
+use super::counts::Counts;
 use super::fetch::{Fetch, Fetches};
 use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
 use super::pending::Pending;
-use super::timer::{Timer, Timers};
+use super::speed::Speeds;
+use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
 use super::upstream::Upstream;
 use super::wants::Window;
@@ -48,12 +50,14 @@ pub struct Node<P, C, R> {
     pub(super) homes: Homes,
     pub(super) hints: Hints,
     pub(super) loads: Loads,
+    pub(super) speeds: Speeds,
     pub(super) distrusted: Vec<(Peer, Time)>,
     pub(super) upstream: Upstream,
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
     pub(super) news: News,
     pub(super) timers: Timers,
+    pub(super) counts: Counts,
 }
 
 /// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
@@ -62,11 +66,13 @@ const DISTRUSTED_MAX: usize = 64;
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.
     pub fn new(peers: P, content: C, rng: R, settings: impl Into<Arc<Settings>>) -> Self {
+        let settings = settings.into();
         Self {
             peers,
             content,
             rng,
-            settings: settings.into(),
+            speeds: Speeds::new(&settings),
+            settings,
             now: Time::ZERO,
             marks: Marks::default(),
             held: Vec::new(),
@@ -83,6 +89,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             announces: Announces::default(),
             news: News::default(),
             timers: Timers::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -113,6 +120,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_deadline(&self) -> Option<Time> {
         self.timers.next()
+    }
+
+    /// What was decided how often.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// The view of the mesh.
@@ -151,7 +163,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     fn tick(&mut self, out: &mut Outbox) {
         // Each kind once: what fires arms itself again, for later.
-        let mut fired = [None; 6];
+        let mut fired = [None; KINDS_LEN];
         for slot in &mut fired {
             *slot = self.timers.fire(self.now);
         }
@@ -163,6 +175,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Waiters => self.waiters_due(out),
                 Timer::Lookup => self.lookups_due(out),
                 Timer::Announce => self.announce_due(out),
+                Timer::Origin => self.fill_upstream(out),
             }
         }
     }
@@ -209,6 +222,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         peer != self.peers.me()
             && self.peers.is_up(peer)
             && !fetch.bad.contains(&peer)
+            && !fetch.is_asked(peer)
             && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
     }
 
@@ -233,7 +247,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.ask_ended(ask, false, out);
             }
         }
-        for slot in self.fetches.slots_where(|fetch| fetch.at == super::fetch::At::Peer(peer)) {
+        for slot in self.fetches.slots_where(|fetch| fetch.is_asked(peer)) {
             if let Some(chunk) = self.fetches.get(slot).map(|fetch| fetch.chunk) {
                 // The connection may outlive the suspicion: nothing must come of it any more.
                 out.push(Output::Cancel { peer, chunk });
