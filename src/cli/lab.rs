@@ -3,7 +3,9 @@
 use super::CliError;
 use super::ask::table;
 use crate::config::ByteSize;
-use crate::lab::{Fate, Interrupt, LabError, LiarKind, Options, Report, Scenario, run as run_lab, tamper};
+use crate::lab::{
+    Fate, Interrupt, LabError, LiarKind, Moment, Options, Report, Scenario, run as run_lab, tamper,
+};
 use std::cell::RefCell;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -31,6 +33,9 @@ pub(super) struct Args {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    /// Program of the honest agents, instead of this one: another build, to be compared.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
     /// Keep the folder with all state and logs, and tell where it is.
     #[arg(long)]
     keep: bool,
@@ -55,9 +60,11 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     scenario.seed = args.seed.unwrap_or(scenario.seed);
     let interrupt = Interrupt::catch()?;
     let line = RefCell::new(Line { is_terminal: std::io::stderr().is_terminal() });
+    let executable = std::env::current_exe()?;
     let report = run_lab(Options {
         scenario,
-        executable: std::env::current_exe()?,
+        agent: args.agent.unwrap_or_else(|| executable.clone()),
+        executable,
         temporary: std::env::temp_dir(),
         keep: args.keep,
         hidden: super::own_variables(),
@@ -123,6 +130,25 @@ impl Line {
     }
 }
 
+/// Means over the time until half of the nodes were done, and after: the two tell a slow middle from a long tail.
+fn busy(report: &Report) -> String {
+    let mean = |moments: &[Moment], pick: fn(&Moment) -> f64| {
+        100.0 * moments.iter().map(pick).sum::<f64>() / moments.len().max(1) as f64
+    };
+    let half = report.timeline.partition_point(|moment| moment.at_s <= report.rollout.p50_s);
+    let all = report.timeline.partition_point(|moment| moment.at_s <= report.rollout.makespan_s);
+    let part = |moments: &[Moment]| {
+        format!(
+            "{:.0} % of uplinks, {:.0} % of downlinks, {:.0} % of the stratum's",
+            mean(moments, |moment| moment.up),
+            mean(moments, |moment| moment.down),
+            mean(moments, |moment| moment.strata_up)
+        )
+    };
+    let (first, second) = (&report.timeline[..half], &report.timeline[half..all.max(half)]);
+    format!("until p50: {}; then: {}", part(first), part(second))
+}
+
 fn in_words(path: &Path, report: &Report) -> String {
     let rollout = &report.rollout;
     let void = if report.void { " - VOID: the processors may have set the pace" } else { "" };
@@ -145,6 +171,7 @@ fn in_words(path: &Path, report: &Report) -> String {
         ),
         ("most uploads", format!("{:.3} copies", report.upload_copies_max)),
         ("crossed", format!("{} copies", crossing.collect::<Vec<_>>().join(", "))),
+        ("links busy", busy(report)),
         ("dropped packets", format!("{} up, {} down", report.dropped_up, report.dropped_down)),
         ("machine", format!("{:.0} % busy{void}", report.cpu * 100.0)),
         ("content", if report.identical { "identical" } else { "DIFFERENT" }.to_owned()),

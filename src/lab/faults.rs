@@ -89,6 +89,16 @@ impl Faults {
         liars
     }
 
+    /// The places where nodes will be killed, in order.
+    #[cfg(test)]
+    pub(super) fn killed(&self) -> Vec<u32> {
+        let place = |(_, act): &(Time, Act)| match act {
+            Act::Kill { place, .. } => Some(*place),
+            _ => None,
+        };
+        self.due.iter().rev().filter_map(place).collect()
+    }
+
     /// The lowest rate that a fault gives to a downlink, in Mbit/s.
     pub(super) fn slowest(scenario: &Scenario) -> Option<f64> {
         let slow = scenario.faults.iter().filter_map(|fault| match fault {

@@ -19,12 +19,16 @@ use tokio::runtime::Runtime;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Validity of a ticket that is used at once.
 const TICKET_S: u64 = 600;
+/// The file with the core's constants, if the scenario has others than the defaults.
+pub(super) const CORE_SETTINGS: &str = "core.json";
 /// Room in the caches beside the content: catalogs, packs that are being written.
 const CACHE_ROOM_BYTES: u64 = 512 << 20;
 
 /// What all nodes of a run share.
 pub(super) struct Stage {
     pub(super) launcher: Launcher,
+    /// Starts the honest agents, which may be of another build.
+    pub(super) agents: Launcher,
     pub(super) interrupt: Interrupt,
     pub(super) runtime: Runtime,
     pub(super) scenario: Scenario,
@@ -107,14 +111,19 @@ impl Node {
     /// Starts its agent. It is ready later.
     pub(super) fn begin(&self, stage: &Stage) -> Result<Process, LabError> {
         let settings = self.write_settings(stage)?.display().to_string();
-        let core = stage.folder().join("core.json").display().to_string();
-        let mut arguments = vec!["agent", "--config", &settings, "--core-settings", &core];
+        let core = stage.folder().join(CORE_SETTINGS);
+        let shown = core.display().to_string();
+        let (mut arguments, mut launcher) = (vec!["agent", "--config", &settings], &stage.agents);
+        if core.exists() {
+            arguments.extend(["--core-settings", &shown]);
+        }
         let kind;
         if let Some(liar) = self.liar {
             kind = liar.to_string();
             arguments.splice(..1, ["lab-liar", "--how", &kind]);
+            launcher = &stage.launcher;
         }
-        Ok(stage.launcher.start(&format!("{}-agent", self.name), &arguments, Some(&self.namespace))?)
+        Ok(launcher.start(&format!("{}-agent", self.name), &arguments, Some(&self.namespace))?)
     }
 
     fn write_settings(&self, stage: &Stage) -> Result<PathBuf, LabError> {

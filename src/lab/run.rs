@@ -6,12 +6,13 @@ use super::faults::Faults;
 use super::lease::{Lease, clear_leftovers};
 use super::measure::{LeftStratum, Sample, Sampler};
 use super::netns::{Network, check_machine, port, stratum_address};
-use super::node::{Node, Stage, join_and_start};
+use super::node::{CORE_SETTINGS, Node, Stage, join_and_start};
 use super::process::{Folder, Interrupt, Launcher, Process, may_mount};
 use super::report::{CPU_MAX, Crossing, Fate, FullRates, NodeReport, Report, busy, difference, timeline};
 use super::scenario::{How, Scenario};
 use super::work::{NEW_FILE, Outcome, read, work};
 use crate::ambient;
+use crate::mesh::proto;
 use crate::model::Time;
 use crate::sim::{Bound, Rollout, Term, bound};
 use std::ffi::OsString;
@@ -41,6 +42,8 @@ pub struct Options<'a> {
     pub scenario: Scenario,
     /// This program.
     pub executable: PathBuf,
+    /// The program of the honest agents: this one, or another build.
+    pub agent: PathBuf,
     /// Where the run makes its folder.
     pub temporary: PathBuf,
     /// Whether the folder with all state and logs stays.
@@ -107,12 +110,14 @@ fn in_folder(options: &Options<'_>, folder: &Path, lease: &Lease) -> Result<Repo
         .enable_all()
         .build()
         .map_err(|source| LabError::System { what: "a runtime", source })?;
+    let launcher = |executable: &PathBuf| Launcher {
+        executable: executable.clone(),
+        folder: folder.to_owned(),
+        hidden: options.hidden.clone(),
+    };
     let stage = Stage {
-        launcher: Launcher {
-            executable: options.executable.clone(),
-            folder: folder.to_owned(),
-            hidden: options.hidden.clone(),
-        },
+        launcher: launcher(&options.executable),
+        agents: launcher(&options.agent),
         interrupt: options.interrupt.clone(),
         runtime,
         repository: REPOSITORY.parse().map_err(|error| LabError::Output {
@@ -213,10 +218,13 @@ impl Run<'_> {
     /// All nodes become members of one mesh and know each other and the repository.
     fn assemble(&mut self, published: &Published, say: &dyn Fn(&str)) -> Result<(), LabError> {
         let stage = self.stage;
-        let core = stage.folder().join("core.json");
-        let settings = serde_json::to_vec(&stage.scenario.settings)
-            .map_err(|error| LabError::Output { command: "settings".to_owned(), found: error.to_string() })?;
-        fs::write(&core, settings).map_err(LabError::file(&core))?;
+        if stage.scenario.settings != proto::Settings::default() {
+            let core = stage.folder().join(CORE_SETTINGS);
+            let settings = serde_json::to_vec(&stage.scenario.settings).map_err(|error| {
+                LabError::Output { command: "settings".to_owned(), found: error.to_string() }
+            })?;
+            fs::write(&core, settings).map_err(LabError::file(&core))?;
+        }
         let liars = Faults::liars(&stage.scenario);
         let mut nodes = Vec::new();
         for place in 0..stage.scenario.fleet.nodes {
