@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// In this order; the clean run first, with which the one among liars is compared.
-const SCENARIOS: [&str; 8] =
+const SCENARIOS: [&str; 9] =
     ["flash-crowd", "killed", "container-start", "four-cells", "stratum-dies", "cut", "liars", "revision"];
 
 /// What is printed: title, path in the JSON object, digits.
-const COLUMNS: [(&str, &str, usize); 8] = [
+const COLUMNS: [(&str, &str, usize); 10] = [
     ("makespan s", "/makespan_s", 2),
     ("x bound", "/makespan_over_bound", 3),
     ("p50 s", "/p50_s", 2),
@@ -20,6 +20,8 @@ const COLUMNS: [(&str, &str, usize); 8] = [
     ("uploads", "/upload_copies_max", 2),
     ("crossed", "", 3),
     ("cpu", "/cpu", 2),
+    ("agent cpu", "/agent_cpu", 4),
+    ("link B/s", "/link_bytes_per_s", 0),
 ];
 
 struct Arguments {

@@ -133,11 +133,14 @@ impl Line {
 /// Means over the time until half of the nodes were done, and after: the two tell a slow middle from a long tail.
 fn busy(report: &Report) -> String {
     let mean = |moments: &[Moment], pick: fn(&Moment) -> f64| {
-        100.0 * moments.iter().map(pick).sum::<f64>() / moments.len().max(1) as f64
+        100.0 * moments.iter().map(pick).sum::<f64>() / moments.len() as f64
     };
     let half = report.timeline.partition_point(|moment| moment.at_s <= report.rollout.p50_s);
     let all = report.timeline.partition_point(|moment| moment.at_s <= report.rollout.makespan_s);
     let part = |moments: &[Moment]| {
+        if moments.is_empty() {
+            return "-".to_owned();
+        }
         format!(
             "{:.0} % of uplinks, {:.0} % of downlinks, {:.0} % of the stratum's",
             mean(moments, |moment| moment.up),
@@ -151,6 +154,8 @@ fn busy(report: &Report) -> String {
 
 fn in_words(path: &Path, report: &Report) -> String {
     let rollout = &report.rollout;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes a second of a link")]
+    let per_second = report.link_bytes_per_s as u64;
     let void = if report.void { " - VOID: the processors may have set the pace" } else { "" };
     let crossing = report.crossings.iter().map(|crossing| format!("{:.3}", crossing.in_copies));
     let rows = [
@@ -173,7 +178,16 @@ fn in_words(path: &Path, report: &Report) -> String {
         ("crossed", format!("{} copies", crossing.collect::<Vec<_>>().join(", "))),
         ("links busy", busy(report)),
         ("dropped packets", format!("{} up, {} down", report.dropped_up, report.dropped_down)),
-        ("machine", format!("{:.0} % busy{void}", report.cpu * 100.0)),
+        (
+            "machine",
+            format!(
+                "{:.0} % busy, {:.1} s of it in agents ({:.2} % of a processor each){void}",
+                report.cpu * 100.0,
+                report.agents_cpu_s,
+                report.agent_cpu * 100.0
+            ),
+        ),
+        ("a node's link", format!("{} a second", ByteSize(per_second))),
         ("content", if report.identical { "identical" } else { "DIFFERENT" }.to_owned()),
         ("model", report.model.clone()),
     ];

@@ -171,7 +171,7 @@ fn replace(run: &mut Run<'_>, places: &[u32]) -> Result<(), LabError> {
     let authority = run.members[0].node.clone();
     let started = join_and_start(run.stage, &authority, &nodes)?;
     for (node, process) in nodes.into_iter().zip(started) {
-        run.members.push(Member { node, process: Some(process), outcome: None });
+        run.members.push(Member::new(node, process));
     }
     Ok(())
 }

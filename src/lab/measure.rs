@@ -126,6 +126,24 @@ fn ticks(text: &str) -> Option<Ticks> {
     Some(Ticks { busy: all - numbers[3] - numbers[4], all })
 }
 
+/// Seconds that a process has spent on processors, in all its threads; `None` when it is gone.
+pub(super) fn processor_seconds(process: u32) -> Option<f64> {
+    // SAFETY: `sysconf` has no preconditions.
+    let ticks_per_s = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Some(
+        process_ticks(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)? as f64
+            / ticks_per_s as f64,
+    )
+}
+
+/// User and system time from `/proc/PID/stat`, whose second field may hold blanks and brackets.
+fn process_ticks(text: &str) -> Option<u64> {
+    let mut after_name = text.rsplit_once(')')?.1.split_whitespace();
+    let user: u64 = after_name.nth(11)?.parse().ok()?;
+    let system: u64 = after_name.next()?.parse().ok()?;
+    Some(user + system)
+}
+
 /// What left the stratum, by its access log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftStratum {
@@ -161,7 +179,7 @@ impl LeftStratum {
             sent.sort_unstable();
             let mut covered = 0;
             for (first, end) in sent {
-                left.distinct += end.max(covered) - first.max(covered).min(end.max(covered));
+                left.distinct += end.saturating_sub(first.max(covered));
                 covered = covered.max(end);
             }
         }
@@ -181,6 +199,8 @@ mod tests {
         let stat = "cpu  100 1 20 800 50 2 3 4 0 0\ncpu0 1 2 3\n";
         assert_eq!(ticks(stat), Some(Ticks { busy: 130, all: 980 }));
         assert_eq!(ticks("cpu  1 2\n"), None);
+        let process = "42 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 250 30 0 0 20";
+        assert_eq!(process_ticks(process), Some(280));
     }
 
     #[test]

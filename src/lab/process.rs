@@ -267,7 +267,7 @@ impl Process {
             .map_err(|source| ProcessError::File { path: self.output.clone(), source })
     }
 
-    /// Its number, while it was not waited for.
+    /// Its number in the system, as long as it was not waited for.
     pub fn id(&self) -> u32 {
         self.child.id()
     }

@@ -24,6 +24,12 @@ pub struct Report {
     pub cpu: f64,
     /// Whether that was more than [`CPU_MAX`]: then the run says nothing about the links.
     pub void: bool,
+    /// Seconds on processors that all agents took together.
+    pub agents_cpu_s: f64,
+    /// Share of one processor that an agent took, as the mean of all nodes.
+    pub agent_cpu: f64,
+    /// Bytes a second on a node's link, both ways together, as the mean of all nodes.
+    pub link_bytes_per_s: f64,
     /// Bytes on the stratum's uplink.
     pub strata_wire_bytes: u64,
     /// Requests to the stratum.
@@ -84,6 +90,8 @@ pub struct NodeReport {
     pub down_bytes: u64,
     /// `up_bytes` in copies of the content.
     pub up_copies: f64,
+    /// Seconds on processors that its agent took in the measured time; `None` when it was killed.
+    pub cpu_s: Option<f64>,
     /// Plain bytes that neighbours sent it, by its own account; `None` when its agent does not run.
     pub from_peers_bytes: Option<u64>,
     /// Plain bytes that it took from the stratum.
@@ -169,14 +177,16 @@ pub(super) fn busy(before: &Sample, after: &Sample) -> f64 {
 impl Report {
     /// Holds the figures against the goals.
     pub(super) fn judge(&mut self) {
-        let Goals { makespan_over_bound, strata_copies, upload_copies, crossing_copies, p99_s } = self.goals;
+        let goals = &self.goals;
         let crossing = self.crossings.iter().map(|crossing| crossing.in_copies).fold(0.0, f64::max);
         let judged = [
-            ("makespan over bound", self.rollout.makespan_over_bound, makespan_over_bound),
-            ("copies that left the stratum", self.rollout.strata_copies, strata_copies),
-            ("copies that one node uploaded", self.upload_copies_max, upload_copies),
-            ("copies that crossed to one switch", crossing, crossing_copies),
-            ("seconds until 99 % had it", self.rollout.p99_s, p99_s),
+            ("makespan over bound", self.rollout.makespan_over_bound, goals.makespan_over_bound),
+            ("copies that left the stratum", self.rollout.strata_copies, goals.strata_copies),
+            ("copies that one node uploaded", self.upload_copies_max, goals.upload_copies),
+            ("copies that crossed to one switch", crossing, goals.crossing_copies),
+            ("seconds until 99 % had it", self.rollout.p99_s, goals.p99_s),
+            ("bytes a second on a node's link", self.link_bytes_per_s, goals.link_bytes_per_s),
+            ("share of a processor for an agent", self.agent_cpu, goals.agent_cpu),
         ];
         self.missed = judged
             .into_iter()
@@ -184,7 +194,7 @@ impl Report {
             .filter_map(|(what, found, goal)| {
                 goal.filter(|goal| !(found <= *goal)).map(|goal| (what, found, goal))
             })
-            .map(|(what, found, goal)| format!("{what}: {found:.3}, promised at most {goal}"))
+            .map(|(what, found, goal)| format!("{what}: {found:.4}, promised at most {goal}"))
             .collect();
     }
 

@@ -4,7 +4,7 @@ use super::content::Tree;
 use super::error::LabError;
 use super::faults::Faults;
 use super::lease::{Lease, clear_leftovers};
-use super::measure::{LeftStratum, Sample, Sampler};
+use super::measure::{LeftStratum, Sample, Sampler, processor_seconds};
 use super::netns::{Network, check_machine, port, stratum_address};
 use super::node::{CORE_SETTINGS, Node, Stage, join_and_start};
 use super::process::{Folder, Interrupt, Launcher, Process, may_mount};
@@ -64,6 +64,18 @@ pub(super) struct Member {
     /// `None` once it was killed.
     pub(super) process: Option<Process>,
     pub(super) outcome: Option<Outcome>,
+    /// Seconds on processors that the process had taken before the measured part; afterwards, in it.
+    pub(super) cpu_s: Option<f64>,
+}
+
+impl Member {
+    pub(super) fn new(node: Node, process: Process) -> Self {
+        Self { node, process: Some(process), outcome: None, cpu_s: None }
+    }
+
+    fn processor_seconds(&self) -> Option<f64> {
+        processor_seconds(self.process.as_ref()?.id())
+    }
 }
 
 /// The stratum.
@@ -235,13 +247,13 @@ impl Run<'_> {
         authority.init_mesh(stage)?;
         let mut process = authority.begin(stage)?;
         let ready = authority.wait_until_ready(stage, &mut process);
-        self.members.push(Member { node: authority.clone(), process: Some(process), outcome: None });
+        self.members.push(Member::new(authority.clone(), process));
         ready?;
         authority.add_repository(stage, &published.fingerprint, &self.stratum.url)?;
         let others = nodes.split_off(1);
         let started = join_and_start(stage, &authority, &others)?;
         for (node, process) in others.into_iter().zip(started) {
-            self.members.push(Member { node, process: Some(process), outcome: None });
+            self.members.push(Member::new(node, process));
         }
         say("waiting until all know each other");
         let count = self.members.iter().filter(|member| member.node.cell == authority.cell).count();
@@ -256,7 +268,7 @@ impl Run<'_> {
     /// The measured part.
     fn measure(&mut self, say: &dyn Fn(&str)) -> Result<Report, LabError> {
         let (stage, nodes) = (self.stage, self.stage.scenario.fleet.nodes);
-        if stage.scenario.work.how == How::Revision {
+        if stage.scenario.work.how.mounts_before() {
             say("mounting");
             for member in &self.members {
                 member.node.mount(stage, false)?;
@@ -269,10 +281,18 @@ impl Run<'_> {
         ports.extend((1..=switches).map(|switch| format!("c{switch}")));
         let drops = self.network.drops(nodes)?;
         let before = LeftStratum::read(&self.stratum.log)?;
+        for member in &mut self.members {
+            member.cpu_s = member.processor_seconds();
+        }
         let sampler = Sampler::start(Network::open(&self.network.hub())?, &ports)?;
         let begun = self.perform(say);
         let samples = sampler.stop()?;
         let begun = begun?;
+        for member in &mut self.members {
+            // A replacement began at nothing.
+            let before = member.cpu_s.unwrap_or(0.0);
+            member.cpu_s = member.processor_seconds().map(|after| after - before);
+        }
         let after = LeftStratum::read(&self.stratum.log)?;
         let dropped = self.network.drops(nodes)?;
         if stage.scenario.work.how == How::Fill {
@@ -417,6 +437,9 @@ impl Run<'_> {
             down: rate(scenario.fleet.down_mbit_s),
         };
         let cpu = busy(first, last);
+        let seconds = last.at.since(first.at).as_secs_f64();
+        let agents_cpu_s: f64 = per_node.iter().filter_map(|node| node.cpu_s).sum();
+        let carried: u64 = through[..nodes].iter().map(|port| port.up + port.down).sum();
         let mut report = Report {
             rollout,
             model: model(),
@@ -424,6 +447,9 @@ impl Run<'_> {
             stored_bytes: self.stored,
             cpu,
             void: cpu > CPU_MAX,
+            agents_cpu_s,
+            agent_cpu: agents_cpu_s / nodes as f64 / seconds,
+            link_bytes_per_s: carried as f64 / nodes as f64 / seconds,
             strata_wire_bytes: through[nodes].up,
             strata_requests: left.requests,
             upload_copies_max: per_node.iter().map(|node| node.up_copies).fold(0.0, f64::max),
@@ -459,6 +485,7 @@ impl Run<'_> {
             up_bytes: link.up,
             down_bytes: link.down,
             up_copies: link.up as f64 / self.stored as f64,
+            cpu_s: member.cpu_s,
             from_peers_bytes: status.as_ref().map(|status| status.obtained.peers_bytes),
             from_strata_bytes: status.as_ref().map(|status| status.obtained.strata_bytes),
         }
@@ -467,8 +494,8 @@ impl Run<'_> {
     /// The least time for the links as the scenario has them, for those who shall complete.
     fn bound(&self, wanted: u32) -> Bound {
         let Scenario { fleet, stratum, work, .. } = &self.stage.scenario;
-        if work.how == How::Revision {
-            // Nothing but a signed root and a catalog travels.
+        if work.how.mounts_before() {
+            // No content travels.
             return Bound { seconds: f64::NAN, term: Term::SlowestDownlink };
         }
         let rate = |mbit_s: f64| mbit_s * 1e6 / 8.0;

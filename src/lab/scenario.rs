@@ -122,6 +122,15 @@ pub enum How {
     Fill,
     /// Has mounted and filled before; a new revision is published, and the time is measured until the mount shows it.
     Revision,
+    /// Has mounted, and does nothing until the deadline: what a mesh costs that nobody uses.
+    Idle,
+}
+
+impl How {
+    /// Whether nodes mount before the measured part.
+    pub(super) fn mounts_before(self) -> bool {
+        matches!(self, Self::Revision | Self::Idle)
+    }
 }
 
 /// What the nodes do with the content.
@@ -232,6 +241,12 @@ pub struct Goals {
     /// Most for the 99th percentile of the nodes' times, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99_s: Option<f64>,
+    /// Most bytes a second on a node's link, up and down together, as the mean of all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_bytes_per_s: Option<f64>,
+    /// Most of one processor that an agent takes, as the mean of all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_cpu: Option<f64>,
 }
 
 fn check(

@@ -34,7 +34,7 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
     let span = stage.scenario.work.start_within_ms;
     let delay = Duration::from_millis(own % (u64::from(span) + 1));
     sleep_until(start + delay);
-    if stage.scenario.work.how != How::Revision
+    if !stage.scenario.work.how.mounts_before()
         && let Err(error) = node.mount(stage, stage.scenario.work.how == How::Fill)
     {
         note(&mut outcome.errors, node, error.to_string());
@@ -55,6 +55,12 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
                 }
                 std::thread::sleep(LOOK_EVERY);
             }
+        }
+        How::Idle => {
+            while !stage.interrupt.is_set() && ambient::now() < end {
+                std::thread::sleep(ASK_EVERY);
+            }
+            outcome.finished = Some(ambient::now());
         }
     }
     outcome
