@@ -17,8 +17,8 @@ const COLUMNS: [(&str, &str, usize); 10] = [
     ("p50 s", "/p50_s", 2),
     ("p99 s", "/p99_s", 2),
     ("copies", "/strata_copies", 4),
-    ("uploads", "/upload_copies_max", 2),
-    ("crossed", "", 3),
+    ("uploads", "/most_given_copies", 2),
+    ("into a cell", "/most_into_a_cell_copies", 3),
     ("cpu", "/cpu", 2),
     ("agent cpu", "/agent_cpu", 4),
     ("link B/s", "/link_bytes_per_s", 0),
@@ -77,11 +77,7 @@ fn run(file: &Path, seed: u64) -> Result<serde_json::Value, String> {
 }
 
 fn figure(report: &serde_json::Value, path: &str) -> Option<f64> {
-    if !path.is_empty() {
-        return report.pointer(path)?.as_f64();
-    }
-    let crossings = report["crossings"].as_array()?;
-    crossings.iter().filter_map(|crossing| crossing["in_copies"].as_f64()).max_by(f64::total_cmp)
+    report.pointer(path)?.as_f64()
 }
 
 /// Median and range.

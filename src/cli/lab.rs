@@ -174,7 +174,7 @@ fn in_words(path: &Path, report: &Report) -> String {
                 ByteSize(report.strata_wire_bytes)
             ),
         ),
-        ("most uploads", format!("{:.3} copies", report.upload_copies_max)),
+        ("most uploads", format!("{:.3} copies", rollout.most_given_copies)),
         ("crossed", format!("{} copies", crossing.collect::<Vec<_>>().join(", "))),
         ("links busy", busy(report)),
         ("dropped packets", format!("{} up, {} down", report.dropped_up, report.dropped_down)),

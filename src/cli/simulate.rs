@@ -109,6 +109,8 @@ fn table(path: &Path, timed: &Timed<'_>) -> String {
             "left the stratum",
             format!("{} bytes = {:.4} copies", report.rollout.strata_bytes, report.rollout.strata_copies),
         ),
+        ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
+        ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),

@@ -34,8 +34,6 @@ pub struct Report {
     pub strata_wire_bytes: u64,
     /// Requests to the stratum.
     pub strata_requests: u64,
-    /// Most copies that one node uploaded, by its uplink's bytes.
-    pub upload_copies_max: f64,
     /// Packets that uplinks' queues dropped.
     pub dropped_up: u64,
     /// Packets that all other queues dropped.
@@ -178,12 +176,15 @@ impl Report {
     /// Holds the figures against the goals.
     pub(super) fn judge(&mut self) {
         let goals = &self.goals;
-        let crossing = self.crossings.iter().map(|crossing| crossing.in_copies).fold(0.0, f64::max);
         let judged = [
             ("makespan over bound", self.rollout.makespan_over_bound, goals.makespan_over_bound),
             ("copies that left the stratum", self.rollout.strata_copies, goals.strata_copies),
-            ("copies that one node uploaded", self.upload_copies_max, goals.upload_copies),
-            ("copies that crossed to one switch", crossing, goals.crossing_copies),
+            ("copies that one node uploaded", self.rollout.most_given_copies, goals.upload_copies),
+            (
+                "copies that crossed to one switch",
+                self.rollout.most_into_a_cell_copies,
+                goals.crossing_copies,
+            ),
             ("seconds until 99 % had it", self.rollout.p99_s, goals.p99_s),
             ("bytes a second on a node's link", self.link_bytes_per_s, goals.link_bytes_per_s),
             ("share of a processor for an agent", self.agent_cpu, goals.agent_cpu),

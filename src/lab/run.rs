@@ -14,7 +14,7 @@ use super::work::{NEW_FILE, Outcome, read, work};
 use crate::ambient;
 use crate::mesh::proto;
 use crate::model::Time;
-use crate::sim::{Bound, Rollout, Term, bound};
+use crate::sim::{Bound, Moved, Rollout, Term, bound};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -415,13 +415,23 @@ impl Run<'_> {
             .collect();
         let wanted = per_node.iter().filter(|node| !matches!(node.fate, Fate::Killed | Fate::Liar)).count();
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let rollout = Rollout::new(scenario.seed, wanted, &mut times, self.bound(wanted), left.bytes, stored);
-        let crossings = through[nodes + 1..].iter().enumerate().map(|(switch, port)| Crossing {
-            switch: u32::try_from(switch).unwrap_or(0),
-            in_bytes: port.down,
-            in_copies: port.down as f64 / stored,
-            out_bytes: port.up,
-        });
+        let crossings: Vec<Crossing> = (0..)
+            .zip(&through[nodes + 1..])
+            .map(|(switch, port)| Crossing {
+                switch,
+                in_bytes: port.down,
+                in_copies: port.down as f64 / stored,
+                out_bytes: port.up,
+            })
+            .collect();
+        let moved = Moved {
+            copy: stored,
+            strata: left.bytes,
+            // With one switch, everything that leaves the stratum comes into the one cell.
+            most_into_a_cell: crossings.iter().map(|link| link.in_bytes).max().unwrap_or(through[nodes].up),
+            most_given: per_node.iter().map(|node| node.up_bytes).max().unwrap_or(0),
+        };
+        let rollout = Rollout::new(scenario.seed, wanted, &mut times, self.bound(wanted), moved);
         let errors: Vec<String> = self
             .members
             .iter()
@@ -452,10 +462,9 @@ impl Run<'_> {
             link_bytes_per_s: carried as f64 / nodes as f64 / seconds,
             strata_wire_bytes: through[nodes].up,
             strata_requests: left.requests,
-            upload_copies_max: per_node.iter().map(|node| node.up_copies).fold(0.0, f64::max),
             dropped_up: dropped.0,
             dropped_down: dropped.1,
-            crossings: crossings.collect(),
+            crossings,
             identical: errors.is_empty(),
             errors,
             goals: scenario.goals.clone(),

@@ -5,11 +5,13 @@
 //! network (`fluid`) and the least possible time to compare with (`bound`).
 
 mod bound;
+mod churn;
 mod engine;
 mod fleet;
 mod fluid;
 #[cfg(test)]
 mod fluid_oracle;
+mod reader;
 mod report;
 mod rollout;
 mod scenario;
@@ -19,5 +21,5 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use report::{Report, simulate};
-pub use rollout::{Rollout, quantile};
+pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

@@ -2,7 +2,7 @@
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
-use super::rollout::Rollout;
+use super::rollout::{Moved, Rollout};
 use super::scenario::Scenario;
 use crate::model::Time;
 use serde::Serialize;
@@ -71,7 +71,13 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         bytes_s(scenario.fleet.up_mbit_s),
         bytes_s(scenario.fleet.down_mbit_s),
     );
-    let rollout = Rollout::new(seed, scenario.fleet.nodes, &mut times, bound, engine.strata_bytes, bytes);
+    let moved = Moved {
+        copy: bytes,
+        strata: engine.strata_bytes,
+        most_into_a_cell: engine.crossed_bytes.iter().copied().max().unwrap_or(0),
+        most_given: engine.machines.iter().map(|machine| machine.given).max().unwrap_or(0),
+    };
+    let rollout = Rollout::new(seed, scenario.fleet.nodes, &mut times, bound, moved);
     Report {
         rollout,
         messages: engine.messages,

@@ -28,18 +28,28 @@ pub struct Rollout {
     pub strata_bytes: u64,
     /// The same in copies of the content.
     pub strata_copies: f64,
+    /// Most that came into a cell from outside of it, the stratum included, in copies of the content.
+    pub most_into_a_cell_copies: f64,
+    /// Most that a node gave to others, in copies of the content.
+    pub most_given_copies: f64,
+}
+
+/// What moved, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// One copy of the content.
+    pub copy: f64,
+    /// What left the strata.
+    pub strata: u64,
+    /// What came into the cell that took most from outside of it.
+    pub most_into_a_cell: u64,
+    /// What the node gave that gave most.
+    pub most_given: u64,
 }
 
 impl Rollout {
-    /// From the times, in seconds and in any order, at which nodes had all of `content_bytes`.
-    pub fn new(
-        seed: u64,
-        nodes: u32,
-        times: &mut [f64],
-        bound: Bound,
-        strata_bytes: u64,
-        content_bytes: f64,
-    ) -> Self {
+    /// From the times, in seconds and in any order, at which nodes had all of the content.
+    pub fn new(seed: u64, nodes: u32, times: &mut [f64], bound: Bound, moved: Moved) -> Self {
         times.sort_unstable_by(f64::total_cmp);
         let makespan_s = quantile(times, 100);
         Self {
@@ -52,8 +62,10 @@ impl Rollout {
             makespan_over_bound: makespan_s / bound.seconds,
             p50_s: quantile(times, 50),
             p99_s: quantile(times, 99),
-            strata_bytes,
-            strata_copies: strata_bytes as f64 / content_bytes,
+            strata_bytes: moved.strata,
+            strata_copies: moved.strata as f64 / moved.copy,
+            most_into_a_cell_copies: moved.most_into_a_cell as f64 / moved.copy,
+            most_given_copies: moved.most_given as f64 / moved.copy,
         }
     }
 }
@@ -78,8 +90,10 @@ mod tests {
     #[test]
     fn the_last_node_counts_for_the_makespan() {
         let bound = Bound { seconds: 2.0, term: Term::SlowestDownlink };
-        let rollout = Rollout::new(7, 4, &mut [3.0, 1.0, 2.0], bound, 30, 10.0);
+        let moved = Moved { copy: 10.0, strata: 30, most_into_a_cell: 15, most_given: 25 };
+        let rollout = Rollout::new(7, 4, &mut [3.0, 1.0, 2.0], bound, moved);
         assert_eq!((rollout.completed, rollout.makespan_s, rollout.p50_s), (3, 3.0, 2.0));
         assert_eq!((rollout.makespan_over_bound, rollout.strata_copies), (1.5, 3.0));
+        assert_eq!((rollout.most_into_a_cell_copies, rollout.most_given_copies), (1.5, 2.5));
     }
 }
