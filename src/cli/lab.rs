@@ -61,7 +61,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     let interrupt = Interrupt::catch()?;
     let line = RefCell::new(Line { is_terminal: std::io::stderr().is_terminal() });
     let executable = std::env::current_exe()?;
-    let report = run_lab(Options {
+    let report = run_lab(&Options {
         scenario,
         agent: args.agent.unwrap_or_else(|| executable.clone()),
         executable,

@@ -193,7 +193,7 @@ impl Report {
             .into_iter()
             // What is not a number is no success.
             .filter_map(|(what, found, goal)| {
-                goal.filter(|goal| !(found <= *goal)).map(|goal| (what, found, goal))
+                goal.filter(|goal| found.is_nan() || found > *goal).map(|goal| (what, found, goal))
             })
             .map(|(what, found, goal)| format!("{what}: {found:.4}, promised at most {goal}"))
             .collect();

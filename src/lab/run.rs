@@ -100,7 +100,7 @@ pub fn check(path: Option<&std::ffi::OsStr>) -> Result<(), LabError> {
 ///
 /// # Errors
 /// [`LabError`] when it could not be run to its end. That nodes did not complete is no such error.
-pub fn run(options: Options<'_>) -> Result<Report, LabError> {
+pub fn run(options: &Options<'_>) -> Result<Report, LabError> {
     check(options.path.as_deref())?;
     let cleared = clear_leftovers();
     if cleared > 0 {
@@ -108,7 +108,7 @@ pub fn run(options: Options<'_>) -> Result<Report, LabError> {
     }
     let folder = Folder::make(&options.temporary, "starling-lab", options.keep)?;
     let lease = Lease::take(folder.path())?;
-    let result = in_folder(&options, folder.path(), &lease);
+    let result = in_folder(options, folder.path(), &lease);
     // In this order: processes are gone, then the namespaces, then mounts and folder, then the name itself.
     drop(folder);
     drop(lease);
