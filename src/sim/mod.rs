@@ -15,6 +15,7 @@ mod reader;
 mod report;
 mod rollout;
 mod scenario;
+pub mod swarm;
 #[cfg(test)]
 mod tests;
 
