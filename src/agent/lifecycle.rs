@@ -18,7 +18,7 @@ use crate::config::Settings;
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart,
-    Network, bootstrap, proto,
+    Network, Tamper, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -43,7 +43,6 @@ const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
 const FLUSH_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
-#[derive(Clone, Debug)]
 pub struct Options {
     /// All settings.
     pub settings: Settings,
@@ -51,6 +50,10 @@ pub struct Options {
     pub mounts: Vec<MountRequest>,
     /// Where to record everything that reaches the core.
     pub record_inputs: Option<PathBuf>,
+    /// The core's constants.
+    pub core: proto::Settings,
+    /// Tampers with what peers ask; `None` in every honest agent.
+    pub tamper: Option<Tamper>,
 }
 
 /// Runs an agent until `stop` is ready, and stops it in order.
@@ -79,7 +82,7 @@ struct Agent {
 
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { settings, mounts: declared, record_inputs } = options;
+        let Options { settings, mounts: declared, record_inputs, core, tamper } = options;
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;
@@ -100,7 +103,8 @@ impl Agent {
         ));
 
         let contacts = Contacts::open(state.contacts());
-        let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
+        let network =
+            identity.map(|identity| join_network(&settings, identity, &contacts, tamper)).transpose()?;
         let (network, joins, membership) = match network {
             Some((network, joins, membership)) => (Some(network), joins, Some(membership)),
             None => (None, None, None),
@@ -112,7 +116,7 @@ impl Agent {
             settings: proto::Settings {
                 origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
                 origin_burst_bytes: settings.origin_burst_bytes.0,
-                ..proto::Settings::default()
+                ..core
             },
             record,
         })
@@ -213,6 +217,7 @@ fn join_network(
     settings: &Settings,
     identity: Arc<Identity>,
     contacts: &Contacts,
+    tamper: Option<Tamper>,
 ) -> Result<(Network, Option<JoinHandle<()>>, Membership), AgentError> {
     let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
     let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
@@ -245,6 +250,7 @@ fn join_network(
         contacts: known,
         dht: settings.dht,
         tuning: Default::default(),
+        tamper,
     };
     Ok((network, joins, Membership { identity, address }))
 }

@@ -3,8 +3,9 @@
 use super::CliError;
 use super::first_start::FirstStart;
 use crate::agent::api::MountRequest;
-use crate::agent::{AgentError, Options, run as run_agent};
+use crate::agent::{AgentError, Options, Tamper, run as run_agent};
 use crate::config::{DEFAULT_FILE, LogFormat, Settings};
+use crate::mesh::proto;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,17 +61,26 @@ pub(super) struct Args {
     /// Record everything that reaches the core, for `starling core-replay`.
     #[arg(long, value_name = "FILE")]
     record_inputs: Option<PathBuf>,
+    /// The core's constants (JSON), for experiments: all nodes of a mesh should have the same.
+    #[arg(long, value_name = "FILE", hide = true)]
+    core_settings: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
+    run_tampered(args, None)
+}
+
+/// Runs an agent; with `tamper`, what peers ask of it goes through that first. Only the lab does that.
+pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
     start_logging(&settings)?;
     for mount in &args.mounts {
         std::fs::create_dir_all(&mount.directory)
             .map_err(|error| CliError::failed(format!("{}: {error}", mount.directory.display())))?;
     }
+    let core = core_settings(args.core_settings.as_deref())?;
     let Args { mounts, record_inputs, first_start, .. } = args;
-    let options = Options { settings, mounts, record_inputs };
+    let options = Options { settings, mounts, record_inputs, core, tamper };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -105,6 +115,13 @@ fn parse_mount(text: &str) -> Result<MountRequest, String> {
         return Err(format!("`{}` is not an absolute path", directory.display()));
     }
     Ok(MountRequest { repository, directory, fill })
+}
+
+fn core_settings(file: Option<&Path>) -> Result<proto::Settings, CliError> {
+    let Some(file) = file else { return Ok(proto::Settings::default()) };
+    let wrong = |error: &dyn std::fmt::Display| CliError::usage(format!("{}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 fn explain(error: AgentError) -> CliError {

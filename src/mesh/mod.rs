@@ -46,7 +46,7 @@ pub use conduct::Offence;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{Happened, Mesh, MeshCounts, MeshStart, Network, PeerStatus, Step, Story};
+pub use driver::{Happened, Mesh, MeshCounts, MeshStart, Network, PeerStatus, Step, Story, Tamper};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,

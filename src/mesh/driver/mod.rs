@@ -91,7 +91,12 @@ pub struct Network {
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
+    /// Stands between peers' requests and this node: `None` in every honest node.
+    pub tamper: Option<Tamper>,
 }
+
+/// Takes what peers ask and passes on what it does not answer itself. The lab and tests make liars with it.
+pub type Tamper = Box<dyn FnOnce(mpsc::Receiver<PeerRequest>) -> mpsc::Receiver<PeerRequest> + Send>;
 
 /// What a mesh is started with.
 pub struct MeshStart {
@@ -318,7 +323,7 @@ pub(super) struct Linked {
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning } = network;
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, tamper } = network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -347,6 +352,10 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
+    let asked = match tamper {
+        Some(tamper) => tamper(asked),
+        None => asked,
+    };
     tokio::spawn(pass_requests(asked, inbox.clone()));
     Ok(Linked { endpoint, swim, dht, refresh })
 }

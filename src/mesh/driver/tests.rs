@@ -194,8 +194,17 @@ impl TestNode {
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;
-        let network =
-            Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning: Tuning::default() };
+        let network = Network {
+            endpoint,
+            libp2p,
+            chunks,
+            datagrams,
+            addr,
+            contacts,
+            dht,
+            tuning: Tuning::default(),
+            tamper: None,
+        };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
         let start = MeshStart {
             local: local.clone(),
