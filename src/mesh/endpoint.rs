@@ -14,7 +14,7 @@ use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
 use super::socket::{self, DatagramCounts, DatagramError, SharedSocket};
 use super::ticket::TicketProof;
-use super::tls::{self, Rules, TlsError, Verified, Wanted};
+use super::tls::{self, Rules, TlsError, Verified};
 use crate::model::NodeId;
 use bytes::Bytes;
 use pool::Pool;
@@ -34,7 +34,7 @@ pub enum Alpn {
     Libp2p,
     /// Chunks, news and lists of members.
     Chunks,
-    /// Joining. Only joiners ask for it, only authorities offer it.
+    /// Joining, and late renewal. Only authorities offer it.
     Join,
 }
 
@@ -44,7 +44,7 @@ impl Alpn {
         match self {
             Self::Libp2p => "libp2p",
             Self::Chunks => "starling/1",
-            Self::Join => "starling-join/1",
+            Self::Join => "starling-join/2",
         }
     }
 
@@ -278,13 +278,22 @@ pub enum ConnectError {
     Closing,
 }
 
-/// A joiner's connection, on which nothing but joining is served.
+/// Why a node may speak to an authority's desk.
+#[derive(Debug)]
+pub enum Admitted {
+    /// It proved that it holds a ticket. Whether the ticket has expired or was used is still to be checked.
+    Ticket(TicketProof),
+    /// It is or was a member, and not revoked. Whether it may be renewed is still to be checked.
+    Member(MembershipCert),
+}
+
+/// A connection on which nothing but joining and renewal is served.
 #[derive(Debug)]
 pub struct JoinConnection {
     /// The joiner.
     pub node: NodeId,
-    /// Its proof, which was found right. Whether the ticket has expired or was used is still to be checked.
-    pub proof: TicketProof,
+    /// Why it was let in.
+    pub admitted: Admitted,
     /// The connection.
     pub quinn: quinn::Connection,
 }
@@ -296,7 +305,7 @@ pub struct Incoming {
     pub libp2p: mpsc::Receiver<MemberConnection>,
     /// Chunk connections that members opened.
     pub chunks: mpsc::Receiver<MemberConnection>,
-    /// Connections of joiners; only an authority gets any.
+    /// Connections of joiners, and of members to be renewed; only an authority gets any.
     pub joins: mpsc::Receiver<JoinConnection>,
     /// Membership datagrams and where they came from. Whoever reads them checks who signed them.
     pub datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
@@ -352,7 +361,7 @@ impl Endpoint {
         if identity.mesh_keys().is_some() {
             alpns.push(Alpn::Join.name().as_bytes());
         }
-        let tls = tls::server_config(identity.certified(), rules, &alpns)?;
+        let tls = tls::server_config(identity.clone(), rules, &alpns)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
             .transport_config(transport.clone())
@@ -460,6 +469,16 @@ impl Endpoint {
         self.inner.shared.registry.is_banned(node)
     }
 
+    /// A member has shown a renewed certificate, which was verified: its connections go on until that one ends.
+    pub(super) fn renewed(&self, certificate: &MembershipCert) {
+        self.inner.shared.registry.renewed(certificate);
+    }
+
+    /// One open connection for chunks with each node that has one.
+    pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
+        self.inner.shared.registry.one_of_each()
+    }
+
     /// Closes all connections and accepts none. Waits, at most `wait`, until the peers were told.
     pub async fn close(&self, wait: Duration) {
         self.inner.shared.close();
@@ -472,7 +491,8 @@ impl Endpoint {
 
 /// The rules by which a member judges others.
 pub(super) fn rules(identity: &Identity) -> Rules {
-    Rules { authority: *identity.authority(), mesh_keys: identity.mesh_keys().cloned() }
+    let desk = identity.mesh_keys().map(|_| identity.key().ticket_key());
+    Rules::Member { trust: identity.trust().clone(), desk }
 }
 
 /// The certificate that the peer of a connection showed, judged now.
@@ -505,9 +525,8 @@ impl Shared {
             return Err(ConnectError::TooMany { open });
         }
         let rules = rules(&self.identity);
-        let wanted = Wanted { node, certifying: false };
         let tls =
-            tls::client_config(self.identity.certified(), rules.clone(), wanted, alpn.name().as_bytes())
+            tls::client_config(&self.identity.certified(), rules.clone(), node, alpn.name().as_bytes())
                 .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(self.transport.clone());
@@ -553,7 +572,7 @@ impl Shared {
                 Err("it is this node itself".into())
             }
             Verified::Member(membership) => Ok(membership),
-            Verified::Joiner(..) => Err("it is no member".into()),
+            Verified::Joiner(..) | Verified::Lapsed(_) | Verified::Named(..) => Err("it is no member".into()),
         }
     }
 }

@@ -11,10 +11,11 @@ mod talk;
 
 pub use ask::{Asking, Reply, ask};
 pub use serve::{Ask, AskReply, PeerRequest, serve};
+pub(super) use serve::may_hear;
 pub use talk::{all_news, members, push_news};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
-pub(super) use talk::verified;
+pub(super) use talk::{Renewal, lapsed_or_not, renew, show, take_rest};
 
 use super::proto::Failure;
 use super::wire::{RefusedBecause, WireError};
