@@ -17,8 +17,8 @@ use crate::cache::{CacheConfig, DiskCache};
 use crate::config::Settings;
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
-    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart,
-    Network, bootstrap, proto,
+    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
+    Mesh, MeshStart, Network, Office, OfficeConfig, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -87,12 +87,12 @@ impl Agent {
         let http = HttpClient::new(HttpOptions { proxy: settings.proxy.clone(), ..HttpOptions::default() })
             .map_err(|e| AgentError::Strata(e.to_string()))?;
         let identity = identity(&settings)?;
-        let authority = identity.as_ref().map(|identity| identity.authority().to_bytes());
+        let trust = identity.as_ref().map(|identity| identity.trust().clone());
         let local = Arc::new(LocalNode::new(
             cache.clone(),
             cache.clone(),
             registry.clone(),
-            authority,
+            trust,
             http.clone(),
             StrataOptions::default(),
         ));
@@ -100,17 +100,29 @@ impl Agent {
         let contacts = Contacts::open(state.contacts());
         let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
         let (network, joins, membership) = match network {
-            Some((network, joins, membership)) => (Some(network), joins, Some(membership)),
+            Some((network, joins, membership)) => (Some(network), Some(joins), Some(membership)),
             None => (None, None, None),
         };
         let record = record_inputs.map(|path| recording(&path)).transpose()?;
         let mesh = Mesh::start(MeshStart {
             local: local.clone() as Arc<dyn Local>,
             network,
-            settings: proto::Settings::default(),
+            settings: proto::Settings {
+                origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
+                origin_burst_bytes: settings.origin_burst_bytes.0,
+                ..proto::Settings::default()
+            },
             record,
         })
         .map_err(AgentError::Mesh)?;
+        let office = membership.as_ref().and_then(|membership| membership.office.clone());
+        let joins = match (office, joins) {
+            (Some(office), Some(joins)) => {
+                let desk = JoinDesk::open(office, &settings.state_dir, mesh.introductions())?;
+                Some(tokio::spawn(desk.run(joins)))
+            }
+            _ => None,
+        };
         let removed = Arc::downgrade(&mesh);
         cache.on_removal(Box::new(move |id| {
             if let Some(mesh) = removed.upgrade() {
@@ -121,7 +133,7 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let mounter = KernelMounter::new(local, fetcher, reads.clone());
+        let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
@@ -184,8 +196,8 @@ fn cache_config(settings: &Settings) -> CacheConfig {
     }
 }
 
-/// The membership, if there is one that counts. A node whose membership has expired goes on without
-/// the mesh: its mounts and its strata are worth more than its pride.
+/// The membership, if there is one. A node whose membership has lapsed starts all the same: nobody serves it until
+/// an authority has renewed it, and its mounts and its strata are there meanwhile.
 fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
     match Identity::load(&settings.state_dir) {
         Ok(identity) => Ok(Some(Arc::new(identity))),
@@ -201,12 +213,26 @@ fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
     }
 }
 
-/// Opens the endpoint. The joins of others are served only by an authority.
+fn office_config(settings: &Settings) -> OfficeConfig {
+    OfficeConfig {
+        life: Duration::from_secs(settings.certificate_life_s),
+        grace: Duration::from_secs(settings.renewal_grace_s),
+    }
+}
+
+/// The joiners that an authority serves once the mesh is there.
+type Joins = mpsc::Receiver<JoinConnection>;
+
+/// Opens the endpoint, and where this node is an authority its office.
 fn join_network(
     settings: &Settings,
     identity: Arc<Identity>,
     contacts: &Contacts,
-) -> Result<(Network, Option<JoinHandle<()>>, Membership), AgentError> {
+) -> Result<(Network, Joins, Membership), AgentError> {
+    let office = match identity.mesh_keys() {
+        Some(_) => Some(Office::open(identity.clone(), office_config(settings))?),
+        None => None,
+    };
     let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
     let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
     let bound = endpoint.local_addr()?;
@@ -216,19 +242,11 @@ fn join_network(
     }
     let Incoming { libp2p, chunks, joins, datagrams } = incoming;
     let mut known = contacts.known().to_vec();
-    match bootstrap(&settings.state_dir, identity.authority()) {
+    match bootstrap(&settings.state_dir, identity.trust()) {
         Ok(members) => known
             .extend(members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses })),
         Err(error) => tracing::warn!(%error, "the members named at the join are not known any more"),
     }
-    let joins = match identity.mesh_keys() {
-        // A joiner is told of this node, which it has just reached; it learns of the others here.
-        Some(_) => {
-            let desk = JoinDesk::open(&identity, &settings.state_dir)?;
-            Some(tokio::spawn(desk.run(joins, Vec::new)))
-        }
-        None => None,
-    };
     let network = Network {
         endpoint,
         libp2p,
@@ -238,8 +256,9 @@ fn join_network(
         contacts: known,
         dht: settings.dht,
         tuning: Default::default(),
+        office: office.clone(),
     };
-    Ok((network, joins, Membership { identity, address }))
+    Ok((network, joins, Membership { identity, address, office }))
 }
 
 /// The address under which others can reach a socket that listens on `bound`.

@@ -3,10 +3,12 @@
 //! [`run`] is the composition root. [`api`] is what can be asked of a running agent, [`Client`] asks.
 
 pub mod api;
+mod authority;
 mod books;
 mod client;
 mod contacts;
 mod error;
+mod fill;
 mod lifecycle;
 mod metrics;
 mod mounter;

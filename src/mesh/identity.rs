@@ -6,9 +6,7 @@
 
 use super::authority::{MeshId, MeshKeys, signed_message};
 use super::charter::Charter;
-use super::membership::{
-    CERTIFICATE_LIFE, Membership, MembershipCert, MembershipError, Role, Scope,
-};
+use super::membership::{CERTIFICATE_LIFE, Membership, MembershipCert, MembershipError, Role, Scope};
 use super::mesh_trust::{MeshTrust, TrustChangeError};
 use super::state::{Secrecy, StateDir, StateError};
 use super::ticket::TicketKey;
@@ -257,6 +255,11 @@ impl Identity {
         self.renewals.subscribe()
     }
 
+    /// Where it is stored; `None` in tests that keep nothing.
+    pub(super) fn state_dir(&self) -> Option<&Path> {
+        self.state_dir.as_deref()
+    }
+
     pub(super) fn certified(&self) -> Arc<CertifiedKey> {
         self.shown().certified.clone()
     }
@@ -431,7 +434,11 @@ pub(super) mod tests {
             change(&mut statement);
             let keys = (statement.role == Role::Authority).then(|| self.keys());
             let membership = self.keys().certify(statement).unwrap();
-            Arc::new(Identity::new(key, membership, self.trust(), keys).unwrap())
+            let shown = Credential::Member(membership.clone());
+            let identity = Identity::new(key, membership, self.trust(), keys).unwrap();
+            let steady = crate::mesh::testing::steady_certificate(&identity.key, &shown);
+            identity.shown.write().unwrap().certified = steady;
+            Arc::new(identity)
         }
 
         /// What a member of it believes at first.

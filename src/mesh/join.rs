@@ -9,7 +9,7 @@
 mod desk;
 mod used;
 
-pub use desk::JoinDesk;
+pub use desk::{Introductions, JoinDesk};
 
 use super::authority::MeshId;
 use super::charter::{Charter, CharterError};
@@ -24,7 +24,9 @@ use super::socket;
 use super::state::{Secrecy, StateDir, StateError};
 use super::ticket::{Contact, Ticket, TicketError, TicketId};
 use super::tls::{self, Credential, Rules, TlsError, Verified};
-use super::transfer::{FrameReader, Renewal, StreamError, lapsed_or_not, take_rest, write_all, write_message};
+use super::transfer::{
+    FrameReader, Renewal, StreamError, lapsed_or_not, take_rest, write_all, write_message,
+};
 use super::wire::{BODY_MAX_BYTES, HEADER_BYTES, Header, MEMBERS_PER_FRAME, VERSION};
 use super::wire::{JoinReply, JoinRequest, MemberRecord, Message};
 use crate::model::{CellLabel, NodeId, UnixTime};
@@ -78,7 +80,9 @@ pub enum JoinError {
         ticket: TicketId,
     },
     /// The ticket is from before a revocation.
-    #[error("the ticket counts no longer since a revocation at {at}: ask for a new one (`starling mesh invite`)")]
+    #[error(
+        "the ticket counts no longer since a revocation at {at}: ask for a new one (`starling mesh invite`)"
+    )]
     Revoked {
         /// When that was.
         at: UnixTime,
@@ -127,7 +131,8 @@ pub async fn join(
     let cell = ticket.terms().cell_for(cell)?;
     let key = node_key(state_dir)?;
     let request = Message::JoinRequest(JoinRequest { cell: cell.clone() });
-    let answer = approach(&key, &Credential::Joiner(ticket.prove(&key.node())), ticket.contacts(), request).await?;
+    let answer =
+        approach(&key, &Credential::Joiner(ticket.prove(&key.node())), ticket.contacts(), request).await?;
     settle(ticket.mesh(), &cell, state_dir, key.node(), answer)
 }
 
@@ -140,9 +145,12 @@ pub(super) async fn ask_to_renew(identity: &Identity, contacts: &[Contact]) -> R
     let credential = Credential::Member(identity.membership());
     let answer = approach(identity.key(), &credential, contacts, Message::Renew).await?;
     match answer.first {
-        Message::Renewed(reply) => {
-            Ok(Renewal { reply, documents: answer.documents, members: answer.members, from: answer.authority })
-        }
+        Message::Renewed(reply) => Ok(Renewal {
+            reply,
+            documents: answer.documents,
+            members: answer.members,
+            from: answer.authority,
+        }),
         other => Err(JoinError::Unable(format!("it answered {other:?}"))),
     }
 }

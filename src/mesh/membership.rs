@@ -37,6 +37,7 @@ const DOMAIN: &str = "starling membership certificate 1";
 
 /// What a member may do beyond reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// An ordinary member.
     Member,

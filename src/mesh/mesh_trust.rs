@@ -142,6 +142,11 @@ impl MeshTrust {
         self.changes.subscribe()
     }
 
+    /// How many documents were adopted so far.
+    pub(super) fn generation(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
     /// The authority's keys that count at `now`, newest first.
     pub fn counting_keys(&self, now: UnixTime) -> Vec<AuthorityKey> {
         self.read().charter.counting(now).collect()
@@ -450,7 +455,10 @@ mod tests {
         let now = ambient::unix_now();
         let newer = mesh.keys().successor();
         let ahead = Revocations::none().next(&newer, [], now).unwrap();
-        assert_eq!(trust.judge(&News::Revocations(ahead.bytes().to_vec()), None), Some(NewsVerdict::Unjudged));
+        assert_eq!(
+            trust.judge(&News::Revocations(ahead.bytes().to_vec()), None),
+            Some(NewsVerdict::Unjudged)
+        );
         let mut forged = Revocations::none().next(&mesh.keys(), [], now).unwrap().bytes().to_vec();
         forged[50] ^= 1;
         assert_eq!(trust.judge(&News::Revocations(forged), None), Some(NewsVerdict::Invalid));

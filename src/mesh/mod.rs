@@ -37,6 +37,8 @@ mod socket;
 mod state;
 #[cfg(feature = "node")]
 mod swim;
+#[cfg(all(test, feature = "node"))]
+mod testing;
 #[cfg(feature = "node")]
 mod ticket;
 #[cfg(feature = "node")]
@@ -56,7 +58,8 @@ pub use dht::DhtCounters;
 pub use driver::{MemberStatus, Mesh, MeshCounts, MeshStart, Network, PeerStatus};
 #[cfg(feature = "node")]
 pub use endpoint::{
-    Admitted, Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
+    Admitted, Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming,
+    JoinConnection,
 };
 #[cfg(feature = "node")]
 pub use identity::{Identity, IdentityError, NodeKey, node_of, peer_id_of};
@@ -87,8 +90,8 @@ pub use state::StateError;
 pub use swim::{SwimCounters, Tuning};
 #[cfg(feature = "node")]
 pub use ticket::{
-    CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, TICKET_MAX_USES, Terms, Ticket, TicketError, TicketId,
-    TicketProof,
+    CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, TICKET_MAX_USES, Terms, Ticket, TicketError,
+    TicketId, TicketProof,
 };
 #[cfg(feature = "node")]
 pub use tls::TlsError;

@@ -8,8 +8,8 @@ use super::authority::MeshKeys;
 use super::charter::Charter;
 use super::identity::{Identity, IdentityError};
 use super::membership::{
-    CERTIFICATE_LIFE, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, Membership, MembershipCert, MembershipError,
-    Role, Scope,
+    CERTIFICATE_LIFE, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, Membership, MembershipCert,
+    MembershipError, Role, Scope,
 };
 use super::mesh_trust::MeshTrust;
 use super::revocation::Revocations;
@@ -172,7 +172,8 @@ impl Office {
         if now.0 >= lapsed.0.saturating_add(grace_s) {
             return RenewReply::TooLate { lapsed, grace_s };
         }
-        let young = UnixTime(shown.issued.0.saturating_add(self.config.life.as_secs() / u64::from(YOUNG_SHARE)));
+        let young =
+            UnixTime(shown.issued.0.saturating_add(self.config.life.as_secs() / u64::from(YOUNG_SHARE)));
         let ahead = shown.issued > now;
         if shown.signer() == newest && now < young && !ahead {
             return unable(format!("the certificate is new: ask again after {young}"));
@@ -201,11 +202,7 @@ impl Office {
     ///
     /// # Errors
     /// [`TicketError`] names what is out of bounds.
-    pub fn issue(
-        &self,
-        addresses: Vec<std::net::SocketAddr>,
-        terms: Terms,
-    ) -> Result<Ticket, TicketError> {
+    pub fn issue(&self, addresses: Vec<std::net::SocketAddr>, terms: Terms) -> Result<Ticket, TicketError> {
         let now = terms.issued;
         // Later than every revocation: what tells it from a ticket that a revocation made void.
         let newest = self.trust().revocations().entries().map(|entry| entry.at).max();

@@ -5,7 +5,7 @@ use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
 use crate::model::{NodeId, Time, UnixTime};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -104,7 +104,8 @@ struct Live {
 #[derive(Default)]
 struct State {
     next: u64,
-    live: HashMap<u64, Live>,
+    /// By number, so that what concerns several is done in the order in which they came.
+    live: BTreeMap<u64, Live>,
     bans: HashMap<NodeId, Time>,
     closed: bool,
 }

@@ -288,10 +288,10 @@ impl ServerCertVerifier for Verifier {
         more: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp: &[u8],
-        now: rustls::pki_types::UnixTime,
+        _now: rustls::pki_types::UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         one_certificate(more)?;
-        self.check(certificate, UnixTime(now.as_secs()))?;
+        self.check(certificate, crate::ambient::unix_now())?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -327,10 +327,10 @@ impl ClientCertVerifier for Verifier {
         &self,
         certificate: &CertificateDer<'_>,
         more: &[CertificateDer<'_>],
-        now: rustls::pki_types::UnixTime,
+        _now: rustls::pki_types::UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         one_certificate(more)?;
-        self.check(certificate, UnixTime(now.as_secs()))?;
+        self.check(certificate, crate::ambient::unix_now())?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -447,7 +447,9 @@ mod tests {
         let mesh = TestMesh::new();
         let stolen = mesh.member().membership();
         let thief = make_certificate(&NodeKey::generate(), &Credential::Member(stolen)).unwrap();
-        let refused = rules(&mesh, Some(TicketKey([1; 32]))).judge(&thief.cert[0], crate::ambient::unix_now()).unwrap_err();
+        let refused = rules(&mesh, Some(TicketKey([1; 32])))
+            .judge(&thief.cert[0], crate::ambient::unix_now())
+            .unwrap_err();
         assert!(matches!(refused, Refusal::Membership(MembershipError::WrongNode { .. })));
     }
 

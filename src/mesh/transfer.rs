@@ -6,15 +6,17 @@
 
 mod ask;
 mod frames;
+mod outflow;
 mod serve;
 mod talk;
 
 pub use ask::{Asking, Reply, ask};
-pub use serve::{Ask, AskReply, PeerRequest, serve};
 pub(super) use serve::may_hear;
+pub use serve::{Ask, AskReply, PeerRequest, serve};
 pub use talk::{all_news, members, push_news};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
+pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
 pub(super) use talk::{Renewal, lapsed_or_not, renew, show, take_rest};
 
 use super::proto::Failure;

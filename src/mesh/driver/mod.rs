@@ -31,11 +31,15 @@ mod wants;
 use counters::MeshCounters;
 pub use counters::MeshCounts;
 
-use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
+use super::dht::{Dht, DhtCounters, DhtKey, DhtStart, Neighbour};
 use super::endpoint::Endpoint;
+use super::join::Introductions;
+use super::membership::MembershipCert;
+use super::office::Office;
 use super::ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained};
 use super::proto::{Settings, Start};
 use super::registry::MemberConnection;
+use super::renewal::{self, Renewing, View};
 use super::swim::{MemberEvent, Swim, SwimCounters, Tuning};
 use super::ticket::Contact;
 use super::transfer::{PeerRequest, serve};
@@ -87,6 +91,8 @@ pub struct Network {
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
+    /// Where this node is an authority.
+    pub office: Option<Arc<Office>>,
 }
 
 /// What a mesh is started with.
@@ -118,6 +124,17 @@ pub struct PeerStatus {
     pub bytes_up: u64,
     /// Bytes of chunks taken from it.
     pub bytes_down: u64,
+}
+
+/// A member whose certificate was seen.
+#[derive(Clone, Debug)]
+pub struct MemberStatus {
+    /// The newest certificate that is known.
+    pub membership: MembershipCert,
+    /// Where it was last reached.
+    pub address: SocketAddr,
+    /// Whether it is believed to be alive.
+    pub up: bool,
 }
 
 /// The mesh of this node. It ends when the last handle is dropped, or by [`Mesh::shutdown`].
@@ -197,6 +214,32 @@ impl Mesh {
             let (repository, chunks) = (repository.clone(), part.to_vec());
             let _ = self.inbox.send(Message::Offer { repository, chunks }).await;
         }
+    }
+
+    /// Spreads a document of trust that this node, an authority, has made and believes already.
+    pub async fn spread(&self, news: News) {
+        let _ = self.inbox.send(Message::FreshNews { news, from: None }).await;
+    }
+
+    /// All other members whose certificates are known.
+    pub async fn members(&self) -> Vec<MemberStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Roll(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Whom an authority's desk tells a newcomer of.
+    pub fn introductions(&self) -> Introductions {
+        let inbox = self.inbox.clone();
+        Box::new(move |cell| {
+            let inbox = inbox.clone();
+            async move {
+                let (reply, answer) = oneshot::channel();
+                let _ = inbox.send(Message::Introduce { cell, reply }).await;
+                answer.await.unwrap_or_default()
+            }
+            .boxed()
+        })
     }
 
     /// All peers that are known.
@@ -279,11 +322,13 @@ pub(super) struct Linked {
     pub(super) dht: Option<Dht>,
     /// Woken when a member of another cell fails.
     pub(super) refresh: Arc<Notify>,
+    /// Where this node is an authority.
+    pub(super) office: Option<Arc<Office>>,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning } = network;
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, office } = network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -313,7 +358,29 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
     tokio::spawn(pass_requests(asked, inbox.clone()));
-    Ok(Linked { endpoint, swim, dht, refresh })
+    if let (Some(dht), Some(_)) = (&dht, &office) {
+        dht.announce(DhtKey::authorities(&endpoint.identity().trust().mesh()));
+    }
+    let renewing = Renewing {
+        endpoint: endpoint.clone(),
+        office: office.clone(),
+        dht: dht.clone(),
+        view: viewed_by(inbox.clone()),
+    };
+    tokio::spawn(renewal::keep(renewing, stop.clone()));
+    Ok(Linked { endpoint, swim, dht, refresh, office })
+}
+
+fn viewed_by(inbox: mpsc::Sender<Message>) -> Box<dyn Fn() -> BoxFuture<'static, View> + Send + Sync> {
+    Box::new(move || {
+        let inbox = inbox.clone();
+        async move {
+            let (reply, answer) = oneshot::channel();
+            let _ = inbox.send(Message::View(reply)).await;
+            answer.await.unwrap_or_default()
+        }
+        .boxed()
+    })
 }
 
 async fn pass_members(mut events: mpsc::Receiver<MemberEvent>, inbox: mpsc::Sender<Message>) {

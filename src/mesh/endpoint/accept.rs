@@ -93,14 +93,16 @@ pub(super) async fn run(shared: Arc<Shared>, doors: Doors) {
     let trust = shared.identity.trust().clone();
     let mut changes = trust.changes();
     loop {
+        // In this order: a flood of attempts must not keep the rest from being done.
         tokio::select! {
+            biased;
+            Ok(()) = changes.changed() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
+            _ = sweep.tick() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
+            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
             incoming = shared.quinn.accept() => {
                 let Some(incoming) = incoming else { break };
                 take_in(&shared, &doors, &gate, &mut handshakes, incoming);
             }
-            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
-            _ = sweep.tick() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
-            Ok(()) = changes.changed() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
         }
     }
 }

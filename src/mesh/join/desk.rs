@@ -101,10 +101,7 @@ impl JoinDesk {
                 return Ok(());
             }
         };
-        let refused = !matches!(
-            &reply,
-            Message::JoinReply(JoinReply::Granted { .. }) | Message::Renewed(_)
-        );
+        let refused = !matches!(&reply, Message::JoinReply(JoinReply::Granted { .. }) | Message::Renewed(_));
         if refused {
             self.office.counters.refused.fetch_add(1, Ordering::Relaxed);
             self.warn(node, &format!("{reply:?}"));

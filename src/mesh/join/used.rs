@@ -8,7 +8,7 @@ use crate::mesh::ticket::TicketId;
 use crate::model::{NodeId, UnixTime};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 const FILE: &str = "used-tickets";
 /// Most uses of unexpired tickets (guess: a fleet of a hundred thousand that joins in one day).
@@ -130,9 +130,9 @@ impl UsedTickets {
         }
         // Taken out: only after a whole write is it put back.
         let Some(mut log) = self.log.take() else { return Ok(Usage::Full) };
-        log.write_all(&record(ticket, node, expires)).and_then(|()| log.sync_data()).map_err(|source| {
-            StateError::Io { path: self.state.file(FILE).display().to_string(), source }
-        })?;
+        log.write_all(&record(ticket, node, expires))
+            .and_then(|()| log.sync_data())
+            .map_err(|source| StateError::Io { path: self.state.file(FILE).display().to_string(), source })?;
         self.log = Some(log);
         self.records += 1;
         self.note(ticket, node, expires);
@@ -149,8 +149,7 @@ impl UsedTickets {
         self.state.write(FILE, &content, Secrecy::Secret)?;
         let path = self.state.file(FILE);
         let log = OpenOptions::new().append(true).open(&path);
-        self.log =
-            Some(log.map_err(|source| StateError::Io { path: path.display().to_string(), source })?);
+        self.log = Some(log.map_err(|source| StateError::Io { path: path.display().to_string(), source })?);
         self.records = self.uses;
         Ok(())
     }
@@ -238,8 +237,11 @@ mod tests {
         let mut used = open(&dir, NOW).unwrap();
         claim(&mut used, 1, ONE).unwrap();
         // The file that is open takes half a record and no more, and no other can be made in its place.
-        std::fs::write(dir.path().join(FILE), [record(TicketId([1; 16]), ONE, LATER).as_slice(), &[9; 30]].concat())
-            .unwrap();
+        std::fs::write(
+            dir.path().join(FILE),
+            [record(TicketId([1; 16]), ONE, LATER).as_slice(), &[9; 30]].concat(),
+        )
+        .unwrap();
         used.log = Some(File::open(dir.path().join(FILE)).unwrap());
         let in_the_way = dir.path().join(format!(".{FILE}.new"));
         std::fs::create_dir(&in_the_way).unwrap();

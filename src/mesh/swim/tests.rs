@@ -14,6 +14,10 @@ struct TestNode {
     cell: CellLabel,
     /// Bytes that make the certificate longer.
     padding: usize,
+    /// When the certificate was issued. It lives until [`EXPIRES`] counted from [`START_S`].
+    issued: UnixTime,
+    /// What all members of the swarm believe: who was revoked, and how often that changed.
+    revoked: std::rc::Rc<std::cell::RefCell<(BTreeSet<NodeId>, u64)>>,
 }
 
 const EXPIRES: UnixTime = UnixTime(START_S + 100_000);

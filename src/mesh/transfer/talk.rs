@@ -1,8 +1,8 @@
 //! Small requests: handing on a document, asking for all of them, asking for the members of a cell, for a renewed
 //! certificate, and showing one.
 
-use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
 use super::StreamError;
+use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
 use crate::mesh::wire::{MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply, VERSION};
 use crate::mesh::{MemberConnection, MembershipCert, MeshTrust, News};
 use crate::model::{UnixTime, limits};
