@@ -288,6 +288,9 @@ pub struct MemberInfo {
     pub up: bool,
     /// Where it is reached.
     pub address: SocketAddr,
+    /// Open connections of this node with it, of all kinds.
+    #[serde(default)]
+    pub connections: usize,
     /// Whether it is this node.
     pub this: bool,
 }

@@ -7,12 +7,11 @@ use super::api::{
 use super::node::{Membership, Node};
 use crate::ambient;
 use crate::mesh::{
-    CERTIFICATE_LIFE_MAX, CharterError, IdentityError, MembershipCert, News, NewsVerdict, Office, Role,
-    Scope, Terms, TrustChangeError,
+    CERTIFICATE_LIFE_MAX, CharterError, IdentityError, MemberStatus, News, NewsVerdict, Office, Role, Scope,
+    Terms, TrustChangeError,
 };
 use crate::model::{NodeId, UnixTime};
 use crate::trust::{RepositoryCard, SignedCard};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,10 +39,15 @@ impl Node {
 
     pub(super) async fn member_list(&self) -> Result<Members, Refusal> {
         let membership = self.member()?;
-        let own = info(&membership.identity.membership(), membership.address, true, true);
+        let mut own = info(&MemberStatus {
+            membership: membership.identity.membership(),
+            address: membership.address,
+            up: true,
+            connections: 0,
+        });
+        own.this = true;
         let others = self.mesh.members().await;
-        let mut members: Vec<MemberInfo> =
-            others.iter().map(|other| info(&other.membership, other.address, other.up, false)).collect();
+        let mut members: Vec<MemberInfo> = others.iter().map(info).collect();
         members.push(own);
         members.sort_by(|a, b| (&a.cell, a.node).cmp(&(&b.cell, b.node)));
         let list = membership.identity.trust().revocations();
@@ -198,7 +202,8 @@ impl Node {
     }
 }
 
-fn info(membership: &MembershipCert, address: SocketAddr, up: bool, this: bool) -> MemberInfo {
+fn info(member: &MemberStatus) -> MemberInfo {
+    let MemberStatus { membership, address, up, connections } = member;
     MemberInfo {
         node: membership.node,
         cell: membership.cell.clone(),
@@ -206,9 +211,10 @@ fn info(membership: &MembershipCert, address: SocketAddr, up: bool, this: bool) 
         repositories: membership.scope.names().map(<[_]>::to_vec),
         issued: membership.issued,
         expires: membership.expires,
-        up,
-        address,
-        this,
+        up: *up,
+        address: *address,
+        connections: *connections,
+        this: false,
     }
 }
 

@@ -77,7 +77,7 @@ enum Command {
     /// Show the members that the agent knows.
     Peers(peers::Args),
     #[cfg(feature = "node")]
-    /// Make a mesh and invite machines into it.
+    /// Make a mesh, invite machines into it, see its members, end memberships.
     #[command(subcommand)]
     Mesh(mesh::Command),
     #[cfg(feature = "node")]

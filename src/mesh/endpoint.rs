@@ -21,6 +21,7 @@ use bytes::Bytes;
 use pool::Pool;
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -487,6 +488,11 @@ impl Endpoint {
     /// A member has shown a renewed certificate, which was verified: its connections go on until that one ends.
     pub(super) fn renewed(&self, certificate: &MembershipCert) {
         self.inner.shared.registry.renewed(certificate);
+    }
+
+    /// How many open connections there are with each node, both planes and directions.
+    pub(super) fn connections_by_node(&self) -> HashMap<NodeId, usize> {
+        self.inner.shared.registry.by_node()
     }
 
     /// One open connection for chunks with each node that has one.

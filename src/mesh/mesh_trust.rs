@@ -74,8 +74,8 @@ impl MeshTrust {
         }
     }
 
-    /// Trust in `charter` and no revocations, kept in memory only.
-    pub(super) fn in_memory(charter: Charter) -> Self {
+    /// Trust in `charter` and no revocations, kept in memory only: to judge what a joiner is told, and in tests.
+    pub fn in_memory(charter: Charter) -> Self {
         Self::new(charter, Revocations::none(), None)
     }
 

@@ -195,6 +195,15 @@ impl Registry {
         }
     }
 
+    /// How many open connections there are with each node.
+    pub(super) fn by_node(&self) -> HashMap<NodeId, usize> {
+        let mut counts = HashMap::new();
+        for inner in self.live().into_iter().filter(|inner| inner.quinn.close_reason().is_none()) {
+            *counts.entry(inner.node).or_default() += 1;
+        }
+        counts
+    }
+
     /// One open connection for chunks with each node.
     pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
         let mut seen = HashMap::new();

@@ -7,7 +7,7 @@ use super::card::{CARD_MAX_BYTES, CardError, RepositoryCard, STRATA_MAX, SignedC
 use super::durable;
 use super::root::{SignedRoot, Succession, TrustError, VerifiedRoot};
 use super::sections::{parse, unparse};
-use crate::ambient;
+use crate::ambient::{self, Seldom};
 use crate::model::{RepositoryName, limits};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -118,6 +118,8 @@ pub struct Repositories {
     /// Held from the judgement of a document to its adoption, over the write: `entries` is not, so that nobody who
     /// only looks waits for a disk.
     changing: Mutex<()>,
+    /// Documents of others that contradict what is known come again and again; the log hears of it seldom.
+    warned: Seldom,
 }
 
 impl Repositories {
@@ -143,7 +145,12 @@ impl Repositories {
                 entries.insert(name, entry);
             }
         }
-        Ok(Self { directory: directory.to_owned(), entries: Mutex::new(entries), changing: Mutex::new(()) })
+        Ok(Self {
+            directory: directory.to_owned(),
+            entries: Mutex::new(entries),
+            changing: Mutex::new(()),
+            warned: Seldom::default(),
+        })
     }
 
     /// Adds a card that an operator vouches for, or replaces the earlier one by hand.
@@ -183,15 +190,22 @@ impl Repositories {
                 return Ok(CardVerdict::Known);
             }
             if entry.card().is_some_and(|known| known.fingerprint != card.fingerprint) {
-                tracing::warn!(
-                    repository = %card.name, fingerprint = %card.fingerprint,
-                    "a signed card names another fingerprint than the one known here; it is not adopted"
-                );
+                if let Some(unsaid) = self.warned.admit() {
+                    tracing::warn!(
+                        repository = %card.name, fingerprint = %card.fingerprint, unsaid,
+                        "a signed card names another fingerprint than the one known here; it is not adopted"
+                    );
+                }
                 return Ok(CardVerdict::Known);
             }
         }
         if self.make_room(&card.name).is_err() {
-            tracing::warn!(repository = %card.name, "too many repositories are known; the card is not adopted");
+            if let Some(unsaid) = self.warned.admit() {
+                tracing::warn!(
+                    repository = %card.name, unsaid,
+                    "too many repositories are known; the card is not adopted"
+                );
+            }
             return Ok(CardVerdict::Known);
         }
         self.write(&card.name, SIGNED, bytes)?;
@@ -221,10 +235,12 @@ impl Repositories {
             Succession::Same => return Ok(RootVerdict::Known),
             Succession::Older => return Ok(RootVerdict::Older),
             Succession::Contradicts => {
-                tracing::warn!(
-                    repository = %name, revision = %root.root().revision, root = %root.id(),
-                    "another root was accepted for this revision: are there two publishers?"
-                );
+                if let Some(unsaid) = self.warned.admit() {
+                    tracing::warn!(
+                        repository = %name, revision = %root.root().revision, root = %root.id(), unsaid,
+                        "another root was accepted for this revision: are there two publishers?"
+                    );
+                }
                 return Ok(RootVerdict::Older);
             }
         }

@@ -135,6 +135,8 @@ pub struct MemberStatus {
     pub address: SocketAddr,
     /// Whether it is believed to be alive.
     pub up: bool,
+    /// Open connections with it, both planes and directions.
+    pub connections: usize,
 }
 
 /// The mesh of this node. It ends when the last handle is dropped, or by [`Mesh::shutdown`].

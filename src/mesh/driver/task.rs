@@ -425,9 +425,12 @@ impl Driver {
 
     /// All peers whose certificate was seen.
     fn roll(&self) -> Vec<MemberStatus> {
+        let Some(network) = &self.links.network else { return Vec::new() };
+        let connected = network.endpoint.connections_by_node();
         let status = |entry: &PeerEntry| {
             let membership = entry.membership.clone()?;
-            Some(MemberStatus { membership, address: entry.addr, up: entry.up })
+            let connections = connected.get(&entry.node).copied().unwrap_or(0);
+            Some(MemberStatus { membership, address: entry.addr, up: entry.up, connections })
         };
         self.peers.others().filter_map(|(_, entry)| status(entry)).collect()
     }

@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod membership;
+
 /// Plain bytes of test chunk `n`, and how it is referred to: 32 chunks a segment, 4 a slice.
 fn bytes_of(n: u64) -> Bytes {
     let mut bytes = vec![0; 20_000];
@@ -114,7 +116,7 @@ impl Local for Memory {
     }
 
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict> {
-        let (News::Root(document) | News::Card(document)) = news;
+        let document = news.document();
         let verdict = match document.strip_prefix(b"signed").and_then(|rest| rest.try_into().ok()) {
             None => NewsVerdict::Invalid,
             Some(revision) => {
@@ -148,11 +150,12 @@ struct Options {
     cell: &'static str,
     dht: bool,
     record: Option<Box<dyn Write + Send>>,
+    office: Option<Arc<Office>>,
 }
 
 impl Options {
     fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None }
+        Self { cell, dht: true, record: None, office: None }
     }
 }
 
@@ -175,8 +178,17 @@ impl TestNode {
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;
-        let network =
-            Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning: Tuning::default() };
+        let network = Network {
+            endpoint,
+            libp2p,
+            chunks,
+            datagrams,
+            addr,
+            contacts,
+            dht,
+            tuning: Tuning::default(),
+            office: options.office,
+        };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
         let start = MeshStart {
             local: local.clone(),
