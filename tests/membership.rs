@@ -13,6 +13,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(90);
+/// Life of certificates that do not end during a test.
+const LONG_LIFE_S: u64 = 3_600;
 
 fn mesh(node: &Node, verb: &str, more: &[&str]) -> Value {
     let mut args: Vec<&OsStr> = vec!["mesh".as_ref(), verb.as_ref()];
@@ -26,15 +28,15 @@ fn ticket(node: &Node, more: &[&str]) -> String {
     mesh(node, "invite", more)["ticket"].as_str().unwrap().to_owned()
 }
 
-/// A mesh whose authority issues certificates of `life_s` seconds: `count` nodes in two cells, all known to all.
-fn short_lived(base: &Path, count: usize, life_s: u64, grace_s: u64) -> Vec<Node> {
+/// A mesh whose authority issues certificates of `life_s` seconds: `count` nodes, all known to all. Where those live
+/// long, in two cells: a cell hears of another's renewed certificates only twice a minute.
+fn meshed(base: &Path, count: usize, life_s: u64) -> Vec<Node> {
     let config = base.join("authority.toml");
-    let text = format!("certificate_life_s = {life_s}\nrenewal_grace_s = {grace_s}\n");
-    fs::write(&config, text).unwrap();
+    fs::write(&config, format!("certificate_life_s = {life_s}\n")).unwrap();
     let mut nodes: Vec<Node> = Vec::new();
     for i in 0..count {
         let mut node = Node::new(base.join(format!("node{i}")));
-        let cell = if i % 2 == 0 { "here/a/1" } else { "here/b/1" };
+        let cell = if i % 2 == 0 || life_s < LONG_LIFE_S { "here/a/1" } else { "here/b/1" };
         if let Some(first) = nodes.first() {
             node.join(&first.invite(), cell);
         } else {
@@ -69,7 +71,7 @@ fn is_gone(seer: &Node, name: &str) -> bool {
 #[test]
 fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() {
     let base = tempfile::tempdir().unwrap();
-    let mut nodes = short_lived(base.path(), 6, 3_600, 3_600);
+    let mut nodes = meshed(base.path(), 6, LONG_LIFE_S);
     let old = ticket(&nodes[0], &["--uses", "3"]);
     let out = node_name(&nodes[5]);
     wait_for("somebody to have a connection with it", LONG, || {
@@ -111,7 +113,7 @@ fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() 
 #[test]
 fn expired_nodes_get_nothing_until_the_authority_is_back_and_renews_them() {
     let base = tempfile::tempdir().unwrap();
-    let mut nodes = short_lived(base.path(), 3, 8, 3_600);
+    let mut nodes = meshed(base.path(), 3, 8);
     let names: Vec<String> = nodes.iter().map(node_name).collect();
     nodes[0].kill();
     // Nobody renews: within two lives all certificates have ended, and everybody refuses everybody.
@@ -141,7 +143,7 @@ fn a_read_goes_on_while_certificates_are_renewed_and_the_authoritys_key_is_rotat
     make_tree(&tree, 4, 20, 48 << 20);
     let made = publish(&tree, "x.test", &to, &base.path().join("keys"), &[]);
     let stratum = Stratum::serve(&to, base.path());
-    let mut nodes = short_lived(base.path(), 3, 10, 3_600);
+    let mut nodes = meshed(base.path(), 3, 10);
     nodes[0].add_repository(&at_fingerprint(&made), &stratum.url);
     wait_for("the card and the root to spread", LONG, || {
         let list =
@@ -192,7 +194,7 @@ fn a_member_is_told_only_of_the_repositories_of_its_ticket() {
         publish(&tree, name, &to, &base.path().join(format!("{name}-keys")), &[])
     });
     let stratum = Stratum::serve(&to, base.path());
-    let mut nodes = short_lived(base.path(), 2, 3_600, 3_600);
+    let mut nodes = meshed(base.path(), 2, LONG_LIFE_S);
     let mut guest = Node::new(base.path().join("guest"));
     guest.join(&ticket(&nodes[0], &["--repo", "two.test", "--cell", "here/a/1"]), "here/a/1");
     guest.start();
@@ -222,7 +224,7 @@ fn a_member_is_told_only_of_the_repositories_of_its_ticket() {
 #[test]
 fn only_an_authority_invites_revokes_and_rotates_and_there_may_be_several() {
     let base = tempfile::tempdir().unwrap();
-    let nodes = short_lived(base.path(), 2, 3_600, 3_600);
+    let nodes = meshed(base.path(), 2, LONG_LIFE_S);
     let member = nodes[1].socket();
     for words in [&["invite"][..], &["rotate"], &["revoke", &"ab".repeat(32)]] {
         let mut args: Vec<&OsStr> = vec!["mesh".as_ref()];

@@ -340,6 +340,11 @@ impl MembershipCert {
         Ok(Self { membership: Arc::new(membership), signer, bytes: Bytes::copy_from_slice(bytes) })
     }
 
+    /// Whether it replaces the certificate `known` of the same node.
+    pub(super) fn supersedes(&self, known: &Self) -> bool {
+        self.issued > known.issued || (self.issued == known.issued && self.bytes != known.bytes)
+    }
+
     /// The authority's key that signed it.
     pub fn signer(&self) -> AuthorityKey {
         self.signer

@@ -189,7 +189,7 @@ impl Registry {
     pub(super) fn renewed(&self, certificate: &MembershipCert) {
         for inner in self.live().into_iter().filter(|inner| inner.node == certificate.node) {
             let mut known = inner.membership.write().unwrap_or_else(PoisonError::into_inner);
-            if certificate.issued > known.issued {
+            if certificate.supersedes(&known) {
                 *known = certificate.clone();
             }
         }

@@ -122,6 +122,7 @@ impl Keeper {
 
     async fn run(mut self) {
         let mut changes = self.identity().trust().changes();
+        let mut renewals = self.identity().renewals();
         loop {
             self.decide();
             let now = ambient::unix_now();
@@ -134,6 +135,8 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(wait.clamp(Duration::from_millis(200), LOOK_EVERY)) => {}
                 changed = changes.changed() => if changed.is_err() { return },
+                // Also after a rotation on this very node, which renews its certificate itself.
+                Ok(()) = renewals.changed() => show_all(&self.renewing.endpoint).await,
             }
         }
     }
@@ -168,7 +171,6 @@ impl Keeper {
             Ok(()) => {
                 let identity = self.identity();
                 tracing::info!(expires = %identity.membership().expires, "the certificate was renewed");
-                show_all(&self.renewing.endpoint).await;
             }
             Err(error) => {
                 let end = self.identity().trust().end_of(&self.identity().membership());

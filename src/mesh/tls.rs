@@ -251,9 +251,10 @@ impl Verifier {
         });
         verified.map_err(|refusal| {
             tracing::debug!(%refusal, "TLS certificate refused");
-            // The alert tells the other side as much as it may know: that it is too old, or not welcome.
+            // The alert tells the other side as much as it may know: that it is too old, revoked, or not welcome.
             rustls::Error::InvalidCertificate(match refusal {
                 Refusal::Membership(MembershipError::Expired { .. }) => CertificateError::Expired,
+                Refusal::Membership(MembershipError::Revoked { .. }) => CertificateError::Revoked,
                 Refusal::WrongNode { .. } => CertificateError::NotValidForName,
                 _ => CertificateError::ApplicationVerificationFailure,
             })

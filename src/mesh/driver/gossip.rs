@@ -30,6 +30,8 @@ const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
 const SYNC_PAUSE: Duration = Duration::from_secs(30);
 const SYNC_SPREAD_S: usize = 30;
+/// How often peers are looked through for those whose certificate has expired.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
 
@@ -42,8 +44,9 @@ pub(super) struct Gossip {
     syncing: bool,
     judging: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
-    /// What was believed of the mesh when the peers were last looked through.
+    /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
+    look_due: Time,
 }
 
 impl Gossip {
@@ -57,6 +60,7 @@ impl Gossip {
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
+            look_due: Time::ZERO,
         }
     }
 
@@ -147,15 +151,18 @@ impl Driver {
         });
     }
 
-    /// Lets go of everybody whose membership does not count any more, when what this node believes has changed. The
-    /// endpoint closes connections by itself, and SWIM turns members out.
+    /// Lets go of everybody whose membership does not count any more: at once when what this node believes has
+    /// changed, and now and then for those that expired. The endpoint closes connections by itself, and SWIM turns
+    /// members out.
     pub(super) fn heed_trust(&mut self) {
         let Some(network) = &self.links.network else { return };
         let trust = network.endpoint.identity().trust().clone();
         let (generation, now) = (trust.generation(), ambient::unix_now());
-        if std::mem::replace(&mut self.gossip.believed, generation) == generation {
+        let believed = std::mem::replace(&mut self.gossip.believed, generation);
+        if believed == generation && self.gossip.look_due > ambient::now() {
             return;
         }
+        self.gossip.look_due = ambient::now() + LOOK_EVERY;
         let out = |entry: &PeerEntry| match &entry.membership {
             Some(membership) => trust.check(membership, now).is_err(),
             None => trust.revocation_of(&entry.node).is_some(),
@@ -163,9 +170,12 @@ impl Driver {
         let gone: Vec<(Peer, NodeId)> = self
             .peers
             .others()
-            .filter(|(_, entry)| out(entry))
+            .filter(|(_, entry)| (entry.up || believed != generation) && out(entry))
             .map(|(peer, entry)| (peer, entry.node))
             .collect();
+        if gone.is_empty() {
+            return;
+        }
         for (peer, node) in gone {
             self.gossip.members.remove(&node);
             self.set_up(peer, false);

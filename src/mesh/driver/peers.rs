@@ -124,7 +124,7 @@ impl PeerBook {
     pub(super) fn certify(&mut self, peer: Peer, membership: &MembershipCert, updates: &mut Vec<PeerUpdate>) {
         let Some(entry) = self.get_mut(peer).filter(|entry| entry.node == membership.node) else { return };
         let known = entry.membership.as_ref();
-        if known.is_some_and(|known| known.issued >= membership.issued) {
+        if known.is_some_and(|known| !membership.supersedes(known)) {
             return;
         }
         let before = weight(known);

@@ -333,8 +333,6 @@ async fn members_of_the_old_and_the_new_key_reach_each_other_in_the_overlap() {
     assert!(couple.open.iter().all(MemberConnection::is_open));
     // One that has not heard of the new key does not know its members, who know it.
     let unaware = mesh.member();
-    let (_endpoint, _incoming, at) = bind(&unaware);
-    assert!(couple.one.connect(unaware.node(), at, Alpn::Chunks).await.is_ok(), "its certificate counts");
     let (other, _incoming, _) = bind(&unaware);
     let refused = other.connect(authority.node(), couple.addresses[0], Alpn::Chunks).await.unwrap_err();
     assert!(matches!(refused, ConnectError::Handshake { .. }), "{refused}");

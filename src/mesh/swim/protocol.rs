@@ -240,7 +240,7 @@ impl<C: Credentials> Protocol<C> {
             (Some(known), Some(shown)) if shown != known.certificate => {
                 // An older one, or one that is no good, takes nothing away from the one that is known.
                 let newer = self.credentials.admit(shown, unix).filter(|other| {
-                    other.issued > known.issued && other.node == datagram.sender && other.cell == self.cell
+                    other.issued >= known.issued && other.node == datagram.sender && other.cell == self.cell
                 });
                 return Ok(newer);
             }
@@ -396,7 +396,14 @@ impl<C: Credentials> Protocol<C> {
         let mut revoked = Vec::new();
         self.known.retain(|node, known| {
             let expired = known.expires <= now.unix;
-            let refused = !expired && look_anew && credentials.admit(&known.certificate, now.unix).is_none();
+            let mut refused = false;
+            if !expired && look_anew {
+                // It may have been revoked; or its signer's key retires, and it ends earlier than it says.
+                match credentials.admit(&known.certificate, now.unix) {
+                    Some(admission) => known.expires = admission.expires,
+                    None => refused = true,
+                }
+            }
             if refused {
                 revoked.push(*node);
             }
