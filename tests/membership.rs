@@ -115,6 +115,12 @@ fn expired_nodes_get_nothing_until_the_authority_is_back_and_renews_them() {
     let base = tempfile::tempdir().unwrap();
     let mut nodes = meshed(base.path(), 3, 8);
     let names: Vec<String> = nodes.iter().map(node_name).collect();
+    // It comes back on another port, and finds the others by what it remembers.
+    let remembered = nodes[0].state().join("contacts.json");
+    wait_for("the authority to remember the others", LONG, || {
+        let text = fs::read_to_string(&remembered).unwrap_or_default();
+        names[1..].iter().all(|name| text.contains(name.as_str())).then_some(())
+    });
     nodes[0].kill();
     // Nobody renews: within two lives all certificates have ended, and everybody refuses everybody.
     for (seer, other) in [(1, 2), (2, 1)] {

@@ -173,9 +173,12 @@ async fn approach(
     let certified = tls::make_certificate(key, credential)?;
     let endpoint = client_endpoint()?;
     let mut tried = Vec::new();
-    for (node, address) in
-        contacts.iter().flat_map(|contact| contact.addresses.iter().map(|a| (contact.node, *a)))
-    {
+    let places = |contact: &Contact| {
+        let node = contact.node;
+        contact.addresses.iter().map(move |address| (node, *address)).collect::<Vec<_>>()
+    };
+    let places: Vec<(NodeId, SocketAddr)> = contacts.iter().flat_map(places).collect();
+    for (node, address) in places {
         let tls = tls::client_config(&certified, Rules::ByName, node, Alpn::Join.name().as_bytes())?;
         let attempt = ask_authority(&endpoint, tls, address, &request);
         match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
