@@ -23,7 +23,7 @@ pub const REASON_MAX_BYTES: usize = 64;
 pub const REVOCATIONS_MAX_BYTES: usize = 64 << 10;
 /// How much later than the revocation a certificate must have been issued to count, in seconds: as much as
 /// clocks may differ.
-pub const MARGIN_S: u64 = 300;
+pub(super) const MARGIN_S: u64 = 300;
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 1 + 32 + SIGNATURE_BYTES;
 const DOMAIN: &str = "starling revocations 1";
@@ -107,7 +107,6 @@ pub enum RevocationError {
 pub struct Revocations {
     number: u64,
     issued: UnixTime,
-    signer: Option<AuthorityKey>,
     entries: BTreeMap<NodeId, Revocation>,
     bytes: Bytes,
 }
@@ -153,8 +152,7 @@ impl Revocations {
         if bytes.len() > REVOCATIONS_MAX_BYTES {
             return Err(RevocationError::Length { len: bytes.len() });
         }
-        let signer = Some(keys.public());
-        Ok(Self { number: body.number, issued: now, signer, entries, bytes: bytes.into() })
+        Ok(Self { number: body.number, issued: now, entries, bytes: bytes.into() })
     }
 
     /// Reads a list that one of `keys` signed.
@@ -193,17 +191,12 @@ impl Revocations {
         }
         let entries = checked(&body)?;
         let bytes = Bytes::copy_from_slice(bytes);
-        Ok(Self { number: body.number, issued: body.issued, signer: Some(signer), entries, bytes })
+        Ok(Self { number: body.number, issued: body.issued, entries, bytes })
     }
 
     /// Its number; 0 when there is none.
     pub fn number(&self) -> u64 {
         self.number
-    }
-
-    /// Who signed it.
-    pub(super) fn signer(&self) -> Option<AuthorityKey> {
-        self.signer
     }
 
     /// The entry of a node.
