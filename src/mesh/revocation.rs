@@ -114,7 +114,7 @@ pub struct Revocations {
 impl Revocations {
     /// Nobody was ever revoked.
     pub(super) fn none() -> Self {
-        Self { number: 0, issued: UnixTime(0), signer: None, entries: BTreeMap::new(), bytes: Bytes::new() }
+        Self { number: 0, issued: UnixTime(0), entries: BTreeMap::new(), bytes: Bytes::new() }
     }
 
     /// Signs the next list: what still matters of this one and of `more`.
