@@ -141,7 +141,10 @@ impl Node {
         let (office, node) = (office.clone(), request.node);
         // It waits for the disk.
         let work = move || office.revoke(node, request.reason, ambient::unix_now());
-        let list = tokio::task::spawn_blocking(work).await.map_err(lost)?.map_err(refused)?;
+        let list = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| lost(&error))?
+            .map_err(|error| refused(&error))?;
         self.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
         let entry = list.entries().find(|entry| entry.node == node);
         let entry = entry.ok_or_else(|| Refusal::new(RefusalKind::Internal, "the list lacks the node"))?;
@@ -166,8 +169,10 @@ impl Node {
         }
         let working = office.clone();
         let work = move || working.rotate(Duration::from_secs(overlap_s), ambient::unix_now());
-        let (charter, revocations) =
-            tokio::task::spawn_blocking(work).await.map_err(lost)?.map_err(refused)?;
+        let (charter, revocations) = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| lost(&error))?
+            .map_err(|error| refused(&error))?;
         // The charter first: by it the others are judged.
         self.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
         if let Some(list) = revocations {
@@ -218,19 +223,19 @@ fn info(member: &MemberStatus) -> MemberInfo {
     }
 }
 
-fn lost(error: tokio::task::JoinError) -> Refusal {
+fn lost(error: &tokio::task::JoinError) -> Refusal {
     Refusal::new(RefusalKind::Internal, format!("the agent failed at it: {error}"))
 }
 
-fn refused(error: IdentityError) -> Refusal {
-    let kind = match &error {
+fn refused(error: &IdentityError) -> Refusal {
+    let kind = match error {
         IdentityError::Trust(TrustChangeError::Charter(_) | TrustChangeError::Revocation(_)) => {
             RefusalKind::Conflict
         }
         IdentityError::NotAnAuthority(_) => RefusalKind::NotAllowed,
         _ => RefusalKind::Internal,
     };
-    let refusal = Refusal::new(kind, &error);
+    let refusal = Refusal::new(kind, error);
     match error {
         IdentityError::Trust(TrustChangeError::Charter(CharterError::NotNewest { .. })) => {
             refusal.hint("another authority has rotated: ask there, or wait until this one has the new key")

@@ -264,7 +264,7 @@ impl MeshKeys {
         bytes.extend(body_len.to_be_bytes());
         bytes.extend(&body);
         bytes.extend(self.sign(DOMAIN, &body));
-        Ok(MembershipCert { membership: Arc::new(membership), signer: self.public(), bytes: bytes.into() })
+        Ok(MembershipCert { signed: Arc::new((membership, self.public())), bytes: bytes.into() })
     }
 }
 
@@ -297,8 +297,8 @@ impl Membership {
 /// ([`super::MeshTrust::check`]).
 #[derive(Clone, PartialEq, Eq)]
 pub struct MembershipCert {
-    membership: Arc<Membership>,
-    signer: AuthorityKey,
+    /// What it states, and who signed it: shared, because every peer and connection holds one.
+    signed: Arc<(Membership, AuthorityKey)>,
     bytes: Bytes,
 }
 
@@ -337,7 +337,7 @@ impl MembershipCert {
             return Err(malformed(format!("{} bytes after its end", rest.len())));
         }
         membership.check_shape(mesh)?;
-        Ok(Self { membership: Arc::new(membership), signer, bytes: Bytes::copy_from_slice(bytes) })
+        Ok(Self { signed: Arc::new((membership, signer)), bytes: Bytes::copy_from_slice(bytes) })
     }
 
     /// Whether it replaces the certificate `known` of the same node.
@@ -347,7 +347,7 @@ impl MembershipCert {
 
     /// The authority's key that signed it.
     pub fn signer(&self) -> AuthorityKey {
-        self.signer
+        self.signed.1
     }
 
     /// The signed bytes, to show to others.
@@ -359,13 +359,13 @@ impl MembershipCert {
 impl Deref for MembershipCert {
     type Target = Membership;
     fn deref(&self) -> &Membership {
-        &self.membership
+        &self.signed.0
     }
 }
 
 impl fmt::Debug for MembershipCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.membership.fmt(f)
+        self.signed.0.fmt(f)
     }
 }
 
