@@ -48,33 +48,6 @@ pub fn generator() -> Generator {
     Generator::new(u64::from_le_bytes(secret()))
 }
 
-/// Lets one of many equal log lines a minute through, and counts the others: what a stranger can cause
-/// again and again must not fill the disk.
-#[derive(Debug, Default)]
-pub struct Seldom {
-    state: std::sync::Mutex<(Option<Time>, u64)>,
-}
-
-impl Seldom {
-    /// Pause between two lines (guess: often enough to be noticed, seldom enough for any disk).
-    const PAUSE: std::time::Duration = std::time::Duration::from_secs(60);
-
-    /// Whether to write the line now: then how many were not written since the last.
-    pub fn admit(&self) -> Option<u64> {
-        self.admit_at(now())
-    }
-
-    fn admit_at(&self, now: Time) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if state.0.is_some_and(|last| now.since(last) < Self::PAUSE) {
-            state.1 += 1;
-            return None;
-        }
-        state.0 = Some(now);
-        Some(std::mem::take(&mut state.1))
-    }
-}
-
 /// Clocks and randomness of a test that must run alike each time: everything on its thread draws from one seed and
 /// reads tokio's clock. Threads that tokio makes for blocking work are outside.
 #[cfg(test)]
@@ -139,20 +112,5 @@ pub(crate) mod seeded {
         assert_ne!(drawn[0].0, drawn[2].0);
         assert_eq!((drawn[0].1.as_nanos(), drawn[0].2.0), (100_000_000_000, START_UNIX_S + 100));
         assert_ne!(draw().2.0, drawn[0].2.0, "outside the clock is the machine's");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_many_lines_one_a_minute_is_written_and_the_others_are_counted() {
-        let (seldom, second) = (Seldom::default(), std::time::Duration::from_secs(1));
-        let at = |s: u32| Time::ZERO + s * second;
-        assert_eq!(seldom.admit_at(at(0)), Some(0));
-        assert_eq!((seldom.admit_at(at(1)), seldom.admit_at(at(59))), (None, None));
-        assert_eq!(seldom.admit_at(at(60)), Some(2));
-        assert_eq!(seldom.admit_at(at(120)), Some(0));
     }
 }

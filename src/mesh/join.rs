@@ -170,16 +170,19 @@ async fn approach(
     contacts: &[Contact],
     request: Message,
 ) -> Result<Answer, JoinError> {
+    let mut tried = Vec::new();
+    if contacts.is_empty() {
+        return Err(JoinError::Unreachable { tried: vec!["none is known".into()] });
+    }
     let certified = tls::make_certificate(key, credential)?;
     let endpoint = client_endpoint()?;
-    let mut tried = Vec::new();
     let places = |contact: &Contact| {
         let node = contact.node;
         contact.addresses.iter().map(move |address| (node, *address)).collect::<Vec<_>>()
     };
     let places: Vec<(NodeId, SocketAddr)> = contacts.iter().flat_map(places).collect();
     for (node, address) in places {
-        let tls = tls::client_config(&certified, Rules::ByName, node, Alpn::Join.name().as_bytes())?;
+        let tls = tls::client_config(&certified, Rules::ByName, node, &[Alpn::Join.name().as_bytes()])?;
         let attempt = ask_authority(&endpoint, tls, address, &request);
         match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
             Ok(Ok(answer)) => {

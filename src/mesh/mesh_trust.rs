@@ -10,8 +10,9 @@ use super::membership::{CERTIFICATE_LIFE_MAX, MembershipCert, MembershipError};
 use super::ports::{News, NewsVerdict};
 use super::revocation::{REVOCATIONS_MAX_BYTES, Revocation, RevocationError, Revocations};
 use super::state::{Secrecy, StateDir, StateError};
-use crate::ambient::{self, Seldom};
+use crate::ambient;
 use crate::model::{NodeId, UnixTime};
+use crate::seldom::Seldom;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -22,6 +23,9 @@ const REVOCATIONS_FILE: &str = "revocations";
 /// How long a revocation matters: certificates and tickets from before it count no longer than this,
 /// a late renewal included.
 pub(super) const REVOCATION_SPAN: Duration = Duration::from_secs(2 * CERTIFICATE_LIFE_MAX.as_secs());
+
+/// Pause between two warnings of documents that were not adopted.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 struct Belief {
@@ -70,7 +74,7 @@ impl MeshTrust {
             changing: Mutex::new(()),
             state,
             changes: watch::channel(0).0,
-            warned: Seldom::default(),
+            warned: Seldom::new(WARN_EVERY),
         }
     }
 
@@ -236,8 +240,8 @@ impl MeshTrust {
     }
 
     fn warn(&self, why: &str) {
-        if let Some(unsaid) = self.warned.admit() {
-            tracing::warn!(why, unsaid, "a document of trust was not adopted");
+        if let Some(held_back) = self.warned.pass() {
+            tracing::warn!(why, held_back, "a document of trust was not adopted");
         }
     }
 

@@ -5,7 +5,11 @@
 #[cfg(feature = "node")]
 mod authority;
 #[cfg(feature = "node")]
+mod bucket;
+#[cfg(feature = "node")]
 mod charter;
+#[cfg(feature = "node")]
+mod conduct;
 #[cfg(feature = "node")]
 mod dht;
 #[cfg(feature = "node")]
@@ -37,7 +41,8 @@ mod socket;
 mod state;
 #[cfg(feature = "node")]
 mod swim;
-#[cfg(all(test, feature = "node"))]
+#[cfg(feature = "node")]
+#[cfg(test)]
 mod testing;
 #[cfg(feature = "node")]
 mod ticket;
@@ -53,12 +58,14 @@ pub use authority::{AuthorityKey, MeshId, MeshKeys, node_signed};
 #[cfg(feature = "node")]
 pub use charter::{COUNTING_MAX, Charter, CharterError, ROTATIONS_MAX};
 #[cfg(feature = "node")]
+pub use conduct::Offence;
+#[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
 pub use driver::{MemberStatus, Mesh, MeshCounts, MeshStart, Network, PeerStatus};
 #[cfg(feature = "node")]
 pub use endpoint::{
-    Admitted, Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming,
+    Admitted, Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,
     JoinConnection,
 };
 #[cfg(feature = "node")]

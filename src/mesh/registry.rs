@@ -1,6 +1,7 @@
 //! The live connections with members, and the nodes that are banned.
 
-use super::endpoint::{Alpn, CloseCode};
+use super::conduct::{BAN, Conduct, Offence, Use};
+use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
@@ -10,10 +11,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Most connections that one node may have with this one: two protocols, both directions, and some
 /// that are being replaced.
 const CONNECTIONS_PER_NODE: usize = 8;
+/// Chunks that one node may be asking for at a time, on all its connections; more are answered busy (guess: the
+/// largest window of a reader, a few times over).
+const ASKS_PER_NODE: usize = 1_024;
 /// Most nodes that are banned at once; the ban that would end first makes room.
 const BANS_MAX: usize = 4_096;
 
@@ -30,8 +35,11 @@ struct Inner {
     number: u64,
     quinn: quinn::Connection,
     alpn: Alpn,
+    version: u8,
     node: NodeId,
     membership: RwLock<MembershipCert>,
+    /// Shared by all connections with the node.
+    asks: Arc<Semaphore>,
     registry: Arc<Registry>,
 }
 
@@ -70,6 +78,11 @@ impl MemberConnection {
         self.inner.alpn
     }
 
+    /// The version of the protocol for chunks that was agreed on.
+    pub fn version(&self) -> u8 {
+        self.inner.version
+    }
+
     /// The peer's address.
     pub fn address(&self) -> SocketAddr {
         canonical(self.inner.quinn.remote_address())
@@ -88,6 +101,21 @@ impl MemberConnection {
     /// Closes it and tells the peer why.
     pub fn close(&self, code: CloseCode) {
         self.inner.quinn.close(code.into(), code.reason());
+    }
+
+    /// Notes that the peer did what it should not have done; too much of it, and it is banned.
+    pub fn report(&self, offence: Offence) {
+        self.inner.registry.report(self.node(), offence);
+    }
+
+    /// Whether the peer may do something `tokens` times now.
+    pub(super) fn allows(&self, what: Use, tokens: u32) -> bool {
+        self.inner.registry.conduct.allows(self.node(), what, tokens, crate::ambient::now())
+    }
+
+    /// The places for what the peer asks for at a time, on all its connections.
+    pub(super) fn asks(&self) -> &Arc<Semaphore> {
+        &self.inner.asks
     }
 
     /// Whether nobody but the holder of `self` uses it.
@@ -121,6 +149,7 @@ pub(super) enum Turned {
 #[derive(Default)]
 pub(super) struct Registry {
     state: Mutex<State>,
+    conduct: Arc<Conduct>,
 }
 
 impl Registry {
@@ -136,6 +165,7 @@ impl Registry {
         alpn: Alpn,
         membership: MembershipCert,
     ) -> Result<MemberConnection, Turned> {
+        let version = agreed_version(&quinn);
         let mut state = self.lock();
         let node = membership.node;
         if state.closed {
@@ -155,10 +185,13 @@ impl Registry {
             drop(state);
             return Err(Turned::TooMany);
         }
+        let fresh = || Arc::new(Semaphore::new(ASKS_PER_NODE));
+        let asks = own.first().map_or_else(fresh, |inner| inner.asks.clone());
         let number = state.next;
         state.next += 1;
         let membership = RwLock::new(membership);
-        let inner = Arc::new(Inner { number, quinn, alpn, node, membership, registry: self.clone() });
+        let inner =
+            Arc::new(Inner { number, quinn, alpn, version, node, membership, asks, registry: self.clone() });
         state.live.insert(number, Live { node, connection: Arc::downgrade(&inner) });
         drop(state);
         Ok(MemberConnection { inner })
@@ -212,6 +245,22 @@ impl Registry {
             seen.entry(inner.node).or_insert(MemberConnection { inner });
         }
         seen.into_values().collect()
+    }
+
+    /// Notes what a node did; bans it when it was too much.
+    pub(super) fn report(&self, node: NodeId, offence: Offence) {
+        let was_banned = self.is_banned(&node);
+        if self.conduct.note(node, offence, crate::ambient::now()) && !was_banned {
+            tracing::warn!(%node, offence = offence.name(), span = ?BAN, "banned");
+            self.ban(node, BAN);
+        } else {
+            tracing::debug!(%node, offence = offence.name(), "offence");
+        }
+    }
+
+    /// The book of offences.
+    pub(super) fn conduct(&self) -> &Arc<Conduct> {
+        &self.conduct
     }
 
     pub(super) fn ban(&self, node: NodeId, span: Duration) {

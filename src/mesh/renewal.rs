@@ -15,8 +15,9 @@ use super::office::Office;
 use super::ticket::Contact;
 use super::transfer::{self, Renewal};
 use super::wire::{MEMBERS_PER_FRAME, RenewReply};
-use crate::ambient::{self, Seldom};
+use crate::ambient;
 use crate::model::{Generator, NodeId, Rng as _, UnixTime};
+use crate::seldom::Seldom;
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How long a node may be alone before it asks an authority whether it missed something, and how often.
 const ALONE: Duration = Duration::from_secs(10);
 const ALONE_PAUSE: Duration = Duration::from_secs(120);
+/// Pause between two warnings that the certificate was not renewed.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Authorities asked in one attempt, on each of the ways.
 const ASKED_MAX: usize = 4;
 /// Peers that are shown the renewed certificate at once.
@@ -112,7 +115,7 @@ impl Keeper {
             decided_for: (UnixTime(0), 0),
             pause: RETRY_FIRST,
             alone_since: Some(ambient::now()),
-            warned: Seldom::default(),
+            warned: Seldom::new(WARN_EVERY),
         }
     }
 
@@ -174,11 +177,11 @@ impl Keeper {
             }
             Err(error) => {
                 let end = self.identity().trust().end_of(&self.identity().membership());
-                if let Some(unsaid) = self.warned.admit() {
+                if let Some(held_back) = self.warned.pass() {
                     if now >= end {
-                        tracing::error!(%error, lapsed = %end, unsaid, "this node's membership has lapsed");
+                        tracing::error!(%error, lapsed = %end, held_back, "this node's membership has lapsed");
                     } else {
-                        tracing::warn!(%error, expires = %end, unsaid, "the certificate was not renewed yet");
+                        tracing::warn!(%error, expires = %end, held_back, "the certificate was not renewed yet");
                     }
                 }
                 // Never longer than a tenth of what is left, so that many attempts fit in.

@@ -76,11 +76,7 @@ impl Driver {
         match event {
             MemberEvent::Up { node, addr, certificate } => {
                 let Some(membership) = self.verified(&certificate) else { return };
-                let known = self.gossip.members.insert(node, (addr, certificate)).is_some();
-                if let Some(network) = self.links.network.as_ref().filter(|_| known) {
-                    // It restarted or moved before anybody missed it: old connections lead nowhere.
-                    network.endpoint.disconnect(&node);
-                }
+                self.gossip.members.insert(node, (addr, certificate));
                 if let Some(peer) = self.meet_member(addr, &membership) {
                     self.set_up(peer, true);
                 }
@@ -96,6 +92,11 @@ impl Driver {
                     self.certified(&membership);
                 }
                 return;
+            }
+            MemberEvent::Moved(node) => {
+                if let Some(network) = &self.links.network {
+                    network.endpoint.disconnect(&node);
+                }
             }
             MemberEvent::Down(node) => {
                 self.gossip.members.remove(&node);
@@ -264,6 +265,9 @@ impl Driver {
         if let Some(peer) = self.meet_member(addr, &membership) {
             if !own {
                 self.set_up(peer, true);
+                if let Some(network) = &self.links.network {
+                    network.swim.not_ours(node);
+                }
             } else if let Some(network) = &self.links.network {
                 network.swim.add_contact(node, addr);
             }
@@ -303,6 +307,11 @@ impl Driver {
 
     /// Has a document of a peer judged.
     pub(super) fn judge(&mut self, news: News, from: NodeId) {
+        if self.news.knows(&news) {
+            // It was judged fresh before, so nothing can come of judging it again.
+            count(&self.links.counters.news_repeated);
+            return;
+        }
         let Ok(permit) = Arc::clone(&self.gossip.judging).try_acquire_owned() else {
             count(&self.links.counters.overload);
             return;

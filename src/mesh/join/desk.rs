@@ -4,7 +4,6 @@
 //! after a crash in between the same node may ask again, another may not.
 
 use super::used::{Usage, UsedTickets};
-use crate::ambient::Seldom;
 use crate::mesh::endpoint::{Admitted, CloseCode, JoinConnection};
 use crate::mesh::office::Office;
 use crate::mesh::ports::News;
@@ -13,6 +12,7 @@ use crate::mesh::ticket::TicketProof;
 use crate::mesh::transfer::{FrameReader, StreamError, write_message};
 use crate::mesh::wire::{JoinReply, JoinRequest, MEMBERS_PER_FRAME, MemberRecord, Message};
 use crate::model::{CellLabel, NodeId, UnixTime};
+use crate::seldom::Seldom;
 use futures::future::BoxFuture;
 use quinn::SendStream;
 use std::path::Path;
@@ -25,6 +25,9 @@ use tokio::sync::{Semaphore, mpsc};
 const DESK_LIMIT: Duration = Duration::from_secs(10);
 /// Joiners that are served at a time. Each costs one flush of the disk.
 const AT_THE_DESK: usize = 16;
+
+/// Pause between two warnings of joiners that were turned away.
+const WARN_EVERY: Duration = Duration::from_secs(5);
 
 /// Whom to tell a joiner of that will be in a cell: members of that cell and seeds first.
 pub type Introductions = Box<dyn Fn(CellLabel) -> BoxFuture<'static, Vec<MemberRecord>> + Send + Sync>;
@@ -54,7 +57,12 @@ impl JoinDesk {
         introductions: Introductions,
     ) -> Result<Arc<Self>, StateError> {
         let used = UsedTickets::open(StateDir::open(state_dir)?, crate::ambient::unix_now())?;
-        Ok(Arc::new(Self { office, used: Mutex::new(used), introductions, refusals: Seldom::default() }))
+        Ok(Arc::new(Self {
+            office,
+            used: Mutex::new(used),
+            introductions,
+            refusals: Seldom::new(WARN_EVERY),
+        }))
     }
 
     /// Serves joiners until the endpoint closes.
@@ -78,8 +86,8 @@ impl JoinDesk {
 
     /// Joiners are strangers, or lapsed: what they can cause is written once a minute.
     fn warn(&self, node: NodeId, why: &str) {
-        if let Some(unsaid) = self.refusals.admit() {
-            tracing::warn!(%node, why, unsaid, "a joiner was refused");
+        if let Some(held_back) = self.refusals.pass() {
+            tracing::warn!(%node, why, held_back, "a joiner was refused");
         }
     }
 

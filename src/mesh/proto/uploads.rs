@@ -159,11 +159,6 @@ impl Uploads {
         self.queue.len()
     }
 
-    /// Uploads that run, and their bytes.
-    pub(super) fn serving(&self) -> (u32, u64) {
-        (self.serving, self.serving_bytes)
-    }
-
     /// Asks that wait for a fetch.
     pub(super) fn waiting(&self) -> usize {
         self.asks.values().filter(|asked| asked.state == State::Waiting).count()
@@ -178,8 +173,9 @@ impl Uploads {
         self.queue.iter().map(|queued| queued.due).min()
     }
 
-    /// Whether the sums are those of the asks, and the queue holds those that are queued.
-    pub(super) fn adds_up(&self) -> bool {
+    /// Whether the sums are those of the asks, and the queue holds those that are queued. `serving` says how many
+    /// uploads run, and their bytes.
+    pub(super) fn adds_up(&self, serving: (u32, u64)) -> bool {
         let bytes = |state: State| {
             let in_state = self.asks.values().filter(|asked| asked.state == state);
             in_state.fold((0_u32, 0_u64), |sum, asked| (sum.0 + 1, sum.1 + u64::from(asked.len_bytes)))
@@ -187,7 +183,7 @@ impl Uploads {
         let queued = bytes(State::Queued);
         let is_queued =
             |queued: &Queued| self.asks.get(queued.ask).is_some_and(|asked| asked.state == State::Queued);
-        bytes(State::Serving) == (self.serving, self.serving_bytes)
+        bytes(State::Serving) == serving
             && (queued.0 as usize, queued.1) == (self.queue.len(), self.queued_bytes)
             && self.queue.iter().all(is_queued)
     }

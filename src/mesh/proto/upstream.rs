@@ -43,11 +43,6 @@ impl Upstream {
 
 /// What an audit looks at.
 impl Upstream {
-    /// Fetches under way, and their bytes.
-    pub(super) fn under_way(&self) -> (u32, u64) {
-        (self.fetches, self.bytes)
-    }
-
     /// Slots of the fetches in line.
     pub(super) fn line(&self) -> &[u16] {
         &self.line
