@@ -3,6 +3,7 @@
 //! [`run`] is the composition root. [`api`] is what can be asked of a running agent, [`Client`] asks.
 
 pub mod api;
+mod authority;
 mod books;
 mod client;
 mod contacts;

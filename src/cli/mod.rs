@@ -92,7 +92,7 @@ enum Command {
     /// Tell where each chunk of a file came from, and how long each step took.
     Why(why::Args),
     #[cfg(feature = "node")]
-    /// Make a mesh and invite machines into it.
+    /// Make a mesh, invite machines into it, see its members, end memberships.
     #[command(subcommand)]
     Mesh(mesh::Command),
     #[cfg(feature = "node")]

@@ -171,7 +171,7 @@ impl Node {
 
     /// A ticket for the next node.
     pub(super) fn invite(&self) -> Result<String, CliError> {
-        let request = InviteRequest { expires_s: TICKET_S, addresses: Vec::new() };
+        let request = InviteRequest { expires_s: TICKET_S, ..InviteRequest::default() };
         Ok(blocking(self.client().invite(&request))?.ticket)
     }
 

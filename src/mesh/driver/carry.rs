@@ -495,17 +495,17 @@ async fn ask(
         }
         Ok(connection) => {
             let (neighbour, rtt) = (Neighbour::of(&connection), connection.quinn().rtt());
+            // Whoever says that it holds something of a repository that it may not read is not asked.
+            let may_read = neighbour.membership.scope.covers(&request.repository);
             let _ = reports.links.inbox.send(Message::Connected { neighbour, rtt }).await;
-            match transfer::ask(connection, request) {
-                Err(error) => {
+            match may_read.then(|| transfer::ask(connection, request)) {
+                None => {}
+                Some(Err(error)) => {
                     tracing::warn!(%error, "a request that the core decided on is out of bounds");
-                    Failure::Refused
                 }
-                Ok(asking) => {
-                    exchange(asking, &reports, &mut open, &mut withdrawn).await;
-                    Failure::Refused
-                }
+                Some(Ok(asking)) => exchange(asking, &reports, &mut open, &mut withdrawn).await,
             }
+            Failure::Refused
         }
     };
     for index in (0..open.len()).filter(|index| open[*index]) {

@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod membership;
+
 /// Plain bytes of test chunk `n`, and how it is referred to: 32 chunks a segment, 4 a slice.
 pub(in crate::mesh) fn bytes_of(n: u64) -> Bytes {
     let mut bytes = vec![0; 20_000];
@@ -117,7 +119,7 @@ impl Local for Memory {
     }
 
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict> {
-        let (News::Root(document) | News::Card(document)) = news;
+        let document = news.document();
         let verdict = match document.strip_prefix(b"signed").and_then(|rest| rest.try_into().ok()) {
             None => NewsVerdict::Invalid,
             Some(revision) => {
@@ -151,11 +153,12 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) cell: &'static str,
     pub(in crate::mesh) dht: bool,
     pub(in crate::mesh) record: Option<Box<dyn Write + Send>>,
+    pub(in crate::mesh) office: Option<Arc<Office>>,
 }
 
 impl Options {
     pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None }
+        Self { cell, dht: true, record: None, office: None }
     }
 }
 
@@ -204,6 +207,7 @@ impl TestNode {
             dht,
             tuning: Tuning::default(),
             tamper: None,
+            office: options.office,
         };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
         let start = MeshStart {
