@@ -24,9 +24,9 @@ pub(super) struct FirstStart {
     /// If this machine is no member of a mesh yet: join with the ticket in FILE, once it is there.
     #[arg(long, value_name = "FILE")]
     join: Option<PathBuf>,
-    /// Where this machine is, if it becomes a member now: REGION/ZONE/RACK.
-    #[arg(long, value_name = "R/Z/R", default_value_t)]
-    cell: CellLabel,
+    /// Where this machine is, if it becomes a member now: REGION/ZONE/RACK. [default: the ticket's, else default/default/default]
+    #[arg(long, value_name = "R/Z/R")]
+    cell: Option<CellLabel>,
 }
 
 impl FirstStart {
@@ -42,7 +42,7 @@ impl FirstStart {
         }
         match &self.join {
             None => {
-                let made = Identity::found_mesh(state_dir, self.cell.clone()).map_err(CliError::failed)?;
+                let made = Identity::found_mesh(state_dir, self.cell.clone().unwrap_or_default()).map_err(CliError::failed)?;
                 tracing::info!(mesh = %made.membership().mesh, "made a mesh; this node is its authority");
             }
             Some(file) => self.join(file, state_dir).await?,
@@ -56,8 +56,8 @@ impl FirstStart {
             loop {
                 match join(&ticket, self.cell.clone(), state_dir, false).await {
                     Ok(joined) => {
-                        let mesh = joined.membership.mesh;
-                        tracing::info!(%mesh, cell = %self.cell, "joined");
+                        let (mesh, cell) = (joined.membership.mesh, &joined.membership.cell);
+                        tracing::info!(%mesh, %cell, "joined");
                         return Ok(());
                     }
                     Err(error @ JoinError::Unreachable { .. }) => {
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn first_start(init_mesh: bool, join: Option<PathBuf>) -> FirstStart {
-        FirstStart { init_mesh, join, cell: "eu/a/1".parse().unwrap() }
+        FirstStart { init_mesh, join, cell: Some("eu/a/1".parse().unwrap()) }
     }
 
     #[tokio::test]

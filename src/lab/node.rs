@@ -101,7 +101,7 @@ impl Node {
 
     /// Begins to join with a ticket of `authority`; the process ends when it has.
     fn begin_join(&self, stage: &Stage, authority: &Self) -> Result<Process, LabError> {
-        let request = InviteRequest { expires_s: TICKET_S, addresses: Vec::new() };
+        let request = InviteRequest { expires_s: TICKET_S, ..InviteRequest::default() };
         let ticket = stage.ask(&authority.name, authority.client().invite(&request))?.ticket;
         let (state, cell) = (self.state.display().to_string(), self.cell.to_string());
         let arguments = ["join", &ticket, "--state", &state, "--cell", &cell];
