@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::{Stratum, make_tree, publish};
 use starling::fetch::{Books, LocalNode, StrataOptions};
-use starling::mesh::{Local, News, NewsVerdict};
+use starling::mesh::{AuthorityKey, Charter, Local, MeshTrust, News, NewsVerdict};
 use starling::model::{ContentId, RepositoryName, UnixTime};
 use starling::store::{MemoryChunks, Origin};
 use starling::trust::{Fingerprint, Repositories, RepositoryCard, SignedCard};
@@ -39,7 +39,7 @@ fn node(registry: &Path, room_bytes: u64) -> (LocalNode, Arc<Repositories>, Arc<
         Arc::new(MemoryChunks::new(room_bytes)),
         noted.clone(),
         repositories.clone(),
-        Some(public),
+        Some(Arc::new(MeshTrust::in_memory(Charter::founded_by(AuthorityKey::from_bytes(&public).unwrap())))),
         HttpClient::new(HttpOptions::default()).unwrap(),
         StrataOptions::default(),
     );

@@ -42,7 +42,8 @@ impl FirstStart {
         }
         match &self.join {
             None => {
-                let made = Identity::found_mesh(state_dir, self.cell.clone().unwrap_or_default()).map_err(CliError::failed)?;
+                let made = Identity::found_mesh(state_dir, self.cell.clone().unwrap_or_default())
+                    .map_err(CliError::failed)?;
                 tracing::info!(mesh = %made.membership().mesh, "made a mesh; this node is its authority");
             }
             Some(file) => self.join(file, state_dir).await?,
