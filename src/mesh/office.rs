@@ -322,10 +322,10 @@ mod tests {
 
     #[test]
     fn a_revoked_authority_keeps_its_office_closed() {
-        let (mesh, revoking) = (TestMesh::new(), OfficeConfig::default());
+        let (mesh, config) = (TestMesh::new(), OfficeConfig::default());
         let (own, now) = (mesh.authority(), unix_now());
         own.trust().revoke(&mesh.keys(), own.node(), String::new(), now).unwrap();
-        let error = Office::open(own, revoking).unwrap_err();
+        let error = Office::open(own, config).unwrap_err();
         assert!(matches!(error, IdentityError::Membership(MembershipError::Revoked { .. })), "{error}");
     }
 
