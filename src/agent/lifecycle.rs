@@ -238,7 +238,13 @@ fn join_network(
     tamper: Option<Tamper>,
 ) -> Result<(Network, Joins, Membership), AgentError> {
     let office = match identity.mesh_keys() {
-        Some(_) => Some(Office::open(identity.clone(), office_config(settings))?),
+        Some(_) => match Office::open(identity.clone(), office_config(settings)) {
+            Ok(office) => Some(office),
+            Err(error) => {
+                tracing::error!(%error, "this authority certifies nobody");
+                None
+            }
+        },
         None => None,
     };
     let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };

@@ -72,7 +72,8 @@ impl Office {
     /// Opens the office of an authority. Its own certificate is renewed at once if it has to be.
     ///
     /// # Errors
-    /// [`IdentityError::NotAnAuthority`]; the state directory when the own certificate is renewed.
+    /// [`IdentityError::NotAnAuthority`]; when the own certificate cannot be renewed: it was revoked, or the state
+    /// directory fails.
     pub fn open(identity: Arc<Identity>, config: OfficeConfig) -> Result<Arc<Self>, IdentityError> {
         let config = OfficeConfig {
             life: config.life.clamp(CERTIFICATE_LIFE_MIN, CERTIFICATE_LIFE_MAX),
@@ -194,6 +195,10 @@ impl Office {
     /// [`IdentityError`].
     pub(super) fn renew_own(&self, now: UnixTime) -> Result<(), IdentityError> {
         let own = self.identity.membership();
+        // It could certify itself anew with the key that it holds; an honest one heeds the others' decision.
+        if let Some(entry) = self.trust().revoked(&own.node, own.issued) {
+            return Err(MembershipError::Revoked { node: own.node, at: entry.at }.into());
+        }
         let renewed = self.certify(own.node, own.cell.clone(), own.role, own.scope.clone(), now)?;
         self.identity.renew(renewed, None, now)
     }
@@ -313,6 +318,15 @@ mod tests {
         let again = certificate(&office, 0);
         assert_eq!(office.trust().check(&again, now), Ok(()));
         assert!(matches!(office.renew(&again, now), RenewReply::Granted { .. }));
+    }
+
+    #[test]
+    fn a_revoked_authority_keeps_its_office_closed() {
+        let (mesh, config) = (TestMesh::new(), OfficeConfig::default());
+        let (own, now) = (mesh.authority(), unix_now());
+        own.trust().revoke(&mesh.keys(), own.node(), String::new(), now).unwrap();
+        let error = Office::open(own, config).unwrap_err();
+        assert!(matches!(error, IdentityError::Membership(MembershipError::Revoked { .. })), "{error}");
     }
 
     #[test]
