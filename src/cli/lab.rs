@@ -158,11 +158,26 @@ fn in_words(path: &Path, report: &Report) -> String {
     let per_second = report.link_bytes_per_s as u64;
     let void = if report.void { " - VOID: the processors may have set the pace" } else { "" };
     let crossing = report.crossings.iter().map(|crossing| format!("{:.3}", crossing.in_copies));
+    let bounded = rollout.bound_s.is_finite();
     let rows = [
         ("scenario", format!("{} (seed {})", path.display(), rollout.seed)),
         ("nodes", format!("{} of {} completed", rollout.completed, rollout.nodes)),
-        ("bound", format!("{:.3} s, bound by {}", rollout.bound_s, rollout.binding_term.text())),
-        ("makespan", format!("{:.3} s = {:.3} x bound", rollout.makespan_s, rollout.makespan_over_bound)),
+        (
+            "bound",
+            if bounded {
+                format!("{:.3} s, bound by {}", rollout.bound_s, rollout.binding_term.text())
+            } else {
+                "none: no content travels".to_owned()
+            },
+        ),
+        (
+            "makespan",
+            if bounded {
+                format!("{:.3} s = {:.3} x bound", rollout.makespan_s, rollout.makespan_over_bound)
+            } else {
+                format!("{:.3} s", rollout.makespan_s)
+            },
+        ),
         ("p50 / p99", format!("{:.3} s / {:.3} s", rollout.p50_s, rollout.p99_s)),
         (
             "left the stratum",
@@ -196,7 +211,16 @@ fn in_words(path: &Path, report: &Report) -> String {
         .filter(|(name, _)| *name != "crossed" || !report.crossings.is_empty())
         .map(|(name, value)| format!("{name:<17} {value}\n"))
         .collect();
-    let nodes: Vec<_> = report
+    text += "\n";
+    text += &nodes(report);
+    for missed in &report.missed {
+        text += &format!("missed: {missed}\n");
+    }
+    text.trim_end().to_owned()
+}
+
+fn nodes(report: &Report) -> String {
+    let rows: Vec<_> = report
         .per_node
         .iter()
         .map(|node| {
@@ -219,10 +243,5 @@ fn in_words(path: &Path, report: &Report) -> String {
             ]
         })
         .collect();
-    text += "\n";
-    text += &table(["NODE", "CELL", "FATE", "AT", "UPLOADED", "FROM PEERS", "FROM STRATUM"], &nodes);
-    for missed in &report.missed {
-        text += &format!("missed: {missed}\n");
-    }
-    text.trim_end().to_owned()
+    table(["NODE", "CELL", "FATE", "AT", "UPLOADED", "FROM PEERS", "FROM STRATUM"], &rows)
 }
