@@ -14,6 +14,7 @@ mod fluid_oracle;
 mod reader;
 mod report;
 mod scenario;
+pub mod swarm;
 #[cfg(test)]
 mod tests;
 
