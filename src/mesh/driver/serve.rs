@@ -12,6 +12,10 @@ use std::collections::HashMap;
 /// Asks of peers that are kept track of. The core's own bound is lower.
 const ASKS_MAX: usize = 1 << 16;
 
+/// Asks of one peer for chunks that are not stored here: a quarter of what the core fetches for others, so that nobody
+/// keeps all homes busy with chunks that may not even exist.
+const ABSENT_PER_PEER: u32 = 256;
+
 /// An ask of a peer that has no final answer yet.
 struct Upload {
     peer: Peer,
@@ -19,6 +23,8 @@ struct Upload {
     id: ContentId,
     plain_len: u32,
     request: u64,
+    /// Whether it was not stored when it was asked for.
+    absent: bool,
     /// Gone once the bytes are on their way.
     reply: Option<AskReply>,
 }
@@ -28,6 +34,8 @@ struct Upload {
 pub(super) struct UploadBook {
     by_ask: HashMap<Ask, Upload>,
     by_request: HashMap<u64, Ask>,
+    /// How many of each peer are for chunks that were not stored.
+    absent: HashMap<Peer, u32>,
     next: u32,
 }
 
@@ -75,11 +83,21 @@ impl Driver {
             reply.busy(Vec::new(), u8::MAX);
             return;
         };
+        let absent = self.content.get(number).is_some_and(|entry| !entry.stored);
+        if absent {
+            let others = self.uploads.absent.entry(peer).or_default();
+            if *others >= ABSENT_PER_PEER {
+                count(&self.links.counters.overload);
+                reply.busy(Vec::new(), u8::MAX);
+                return;
+            }
+            *others += 1;
+        }
         let ask = self.next_ask();
         self.content.pin(number);
         self.peers.pin(peer);
         let (id, plain_len) = (chunk.id, chunk.plain_len);
-        let upload = Upload { peer, chunk: number, id, plain_len, request, reply: Some(reply) };
+        let upload = Upload { peer, chunk: number, id, plain_len, request, absent, reply: Some(reply) };
         self.uploads.by_ask.insert(ask, upload);
         self.uploads.by_request.insert(request, ask);
         self.input(Input::Asked { peer, ask, chunk: number, class });
@@ -99,6 +117,14 @@ impl Driver {
     fn end_upload(&mut self, ask: Ask) -> Option<Upload> {
         let upload = self.uploads.by_ask.remove(&ask)?;
         self.uploads.by_request.remove(&upload.request);
+        if upload.absent
+            && let Some(others) = self.uploads.absent.get_mut(&upload.peer)
+        {
+            *others -= 1;
+            if *others == 0 {
+                self.uploads.absent.remove(&upload.peer);
+            }
+        }
         self.content.unpin(upload.chunk);
         self.peers.unpin(upload.peer);
         Some(upload)

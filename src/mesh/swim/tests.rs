@@ -99,6 +99,8 @@ struct Swarm {
     bodies: BTreeMap<u64, Vec<u8>>,
     sent: u64,
     generator: Generator,
+    /// By how many seconds the clocks of members are fast.
+    fast_s: Vec<u64>,
     /// Members on different sides do not hear each other.
     side: Vec<u8>,
     loss_percent: usize,
@@ -137,6 +139,7 @@ impl Swarm {
             bodies: BTreeMap::new(),
             sent: 0,
             generator: Generator::new(seed),
+            fast_s: vec![0; members],
             side: vec![0; members],
             loss_percent: 0,
             refusals: Vec::new(),
@@ -147,6 +150,11 @@ impl Swarm {
 
     fn clock(&self) -> Now {
         Now { time: self.now, unix: UnixTime(START_S + self.now.as_nanos() / 1_000_000_000) }
+    }
+
+    fn clock_of(&self, number: usize) -> Now {
+        let clock = self.clock();
+        Now { unix: UnixTime(clock.unix.0 + self.fast_s[number]), ..clock }
     }
 
     fn collect(&mut self, number: usize) {
@@ -195,11 +203,11 @@ impl Swarm {
                 self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
             let packet = self.wire.peek().map_or(Time::NEVER, |next| next.0.0);
             self.now = timer.min(packet).max(self.now);
-            let clock = self.clock();
             while let Some(next) = self.wire.peek().filter(|next| next.0.0 <= self.now) {
                 let (_, id, from, to) = next.0;
                 self.wire.pop();
                 let bytes = self.bodies.remove(&id).unwrap();
+                let clock = self.clock_of(to);
                 if let Some(swim) = self.members[to].as_mut()
                     && let Err(refusal) = swim.receive(addr(from), &bytes, clock)
                 {
@@ -208,6 +216,7 @@ impl Swarm {
                 self.collect(to);
             }
             for number in 0..self.members.len() {
+                let clock = self.clock_of(number);
                 if let Some(swim) = self.members[number].as_mut().filter(|s| s.next_deadline() <= clock.time)
                 {
                     swim.advance(clock);
@@ -539,4 +548,22 @@ fn junk_from_one_address_is_cut_short_and_members_elsewhere_are_heard() {
     swarm.lost.clear();
     swarm.run(Duration::from_secs(20), |_| false);
     assert!(swarm.all_see_all() && swarm.lost.is_empty());
+}
+
+#[test]
+fn a_member_whose_clock_is_wrong_is_a_member_within_five_minutes_and_beyond_only_it_suffers() {
+    let mut swarm = Swarm::new(5, 81);
+    swarm.fast_s[2] = 280;
+    assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all));
+    let mut swarm = Swarm::new(5, 82);
+    swarm.fast_s[2] = 400;
+    let others_see_each_other =
+        |swarm: &Swarm| [0, 1, 3, 4].iter().all(|n| swarm.up[*n].len() == 3) && swarm.up[2].is_empty();
+    assert!(swarm.run(Duration::from_secs(60), others_see_each_other), "{:?}", swarm.up);
+    swarm.lost.clear();
+    swarm.run(Duration::from_secs(30), |_| false);
+    assert!(swarm.lost.is_empty() && others_see_each_other(&swarm));
+    assert!(swarm.refusals.contains(&Refusal::Stale));
+    swarm.fast_s[2] = 0;
+    assert!(swarm.run(Duration::from_secs(120), Swarm::all_see_all), "a clock that is set right is enough");
 }
