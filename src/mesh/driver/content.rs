@@ -306,7 +306,7 @@ mod tests {
             ContentUpdate::Learned { slice, segment, slice_key, part, .. } => {
                 (slice, segment, slice_key, part)
             }
-            ContentUpdate::Forgotten { .. } => unreachable!(),
+            other => unreachable!("{other:?}"),
         };
         let first = learned(intern(&mut one, chunk(1, 0)).1);
         let same_slice = learned(intern(&mut one, chunk(2, 1 << 19)).1);

@@ -107,7 +107,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::Asked { peer, ask, chunk, class } => self.asked(peer, ask, chunk, class, out),
             Input::AskGone { ask } => self.ask_ended(ask, false, out),
             Input::Served { ask, ok } => self.ask_ended(ask, ok, out),
-            Input::PeerUp { peer: _ } => {}
+            Input::PeerUp { peer } => self.tell_again(peer, out),
             Input::PeerDown { peer } => self.peer_down(peer, out),
             Input::Providers { segment, peers } => self.providers(segment, &peers, out),
             Input::Stored { chunk } => self.stored(chunk, out),
@@ -176,6 +176,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Lookup => self.lookups_due(out),
                 Timer::Announce => self.announce_due(out),
                 Timer::Origin => self.fill_upstream(out),
+                Timer::News => self.news_due(out),
             }
         }
     }

@@ -130,6 +130,12 @@ pub struct Settings {
     /// Members beyond ln n to whom a document is handed on: the chance that one is missed falls as e^-c
     /// (Kermarrec, Massoulie, Ganesh: "Probabilistic reliable dissemination", 2003).
     pub news_extra: u8,
+    /// How often it is handed to one more member later, in case a message was lost (guess: each halves and more the chance
+    /// that somebody is missed).
+    pub news_repeats: u8,
+    /// Milliseconds to the first of these times; doubled each time (guess: two round trips and a handshake, so that most
+    /// repeats lie within the second that a root may take).
+    pub news_repeat_ms: u32,
     /// Contacts in other cells to whom a document is handed on (guess).
     pub news_contacts: u8,
 
@@ -194,6 +200,8 @@ impl Default for Settings {
             announces_max: 65_536,
             news_max: 1_024,
             news_extra: 3,
+            news_repeats: 5,
+            news_repeat_ms: 250,
             news_contacts: 8,
             loads_max: 64,
             numbers_max: 1 << 24,

@@ -20,10 +20,12 @@ pub(super) enum Timer {
     Announce,
     /// The origin budget allows the next fetch from the strata.
     Origin,
+    /// A document is handed on once more.
+    News,
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 7;
+pub(super) const KINDS_LEN: usize = 8;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
@@ -33,6 +35,7 @@ const KINDS: [Timer; KINDS_LEN] = [
     Timer::Lookup,
     Timer::Announce,
     Timer::Origin,
+    Timer::News,
 ];
 
 /// The moments of all timers.

@@ -26,6 +26,8 @@ interned! {
     Ask;
     /// A signed document (root or card), interned by its hash.
     NewsId;
+    /// A repository, interned by its name.
+    Repository;
 }
 
 /// Where a chunk came from or was asked for.
@@ -339,6 +341,9 @@ pub trait Content {
     fn len_bytes(&self, chunk: Chunk) -> u32;
 }
 
+/// Most repositories in a node's scope: as many as a certificate may name.
+pub const SCOPE_MAX: usize = 32;
+
 /// A change of the node's view of its peers, for the table that implements [`Peers`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PeerUpdate {
@@ -356,6 +361,14 @@ pub enum PeerUpdate {
         region: u32,
         /// Share of placements relative to others; 100 is ordinary, 0 never a home.
         weight: u16,
+    },
+    /// A node may read certain repositories only, as its certificate says: it is a home of their slices alone. Follows
+    /// `Met`; without it the node may read all.
+    Scoped {
+        /// Who.
+        peer: Peer,
+        /// Which, at most [`SCOPE_MAX`]. `None`: all.
+        repositories: Option<Vec<Repository>>,
     },
     /// It answers.
     Up {
@@ -391,6 +404,14 @@ pub enum ContentUpdate {
         part: u8,
         /// Bytes that a transfer costs.
         len_bytes: u32,
+    },
+    /// A slice lies in a repository: its homes are members that may read that. Follows `Learned`; without it, any member
+    /// is a home.
+    Belongs {
+        /// Number of the slice.
+        slice: Slice,
+        /// Number of the repository.
+        repository: Repository,
     },
     /// Its number may be given to another. It is neither stored, wanted nor asked for.
     Forgotten {
