@@ -99,4 +99,10 @@ impl Core {
     pub fn content(&self) -> &ContentTable {
         self.node.content()
     }
+
+    /// Claims of others that are remembered, and of how many peers.
+    #[cfg(test)]
+    pub(super) fn claims_for_test(&self) -> (usize, usize) {
+        self.node.claims.len()
+    }
 }

@@ -112,6 +112,8 @@ pub(super) struct Fetch {
     /// The origin budget made it wait.
     pub(super) delayed: bool,
     pub(super) looked_up: bool,
+    /// Those who claim to hold it were added to the candidates.
+    pub(super) claimed: bool,
     /// A peer of another cell depends on it: it must not be asked of a third cell in turn.
     pub(super) cross: bool,
     /// Whether the peer at `at` was named by another, rather than being an authority for the slice.
@@ -149,6 +151,7 @@ impl Fetch {
             place: 0,
             delayed: false,
             looked_up: false,
+            claimed: false,
             cross: false,
             named: false,
             candidates: SmallVec::new(),
@@ -206,7 +209,8 @@ impl Fetch {
     /// Forgets what was tried of peers.
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
-        (self.again, self.rounds, self.tries, self.looked_up) = (None, 0, 0, false);
+        (self.again, self.rounds, self.tries) = (None, 0, 0);
+        (self.looked_up, self.claimed) = (false, false);
         self.candidates.clear();
         self.tried.clear();
         self.bad.clear();

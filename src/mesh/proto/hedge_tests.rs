@@ -14,8 +14,8 @@ fn served(one: &mut One, chunk: Chunk, span: Duration) {
 }
 
 /// A node that knows its peers: they take 10 ms.
-fn acquainted(settings: Settings) -> (One, impl Iterator<Item = Chunk>) {
-    let mut one = One::new(20, settings);
+fn acquainted(settings: &Settings) -> (One, impl Iterator<Item = Chunk> + use<>) {
+    let mut one = One::new(20, Settings { neighbours: 0, ..settings.clone() });
     let peers = one.core.peers();
     let foreign = |chunk: &u32| (0..3).all(|rank| peers.home(Slice(*chunk), rank) != Some(Peer(0)));
     let mut chunks = (0..400).filter(foreign).map(Chunk).collect::<Vec<_>>().into_iter();
@@ -36,7 +36,7 @@ fn cancelled(outputs: &[Output]) -> Vec<Peer> {
 #[test]
 fn beside_a_slow_source_the_next_rank_is_asked_and_the_first_to_deliver_wins() {
     for second_wins in [true, false] {
-        let (mut one, mut chunks) = acquainted(Settings::default());
+        let (mut one, mut chunks) = acquainted(&Settings::default());
         let chunk = chunks.next().unwrap();
         let (first, second) = (one.home(chunk, 0), one.home(chunk, 1));
         assert_eq!(asked_of(&one.want(chunk, Class::Read)), [first]);
@@ -54,7 +54,7 @@ fn beside_a_slow_source_the_next_rank_is_asked_and_the_first_to_deliver_wins() {
 
 #[test]
 fn when_the_first_source_fails_the_second_is_already_under_way() {
-    let (mut one, mut chunks) = acquainted(Settings::default());
+    let (mut one, mut chunks) = acquainted(&Settings::default());
     let chunk = chunks.next().unwrap();
     let (first, second) = (one.home(chunk, 0), one.home(chunk, 1));
     one.want(chunk, Class::Read);
@@ -68,7 +68,7 @@ fn when_the_first_source_fails_the_second_is_already_under_way() {
 
 #[test]
 fn when_the_second_source_fails_another_is_asked_beside_the_first() {
-    let (mut one, mut chunks) = acquainted(Settings::default());
+    let (mut one, mut chunks) = acquainted(&Settings::default());
     let chunk = chunks.next().unwrap();
     one.want(chunk, Class::Read);
     one.pass(60 * MS);
@@ -81,7 +81,7 @@ fn when_the_second_source_fails_another_is_asked_beside_the_first() {
 
 #[test]
 fn a_source_that_gets_the_chunk_itself_is_not_gone_around_until_it_stalls() {
-    let (mut one, mut chunks) = acquainted(Settings::default());
+    let (mut one, mut chunks) = acquainted(&Settings::default());
     let chunk = chunks.next().unwrap();
     let (first, second) = (one.home(chunk, 0), one.home(chunk, 1));
     one.want(chunk, Class::Read);
@@ -93,7 +93,7 @@ fn a_source_that_gets_the_chunk_itself_is_not_gone_around_until_it_stalls() {
 
 #[test]
 fn a_fill_is_hedged_only_when_its_source_stalls() {
-    let (mut one, mut chunks) = acquainted(Settings::default());
+    let (mut one, mut chunks) = acquainted(&Settings::default());
     let chunk = chunks.next().unwrap();
     one.want(chunk, Class::Fill);
     assert_eq!(one.pass(Duration::from_millis(1_900)), []);
@@ -102,7 +102,7 @@ fn a_fill_is_hedged_only_when_its_source_stalls() {
 
 #[test]
 fn when_all_are_slow_hedges_stay_a_small_share_of_the_asks() {
-    let (mut one, chunks) = acquainted(Settings { window_chunks: 4, ..Settings::default() });
+    let (mut one, chunks) = acquainted(&Settings { window_chunks: 4, ..Settings::default() });
     let before = one.core.counts().hedges;
     let mut asks = 0;
     for chunk in chunks {

@@ -29,6 +29,7 @@ mod news;
 mod node;
 mod peers_table;
 mod pending;
+mod possession;
 mod record;
 mod rendezvous;
 mod search;
@@ -47,6 +48,8 @@ mod node_tests;
 #[cfg(test)]
 mod origin_tests;
 #[cfg(test)]
+mod possession_tests;
+#[cfg(test)]
 mod swarm_tests;
 #[cfg(test)]
 mod testing;
@@ -56,6 +59,7 @@ pub use core::{Core, Start};
 pub use counts::Counts;
 pub use node::Node;
 pub use peers_table::PeerTable;
+pub use possession::POSSESSION_MAX;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
 pub use rendezvous::{best_members, lease_cell};
 pub use settings::Settings;

@@ -8,6 +8,7 @@ use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
 use super::pending::Pending;
+use super::possession::{Claims, Possession};
 use super::speed::Speeds;
 use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
@@ -56,6 +57,8 @@ pub struct Node<P, C, R> {
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
     pub(super) news: News,
+    pub(super) possession: Possession,
+    pub(super) claims: Claims,
     pub(super) timers: Timers,
     pub(super) counts: Counts,
 }
@@ -88,6 +91,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             lookups: Lookups::default(),
             announces: Announces::default(),
             news: News::default(),
+            possession: Possession::default(),
+            claims: Claims::default(),
             timers: Timers::new(),
             counts: Counts::default(),
         }
@@ -112,6 +117,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::Providers { segment, peers } => self.providers(segment, &peers, out),
             Input::Stored { chunk } => self.stored(chunk, out),
             Input::Evicted { chunk } => self.evicted(chunk),
+            Input::Possession { peer, slices } => self.possession_told(peer, &slices, out),
             Input::NewsSeen { news, from } => self.news_seen(news, from, out),
             Input::Tick => self.tick(out),
         }
@@ -156,6 +162,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub fn forget_slice(&mut self, slice: Slice) {
         self.homes.forget_slice(slice);
         self.hints.forget_slice(slice);
+        self.claims.forget_slice(slice);
+        if let Some(parts) = self.possession.parts_mut(slice) {
+            *parts = 0;
+        }
         if let Some(held) = self.held.get_mut(slice.0 as usize) {
             *held = 0;
         }
@@ -177,6 +187,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Announce => self.announce_due(out),
                 Timer::Origin => self.fill_upstream(out),
                 Timer::News => self.news_due(out),
+                Timer::Possession => self.possession_due(out),
             }
         }
     }
@@ -224,6 +235,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && self.peers.is_up(peer)
             && !fetch.bad.contains(&peer)
             && !fetch.is_asked(peer)
+            && self.peers.may_read(peer, fetch.slice)
             && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
     }
 
@@ -237,12 +249,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.distrusted.push((peer, now + Duration::from_secs(u64::from(self.settings.distrust_s))));
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
+        self.claims.forget_peer(peer);
         out.push(Output::Distrust { peer });
     }
 
     fn peer_down(&mut self, peer: Peer, out: &mut Outbox) {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
+        self.claims.forget_peer(peer);
         for ask in self.uploads.asks_of(peer) {
             if !self.uploads.is_serving(ask) {
                 self.ask_ended(ask, false, out);

@@ -143,13 +143,6 @@ impl PeerTable {
         }
     }
 
-    /// Whether `peer` may read `slice`. Where it lies must be known for a no.
-    pub fn may_read(&self, peer: Peer, slice: Slice) -> bool {
-        let Some(scope) = self.scopes.get(&peer) else { return true };
-        let repository = self.repositories.get(slice.0 as usize).copied().flatten();
-        repository.is_none_or(|repository| scope.contains(&repository))
-    }
-
     /// Whether the number stands for somebody.
     pub fn knows(&self, peer: Peer) -> bool {
         self.row(peer).is_some()
@@ -253,6 +246,12 @@ impl Peers for PeerTable {
 
     fn is_up(&self, peer: Peer) -> bool {
         self.row(peer).is_some_and(|row| row.up)
+    }
+
+    fn may_read(&self, peer: Peer, slice: Slice) -> bool {
+        let Some(scope) = self.scopes.get(&peer) else { return true };
+        let repository = self.repositories.get(slice.0 as usize).copied().flatten();
+        repository.is_none_or(|repository| scope.contains(&repository))
     }
 
     fn has_other_regions(&self) -> bool {

@@ -54,6 +54,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         loop {
             let stage = fetch.stage;
+            // A home is gone, or this node is one and has to find a source itself.
+            if (stage != Stage::Homes || !fetch.bad.is_empty()) && !fetch.claimed {
+                self.add_claimants(&mut fetch);
+                if let Some(peer) = self.choose(&mut fetch) {
+                    fetch.named = true;
+                    return self.ask(fetch, peer, out);
+                }
+            }
             match self.next_authority(&mut fetch) {
                 Some(peer) => {
                     fetch.named = false;
@@ -220,6 +228,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A peer that was asked says something instead of data.
     pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer, load: u8, out: &mut Outbox) {
         self.loads.note(peer, load, self.settings.loads_max);
+        if matches!(answer, Answer::Missing { .. }) {
+            self.note_false_claim(peer, chunk);
+        }
         if let Some(fetch) = self.take_hedged(chunk, peer) {
             return self.hedge_told(fetch, answer, out);
         }

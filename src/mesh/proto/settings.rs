@@ -66,6 +66,16 @@ pub struct Settings {
     /// Fetches that are under way for others only (guess).
     pub relays_max: u32,
 
+    /// Members that are told what is held here; 0 tells nobody and claims of others are not used (design: 8 to 16).
+    pub neighbours: u8,
+    /// Tellings after which one of them gives its place to another (guess: some minutes while something happens).
+    pub neighbours_renew: u32,
+    /// Milliseconds between two tellings (guess: 8 neighbours with 64 slices of 13 bytes and their names are 20 KB/s at
+    /// most, while more than that changes).
+    pub possession_ms: u32,
+    /// Claims of others that are remembered: a slice and a peer each (guess: 16 neighbours with 1 024 slices).
+    pub claims_max: u32,
+
     /// Named holders that are tried before the home is asked again (simulated: 8 is no better).
     pub tries_max: u8,
     /// Choices between named holders by their last known load (measured: two to four are enough).
@@ -172,6 +182,10 @@ impl Default for Settings {
             waiters_max: 4,
             waiter_ms: 10,
             relays_max: 1_024,
+            neighbours: 8,
+            neighbours_renew: 64,
+            possession_ms: 2_000,
+            claims_max: 16_384,
             tries_max: 4,
             choices: 2,
             rounds_max: 200,

@@ -424,6 +424,11 @@ impl Net {
                     self.mail(at, to, Mail::Input(Input::NewsSeen { news, from: Some(me) }));
                 }
             }
+            Output::TellPossession { to, slices } => {
+                if !lost {
+                    self.mail(at, to, Mail::Input(Input::Possession { peer: me, slices }));
+                }
+            }
             Output::Distrust { peer } => assert!(self.members[peer.0 as usize].liar, "{peer:?} is honest"),
         }
     }

@@ -22,10 +22,12 @@ pub(super) enum Timer {
     Origin,
     /// A document is handed on once more.
     News,
+    /// Neighbours may be told what is held here.
+    Possession,
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 8;
+pub(super) const KINDS_LEN: usize = 9;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
@@ -36,6 +38,7 @@ const KINDS: [Timer; KINDS_LEN] = [
     Timer::Announce,
     Timer::Origin,
     Timer::News,
+    Timer::Possession,
 ];
 
 /// The moments of all timers.

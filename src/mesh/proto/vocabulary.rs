@@ -166,6 +166,13 @@ pub enum Input {
         /// What.
         chunk: Chunk,
     },
+    /// A peer of the own cell tells what it holds.
+    Possession {
+        /// Who speaks.
+        peer: Peer,
+        /// Sixty-fourths of slices in which chunks begin that it holds, at most [`super::POSSESSION_MAX`] slices.
+        slices: Vec<(Slice, u64)>,
+    },
     /// A valid document that is newer than what was known came in, from a peer or from this machine.
     NewsSeen {
         /// Which.
@@ -261,6 +268,13 @@ pub enum Output {
         /// To whom.
         to: Peer,
     },
+    /// Tell a neighbour what is held here. When it is lost, nothing is wrong but that the neighbour knows less.
+    TellPossession {
+        /// Whom.
+        to: Peer,
+        /// As in [`Input::Possession`].
+        slices: Vec<(Slice, u64)>,
+    },
     /// `peer` sent wrong bytes: close its connections and do not ask it again for a while.
     Distrust {
         /// Whom.
@@ -318,6 +332,10 @@ pub trait Peers {
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer>;
     /// Whether the peer is believed to be alive.
     fn is_up(&self, peer: Peer) -> bool;
+    /// Whether the peer may read what lies in `slice`, as far as is known.
+    fn may_read(&self, _peer: Peer, _slice: Slice) -> bool {
+        true
+    }
     /// Whether the mesh has members outside this node's region: only then is the DHT worth a look-up
     /// before the strata.
     fn has_other_regions(&self) -> bool;

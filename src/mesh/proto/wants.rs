@@ -175,6 +175,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
         let Some(fetch) = self.fetches.take(slot) else { return };
         if let Source::Peer(peer) = from {
+            self.note_true_claim(peer);
             if let Some(since) = fetch.asked_since(peer) {
                 self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
             }
@@ -237,6 +238,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.held.resize(index + 1, 0);
         }
         self.held[index] = self.held[index].saturating_add(1);
+        self.note_possession(chunk, slice);
         if self.peers.home(slice, 0) == Some(self.peers.me()) {
             self.plan_announcement(self.content.segment(slice));
         }
@@ -248,6 +250,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         self.marks.set(chunk, Mark::Nothing);
         let slice = self.content.slice(chunk);
+        self.unnote_possession(chunk, slice);
         // A saturated count is not known any more; it stays, and the slice never counts as empty.
         if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
             *held = held.saturating_sub(1);
