@@ -5,6 +5,10 @@
 //! unknown type is skipped, so that a newer peer may say more; an unknown version is refused. Every length
 //! is checked before memory is taken for it. `docs/mesh-protocol.md` holds the table.
 
+mod possession;
+
+pub use possession::{POSSESSION_MAX_SLICES, SliceHeld};
+
 use super::ticket::{CONTACT_MAX_ADDRESSES, TicketId};
 use crate::mesh::{MEMBERSHIP_MAX_BYTES, News};
 use crate::model::{Algorithm, CellLabel, ChunkRef, Class, NodeId, RepositoryName, UnixTime, limits};
@@ -248,6 +252,8 @@ pub enum Message {
     AllNews,
     /// A wish for the members of the peer's cell; answered by [`Message::MemberList`] frames until the stream ends.
     Members,
+    /// What the speaker holds, 1 to [`POSSESSION_MAX_SLICES`] slices; answered by [`Message::PossessionAck`].
+    Possession(Vec<SliceHeld>),
     /// A chunk's bytes follow.
     Data(DataHeader),
     /// The chunk is under way: data follows later.
@@ -258,6 +264,8 @@ pub enum Message {
     Missing(Told),
     /// The document came in (not: was adopted).
     NewsAck,
+    /// What the peer holds came in (not: is believed).
+    PossessionAck,
     /// Members, at most [`MEMBERS_PER_FRAME`].
     MemberList(Vec<MemberRecord>),
     /// The request as a whole is not served.
@@ -273,6 +281,7 @@ const WITHDRAW: u8 = 2;
 const NEWS: u8 = 3;
 const ALL_NEWS: u8 = 4;
 const MEMBERS: u8 = 5;
+const POSSESSION: u8 = 8;
 const DATA: u8 = 16;
 const WAIT: u8 = 17;
 const BUSY: u8 = 18;
@@ -280,6 +289,7 @@ const MISSING: u8 = 19;
 const NEWS_ACK: u8 = 20;
 const MEMBER_LIST: u8 = 21;
 const REFUSED: u8 = 22;
+const POSSESSION_ACK: u8 = 25;
 const JOIN_REQUEST: u8 = 32;
 const JOIN_REPLY: u8 = 33;
 
@@ -341,6 +351,8 @@ impl Message {
             Self::News(body) => encode(NEWS, body),
             Self::AllNews => encode(ALL_NEWS, &()),
             Self::Members => encode(MEMBERS, &()),
+            Self::Possession(body) => encode(POSSESSION, body),
+            Self::PossessionAck => encode(POSSESSION_ACK, &()),
             Self::Data(body) => encode(DATA, body),
             Self::Wait(body) => encode(WAIT, body),
             Self::Busy(body) => encode(BUSY, body),
@@ -364,6 +376,8 @@ impl Message {
             NEWS => Self::News(decode(kind, body)?),
             ALL_NEWS => decode(kind, body).map(|()| Self::AllNews)?,
             MEMBERS => decode(kind, body).map(|()| Self::Members)?,
+            POSSESSION => Self::Possession(decode(kind, body)?),
+            POSSESSION_ACK => decode(kind, body).map(|()| Self::PossessionAck)?,
             DATA => Self::Data(decode(kind, body)?),
             WAIT => Self::Wait(decode(kind, body)?),
             BUSY => Self::Busy(decode(kind, body)?),
@@ -388,6 +402,7 @@ impl Message {
                 if found > HOLDERS_MAX { Err(bounds("holders named", found, HOLDERS_MAX)) } else { Ok(()) }
             }
             Self::Withdraw(index) => check_index(*index),
+            Self::Possession(slices) => possession::check(slices),
             Self::Data(header) => {
                 check_index(header.index)?;
                 if header.len > limits::PLAIN_MAX_BYTES {
@@ -411,6 +426,7 @@ impl Message {
             Self::AllNews
             | Self::Members
             | Self::NewsAck
+            | Self::PossessionAck
             | Self::Refused(_)
             | Self::JoinRequest(_)
             | Self::JoinReply(_) => Ok(()),

@@ -7,6 +7,7 @@ use super::super::swim::MemberEvent;
 use super::super::transfer;
 use super::cells::CellView;
 use super::counters::count;
+use super::possession::TELLING_MAX;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
 use crate::model::{ContentId, Generator, NodeId, Rng, Time, mix};
@@ -38,6 +39,7 @@ pub(super) struct Gossip {
     syncing: bool,
     judging: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
+    pub(super) telling: Arc<Semaphore>,
 }
 
 impl Gossip {
@@ -50,6 +52,7 @@ impl Gossip {
             syncing: false,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
+            telling: Arc::new(Semaphore::new(TELLING_MAX)),
         }
     }
 

@@ -20,6 +20,7 @@ mod counters;
 mod gossip;
 mod news;
 mod peers;
+mod possession;
 mod recent;
 mod recorder;
 mod serve;

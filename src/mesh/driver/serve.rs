@@ -43,6 +43,7 @@ impl Driver {
                 }
             }
             PeerRequest::News { from, news } => self.judge(news, from),
+            PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
                 let local = self.links.local.clone();
                 // It may read the disk.

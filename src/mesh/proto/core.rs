@@ -52,6 +52,9 @@ impl Core {
                 if let ContentUpdate::Belongs { slice, repository } = update {
                     self.node.peers_mut().set_repository(slice, Some(repository));
                 }
+                if let ContentUpdate::Learned { chunk, .. } | ContentUpdate::Forgotten { chunk } = update {
+                    self.node.forget_copy(chunk);
+                }
                 if let (Some(slice), ContentUpdate::Learned { slice_key, .. }) = (replaced, update) {
                     self.node.peers_mut().set_slice_key(slice, slice_key);
                     self.node.peers_mut().set_repository(slice, None);

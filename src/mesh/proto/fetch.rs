@@ -81,6 +81,8 @@ pub(super) struct Fetch {
     pub(super) len_bytes: u32,
     pub(super) slot: u16,
     pub(super) want: Option<Want>,
+    /// It is fetched because a minimum of copies is declared.
+    pub(super) copy: bool,
     pub(super) waiters: Vec<Waiter>,
     pub(super) at: At,
     /// When `at` takes too long.
@@ -133,6 +135,7 @@ impl Fetch {
             len_bytes,
             slot: 0,
             want: None,
+            copy: false,
             waiters: Vec::new(),
             at: At::Choosing,
             due: Time::NEVER,
@@ -168,7 +171,7 @@ impl Fetch {
 
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
-        self.want.is_none() && self.waiters.is_empty()
+        self.want.is_none() && self.waiters.is_empty() && !self.copy
     }
 
     /// Whether `peer` is asked right now.

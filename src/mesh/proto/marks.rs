@@ -39,6 +39,11 @@ impl Marks {
         }
     }
 
+    /// One more than the largest number that was ever set.
+    pub(super) fn end(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn set(&mut self, chunk: Chunk, mark: Mark) {
         let code = match mark {
             Mark::Nothing => 0,

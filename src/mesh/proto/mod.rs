@@ -18,6 +18,7 @@
 mod announce;
 mod budget;
 mod content_table;
+mod copies;
 mod core;
 mod counts;
 mod fetch;
@@ -35,12 +36,15 @@ mod rendezvous;
 mod search;
 mod settings;
 mod speed;
+mod split;
 mod timer;
 mod uploads;
 mod upstream;
 mod vocabulary;
 mod wants;
 
+#[cfg(test)]
+mod copies_tests;
 #[cfg(test)]
 mod hedge_tests;
 #[cfg(test)]
@@ -63,4 +67,5 @@ pub use possession::POSSESSION_MAX;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
 pub use rendezvous::{best_members, lease_cell};
 pub use settings::Settings;
+pub use split::{SPLIT_BITS_MAX, most_common, part_key, part_of_label, split_bits};
 pub use vocabulary::*;

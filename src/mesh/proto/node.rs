@@ -1,6 +1,7 @@
 //! The node: its state, its one entrance, and which part of it decides on what.
 
 use super::announce::Announces;
+use super::copies::Copies;
 use super::counts::Counts;
 use super::fetch::{Fetch, Fetches};
 use super::holders::{Hints, Homes, Loads};
@@ -59,6 +60,7 @@ pub struct Node<P, C, R> {
     pub(super) news: News,
     pub(super) possession: Possession,
     pub(super) claims: Claims,
+    pub(super) copies: Copies,
     pub(super) timers: Timers,
     pub(super) counts: Counts,
 }
@@ -93,6 +95,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             news: News::default(),
             possession: Possession::default(),
             claims: Claims::default(),
+            copies: Copies::default(),
             timers: Timers::new(),
             counts: Counts::default(),
         }
@@ -188,6 +191,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Origin => self.fill_upstream(out),
                 Timer::News => self.news_due(out),
                 Timer::Possession => self.possession_due(out),
+                Timer::Copies => self.copies_due(out),
             }
         }
     }
@@ -257,6 +261,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
         self.claims.forget_peer(peer);
+        self.drop_copy_asks(peer, out);
+        self.check_copies();
         for ask in self.uploads.asks_of(peer) {
             if !self.uploads.is_serving(ask) {
                 self.ask_ended(ask, false, out);

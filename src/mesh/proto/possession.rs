@@ -260,6 +260,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.counts.possession_refused += 1;
             return;
         }
+        self.counts.possession_heard += 1;
         let (most, numbers) = (self.settings.claims_max as usize, self.settings.numbers_max);
         for (slice, parts) in slices.iter().filter(|(slice, _)| slice.0 < numbers) {
             self.claims.note(*slice, peer, *parts, most);

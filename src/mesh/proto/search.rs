@@ -231,6 +231,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if matches!(answer, Answer::Missing { .. }) {
             self.note_false_claim(peer, chunk);
         }
+        self.copy_told(peer, chunk, &answer, out);
         if let Some(fetch) = self.take_hedged(chunk, peer) {
             return self.hedge_told(fetch, answer, out);
         }
@@ -283,6 +284,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if why == Failure::WrongBytes {
             self.distrust(peer, out);
         }
+        self.end_copy_ask(peer, chunk);
         if let Some(home) = self.homes.get_mut(self.content.slice(chunk)) {
             home.unnote(peer, self.content.part(chunk));
         }

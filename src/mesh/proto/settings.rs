@@ -36,6 +36,9 @@ pub struct Settings {
     /// Asks of others that are kept track of; more are told `Busy` (guess).
     pub asks_max: u32,
 
+    /// Homes of a slice in a cell that keep a copy of what one of them got from outside; at most [`Self::home_ranks`]. 1: only
+    /// who reads it and the home (each further one is a copy of everything a cell reads, and the operator's to decide).
+    pub min_copies: u8,
     /// Ranks that count as homes of a slice: they fetch what they are asked for. The asker may see others dead,
     /// so it is more than one (design: the next two ranks stand in).
     pub home_ranks: u8,
@@ -170,6 +173,7 @@ impl Default for Settings {
             upload_queue_max: 256,
             upload_queue_ms: 2_000,
             asks_max: 4_096,
+            min_copies: 1,
             home_ranks: 3,
             peek_ranks: 2,
             lease_ranks: 2,

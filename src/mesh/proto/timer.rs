@@ -24,10 +24,12 @@ pub(super) enum Timer {
     News,
     /// Neighbours may be told what is held here.
     Possession,
+    /// Copies may be begun, and next ranks asked to make some.
+    Copies,
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 9;
+pub(super) const KINDS_LEN: usize = 10;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
@@ -39,6 +41,7 @@ const KINDS: [Timer; KINDS_LEN] = [
     Timer::Origin,
     Timer::News,
     Timer::Possession,
+    Timer::Copies,
 ];
 
 /// The moments of all timers.

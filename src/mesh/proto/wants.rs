@@ -166,12 +166,21 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Ends a fetch that was taken out: its slot and its share of the strata are free again.
     pub(super) fn release(&mut self, fetch: &Fetch, mark: Mark, out: &mut Outbox) {
+        if fetch.copy {
+            self.copy_ended();
+        }
         self.marks.set(fetch.chunk, mark);
         self.fetches.release(fetch.slot);
         self.leave_upstream(fetch, out);
     }
 
     pub(super) fn arrived(&mut self, chunk: Chunk, from: Source, out: &mut Outbox) {
+        if let Source::Peer(peer) = from
+            && self.end_copy_ask(peer, chunk)
+        {
+            // A next rank that was to copy it has it.
+            self.note_holder(chunk, peer);
+        }
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
         let Some(fetch) = self.fetches.take(slot) else { return };
         if let Source::Peer(peer) = from {
@@ -189,6 +198,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// it gets it.
     fn finish(&mut self, mut fetch: Fetch, from: Option<Source>, out: &mut Outbox) {
         let chunk = fetch.chunk;
+        if from.is_some() && self.is_from_outside(fetch.at) {
+            self.offer_copies(chunk);
+        }
         self.stop_sources(&fetch, from, out);
         self.release(&fetch, Mark::Held, out);
         self.note_stored(chunk);
@@ -251,6 +263,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.marks.set(chunk, Mark::Nothing);
         let slice = self.content.slice(chunk);
         self.unnote_possession(chunk, slice);
+        self.note_full();
         // A saturated count is not known any more; it stays, and the slice never counts as empty.
         if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
             *held = held.saturating_sub(1);

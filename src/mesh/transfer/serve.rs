@@ -2,7 +2,9 @@
 
 use super::outflow::{Outflow, Rank};
 use super::{FrameReader, NO_PROGRESS, StreamError, write_message};
-use crate::mesh::wire::{DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told};
+use crate::mesh::wire::{
+    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, SliceHeld, Told,
+};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::{CloseCode, MemberConnection, News};
 use crate::model::{ChunkRef, Class, NodeId, RepositoryName, limits};
@@ -40,6 +42,13 @@ pub enum PeerRequest {
         from: NodeId,
         /// The document.
         news: News,
+    },
+    /// A peer tells what it holds. It may lie.
+    Possession {
+        /// Who tells.
+        from: NodeId,
+        /// What.
+        slices: Vec<SliceHeld>,
     },
     /// A peer wants the newest documents, at most [`NEWS_MAX_DOCUMENTS`].
     AllNews {
@@ -214,6 +223,13 @@ impl Stream {
                 let from = self.connection.node();
                 match self.requests.try_send(PeerRequest::News { from, news }) {
                     Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Err(_) => self.give_up(),
+                }
+            }
+            Message::Possession(slices) => {
+                let from = self.connection.node();
+                match self.requests.try_send(PeerRequest::Possession { from, slices }) {
+                    Ok(()) => write_message(&mut self.send, &Message::PossessionAck, NO_PROGRESS).await,
                     Err(_) => self.give_up(),
                 }
             }

@@ -1,7 +1,7 @@
 //! Small requests: handing on a document, asking for all of them, asking for the members of a cell.
 
 use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
-use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS, VERSION};
+use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS, SliceHeld, VERSION};
 use crate::mesh::{AuthorityKey, MemberConnection, MembershipCert, News};
 use crate::model::{UnixTime, limits};
 use bytes::Bytes;
@@ -35,6 +35,21 @@ fn unexpected(message: &Message) -> TransferError {
 pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), TransferError> {
     match open(connection, &Message::News(news)).await?.message().await? {
         Some(Message::NewsAck) => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
+}
+
+/// Tells a peer what this node holds. `Ok` says that it came in.
+///
+/// # Errors
+/// [`TransferError`]; a peer with too much to do ends the stream, an older one does not understand.
+pub async fn tell_possession(
+    connection: &MemberConnection,
+    slices: Vec<SliceHeld>,
+) -> Result<(), TransferError> {
+    match open(connection, &Message::Possession(slices)).await?.message().await? {
+        Some(Message::PossessionAck) => Ok(()),
         Some(other) => Err(unexpected(&other)),
         None => Err(TransferError::NotAnswered),
     }
