@@ -12,6 +12,7 @@ mod fluid;
 mod fluid_oracle;
 mod report;
 mod scenario;
+pub mod swarm;
 #[cfg(test)]
 mod tests;
 

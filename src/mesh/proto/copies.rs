@@ -39,8 +39,23 @@ pub(super) struct Copies {
     offers: VecDeque<Chunk>,
     /// The next chunk number to look at after a member went; past the last, all were looked at.
     sweep: u32,
-    asked: Vec<(Peer, Chunk)>,
+    /// Each with the time until which an answer is waited for.
+    asked: Vec<(Peer, Chunk, Time)>,
     full_until: Time,
+}
+
+impl Copies {
+    /// Whether all tables are within their bounds; else one that is not, and its bound.
+    pub(super) fn check(&self) -> Result<(), (u64, u64)> {
+        let tables = [
+            (self.line.len(), LINE_MAX),
+            (self.offers.len(), LINE_MAX),
+            (self.under_way, AT_ONCE),
+            (self.asked.len(), ASKS_MAX + usize::from(u8::MAX)),
+        ];
+        let over = tables.into_iter().find(|(found, most)| found > most);
+        over.map_or(Ok(()), |(found, most)| Err((found as u64, most as u64)))
+    }
 }
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
@@ -107,17 +122,18 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Whether the next rank `peer` was asked for `chunk`; it is not any more.
     pub(super) fn end_copy_ask(&mut self, peer: Peer, chunk: Chunk) -> bool {
-        let index = self.copies.asked.iter().position(|asked| *asked == (peer, chunk));
+        let index = self.copies.asked.iter().position(|asked| (asked.0, asked.1) == (peer, chunk));
         index.map(|index| self.copies.asked.swap_remove(index)).is_some()
     }
 
-    /// The asks of a next rank that went.
-    pub(super) fn drop_copy_asks(&mut self, peer: Peer, out: &mut Outbox) {
-        self.copies.asked.retain(|(other, chunk)| {
-            if *other == peer {
-                out.push(Output::Cancel { peer, chunk: *chunk });
+    /// Withdraws asks of next ranks: of one that went, or for a chunk that this node does not hold any more.
+    pub(super) fn drop_copy_asks(&mut self, drop: impl Fn(Peer, Chunk, Time) -> bool, out: &mut Outbox) {
+        self.copies.asked.retain(|(peer, chunk, due)| {
+            let gone = drop(*peer, *chunk, *due);
+            if gone {
+                out.push(Output::Cancel { peer: *peer, chunk: *chunk });
             }
-            *other != peer
+            !gone
         });
     }
 
@@ -134,6 +150,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.counts.copies_made += 1;
             self.search(fetch, out);
         }
+        let now = self.now;
+        self.drop_copy_asks(|_, _, due| due <= now, out);
         let mut looks = 0;
         while looks < LOOKS_MAX && self.copies.asked.len() < ASKS_MAX {
             looks += 1;
@@ -146,6 +164,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             } else {
                 break;
             }
+        }
+        if let Some(due) = self.copies.asked.iter().map(|asked| asked.2).min() {
+            self.timers.arm(Timer::Copies, due);
         }
         let more = self.copies.sweep < self.marks.end() || !self.copies.offers.is_empty();
         if more || (!self.copies.line.is_empty() && self.copies.under_way < AT_ONCE) {
@@ -165,12 +186,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             let Some(peer) = self.peers.home(slice, usize::from(rank)) else { return };
             let holds = self.homes.get(slice).is_some_and(|home| home.holds(peer, part))
                 || self.claims.of(slice, part).any(|holder| holder == peer);
-            let known = holds || self.copies.asked.contains(&(peer, chunk));
+            let asked = |asked: &(Peer, Chunk, Time)| (asked.0, asked.1) == (peer, chunk);
+            let known = holds || self.copies.asked.iter().any(asked);
             if known || self.peers.nearness(peer) != Nearness::Cell || !self.peers.is_up(peer) {
                 continue;
             }
             self.counts.copies_asked += 1;
-            self.copies.asked.push((peer, chunk));
+            let due = self.patience(self.content.len_bytes(chunk), self.settings.ask_ms);
+            self.copies.asked.push((peer, chunk, due));
             out.push(Output::Ask { peer, chunk, class: Class::Fill });
         }
     }

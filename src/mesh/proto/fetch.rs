@@ -169,9 +169,15 @@ impl Fetch {
         waiters.chain(self.want.map(|want| want.class)).min().unwrap_or(Class::Fill)
     }
 
+    /// Whether a declared minimum of copies is its only reason. Such a fetch asks homes, and nobody else.
+    pub(super) fn is_copy_only(&self) -> bool {
+        self.copy && self.want.is_none() && self.waiters.is_empty()
+    }
+
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
-        self.want.is_none() && self.waiters.is_empty() && !self.copy
+        let beyond = matches!(self.at, At::Strata | At::Line | At::Lookup);
+        self.want.is_none() && self.waiters.is_empty() && (!self.copy || beyond)
     }
 
     /// Whether `peer` is asked right now.

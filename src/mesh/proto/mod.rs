@@ -16,6 +16,7 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod audit;
 mod budget;
 mod content_table;
 mod copies;
@@ -58,6 +59,7 @@ mod swarm_tests;
 #[cfg(test)]
 mod testing;
 
+pub use audit::{AuditError, Usage};
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
 pub use counts::Counts;

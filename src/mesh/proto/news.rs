@@ -35,6 +35,26 @@ pub(super) struct News {
     repeats: Vec<Repeat>,
 }
 
+/// What an audit looks at.
+impl News {
+    /// Documents that are remembered, if both books agree on them.
+    pub(super) fn len(&self) -> Option<usize> {
+        (self.seen.len() == self.order.len()).then_some(self.order.len())
+    }
+}
+
+impl News {
+    /// Documents that are handed on once more.
+    pub(super) fn repeats(&self) -> usize {
+        self.repeats.len()
+    }
+
+    /// When the next of them is.
+    pub(super) fn repeat_due_at(&self) -> Option<Time> {
+        self.repeats.iter().map(|repeat| repeat.due).min()
+    }
+}
+
 /// The least whole number that is not below `ln n`, up to one more: counted in bits.
 fn ln_up(n: usize) -> usize {
     let bits = (usize::BITS - n.leading_zeros()) as usize;

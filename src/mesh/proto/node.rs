@@ -66,7 +66,7 @@ pub struct Node<P, C, R> {
 }
 
 /// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
-const DISTRUSTED_MAX: usize = 64;
+pub(super) const DISTRUSTED_MAX: usize = 64;
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.
@@ -119,7 +119,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::PeerDown { peer } => self.peer_down(peer, out),
             Input::Providers { segment, peers } => self.providers(segment, &peers, out),
             Input::Stored { chunk } => self.stored(chunk, out),
-            Input::Evicted { chunk } => self.evicted(chunk),
+            Input::Evicted { chunk } => self.evicted(chunk, out),
             Input::Possession { peer, slices } => self.possession_told(peer, &slices, out),
             Input::NewsSeen { news, from } => self.news_seen(news, from, out),
             Input::Tick => self.tick(out),
@@ -261,7 +261,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
         self.claims.forget_peer(peer);
-        self.drop_copy_asks(peer, out);
+        self.drop_copy_asks(|other, _, _| other == peer, out);
         self.check_copies();
         for ask in self.uploads.asks_of(peer) {
             if !self.uploads.is_serving(ask) {

@@ -365,3 +365,50 @@ fn a_reader_whose_ask_crosses_the_home_s_own_waits_there_and_does_not_go_upstrea
     assert_eq!(asked_of(&one.want(chunk, Class::Read)), [second], "new and empty");
     assert_eq!(answer_to(&one.ask(second.0, 1, chunk, Class::Read), 1), Some(&Answer::Wait));
 }
+
+#[test]
+fn a_want_whose_time_is_over_is_not_begun_when_the_window_gets_room() {
+    let mut one = One::new(20, Settings { window_chunks: 1, ..Settings::default() });
+    let (first, second) = (one.ranked(9), one.ranked(10));
+    one.want(first, Class::Read);
+    let soon = one.now + Duration::from_millis(5);
+    one.input(Input::Wanted { chunk: second, class: Class::Read, deadline: soon });
+    // The loop is late: the first chunk comes when the second's readers are gone.
+    one.now = one.now + Duration::from_millis(9);
+    let home = one.home(first, 0);
+    let outputs = one.input(Input::Arrived { chunk: first, from: Source::Peer(home) });
+    let given_up = Output::GiveUp { chunk: second, why: GiveUp::Deadline };
+    assert_eq!(outputs, [Output::Deliver { chunk: first }, given_up]);
+}
+
+#[test]
+fn an_ask_whose_chunk_was_evicted_while_it_stood_in_the_queue_is_not_served() {
+    let settings = Settings { uploads_max: 1, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    let chunk = one.ranked(9);
+    one.input(Input::Stored { chunk });
+    let askers = [one.home(chunk, 10), one.home(chunk, 11)];
+    assert_eq!(one.ask(askers[0].0, 1, chunk, Class::Read), [Output::Serve { ask: Ask(1) }]);
+    assert_eq!(one.ask(askers[1].0, 2, chunk, Class::Read), []);
+    one.input(Input::Evicted { chunk });
+    let outputs = one.input(Input::Served { ask: Ask(1), ok: true });
+    assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+}
+
+#[test]
+fn a_peer_of_another_cell_makes_this_one_fetch_only_where_the_lease_is() {
+    let mut one = One::new(6, Settings::default());
+    let stranger = Peer(50);
+    let met = PeerUpdate::Met { peer: stranger, key: 77, cell: 1, cell_key: 6, region: 0, weight: 100 };
+    one.event(Event::Peers(met));
+    one.event(Event::Peers(PeerUpdate::Up { peer: stranger }));
+    let leased_here = |chunk: &u32| one.core.peers().lease_home(Slice(*chunk), 0) != Some(stranger);
+    let here = Chunk((0..400).find(leased_here).unwrap());
+    let there = Chunk((0..400).find(|chunk| !leased_here(chunk)).unwrap());
+    assert_eq!(answer_to(&one.ask(stranger.0, 1, here, Class::Read), 1), Some(&Answer::Wait));
+    // It holds the lease itself and looks around: whoever waits for it must not be waited for by it.
+    let outputs = one.ask(stranger.0, 2, there, Class::Read);
+    assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
+    assert_eq!(asked_of(&outputs), []);
+}

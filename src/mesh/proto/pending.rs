@@ -62,6 +62,15 @@ impl Pending {
         entry.map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
     }
 
+    /// What waits, with its class and deadline: what an audit looks at.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Class, Time)> {
+        let classes = [Class::Read, Class::Prefetch, Class::Fill];
+        let of_class = |(class, queue): (Class, &'_ VecDeque<Entry>)| {
+            queue.iter().map(move |entry| (entry.chunk, class, entry.deadline)).collect::<Vec<_>>()
+        };
+        classes.into_iter().zip(&self.queues).flat_map(of_class)
+    }
+
     /// Takes out all whose readers have given up by `now`; also tells the next such moment.
     pub(super) fn expire(&mut self, now: Time) -> (Vec<Chunk>, Time) {
         let (mut gone, mut next) = (Vec::new(), Time::NEVER);

@@ -54,6 +54,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         loop {
             let stage = fetch.stage;
+            if stage != Stage::Homes && fetch.is_copy_only() {
+                return self.release(&fetch, Mark::Nothing, out);
+            }
             // A home is gone, or this node is one and has to find a source itself.
             if (stage != Stage::Homes || !fetch.bad.is_empty()) && !fetch.claimed {
                 self.add_claimants(&mut fetch);

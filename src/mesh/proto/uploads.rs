@@ -140,6 +140,50 @@ impl Uploads {
     }
 }
 
+/// What an audit looks at.
+impl Uploads {
+    pub(super) fn len(&self) -> usize {
+        self.asks.len()
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Uploads that run, and their bytes.
+    pub(super) fn serving(&self) -> (u32, u64) {
+        (self.serving, self.serving_bytes)
+    }
+
+    /// Asks that wait for a fetch.
+    pub(super) fn waiting(&self) -> usize {
+        self.asks.values().filter(|asked| asked.state == State::Waiting).count()
+    }
+
+    pub(super) fn is_waiting_for(&self, ask: Ask, chunk: Chunk) -> bool {
+        self.asks.get(ask).is_some_and(|asked| asked.state == State::Waiting && asked.chunk == chunk)
+    }
+
+    /// When the first in the queue must hear of it.
+    pub(super) fn queue_due_at(&self) -> Option<Time> {
+        self.queue.iter().map(|queued| queued.due).min()
+    }
+
+    /// Whether the sums are those of the asks, and the queue holds those that are queued.
+    pub(super) fn adds_up(&self) -> bool {
+        let bytes = |state: State| {
+            let in_state = self.asks.values().filter(|asked| asked.state == state);
+            in_state.fold((0_u32, 0_u64), |sum, asked| (sum.0 + 1, sum.1 + u64::from(asked.len_bytes)))
+        };
+        let queued = bytes(State::Queued);
+        let is_queued =
+            |queued: &Queued| self.asks.get(queued.ask).is_some_and(|asked| asked.state == State::Queued);
+        bytes(State::Serving) == (self.serving, self.serving_bytes)
+            && (queued.0 as usize, queued.1) == (self.queue.len(), self.queued_bytes)
+            && self.queue.iter().all(is_queued)
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn answer(&mut self, ask: Ask, answer: Answer, out: &mut Outbox) {
         if answer != Answer::Wait {
@@ -160,6 +204,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         let len_bytes = self.content.len_bytes(chunk);
         self.uploads.asks.insert(ask, Asked { peer, chunk, len_bytes, state: State::Waiting });
+        self.settle(ask, peer, chunk, class, out);
+    }
+
+    /// Decides on an ask by what this node has to do with its chunk now.
+    fn settle(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         match self.marks.get(chunk) {
             Mark::Held => self.offer(ask, peer, chunk, class, out),
             Mark::Fetching(slot) => self.join(slot, ask, peer, class, out),
@@ -212,9 +261,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && self.uploads.serving < self.settings.uploads_max
         {
             let Some(queued) = self.uploads.next() else { return };
-            let Some(asked) = self.uploads.asks.get(queued.ask) else { continue };
+            let Some(asked) = self.uploads.asks.get_mut(queued.ask) else { continue };
             self.uploads.queued_bytes -= u64::from(asked.len_bytes);
-            self.serve(queued.ask, out);
+            let chunk = asked.chunk;
+            if self.marks.get(chunk) == Mark::Held {
+                self.serve(queued.ask, out);
+            } else {
+                // It was evicted while the ask stood in the queue.
+                asked.state = State::Waiting;
+                self.settle(queued.ask, queued.peer, chunk, queued.class, out);
+            }
         }
     }
 
@@ -254,15 +310,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     ///
     /// A home gets it for a member that ranks behind it or is no home. An asker that ranks before it is a new and
     /// empty home that takes what there is; if that made this node fetch, both would wait for each other. A peer of
-    /// another cell of the region asks because it believes that the lease is here. A peer of another region
-    /// found an announcement: it takes what there is.
+    /// another cell of the region asks because it believes that the lease is here; where this node believes
+    /// otherwise, or the asker found an announcement, as from another region, it takes what there is: the lease home
+    /// that asks around would else make others ask the lease home.
     fn fetch_for(&mut self, mark: Mark, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         let slice = self.content.slice(chunk);
         let duty = match self.peers.nearness(peer) {
             Nearness::Cell => {
                 self.rank_of(self.peers.me(), slice).is_some_and(|mine| !self.outranks(peer, slice, mine))
             }
-            Nearness::Region => true,
+            Nearness::Region => self.leases(slice),
             Nearness::Far => false,
         };
         if !duty {

@@ -42,6 +42,22 @@ impl Upstream {
     }
 }
 
+/// What an audit looks at.
+impl Upstream {
+    /// Fetches under way, and their bytes.
+    pub(super) fn under_way(&self) -> (u32, u64) {
+        (self.fetches, self.bytes)
+    }
+
+    pub(super) fn line(&self) -> &[u16] {
+        &self.line
+    }
+
+    pub(super) fn hopeless(&self) -> usize {
+        self.hopeless.len()
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// The fetch has the lease: other regions first, if there are any, then the strata.
     pub(super) fn go_upstream(&mut self, mut fetch: Fetch, out: &mut Outbox) {

@@ -38,6 +38,18 @@ impl Window {
     }
 }
 
+/// What an audit looks at.
+impl Window {
+    /// Whether it counts exactly these wants, given with their bytes.
+    pub(super) fn adds_up(&self, wants: impl Iterator<Item = (Class, u32)>) -> bool {
+        let mut counted = Self::default();
+        for (class, len_bytes) in wants {
+            counted.add(class, len_bytes);
+        }
+        (counted.bytes, counted.chunks) == (self.bytes, self.chunks)
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
         if chunk.0 >= self.settings.numbers_max {
@@ -102,6 +114,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let len_of = |chunk| content.len_bytes(chunk);
                 let taken = self.pending.take(class, self.settings.fill_window_bytes, len_of, &mut self.rng);
                 let Some((chunk, want)) = taken else { break };
+                if want.deadline <= self.now {
+                    // Its timer has not fired yet: a loop that is late begins nothing in vain.
+                    self.marks.set(chunk, Mark::Nothing);
+                    out.push(Output::GiveUp { chunk, why: GiveUp::Deadline });
+                    continue;
+                }
                 if self.begin(chunk, Some(want), out).is_none() {
                     self.push_pending(chunk, want);
                     return;
@@ -256,7 +274,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
     }
 
-    pub(super) fn evicted(&mut self, chunk: Chunk) {
+    pub(super) fn evicted(&mut self, chunk: Chunk, out: &mut Outbox) {
         if self.marks.get(chunk) != Mark::Held {
             return;
         }
@@ -264,6 +282,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let slice = self.content.slice(chunk);
         self.unnote_possession(chunk, slice);
         self.note_full();
+        self.drop_copy_asks(|_, other, _| other == chunk, out);
         // A saturated count is not known any more; it stays, and the slice never counts as empty.
         if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
             *held = held.saturating_sub(1);
