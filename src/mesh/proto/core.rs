@@ -88,17 +88,17 @@ impl Core {
         self.node.next_deadline()
     }
 
-    /// What was decided how often.
-    pub fn counts(&self) -> Counts {
-        self.node.counts()
-    }
-
     /// Whether the node's tables agree with each other and stand within their bounds: [`Node::audit`].
     ///
     /// # Errors
     /// [`AuditError`] names the first table that does not.
     pub fn audit(&self) -> Result<Usage, AuditError> {
         self.node.audit()
+    }
+
+    /// What was decided how often.
+    pub fn counts(&self) -> Counts {
+        self.node.counts()
     }
 
     /// The view of the mesh.

@@ -8,6 +8,7 @@ use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
+use super::pace::Pace;
 use super::pending::Pending;
 use super::possession::{Claims, Possession};
 use super::speed::Speeds;
@@ -47,6 +48,7 @@ pub struct Node<P, C, R> {
     pub(super) held: Vec<u16>,
     pub(super) pending: Pending,
     pub(super) fetches: Fetches,
+    pub(super) pace: Pace,
     pub(super) window: Window,
     pub(super) uploads: Uploads,
     pub(super) homes: Homes,
@@ -83,6 +85,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             held: Vec::new(),
             pending: Pending::default(),
             fetches: Fetches::default(),
+            pace: Pace::default(),
             window: Window::default(),
             uploads: Uploads::default(),
             homes: Homes::default(),

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Holders in one answer.
 const HOLDERS_MAX: usize = 8;
+/// Peers that are asked for one chunk at once: a source, and one beside it if it is slow.
+const ASKED_MAX: usize = 2;
 /// How late a want may end after its deadline: the loop is as late as the plan says, and a stalled node is excused.
 const LATE_MAX: Duration = Duration::from_millis(50);
 /// How long an ask may stay open. Searches end; this is how long they may take among liars (guess).
@@ -57,6 +59,8 @@ pub(super) struct Ledger {
     /// Who sent wrong bytes.
     lied: BTreeSet<Peer>,
     spread: BTreeMap<NewsId, usize>,
+    /// What the origin budget allows now, in bytes, and when that was reckoned.
+    allowance: Option<(i128, Time)>,
     /// Since when somebody waits for a chunk.
     begun: BTreeMap<Chunk, Time>,
     /// What was asked for or fetched because of the event at hand.
@@ -64,8 +68,6 @@ pub(super) struct Ledger {
     /// When the view of the peers last changed, and how often somebody came.
     view_changed: Time,
     came: usize,
-    /// Bytes from the strata that the budget has not made up for yet.
-    spent: (Time, u64),
     excused: Time,
 }
 
@@ -183,8 +185,8 @@ impl Ledger {
                 Ok(())
             }
             Output::FetchUpstream { chunk } => {
-                self.spends(now, settings, core.content().len_bytes(*chunk))?;
-                self.fetches(core, settings, *chunk)
+                self.fetches(core, settings, *chunk)?;
+                self.pays(now, settings, *chunk, core.content().len_bytes(*chunk))
             }
             Output::TellPossession { to, slices } => {
                 rule!(core.peers().is_up(*to) && *to != core.peers().me(), "it tells {to:?} what it holds");
@@ -215,21 +217,6 @@ impl Ledger {
         }
     }
 
-    /// The origin budget, as a bucket that leaks.
-    fn spends(&mut self, now: Time, settings: &Settings, len_bytes: u32) -> Result<(), Broken> {
-        let (rate, len) = (settings.origin_bytes_per_s, u64::from(len_bytes));
-        if rate == 0 {
-            return Ok(());
-        }
-        let (before, level) = self.spent;
-        let leaked = now.since(before).as_nanos() * u128::from(rate) / 1_000_000_000;
-        let level = level.saturating_sub(u64::try_from(leaked).unwrap_or(u64::MAX)) + len;
-        self.spent = (now, level);
-        let most = settings.origin_burst_bytes.max(len) + 1_000;
-        rule!(level <= most, "{level} bytes from the strata are beyond its budget, {most} are allowed");
-        Ok(())
-    }
-
     fn asks_of(&mut self, core: &Core, settings: &Settings, peer: Peer, chunk: Chunk) -> Result<(), Broken> {
         rule!(peer != core.peers().me(), "it asks itself for {chunk:?}");
         rule!(core.peers().is_up(peer), "it asks {peer:?} for {chunk:?}, whom it believes dead");
@@ -240,6 +227,8 @@ impl Ledger {
             self.ordered.push(chunk);
         }
         rule!(self.asks.insert((chunk, peer)), "it asks {peer:?} twice at once for {chunk:?}");
+        let at_once = self.asks.iter().filter(|(other, _)| *other == chunk).count();
+        rule!(at_once <= ASKED_MAX, "it asks {at_once} peers at once for {chunk:?}");
         self.tried.entry(chunk).or_default().push(peer);
         Ok(())
     }
@@ -256,6 +245,21 @@ impl Ledger {
         );
         rule!(self.fetching.insert(chunk), "it fetches {chunk:?} twice at once");
         self.has_lease(core, chunk)
+    }
+
+    /// The origin budget is a bucket: what does not fit in it is taken from a full one, and paid for afterwards.
+    fn pays(&mut self, now: Time, settings: &Settings, chunk: Chunk, len_bytes: u32) -> Result<(), Broken> {
+        let (rate, burst) = (settings.origin_bytes_per_s, i128::from(settings.origin_burst_bytes));
+        if rate == 0 {
+            return Ok(());
+        }
+        let (before, then) = self.allowance.unwrap_or((burst, now));
+        let nanos = i128::try_from(now.since(then).as_nanos()).unwrap_or(i128::MAX);
+        let allowed = (before + nanos * i128::from(rate) / 1_000_000_000 + 1).min(burst);
+        let needed = i128::from(len_bytes).min(burst);
+        rule!(allowed >= needed, "it fetches {chunk:?} of {needed} bytes with {allowed} left of its budget");
+        self.allowance = Some((allowed - i128::from(len_bytes), now));
+        Ok(())
     }
 
     /// A stratum is asked under the lease only: by its home, or by who found that home failing, or by whom a peer of

@@ -188,6 +188,8 @@ pub(super) struct Member {
     pub(super) last_wants: BTreeSet<Chunk>,
     /// Reads of the last phase that have not begun.
     pub(super) last_queue: VecDeque<Chunk>,
+    /// Reads of the last phase that will be tried again.
+    pub(super) last_retries: usize,
     pub(super) events: u64,
 }
 

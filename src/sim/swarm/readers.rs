@@ -40,6 +40,11 @@ impl World<'_> {
     /// The readers of a node do something.
     pub(super) fn read(&mut self, node: u32) -> Step {
         if !self.stormy {
+            let retries = &mut self.member_mut(node).last_retries;
+            if *retries == 0 {
+                return Ok(()); // Left over from the storm.
+            }
+            *retries -= 1;
             return self.read_last(node);
         }
         match self.member(node).style {
@@ -126,6 +131,7 @@ impl World<'_> {
             let member = self.member_mut(node);
             member.last_wants.remove(&chunk);
             member.last_queue.push_back(chunk);
+            member.last_retries += 1;
             self.later(node, 1_000);
             return Ok(());
         }

@@ -226,6 +226,7 @@ impl<'a> World<'a> {
                 style: Style::Fill,
                 last_wants: BTreeSet::new(),
                 last_queue: VecDeque::new(),
+                last_retries: 0,
                 events: 0,
             });
         }
