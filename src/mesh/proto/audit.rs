@@ -246,8 +246,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         armed("a document to repeat", Timer::News, self.news.repeat_due_at())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);
         let late = announces.is_some() && self.timers.at(Timer::Announce) == Time::NEVER;
-        let (fetches, bytes) = (self.pace.strata.count, self.pace.strata.bytes);
-        let room = fetches < self.settings.upstream_max && bytes < self.settings.upstream_bytes;
+        // What is under way makes room when it ends.
+        let room = self.pace.strata.count == 0;
         let stuck = room && !self.upstream.line().is_empty() && self.timers.at(Timer::Origin) == Time::NEVER;
         agree("line", !stuck, || "there is room at the strata, and nobody goes".to_owned())?;
         agree("announcements", !late, || format!("{} wait and no timer is armed", self.announces.len().1))
