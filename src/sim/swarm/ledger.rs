@@ -294,12 +294,13 @@ impl Ledger {
             open.peer
         );
         let serving = || self.incoming.values().filter(|open| open.serving);
-        // A chunk counts for half of all at most, and reads may take half as many again.
-        let counted =
-            |open: &Open| u64::from(core.content().len_bytes(open.chunk)).min(settings.upload_bytes / 2);
-        let (count, bytes) = (serving().count(), serving().map(counted).sum::<u64>());
+        // No single upload counts for more than half of all.
+        let most = (settings.upload_bytes / 2).max(1);
+        let bytes: u64 =
+            serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
+        let count = serving().count();
         rule!(
-            count - count / 3 < settings.uploads_max as usize && bytes - bytes / 3 < settings.upload_bytes,
+            count < settings.uploads_max as usize && bytes < settings.upload_bytes,
             "it serves {ask:?} beyond its slots: {count} uploads of {bytes} bytes are under way"
         );
         if let Some(open) = self.incoming.get_mut(&ask) {
