@@ -256,6 +256,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
                 if self.now.since(fetch.since) > long {
                     out.push(Output::Cancel { peer, chunk });
+                    self.note_false_claim(peer, chunk);
                     fetch.mark_bad(peer);
                     return self.advance(fetch, out);
                 }
@@ -352,6 +353,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match fetch.at {
                 At::Peer(peer) => {
                     out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                    // Who claims to have it and does not send it is no better than who does not have it.
+                    self.note_false_claim(peer, fetch.chunk);
                     fetch.mark_bad(peer);
                     self.advance(fetch, out);
                 }
