@@ -74,6 +74,10 @@ pub struct Settings {
     /// Bytes that may be taken from strata at once after a pause, when there is a budget. Default 64 MiB: eight
     /// segments (a guess).
     pub origin_burst_bytes: ByteSize,
+    /// Homes of a slice in this cell that keep a copy of what one of them got from strata or other cells, 1 to 3. Default
+    /// 1: each further one costs the cell a copy of everything it reads, which is the operator's to decide. Alike on all
+    /// members of a cell.
+    pub min_copies: u8,
     /// Largest UDP payload. Default 1 452: what fits an Ethernet frame with IPv6. Up to 6 550 where
     /// all links carry jumbo frames, which halves the CPU a byte (measured); more does not work,
     /// because ten segments must fit into 64 KiB.
@@ -114,6 +118,7 @@ impl Default for Settings {
             cache_free_floor_bytes: ByteSize(1 << 30),
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),
+            min_copies: 1,
             mtu_bytes: 1_452,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
@@ -242,6 +247,9 @@ impl Settings {
         }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
+        }
+        if !(1..=3).contains(&self.min_copies) {
+            return refuse("min_copies", &self.min_copies, "1 to 3");
         }
         if (1..64 << 10).contains(&self.origin_budget_bytes_per_s.0) {
             // Below, a chunk of 4 MiB takes longer than any reader waits.
@@ -457,6 +465,7 @@ mod tests {
             ("cache_quota_bytes = -1", "cache_quota_bytes", "-1"),
             ("mtu_bytes = 9000", "mtu_bytes", "9000"),
             ("mtu_bytes = 70000", "mtu_bytes", "70000"),
+            ("min_copies = 4", "min_copies", "4"),
             ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),

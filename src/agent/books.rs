@@ -137,6 +137,21 @@ fn mesh(node: &Node) -> Vec<Family> {
             .with("outcome", "made", counts.core.hedges)
             .with("outcome", "won", counts.core.hedges_won)
             .with("outcome", "held", counts.core.hedges_held),
+        Family::counter(
+            "possession_messages",
+            "What neighbours were told of what is held here, and what they told.",
+        )
+        .with("kind", "told", counts.core.possession_told)
+        .with("kind", "heard", counts.core.possession_heard)
+        .with("kind", "refused", counts.core.possession_refused),
+        Family::counter("possession_false_claims", "Chunks that a peer claimed to hold and did not have.")
+            .is(counts.core.possession_false),
+        Family::counter(
+            "copies",
+            "Copies for the declared minimum: made here, and asks of others to make one.",
+        )
+        .with("kind", "made", counts.core.copies_made)
+        .with("kind", "asked", counts.core.copies_asked),
         Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
             .is(counts.core.origin_delays),
         Family::counter(

@@ -116,6 +116,7 @@ impl Agent {
             settings: proto::Settings {
                 origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
                 origin_burst_bytes: settings.origin_burst_bytes.0,
+                min_copies: settings.min_copies,
                 ..core
             },
             record,

@@ -6,6 +6,10 @@
 //! unknown version is refused. Every length is checked before memory is taken for it. `docs/mesh-protocol.md` holds
 //! the table.
 
+mod possession;
+
+pub use possession::{POSSESSION_MAX_SLICES, SliceHeld};
+
 use super::ticket::{CONTACT_MAX_ADDRESSES, TicketId};
 use crate::mesh::{MEMBERSHIP_MAX_BYTES, News};
 use crate::model::{Algorithm, CellLabel, ChunkRef, Class, NodeId, RepositoryName, UnixTime, limits};
@@ -304,6 +308,8 @@ pub enum Message {
     Certificate(Vec<u8>),
     /// A wish for the members of the peer's cell; answered by [`Message::MemberList`] frames until the stream ends.
     Members,
+    /// What the speaker holds, 1 to [`POSSESSION_MAX_SLICES`] slices; answered by [`Message::PossessionAck`].
+    Possession(Vec<SliceHeld>),
     /// A chunk's bytes follow.
     Data(DataHeader),
     /// The chunk is under way: data follows later.
@@ -314,6 +320,8 @@ pub enum Message {
     Missing(Told),
     /// The document came in (not: was adopted).
     NewsAck,
+    /// What the peer holds came in (not: is believed).
+    PossessionAck,
     /// Members, at most [`MEMBERS_PER_FRAME`].
     MemberList(Vec<MemberRecord>),
     /// The request as a whole is not served.
@@ -336,6 +344,7 @@ const ALL_NEWS: u8 = 4;
 const MEMBERS: u8 = 5;
 const RENEW: u8 = 6;
 const TRUST: u8 = 7;
+const POSSESSION: u8 = 8;
 const DATA: u8 = 16;
 const WAIT: u8 = 17;
 const BUSY: u8 = 18;
@@ -344,6 +353,7 @@ const NEWS_ACK: u8 = 20;
 const MEMBER_LIST: u8 = 21;
 const REFUSED: u8 = 22;
 const RENEWED: u8 = 23;
+const POSSESSION_ACK: u8 = 25;
 const JOIN_REQUEST: u8 = 32;
 const JOIN_REPLY: u8 = 33;
 
@@ -414,6 +424,8 @@ impl Message {
             Self::AllNews => encode(ALL_NEWS, &()),
             Self::Members => encode(MEMBERS, &()),
             Self::Renew => encode(RENEW, &()),
+            Self::Possession(body) => encode(POSSESSION, body),
+            Self::PossessionAck => encode(POSSESSION_ACK, &()),
             Self::Data(body) => encode(DATA, body),
             Self::Wait(body) => encode(WAIT, body),
             Self::Busy(body) => encode(BUSY, body),
@@ -448,6 +460,8 @@ impl Message {
             MEMBERS => decode(kind, body).map(|()| Self::Members)?,
             RENEW => decode(kind, body).map(|()| Self::Renew)?,
             RENEWED => Self::Renewed(decode(kind, body)?),
+            POSSESSION => Self::Possession(decode(kind, body)?),
+            POSSESSION_ACK => decode(kind, body).map(|()| Self::PossessionAck)?,
             DATA => Self::Data(decode(kind, body)?),
             WAIT => Self::Wait(decode(kind, body)?),
             BUSY => Self::Busy(decode(kind, body)?),
@@ -472,6 +486,7 @@ impl Message {
                 if found > HOLDERS_MAX { Err(bounds("holders named", found, HOLDERS_MAX)) } else { Ok(()) }
             }
             Self::Withdraw(index) => check_index(*index),
+            Self::Possession(slices) => possession::check(slices),
             Self::Data(header) => {
                 check_index(header.index)?;
                 if header.len > limits::PLAIN_MAX_BYTES {
@@ -500,6 +515,7 @@ impl Message {
             | Self::Renew
             | Self::Renewed(_)
             | Self::NewsAck
+            | Self::PossessionAck
             | Self::Refused(_)
             | Self::JoinRequest(_)
             | Self::JoinReply(_) => Ok(()),

@@ -130,6 +130,7 @@ impl Driver {
             Output::Deliver { chunk } => self.deliver(chunk),
             Output::GiveUp { chunk, why } => self.give_up(chunk, why),
             Output::Spread { news, to } => self.spread(news, to),
+            Output::TellPossession { to, slices } => self.tell_possession(to, &slices),
             Output::Distrust { peer } => {
                 count(&self.links.counters.wrong_bytes);
                 if let Some(node) = self.peers.get(peer).map(|entry| entry.node) {

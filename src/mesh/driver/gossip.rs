@@ -11,6 +11,7 @@ use super::super::wire::{MEMBERS_PER_FRAME, MemberRecord, RenewReply};
 use super::cells::CellView;
 use super::counters::count;
 use super::peers::PeerEntry;
+use super::possession::TELLING_MAX;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
 use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, mix};
@@ -47,6 +48,7 @@ pub(super) struct Gossip {
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
     look_due: Time,
+    pub(super) telling: Arc<Semaphore>,
 }
 
 impl Gossip {
@@ -61,6 +63,7 @@ impl Gossip {
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
             look_due: Time::ZERO,
+            telling: Arc::new(Semaphore::new(TELLING_MAX)),
         }
     }
 

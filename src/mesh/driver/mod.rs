@@ -21,6 +21,7 @@ mod gossip;
 mod journal;
 mod news;
 mod peers;
+mod possession;
 mod recent;
 mod recorder;
 mod serve;

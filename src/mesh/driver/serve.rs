@@ -51,6 +51,7 @@ impl Driver {
                 }
             }
             PeerRequest::News { from, news } => self.judge(news, from),
+            PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
                 let links = self.links.for_task();
                 // It may read the disk.

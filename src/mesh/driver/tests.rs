@@ -290,6 +290,10 @@ async fn the_second_node_reads_from_the_first_and_not_from_the_strata() {
     }
     let (sent, taken) = (a.mesh.counts(), b.mesh.counts());
     assert_eq!((sent.bytes_up, taken.bytes_down), (400_000, 400_000));
+    eventually("neighbours tell each other what they hold", || async {
+        [&a, &b].iter().all(|node| node.mesh.counts().core.possession_heard > 0)
+    })
+    .await;
     let seen = b.mesh.peers().await;
     assert_eq!((seen.len(), seen[0].node, seen[0].bytes_down), (1, a.identity.node(), 400_000));
     assert!(seen[0].rtt_us.is_some() && seen[0].cell.as_ref().unwrap().as_str() == "eu/a/r1");

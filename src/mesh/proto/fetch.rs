@@ -81,6 +81,8 @@ pub(super) struct Fetch {
     pub(super) len_bytes: u32,
     pub(super) slot: u16,
     pub(super) want: Option<Want>,
+    /// It is fetched because a minimum of copies is declared.
+    pub(super) copy: bool,
     pub(super) waiters: Vec<Waiter>,
     pub(super) at: At,
     /// When `at` takes too long.
@@ -112,6 +114,8 @@ pub(super) struct Fetch {
     /// The origin budget made it wait.
     pub(super) delayed: bool,
     pub(super) looked_up: bool,
+    /// Those who claim to hold it were added to the candidates.
+    pub(super) claimed: bool,
     /// A peer of another cell depends on it: it must not be asked of a third cell in turn.
     pub(super) cross: bool,
     /// Whether the peer at `at` was named by another, rather than being an authority for the slice.
@@ -131,6 +135,7 @@ impl Fetch {
             len_bytes,
             slot: 0,
             want: None,
+            copy: false,
             waiters: Vec::new(),
             at: At::Choosing,
             due: Time::NEVER,
@@ -149,6 +154,7 @@ impl Fetch {
             place: 0,
             delayed: false,
             looked_up: false,
+            claimed: false,
             cross: false,
             named: false,
             candidates: SmallVec::new(),
@@ -163,9 +169,15 @@ impl Fetch {
         waiters.chain(self.want.map(|want| want.class)).min().unwrap_or(Class::Fill)
     }
 
+    /// Whether a declared minimum of copies is its only reason. Such a fetch asks homes, and nobody else.
+    pub(super) fn is_copy_only(&self) -> bool {
+        self.copy && self.want.is_none() && self.waiters.is_empty()
+    }
+
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
-        self.want.is_none() && self.waiters.is_empty()
+        let beyond = matches!(self.at, At::Strata | At::Line | At::Lookup);
+        self.want.is_none() && self.waiters.is_empty() && (!self.copy || beyond)
     }
 
     /// Whether `peer` is asked right now.
@@ -206,7 +218,8 @@ impl Fetch {
     /// Forgets what was tried of peers.
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
-        (self.again, self.rounds, self.tries, self.looked_up) = (None, 0, 0, false);
+        (self.again, self.rounds, self.tries) = (None, 0, 0);
+        (self.looked_up, self.claimed) = (false, false);
         self.candidates.clear();
         self.tried.clear();
         self.bad.clear();

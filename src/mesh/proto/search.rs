@@ -63,6 +63,17 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         loop {
             let stage = fetch.stage;
+            if stage != Stage::Homes && fetch.is_copy_only() {
+                return self.release(&fetch, Mark::Nothing, out);
+            }
+            // A home is gone, or this node is one and has to find a source itself.
+            if (stage != Stage::Homes || !fetch.bad.is_empty()) && !fetch.claimed {
+                self.add_claimants(&mut fetch);
+                if let Some(peer) = self.choose(&mut fetch) {
+                    fetch.named = true;
+                    return self.ask(fetch, peer, out);
+                }
+            }
             match self.next_authority(&mut fetch) {
                 Some(peer) => {
                     fetch.named = false;
@@ -229,6 +240,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A peer that was asked says something instead of data.
     pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer, load: u8, out: &mut Outbox) {
         self.loads.note(peer, load, self.settings.loads_max);
+        if matches!(answer, Answer::Missing { .. }) {
+            self.note_false_claim(peer, chunk);
+        }
+        self.copy_told(peer, chunk, &answer, out);
         if let Some(fetch) = self.take_hedged(chunk, peer) {
             return self.hedge_told(fetch, answer, out);
         }
@@ -241,6 +256,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
                 if self.now.since(fetch.since) > long {
                     out.push(Output::Cancel { peer, chunk });
+                    self.note_false_claim(peer, chunk);
                     fetch.mark_bad(peer);
                     return self.advance(fetch, out);
                 }
@@ -287,6 +303,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if why == Failure::WrongBytes {
             self.distrust(peer, out);
         }
+        self.end_copy_ask(peer, chunk);
         if let Some(home) = self.homes.get_mut(self.content.slice(chunk)) {
             home.unnote(peer, self.content.part(chunk));
         }
@@ -336,6 +353,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match fetch.at {
                 At::Peer(peer) => {
                     out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                    // Who claims to have it and does not send it is no better than who does not have it.
+                    self.note_false_claim(peer, fetch.chunk);
                     fetch.mark_bad(peer);
                     self.advance(fetch, out);
                 }

@@ -338,6 +338,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Nearness::Region => self.leases(slice),
             Nearness::Far => false,
         };
+        if !duty {
+            self.note_copy(peer, chunk, class);
+        }
         if !duty || self.upstream.is_hopeless(chunk, self.now) {
             return self.answer_missing(ask, peer, chunk, None, out);
         }

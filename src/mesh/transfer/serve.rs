@@ -4,7 +4,8 @@ use super::outflow::{Outflow, Rank};
 use super::{FrameReader, NO_PROGRESS, StreamError, patience, write_message};
 use crate::mesh::conduct::{Offence, Use};
 use crate::mesh::wire::{
-    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, Told, WireError,
+    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, SliceHeld, Told,
+    WireError,
 };
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::{CloseCode, MemberConnection, MembershipCert, News, Scope};
@@ -42,6 +43,13 @@ pub enum PeerRequest {
         from: NodeId,
         /// The document.
         news: News,
+    },
+    /// A peer tells what it holds. It may lie.
+    Possession {
+        /// Who tells.
+        from: NodeId,
+        /// What.
+        slices: Vec<SliceHeld>,
     },
     /// A peer wants the newest documents, at most [`NEWS_MAX_DOCUMENTS`].
     AllNews {
@@ -247,6 +255,17 @@ impl Stream {
                 }
                 match self.requests.try_send(PeerRequest::News { from, news }) {
                     Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Err(_) => self.give_up(),
+                }
+            }
+            Message::Possession(slices) => {
+                let from = self.connection.node();
+                if !self.connection.allows(Use::Document, 1) {
+                    self.connection.report(Offence::NewsFlood);
+                    return self.give_up();
+                }
+                match self.requests.try_send(PeerRequest::Possession { from, slices }) {
+                    Ok(()) => write_message(&mut self.send, &Message::PossessionAck, NO_PROGRESS).await,
                     Err(_) => self.give_up(),
                 }
             }

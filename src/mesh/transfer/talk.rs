@@ -3,7 +3,9 @@
 
 use super::StreamError;
 use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
-use crate::mesh::wire::{MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply};
+use crate::mesh::wire::{
+    MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply, SliceHeld,
+};
 use crate::mesh::{MemberConnection, MembershipCert, MeshTrust, News};
 use crate::model::{UnixTime, limits};
 use bytes::Bytes;
@@ -59,6 +61,21 @@ pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), 
         }
     };
     judged(connection, LIST_LIMIT, push).await
+}
+
+/// Tells a peer what this node holds. `Ok` says that it came in.
+///
+/// # Errors
+/// [`TransferError`]; a peer with too much to do ends the stream, an older one does not understand.
+pub async fn tell_possession(
+    connection: &MemberConnection,
+    slices: Vec<SliceHeld>,
+) -> Result<(), TransferError> {
+    match open(connection, &Message::Possession(slices)).await?.message().await? {
+        Some(Message::PossessionAck) => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
 }
 
 /// Asks a peer for the newest documents that it knows. They are not verified.

@@ -308,5 +308,9 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     settings.upstream_max = small(pick(&[1, 256]));
     settings.origin_bytes_per_s = pick(&[0, 8 * MIB, 64 * MIB]);
     settings.origin_burst_bytes = pick(&[1, MIB, 64 * MIB]);
+    settings.hedge_percent = u8::try_from(pick(&[0, 5, 20])).unwrap_or(5);
+    settings.neighbours = u8::try_from(pick(&[0, 3, 8])).unwrap_or(8);
+    settings.claims_max = small(pick(&[4, 16_384]));
+    settings.min_copies = u8::try_from(pick(&[1, 1, 2])).unwrap_or(1);
     settings
 }
