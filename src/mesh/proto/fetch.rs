@@ -102,6 +102,8 @@ pub(super) struct Fetch {
     pub(super) partial: bool,
     /// Whom to ask again, because it is responsible or has the chunk but was busy.
     pub(super) again: Option<Peer>,
+    /// Who of them says `Busy`, and since when.
+    pub(super) busy: Option<(Peer, Time)>,
     /// How often somebody was asked again.
     pub(super) rounds: u8,
     /// Named holders that were tried since an authority last answered.
@@ -143,6 +145,7 @@ impl Fetch {
             peeks: 0,
             partial: false,
             again: None,
+            busy: None,
             rounds: 0,
             tries: 0,
             upstream_tries: 0,
@@ -207,6 +210,7 @@ impl Fetch {
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
         (self.again, self.rounds, self.tries, self.looked_up) = (None, 0, 0, false);
+        self.busy = None;
         self.candidates.clear();
         self.tried.clear();
         self.bad.clear();
