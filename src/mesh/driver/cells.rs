@@ -57,6 +57,7 @@ pub(super) async fn watch(
     let mut pause = SEARCH_FIRST;
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = round(&endpoint, &dht, &inbox, &mut cells) => {}
         }
@@ -64,6 +65,7 @@ pub(super) async fn watch(
             pause = REFRESH_EVERY;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
             () = refresh.notified() => tokio::time::sleep(REFRESH_PAUSE).await,

@@ -102,8 +102,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetches: self.fetches.len(),
             asks: self.uploads.len(),
             queued: self.uploads.queued(),
-            serving: self.uploads.serving().0 as usize,
-            upstream: self.upstream.under_way().0 as usize,
+            serving: self.pace.up.count as usize,
+            upstream: self.pace.strata.count as usize,
             announcements: self.announces.len().1,
         })
     }
@@ -120,12 +120,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         )?;
         within("asks", self.uploads.len(), settings.asks_max as usize)?;
         within("queue for uploads", self.uploads.queued(), settings.upload_queue_max as usize)?;
-        within("uploads", self.uploads.serving().0 as usize, settings.uploads_max as usize)?;
-        within(
-            "fetches from the strata",
-            self.upstream.under_way().0 as usize,
-            settings.upstream_max as usize,
-        )?;
+        within("uploads", self.pace.up.count as usize, settings.uploads_max as usize)?;
+        within("fetches from the strata", self.pace.strata.count as usize, settings.upstream_max as usize)?;
         within("hopeless chunks", self.upstream.hopeless(), HOPELESS_MAX)?;
         within("slices with holders", self.homes.len(), settings.slices_max as usize)?;
         let holders = self.homes.most_holders();
@@ -210,11 +206,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn audit_sums(&self) -> Result<(), AuditError> {
         let wants = self.fetches.iter().filter_map(|fetch| Some((fetch.want?.class, fetch.len_bytes)));
         agree("window", self.window.adds_up(wants), || format!("{:?}", self.window))?;
-        agree("uploads", self.uploads.adds_up(), || format!("{:?}", self.uploads))?;
+        agree("uploads", self.uploads.adds_up((self.pace.up.count, self.pace.up.bytes)), || {
+            format!("{:?}", self.uploads)
+        })?;
         let at = |at: At| self.fetches.iter().filter(move |fetch| fetch.at == at);
         let bytes: u64 = at(At::Strata).map(|fetch| u64::from(fetch.len_bytes)).sum();
         let counted = (u32::try_from(at(At::Strata).count()).unwrap_or(u32::MAX), bytes);
-        let known = self.upstream.under_way();
+        let known = (self.pace.strata.count, self.pace.strata.bytes);
         agree("upstream", counted == known, || format!("{known:?} known, {counted:?} under way"))?;
         let mut line: Vec<u16> = self.upstream.line().to_vec();
         line.sort_unstable();
@@ -241,8 +239,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         armed("a look-up", Timer::Lookup, self.lookups.due_at())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);
         let late = announces.is_some() && self.timers.at(Timer::Announce) == Time::NEVER;
-        let (fetches, bytes) = self.upstream.under_way();
-        let room = fetches < self.settings.upstream_max && bytes < self.settings.upstream_bytes;
+        // What is under way makes room when it ends.
+        let room = self.pace.strata.count == 0;
         let stuck = room && !self.upstream.line().is_empty() && self.timers.at(Timer::Origin) == Time::NEVER;
         agree("line", !stuck, || "there is room at the strata, and nobody goes".to_owned())?;
         agree("announcements", !late, || format!("{} wait and no timer is armed", self.announces.len().1))

@@ -119,7 +119,7 @@ fn when_all_are_slow_hedges_stay_a_small_share_of_the_asks() {
 #[test]
 fn with_hedges_a_swarm_that_loses_asks_reads_faster_and_takes_no_more_from_the_strata() {
     let slowest = |hedge_percent: u8, seed: u64| {
-        let settings = Settings { hedge_percent, hedge_burst: 40, ..Settings::default() };
+        let settings = Settings { hedge_percent, hedge_burst: 40, window_even: 16, ..Settings::default() };
         let mut net = Net::new(&[(0, 0); 12], 96, settings, seed);
         for node in 0..12 {
             for chunk in (0..48).map(Chunk) {

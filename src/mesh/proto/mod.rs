@@ -28,6 +28,7 @@ mod lookups;
 mod marks;
 mod news;
 mod node;
+mod pace;
 mod peers_table;
 mod pending;
 mod record;

@@ -104,12 +104,12 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
     let chunk = one.ranked(0);
     one.input(Input::Stored { chunk });
     for number in 1..=2 {
-        assert_eq!(one.ask(number, number, chunk, Class::Read), [Output::Serve { ask: Ask(number) }]);
+        assert_eq!(one.ask(number, number, chunk, Class::Fill), [Output::Serve { ask: Ask(number) }]);
     }
     for number in 3..=4 {
-        assert_eq!(one.ask(number, number, chunk, Class::Read), [], "silent at first");
+        assert_eq!(one.ask(number, number, chunk, Class::Fill), [], "silent at first");
     }
-    let redirected = one.ask(5, 5, chunk, Class::Read);
+    let redirected = one.ask(5, 5, chunk, Class::Fill);
     let Some(Answer::Busy { holders }) = answer_to(&redirected, 5) else { panic!("{redirected:?}") };
     assert!([1, 2].iter().all(|peer| holders.contains(&Peer(*peer))), "{holders:?}");
     let waiting = one.pass(Duration::from_millis(60));
@@ -125,7 +125,7 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
 fn uploads_serve_reads_first_and_askers_in_turn() {
     let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 9 << 20, ..Settings::default() };
     let mut one = One::new(20, settings);
-    let chunks: Vec<Chunk> = (0..6).map(Chunk).collect();
+    let chunks: Vec<Chunk> = (0..7).map(Chunk).collect();
     for chunk in &chunks {
         one.input(Input::Stored { chunk: *chunk });
     }
@@ -133,10 +133,46 @@ fn uploads_serve_reads_first_and_askers_in_turn() {
     one.ask(1, 2, chunks[1], Class::Fill);
     one.ask(1, 3, chunks[2], Class::Fill);
     one.ask(2, 4, chunks[3], Class::Fill);
-    one.ask(1, 5, chunks[4], Class::Read);
-    let order = [1, 2, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    one.ask(1, 5, chunks[4], Class::Prefetch);
+    // A read does not wait for a free slot, but a second one does.
     let serve = |number| vec![Output::Serve { ask: Ask(number) }];
-    assert_eq!(order, [serve(5), serve(4), serve(3), vec![]]);
+    assert_eq!(one.ask(1, 6, chunks[5], Class::Read), serve(6));
+    assert_eq!(one.ask(1, 7, chunks[6], Class::Read), []);
+    let order = [6, 1, 2, 7, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    assert_eq!(order, [serve(7), vec![], serve(5), serve(4), serve(3), vec![]]);
+}
+
+#[test]
+fn a_read_takes_the_place_of_a_queued_fill_and_the_oldest_is_served_now_and_then() {
+    let settings = Settings { uploads_max: 1, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    for chunk in (0..40).map(Chunk) {
+        one.input(Input::Stored { chunk });
+    }
+    one.ask(1, 1, Chunk(1), Class::Fill);
+    for number in 2..=5 {
+        assert_eq!(one.ask(number, number, Chunk(number), Class::Fill), [], "the queue has four places");
+    }
+    let full = one.ask(6, 6, Chunk(6), Class::Fill);
+    assert!(matches!(answer_to(&full, 6), Some(Answer::Busy { .. })));
+    let given = one.ask(7, 7, Chunk(7), Class::Read);
+    assert!(
+        matches!(answer_to(&given, 5), Some(Answer::Busy { .. })),
+        "the latest fill gives way: {given:?}"
+    );
+    // Reads without end: the fill that waits longest has its turn all the same.
+    let (mut running, mut served) = (1, Vec::new());
+    for number in 8..40 {
+        one.ask(7, number, Chunk(number), Class::Read);
+        let next = one.input(Input::Served { ask: Ask(running), ok: true });
+        let Some(Output::Serve { ask }) = next.iter().find(|output| matches!(output, Output::Serve { .. }))
+        else {
+            panic!("{next:?}")
+        };
+        running = ask.0;
+        served.push(running);
+    }
+    assert!([2, 3].iter().all(|fill| served.contains(fill)), "{served:?}");
 }
 
 #[test]
@@ -304,7 +340,7 @@ fn a_withdrawn_want_withdraws_its_ask_unless_somebody_waits() {
 
 #[test]
 fn the_strata_are_asked_for_a_bounded_number_of_bytes_and_retried_a_few_times() {
-    let mut one = One::new(1, Settings { upstream_bytes: 3 << 20, ..Settings::default() });
+    let mut one = One::new(1, Settings { upstream_min: 3, ..Settings::default() });
     let fetched = |outputs: &[Output]| {
         outputs.iter().filter(|output| matches!(output, Output::FetchUpstream { .. })).count()
     };

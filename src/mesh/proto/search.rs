@@ -57,7 +57,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.ask(fetch, peer, out);
         }
         if fetch.again.is_some() {
-            return self.pause(fetch, self.settings.backoff_us);
+            let least = Duration::from_micros(u64::from(self.settings.backoff_us));
+            let first = self.pace.transfer(fetch.len_bytes, 1, least);
+            return self.pause(fetch, u32::try_from(first.as_micros()).unwrap_or(u32::MAX));
         }
         loop {
             let stage = fetch.stage;
@@ -241,6 +243,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.hedge_told(fetch, answer, out);
         }
         let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        if !fetch.waits {
+            self.pace.note_trip(self.now.since(fetch.since));
+        }
         match answer {
             Answer::Wait => {
                 if self.now.since(fetch.since) > self.wait_max(fetch.named) {
