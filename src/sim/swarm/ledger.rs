@@ -18,8 +18,9 @@ const ASKED_MAX: usize = 2;
 const LATE_MAX: Duration = Duration::from_millis(50);
 /// How long an ask may stay open. Searches end; this is how long they may take among liars (guess).
 const ASK_MAX: Duration = Duration::from_secs(600);
-/// How long who waits may hear nothing, beyond the settings' interval.
-const SILENCE_SLACK: Duration = Duration::from_millis(500);
+/// How long who waits may hear nothing, beyond the settings' interval: short waits last for a second without a word, and
+/// askers turn elsewhere after two.
+const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// A rule that a node broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -276,11 +277,14 @@ impl Ledger {
             open.chunk,
             open.peer
         );
+        // A huge chunk counts for half of the bytes at most, and reads have half as many slots again.
+        let most = settings.upload_bytes / 2;
         let serving = || self.incoming.values().filter(|open| open.serving);
-        let bytes: u64 = serving().map(|open| u64::from(core.content().len_bytes(open.chunk))).sum();
-        let count = serving().count();
+        let bytes: u64 =
+            serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
+        let count = serving().count() as u64;
         rule!(
-            count < settings.uploads_max as usize && bytes < settings.upload_bytes,
+            count - count / 3 < u64::from(settings.uploads_max) && bytes - bytes / 3 < settings.upload_bytes,
             "it serves {ask:?} beyond its slots: {count} uploads of {bytes} bytes are under way"
         );
         if let Some(open) = self.incoming.get_mut(&ask) {

@@ -18,7 +18,7 @@ const LIAR_PATIENCE: Duration = Duration::from_secs(40);
 pub(super) const CONVERGED_AFTER: Duration = Duration::from_secs(30);
 /// Reads of the last phase that a node has open at once, at most: no more than it begins at once, so that none stands
 /// behind more urgent ones.
-const LAST_WINDOW: u64 = 16;
+const LAST_WINDOW: u64 = 6;
 
 impl World<'_> {
     /// The readers of a node begin.
