@@ -10,7 +10,7 @@ use std::time::Duration;
 const MS: Duration = Duration::from_millis(1);
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
 /// How long a reader of the last phase waits for a chunk. Nothing is wrong any more but what the nodes still believe,
-const LAST_PATIENCE: Duration = Duration::from_secs(60);
+const LAST_PATIENCE: Duration = Duration::from_secs(120);
 /// and liars that go on lying, each of whom may hold a node up: for 15 s with `Wait`, for 30 s with `Busy`, for less if
 /// others named it.
 const LIAR_PATIENCE: Duration = Duration::from_secs(40);
