@@ -15,6 +15,7 @@ mod fluid;
 mod fluid_oracle;
 mod reader;
 mod report;
+mod rollout;
 mod scenario;
 pub mod swarm;
 #[cfg(test)]
@@ -23,4 +24,5 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use report::{Report, simulate};
+pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

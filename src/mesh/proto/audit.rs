@@ -120,8 +120,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         )?;
         within("asks", self.uploads.len(), settings.asks_max as usize)?;
         within("queue for uploads", self.uploads.queued(), settings.upload_queue_max as usize)?;
-        // Reads may have half as many slots again.
-        within("uploads", self.pace.up.count as usize, settings.uploads_max as usize * 3 / 2)?;
+        within("uploads", self.pace.up.count as usize, settings.uploads_max as usize)?;
         within("fetches from the strata", self.pace.strata.count as usize, settings.upstream_max as usize)?;
         within("hopeless chunks", self.upstream.hopeless(), HOPELESS_MAX)?;
         within("slices with holders", self.homes.len(), settings.slices_max as usize)?;

@@ -130,6 +130,8 @@ impl Ledger {
             Input::Failed { chunk, from: Source::Strata, .. } => {
                 self.fetching.remove(&chunk);
             }
+            // It only moves a deadline.
+            Input::Progress { .. } => {}
             Input::Told { peer, chunk, ref answer, .. } => {
                 if *answer != Answer::Wait {
                     self.asks.remove(&(chunk, peer));
@@ -277,14 +279,14 @@ impl Ledger {
             open.chunk,
             open.peer
         );
-        // A huge chunk counts for half of the bytes at most, and reads have half as many slots again.
-        let most = settings.upload_bytes / 2;
+        // No single upload counts for more than half of all.
+        let most = (settings.upload_bytes / 2).max(1);
         let serving = || self.incoming.values().filter(|open| open.serving);
         let bytes: u64 =
             serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
-        let count = serving().count() as u64;
+        let count = serving().count();
         rule!(
-            count - count / 3 < u64::from(settings.uploads_max) && bytes - bytes / 3 < settings.upload_bytes,
+            count < settings.uploads_max as usize && bytes < settings.upload_bytes,
             "it serves {ask:?} beyond its slots: {count} uploads of {bytes} bytes are under way"
         );
         if let Some(open) = self.incoming.get_mut(&ask) {
