@@ -3,6 +3,8 @@
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
 //! network (`fluid`) and the least possible time to compare with (`bound`).
+//!
+//! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
 mod bound;
 mod churn;

@@ -104,6 +104,8 @@ pub(super) struct Fetch {
     pub(super) partial: bool,
     /// Whom to ask again, because it is responsible or has the chunk but was busy.
     pub(super) again: Option<Peer>,
+    /// Who of them says `Busy`, and since when.
+    pub(super) busy: Option<(Peer, Time)>,
     /// How often somebody was asked again.
     pub(super) rounds: u8,
     /// Named holders that were tried since an authority last answered.
@@ -148,6 +150,7 @@ impl Fetch {
             peeks: 0,
             partial: false,
             again: None,
+            busy: None,
             rounds: 0,
             tries: 0,
             upstream_tries: 0,
@@ -219,7 +222,7 @@ impl Fetch {
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
         (self.again, self.rounds, self.tries) = (None, 0, 0);
-        (self.looked_up, self.claimed) = (false, false);
+        (self.looked_up, self.claimed, self.busy) = (false, false, None);
         self.candidates.clear();
         self.tried.clear();
         self.bad.clear();

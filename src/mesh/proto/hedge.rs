@@ -94,8 +94,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let Some(hedge) = fetch.hedge else { return self.fetches.put(fetch) };
         match answer {
             Answer::Wait => {
-                let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
-                if self.now.since(hedge.since) > long {
+                if self.now.since(hedge.since) > self.wait_max(hedge.named) {
                     out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                     return self.hedge_over(fetch, true, out);
                 }

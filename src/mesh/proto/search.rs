@@ -205,6 +205,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.now + millis(millis_first) + Duration::from_millis(slow)
     }
 
+    /// How long a source may say `Wait`. An authority may be getting the chunk, over others and from the strata; who was
+    /// named has it and at most lets askers queue for an upload slot.
+    pub(super) fn wait_max(&self, named: bool) -> Duration {
+        if named {
+            millis(self.settings.upload_queue_ms.saturating_add(self.settings.ask_ms))
+        } else {
+            Duration::from_secs(u64::from(self.settings.wait_max_s))
+        }
+    }
+
     /// Waits a random while, longer at each round, before somebody busy is asked again.
     fn pause(&mut self, mut fetch: Fetch, first_us: u32) {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
@@ -253,8 +263,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         match answer {
             Answer::Wait => {
-                let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
-                if self.now.since(fetch.since) > long {
+                if self.now.since(fetch.since) > self.wait_max(fetch.named) {
                     out.push(Output::Cancel { peer, chunk });
                     self.note_false_claim(peer, chunk);
                     fetch.mark_bad(peer);
@@ -273,7 +282,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     fetch.again = Some(peer);
                     fetch.rounds = fetch.rounds.saturating_add(1);
                     fetch.tries = 0;
-                    if fetch.rounds > self.settings.rounds_max {
+                    let since = match fetch.busy {
+                        Some((other, since)) if other == peer => since,
+                        _ => self.now,
+                    };
+                    fetch.busy = Some((peer, since));
+                    let most = Duration::from_secs(u64::from(self.settings.busy_max_s));
+                    if fetch.rounds > self.settings.rounds_max || self.now.since(since) > most {
                         fetch.mark_bad(peer);
                     }
                 }

@@ -102,6 +102,9 @@ pub struct Settings {
     pub choices: u8,
     /// Visits to one home that end in `Busy` before the next rank is tried (guess).
     pub rounds_max: u8,
+    /// Seconds that one home may say `Busy` before the next rank is tried: its holders may all be lies (guess: longer than
+    /// a window takes on slow links).
+    pub busy_max_s: u32,
     /// First pause before a busy home is asked again, in microseconds; drawn from 0 to this, doubled at each
     /// visit up to four times (simulated: 500 is no better).
     pub backoff_us: u32,
@@ -118,7 +121,8 @@ pub struct Settings {
     pub speeds_max: u16,
     /// Milliseconds after which who waits hears `Wait` again (guess: well below `ask_ms`).
     pub keep_alive_ms: u32,
-    /// Seconds that one source may make this node wait (guess).
+    /// Seconds that one authority may make this node wait (guess). Who was named by another has less: `upload_queue_ms`
+    /// and `ask_ms`.
     pub wait_max_s: u32,
     /// Slowest transfer that still counts as progress, in bytes a second: added to the time-outs by length (guess).
     pub slowest_bytes_per_s: u32,
@@ -226,6 +230,7 @@ impl Default for Settings {
             tries_max: 4,
             choices: 2,
             rounds_max: 200,
+            busy_max_s: 30,
             backoff_us: 2_000,
             ask_ms: 2_000,
             hedge_percent: 5,

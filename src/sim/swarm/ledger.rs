@@ -18,8 +18,9 @@ const ASKED_MAX: usize = 2;
 const LATE_MAX: Duration = Duration::from_millis(50);
 /// How long an ask may stay open. Searches end; this is how long they may take among liars (guess).
 const ASK_MAX: Duration = Duration::from_secs(600);
-/// How long who waits may hear nothing, beyond the settings' interval.
-const SILENCE_SLACK: Duration = Duration::from_millis(500);
+/// How long who waits may hear nothing, beyond the settings' interval: short waits last for a second without a word, and
+/// askers turn elsewhere after two.
+const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// A rule that a node broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,9 +296,9 @@ impl Ledger {
             open.chunk,
             open.peer
         );
-        let serving = || self.incoming.values().filter(|open| open.serving);
         // No single upload counts for more than half of all.
         let most = (settings.upload_bytes / 2).max(1);
+        let serving = || self.incoming.values().filter(|open| open.serving);
         let bytes: u64 =
             serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
         let count = serving().count();
