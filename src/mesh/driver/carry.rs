@@ -159,17 +159,17 @@ impl Driver {
 
     fn batch(&mut self, batch: &mut Option<Batch>, peer: Peer, chunk: Chunk, class: Class) {
         let Some(entry) = self.content.get(chunk) else { return };
-        let (reference, repository) = (entry.chunk, &entry.repository);
+        let (reference, repository) = (entry.chunk, entry.repository);
         if let Some(open) = batch
             && open.peer == peer
             && open.class == class
-            && open.repository == *repository
+            && open.repository == repository
             && open.chunks.len() < REQUEST_MAX_CHUNKS
         {
             open.chunks.push((chunk, reference));
             return;
         }
-        let new = Batch { peer, class, repository: repository.clone(), chunks: vec![(chunk, reference)] };
+        let new = Batch { peer, class, repository, chunks: vec![(chunk, reference)] };
         if let Some(full) = batch.replace(new) {
             self.send_asks(full);
         }
@@ -274,9 +274,7 @@ impl Driver {
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
         let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
             .into_iter()
-            .filter_map(|chunk| {
-                self.content.get(chunk).map(|entry| (entry.repository.clone(), entry.chunk, chunk))
-            })
+            .filter_map(|chunk| self.content.get(chunk).map(|entry| (entry.repository, entry.chunk, chunk)))
             .collect();
         wanted.sort_by(|a, b| {
             let key = |w: &(RepositoryName, ChunkRef, Chunk)| (w.1.place.segment, w.1.place.offset);

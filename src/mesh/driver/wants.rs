@@ -53,6 +53,7 @@ impl Driver {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         };
+        self.content.found_in(number, repository);
         let waiting = self.wants.by_chunk.entry(number).or_default();
         if waiting.waiters.is_empty() {
             self.content.pin(number);
