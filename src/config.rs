@@ -67,6 +67,13 @@ pub struct Settings {
     /// Bytes that the cache leaves free on its disk whatever its quota. Default 1 GiB: room for logs
     /// and for whoever shares the disk (a guess).
     pub cache_free_floor_bytes: ByteSize,
+    /// Bytes a second that this node takes from strata for itself and its neighbours; what exceeds it is delayed, reads
+    /// last, and never refused. Default 0, no budget: the mesh takes one copy a region anyway, and only
+    /// the operator knows what his strata bear.
+    pub origin_budget_bytes_per_s: ByteSize,
+    /// Bytes that may be taken from strata at once after a pause, when there is a budget. Default 64 MiB: eight
+    /// segments (a guess).
+    pub origin_burst_bytes: ByteSize,
     /// Largest UDP payload. Default 1 452: what fits an Ethernet frame with IPv6. Up to 6 550 where
     /// all links carry jumbo frames, which halves the CPU a byte (measured); more does not work,
     /// because ten segments must fit into 64 KiB.
@@ -99,6 +106,8 @@ impl Default for Settings {
             cache_dir: None,
             cache_quota_bytes: ByteSize(20 << 30),
             cache_free_floor_bytes: ByteSize(1 << 30),
+            origin_budget_bytes_per_s: ByteSize(0),
+            origin_burst_bytes: ByteSize(64 << 20),
             mtu_bytes: 1_452,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
@@ -225,6 +234,14 @@ impl Settings {
         }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
+        }
+        if (1..64 << 10).contains(&self.origin_budget_bytes_per_s.0) {
+            // Below, a chunk of 4 MiB takes longer than any reader waits.
+            return refuse(
+                "origin_budget_bytes_per_s",
+                &self.origin_budget_bytes_per_s,
+                "0 (no budget) or at least 64 KiB",
+            );
         }
         if let Some(url) = &self.proxy
             && !url.starts_with("http://")
@@ -425,6 +442,7 @@ mod tests {
             ("cache_quota_bytes = -1", "cache_quota_bytes", "-1"),
             ("mtu_bytes = 9000", "mtu_bytes", "9000"),
             ("mtu_bytes = 70000", "mtu_bytes", "70000"),
+            ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),

@@ -133,6 +133,22 @@ pub struct MountStatus {
     pub expired: bool,
     /// Why it is not mounted, although it should be.
     pub problem: Option<String>,
+    /// How far the background fill of this revision is, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill: Option<FillStatus>,
+}
+
+/// How much of a revision is in the cache, as far as a background fill has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillStatus {
+    /// Plain bytes of files that are there.
+    pub done_bytes: u64,
+    /// Plain bytes of all files.
+    pub total_bytes: u64,
+    /// Whether everything was brought into the cache. (What is evicted later comes back when it is read.)
+    pub complete: bool,
+    /// What holds it up, if anything does. It goes on trying, unless the tree is larger than the cache or damaged.
+    pub problem: Option<String>,
 }
 
 /// `GET /v1/mounts`.
@@ -150,6 +166,9 @@ pub struct MountRequest {
     pub repository: RepositoryName,
     /// Where: an absolute path of an empty directory.
     pub directory: PathBuf,
+    /// Whether to bring each revision that is shown into the cache as a whole, in the background.
+    #[serde(default)]
+    pub fill: bool,
 }
 
 /// `DELETE /v1/mounts`: unmounts.

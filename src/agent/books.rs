@@ -106,6 +106,13 @@ fn mesh(node: &Node) -> Vec<Family> {
         Family::counter("upstream", "Bytes of chunks taken from strata under this node's lease.")
             .bytes()
             .is(counts.upstream_bytes),
+        Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
+            .is(counts.core.origin_delays),
+        Family::counter(
+            "origin_spared_chunks",
+            "Of those, chunks that a peer delivered before their turn came.",
+        )
+        .is(counts.core.origin_spared),
         Family::counter("wrong_bytes", "Chunks that peers sent with wrong bytes.").is(counts.wrong_bytes),
         Family::counter("bans", "Peers that were turned away for wrong bytes or forged documents.")
             .is(counts.bans),

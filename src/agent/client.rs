@@ -330,6 +330,7 @@ mod tests {
                     revision: Some(Revision(5)),
                     expired: false,
                     problem: None,
+                    fill: None,
                 })
             })
         }
@@ -385,8 +386,11 @@ mod tests {
         served(async |client, double| {
             assert_eq!(client.status().await.unwrap(), double.status().await);
             assert_eq!(client.peers().await.unwrap(), double.peers().await);
-            let request =
-                MountRequest { repository: "sw.example.org".parse().unwrap(), directory: "/a b/ü".into() };
+            let request = MountRequest {
+                repository: "sw.example.org".parse().unwrap(),
+                directory: "/a b/ü".into(),
+                fill: true,
+            };
             let mounted = client.mount(&request).await.unwrap();
             assert_eq!((mounted.directory, mounted.revision), ("/a b/ü".into(), Some(Revision(5))));
             let add = AddRepository {

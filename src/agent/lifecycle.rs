@@ -107,7 +107,11 @@ impl Agent {
         let mesh = Mesh::start(MeshStart {
             local: local.clone() as Arc<dyn Local>,
             network,
-            settings: proto::Settings::default(),
+            settings: proto::Settings {
+                origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
+                origin_burst_bytes: settings.origin_burst_bytes.0,
+                ..proto::Settings::default()
+            },
             record,
         })
         .map_err(AgentError::Mesh)?;
@@ -121,7 +125,7 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let mounter = KernelMounter::new(local, fetcher, reads.clone());
+        let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {

@@ -7,6 +7,7 @@ mod books;
 mod client;
 mod contacts;
 mod error;
+mod fill;
 mod lifecycle;
 mod metrics;
 mod mounter;

@@ -1,6 +1,8 @@
 //! Opens trees over the fetch path and mounts them with FUSE.
 
+use super::fill::FillParts;
 use super::mounts::{Mounted, Mounter};
+use crate::cache::DiskCache;
 use crate::catalog::{MountedTree, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
@@ -55,12 +57,18 @@ impl ChunkSource for Watched {
 pub(super) struct KernelMounter {
     local: Arc<LocalNode>,
     fetcher: Arc<Fetcher>,
+    cache: Arc<DiskCache>,
     book: Arc<ReadBook>,
 }
 
 impl KernelMounter {
-    pub(super) fn new(local: Arc<LocalNode>, fetcher: Arc<Fetcher>, book: Arc<ReadBook>) -> Self {
-        Self { local, fetcher, book }
+    pub(super) fn new(
+        local: Arc<LocalNode>,
+        fetcher: Arc<Fetcher>,
+        cache: Arc<DiskCache>,
+        book: Arc<ReadBook>,
+    ) -> Self {
+        Self { local, fetcher, cache, book }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -86,6 +94,14 @@ impl Mounter for KernelMounter {
             }
         }
         .boxed()
+    }
+
+    fn fill_parts(&self, repository: &RepositoryName) -> FillParts {
+        FillParts {
+            source: Arc::new(self.fetcher.repository(repository.clone())),
+            store: self.cache.clone(),
+            quota_bytes: self.cache.statistics().quota_bytes,
+        }
     }
 
     fn mount<'a>(

@@ -6,6 +6,7 @@
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
 
 use super::api::{MountRequest, MountStatus, Refusal, RefusalKind};
+use super::fill::{Fill, FillParts};
 use crate::ambient;
 use crate::catalog::Tree;
 use crate::fs::MountError;
@@ -40,6 +41,9 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// Opens the tree that a root names: fetches its root catalog.
     fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>>;
 
+    /// What a background fill of the repository works with.
+    fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
+
     /// Mounts a tree on an empty directory. What a predecessor that was killed has left there is cleared.
     fn mount<'a>(
         &'a self,
@@ -66,6 +70,10 @@ pub(super) trait Mounted: Send + Sync + 'static {
 struct Entry {
     repository: RepositoryName,
     state: State,
+    /// Whether a background fill was asked for.
+    wants_fill: bool,
+    /// The fill of the revision that is shown.
+    fill: Option<Fill>,
     /// The root about which a warning was logged last, so that each is warned about once.
     warned: Option<ContentId>,
 }
@@ -109,7 +117,8 @@ impl MountTable {
             .into_iter()
             .map(|m| {
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
-                (m.directory, Entry { repository: m.repository, state, warned: None })
+                let wants_fill = m.fill;
+                (m.directory, Entry { repository: m.repository, state, wants_fill, fill: None, warned: None })
             })
             .collect();
         Ok(Self {
@@ -131,7 +140,7 @@ impl MountTable {
     /// # Errors
     /// A [`Refusal`] that says what to do.
     pub(super) async fn mount(&self, request: MountRequest) -> Result<MountStatus, Refusal> {
-        let MountRequest { repository, directory } = request;
+        let MountRequest { repository, directory, fill: wants_fill } = request;
         let _changing = self.changing.lock().await;
         if let Some(entry) = self.lock().get(&directory) {
             let message = format!("{} is taken by {}", directory.display(), entry.repository);
@@ -152,7 +161,9 @@ impl MountTable {
                 .hint("its publisher must publish or sign it again, and announce it"));
         }
         let state = self.activate(&repository, &directory, root).await?;
-        let mounted = self.insert(directory.clone(), Entry { repository, state, warned: None });
+        let mut entry = Entry { repository, state, wants_fill, fill: None, warned: None };
+        self.fill(&mut entry);
+        let mounted = self.insert(directory, entry);
         if let Err(error) = self.remember() {
             tracing::warn!(%error, "the mount works and will be forgotten at the next start");
         }
@@ -218,6 +229,7 @@ impl MountTable {
             };
             if let (Some(state), Some(entry)) = (changed, self.lock().get_mut(&directory)) {
                 entry.state = state;
+                self.fill(entry);
             }
         }
     }
@@ -369,6 +381,20 @@ impl MountTable {
         Ok(State::Active { mounted, root })
     }
 
+    /// Begins the fill of what `entry` shows, if one was asked for and is not under way.
+    fn fill(&self, entry: &mut Entry) {
+        match &entry.state {
+            State::Active { root, .. } if entry.wants_fill => {
+                let revision = root.root().revision;
+                if entry.fill.as_ref().is_none_or(|fill| fill.revision() != revision) {
+                    let parts = self.mounter.fill_parts(&entry.repository);
+                    entry.fill = Some(Fill::start(root, parts));
+                }
+            }
+            State::Active { .. } | State::Failed { .. } => entry.fill = None,
+        }
+    }
+
     fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {
         let shown = status(&directory, &entry);
         self.lock().insert(directory, entry);
@@ -383,6 +409,7 @@ impl MountTable {
             .map(|(directory, entry)| MountRequest {
                 repository: entry.repository.clone(),
                 directory: directory.clone(),
+                fill: entry.wants_fill,
             })
             .collect();
         let bytes = serde_json::to_vec_pretty(&File { version: FILE_VERSION, mounts })?;
@@ -417,6 +444,7 @@ fn status(directory: &Path, entry: &Entry) -> MountStatus {
         revision,
         expired,
         problem,
+        fill: entry.fill.as_ref().map(Fill::status),
     }
 }
 

@@ -2,14 +2,17 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json};
-use crate::agent::api::MountRequest;
+use crate::agent::Client;
+use crate::agent::api::{MountRequest, MountStatus};
 use crate::model::RepositoryName;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   starling mount sw.example.org /mnt/sw
+  starling mount --fill --wait sw.example.org /mnt/sw   # and bring all of it into the cache
 
 The mount shows the newest revision that this node knows, switches when a newer one is announced,
 and comes back when the agent is restarted.")]
@@ -18,6 +21,13 @@ pub(super) struct Args {
     repository: RepositoryName,
     /// An empty directory.
     directory: PathBuf,
+    /// Bring all content into the cache in the background, now and after each switch to a newer revision.
+    /// What is read meanwhile goes first.
+    #[arg(long)]
+    fill: bool,
+    /// Return when the fill is complete.
+    #[arg(long, requires = "fill")]
+    wait: bool,
     #[command(flatten)]
     agent: AgentArgs,
     /// Print one JSON object.
@@ -28,8 +38,11 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let directory = mount_point(&args.directory)?;
     let client = args.agent.client();
-    let request = MountRequest { repository: args.repository, directory };
-    let mount = block_on(async { Ok(client.mount(&request).await?) })?;
+    let request = MountRequest { repository: args.repository, directory, fill: args.fill };
+    let mount = block_on(async {
+        let mount = client.mount(&request).await?;
+        if args.wait { filled(&client, mount).await } else { Ok(mount) }
+    })?;
     if args.json {
         return print_json(&mount);
     }
@@ -39,6 +52,41 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         eprintln!("warning: its root has expired; the mount switches when a newer one is announced");
     }
     Ok(())
+}
+
+/// How often the agent is asked how far a fill is.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits until the fill of `mount` is complete, with a progress bar on a terminal.
+async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, CliError> {
+    let bar = indicatif::ProgressBar::new(0).with_style(
+        indicatif::ProgressStyle::with_template(
+            "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}",
+        )
+        .map_err(CliError::failed)?,
+    );
+    loop {
+        let Some(fill) = &mount.fill else {
+            return Err(CliError::failed(format!(
+                "{} is not being filled any more",
+                mount.directory.display()
+            )));
+        };
+        bar.set_length(fill.total_bytes);
+        bar.set_position(fill.done_bytes);
+        bar.set_message(fill.problem.clone().unwrap_or_default());
+        if fill.complete {
+            bar.finish_and_clear();
+            return Ok(mount);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        let directory = mount.directory.clone();
+        let mounts = client.mounts().await?.mounts;
+        mount = mounts
+            .into_iter()
+            .find(|mount| mount.directory == directory)
+            .ok_or_else(|| CliError::failed(format!("{} was unmounted meanwhile", directory.display())))?;
+    }
 }
 
 /// The absolute path of an existing directory. Whether it is empty the agent judges, which may see

@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json, table};
-use crate::agent::api::{MountStatus, Status};
+use crate::agent::api::{FillStatus, MountStatus, Status};
 use crate::config::ByteSize;
 use std::fmt::Write as _;
 
@@ -94,6 +94,16 @@ fn human(status: &Status) -> String {
     text
 }
 
+/// How far a fill is, behind the state of its mount.
+fn fill_note(fill: &FillStatus) -> String {
+    let (done, total) = (ByteSize(fill.done_bytes), ByteSize(fill.total_bytes));
+    match (&fill.problem, fill.complete) {
+        (_, true) => format!("; filled: {total}"),
+        (None, false) => format!("; fill at {done} of {total}"),
+        (Some(problem), false) => format!("; fill at {done} of {total}: {problem}"),
+    }
+}
+
 fn mounts_table(mounts: &[MountStatus]) -> String {
     let rows: Vec<_> = mounts
         .iter()
@@ -103,6 +113,7 @@ fn mounts_table(mounts: &[MountStatus]) -> String {
                 (None, true) => "mounted; its root has expired, no newer one is known".to_owned(),
                 (None, false) => "mounted".to_owned(),
             };
+            let state = state + &mount.fill.as_ref().map_or_else(String::new, fill_note);
             let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
             [mount.directory.display().to_string(), mount.repository.to_string(), revision, state]
         })
@@ -157,9 +168,19 @@ mod tests {
             revision: Some(Revision(4)),
             expired: false,
             problem: Some("the directory is gone".into()),
+            fill: None,
         });
         let text = human(&status);
         assert!(text.contains("(authority)") && text.contains("3 members up"), "{text}");
         assert!(text.contains("not mounted: the directory is gone"), "{text}");
+    }
+
+    #[test]
+    fn a_fill_tells_how_far_it_is_and_what_holds_it_up() {
+        let fill = FillStatus { done_bytes: 1 << 20, total_bytes: 4 << 20, complete: false, problem: None };
+        assert_eq!(fill_note(&fill), "; fill at 1 MiB of 4 MiB");
+        let stuck = FillStatus { problem: Some("no source".into()), ..fill.clone() };
+        assert_eq!(fill_note(&stuck), "; fill at 1 MiB of 4 MiB: no source");
+        assert_eq!(fill_note(&FillStatus { complete: true, ..fill }), "; filled: 4 MiB");
     }
 }

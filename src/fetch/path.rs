@@ -29,12 +29,13 @@ pub struct FetchSettings {
     pub read_deadline: Duration,
     /// How long a prefetch waits. Default 60 s (guess).
     pub prefetch_deadline: Duration,
-    /// How long a fill waits. Default 120 s (guess).
+    /// How long a fill waits. Default 600 s (guess: its window of a quarter gibibyte at 4 Mbit/s).
     pub fill_deadline: Duration,
     /// Chunks of one call that are fetched at once. Default 32.
     pub chunks_at_once: usize,
-    /// Plain bytes under way in the process; also bounds the fetches, at one for 64 KiB. A larger
-    /// chunk takes all of it. Default 256 MiB.
+    /// Plain bytes wished for at once in the process, as much again by fills; also bounds the fetches, at one for
+    /// 64 KiB. A larger chunk takes all of it. Far fewer are under way: the mesh begins them one after the other.
+    /// Default 256 MiB.
     pub in_flight_bytes: u64,
     /// Memory for chunks that the store refused. Default 64 MiB.
     pub recent_bytes: usize,
@@ -45,7 +46,7 @@ impl Default for FetchSettings {
         Self {
             read_deadline: Duration::from_secs(30),
             prefetch_deadline: Duration::from_secs(60),
-            fill_deadline: Duration::from_secs(120),
+            fill_deadline: Duration::from_secs(600),
             chunks_at_once: 32,
             in_flight_bytes: 256 << 20,
             recent_bytes: 64 << 20,
@@ -71,6 +72,8 @@ pub struct Fetcher {
     flights: Mutex<Flights>,
     recent: Mutex<Recent>,
     budget: Arc<Semaphore>,
+    /// That of fills, which would otherwise keep readers waiting.
+    fill_budget: Arc<Semaphore>,
     budget_units: u32,
 }
 
@@ -89,6 +92,7 @@ impl Fetcher {
             flights: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent_bytes)),
             budget: Arc::new(Semaphore::new(budget_units as usize)),
+            fill_budget: Arc::new(Semaphore::new(budget_units as usize)),
             budget_units,
             settings,
         })
@@ -127,7 +131,8 @@ impl Fetcher {
             return flight;
         }
         let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, self.budget_units);
-        let budget = self.budget.clone().acquire_many_owned(cost).await;
+        let budget = if class == Class::Fill { &self.fill_budget } else { &self.budget };
+        let budget = budget.clone().acquire_many_owned(cost).await;
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.find(&chunk, class) {
             return flight;

@@ -12,9 +12,10 @@ mod pool;
 use super::identity::Identity;
 use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
-use super::socket::{self, DatagramCounts, DatagramError, SharedSocket};
+use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
 use super::ticket::TicketProof;
 use super::tls::{self, Rules, TlsError, Verified, Wanted};
+use super::transfer::SEND_WINDOW_BYTES;
 use crate::model::NodeId;
 use bytes::Bytes;
 use pool::Pool;
@@ -168,6 +169,7 @@ impl EndpointConfig {
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
             .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            // Whoever uploads chunks narrows it to what the path takes (`transfer/outflow.rs`).
             .send_window(SEND_WINDOW_BYTES)
             .datagram_receive_buffer_size(None)
             .mtu_discovery_config(Some(mtu))
@@ -182,9 +184,6 @@ pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// Bytes in flight on all streams of a connection, which is also what a peer can make this node hold.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Sent and not yet acknowledged bytes of a connection: 10 Gbit/s at 3 ms. Small, because what is in here
-/// has left its upload slot already.
-const SEND_WINDOW_BYTES: u64 = 4 << 20;
 /// Bounds of the queues of connections that wait for their server.
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_JOINS: usize = 16;
@@ -342,6 +341,23 @@ impl Endpoint {
     /// [`EndpointError`] names the setting or the port.
     pub fn bind(config: EndpointConfig, identity: Arc<Identity>) -> Result<(Self, Incoming), EndpointError> {
         let listen = config.listen;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let wire = socket::open(listen)
+            .and_then(|socket| Wire::system(socket, &*runtime))
+            .map_err(|source| EndpointError::Bind { listen, source })?;
+        Self::bind_over(config, identity, wire, runtime, None)
+    }
+
+    /// As [`Endpoint::bind`], over a socket that is there already, with time and tasks from `runtime`. With `rng_seed` every
+    /// choice of QUIC's that can be seen on the wire, but for keys and names of connections, is drawn from it.
+    pub(super) fn bind_over(
+        config: EndpointConfig,
+        identity: Arc<Identity>,
+        wire: Wire,
+        runtime: Arc<dyn quinn::Runtime>,
+        rng_seed: Option<[u8; 32]>,
+    ) -> Result<(Self, Incoming), EndpointError> {
+        let listen = config.listen;
         let failed = |source| EndpointError::Bind { listen, source };
         if !(EndpointConfig::MTU_MIN..=EndpointConfig::MTU_MAX).contains(&config.mtu) {
             return Err(EndpointError::Mtu { mtu: config.mtu });
@@ -362,12 +378,11 @@ impl Endpoint {
             .incoming_buffer_size_total(accept::HANDSHAKE_BUFFER_BYTES * accept::HANDSHAKES_MAX as u64);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.grease_quic_bit(false);
+        endpoint.rng_seed(rng_seed);
         endpoint
             .max_udp_payload_size(config.mtu.max(1_472))
             .map_err(|_| EndpointError::Mtu { mtu: config.mtu })?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let (socket, datagrams) =
-            socket::open(listen).and_then(|socket| SharedSocket::new(socket, &*runtime)).map_err(failed)?;
+        let (socket, datagrams) = SharedSocket::new(wire).map_err(failed)?;
         let quinn =
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket.clone(), runtime)
                 .map_err(failed)?;

@@ -321,7 +321,10 @@ pub(super) mod tests {
             change(&mut statement);
             let keys = (statement.role == Role::Authority).then(|| self.keys());
             let membership = self.keys().certify(statement).unwrap();
-            Arc::new(Identity::new(key, membership, self.keys().public(), keys).unwrap())
+            let shown = Credential::Member(membership.clone());
+            let mut identity = Identity::new(key, membership, self.keys().public(), keys).unwrap();
+            identity.certified = crate::mesh::testing::steady_certificate(&identity.key, &shown);
+            Arc::new(identity)
         }
 
         pub(in crate::mesh) fn member(&self) -> Arc<Identity> {

@@ -25,6 +25,8 @@ mod socket;
 mod state;
 #[cfg(feature = "node")]
 mod swim;
+#[cfg(all(test, feature = "node"))]
+mod testing;
 #[cfg(feature = "node")]
 mod ticket;
 #[cfg(feature = "node")]

@@ -4,7 +4,7 @@ use super::endpoint::{Alpn, CloseCode};
 use super::membership::MembershipCert;
 use super::socket::canonical;
 use crate::model::{NodeId, Time, UnixTime};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -97,7 +97,8 @@ struct Live {
 #[derive(Default)]
 struct State {
     next: u64,
-    live: HashMap<u64, Live>,
+    /// By number, so that what concerns several is done in the order in which they came.
+    live: BTreeMap<u64, Live>,
     bans: HashMap<NodeId, Time>,
     closed: bool,
 }

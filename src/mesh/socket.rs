@@ -99,12 +99,32 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// A UDP socket, from the system or from a test's network.
+pub(super) struct Wire {
+    /// As quinn uses it.
+    pub(super) socket: Arc<dyn AsyncUdpSocket>,
+    /// Sends one datagram on it at once, or says that it cannot. Apart from `socket`, because tokio believes a
+    /// socket unwritable until its reactor has looked at it, and the first announcement would be lost.
+    pub(super) send: SendOne,
+}
+
+/// Sends one datagram to an address.
+pub(super) type SendOne = Box<dyn Fn(&[u8], SocketAddr) -> io::Result<()> + Send + Sync>;
+
+impl Wire {
+    /// The system's socket, whose readiness `runtime` watches.
+    pub(super) fn system(socket: UdpSocket, runtime: &dyn quinn::Runtime) -> io::Result<Self> {
+        let sender = socket.try_clone()?;
+        // Both descriptors become non-blocking here: they are one open socket.
+        let socket = runtime.wrap_udp_socket(socket)?;
+        Ok(Self { socket, send: Box::new(move |content, to| sender.send_to(content, to).map(drop)) })
+    }
+}
+
 /// The socket that quinn sees, with the membership datagrams taken out.
 pub(super) struct SharedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
-    /// The same socket, for sending membership datagrams: tokio believes a socket unwritable until its
-    /// reactor has looked at it, and the first announcement would be lost.
-    sender: UdpSocket,
+    send: SendOne,
     datagrams: mpsc::Sender<(SocketAddr, Bytes)>,
     counters: Counters,
     ipv6: bool,
@@ -117,14 +137,12 @@ impl fmt::Debug for SharedSocket {
 }
 
 impl SharedSocket {
-    /// Shares `socket` with quinn; the receiver gets the membership datagrams and their senders.
-    pub(super) fn new(socket: UdpSocket, runtime: &dyn quinn::Runtime) -> io::Result<(Arc<Self>, Datagrams)> {
+    /// Shares `wire` with quinn; the receiver gets the membership datagrams and their senders.
+    pub(super) fn new(wire: Wire) -> io::Result<(Arc<Self>, Datagrams)> {
         let (datagrams, receiver) = mpsc::channel(WAITING_DATAGRAMS);
-        let ipv6 = socket.local_addr()?.is_ipv6();
-        let sender = socket.try_clone()?;
-        // Both descriptors become non-blocking here: they are one open socket.
-        let inner = runtime.wrap_udp_socket(socket)?;
-        Ok((Arc::new(Self { inner, sender, datagrams, counters: Counters::default(), ipv6 }), receiver))
+        let Wire { socket: inner, send } = wire;
+        let ipv6 = inner.local_addr()?.is_ipv6();
+        Ok((Arc::new(Self { inner, send, datagrams, counters: Counters::default(), ipv6 }), receiver))
     }
 
     /// Sends a membership datagram, or drops it when the kernel is busy.
@@ -140,8 +158,8 @@ impl SharedSocket {
             IpAddr::V4(v4) if self.ipv6 => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
             _ => to,
         };
-        match self.sender.send_to(content, destination) {
-            Ok(_) => {
+        match (self.send)(content, destination) {
+            Ok(()) => {
                 self.counters.sent.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
@@ -265,11 +283,15 @@ mod tests {
         }
     }
 
+    fn shared(socket: UdpSocket) -> (Arc<SharedSocket>, Datagrams) {
+        SharedSocket::new(Wire::system(socket, &quinn::TokioRuntime).unwrap()).unwrap()
+    }
+
     #[tokio::test]
     async fn datagrams_that_are_merged_by_the_kernel_reach_their_readers() {
         let socket = open("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = socket.local_addr().unwrap();
-        let (shared, mut datagrams) = SharedSocket::new(socket, &quinn::TokioRuntime).unwrap();
+        let (shared, mut datagrams) = shared(socket);
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let state = quinn::udp::UdpSocketState::new((&sender).into()).unwrap();
         let kinds = [0x01u8, 0x41, 0x02, 0x42, 0x43, 0x03];
@@ -307,7 +329,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_membership_datagram_is_not_sent_as_one_and_a_flood_is_dropped_with_a_count() {
         let socket = open("[::]:0".parse().unwrap()).unwrap();
-        let (shared, mut datagrams) = SharedSocket::new(socket, &quinn::TokioRuntime).unwrap();
+        let (shared, mut datagrams) = shared(socket);
         let to = SocketAddr::new("127.0.0.1".parse().unwrap(), shared.local_addr().unwrap().port());
         assert!(matches!(
             shared.send_datagram(to, &[0x40]),

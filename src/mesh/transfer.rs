@@ -6,6 +6,7 @@
 
 mod ask;
 mod frames;
+mod outflow;
 mod serve;
 mod talk;
 
@@ -14,6 +15,7 @@ pub use serve::{Ask, AskReply, PeerRequest, serve};
 pub use talk::{all_news, members, push_news};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
+pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
 pub(super) use talk::verified;
 
 use super::proto::Failure;

@@ -294,15 +294,18 @@ impl Node {
 
     /// Mounts `repository` on the folder `name` below this node's.
     pub fn mount(&mut self, repository: &str, name: &str) -> PathBuf {
+        self.mount_with(repository, name, &[])
+    }
+
+    /// As [`Self::mount`], with further arguments.
+    pub fn mount_with(&mut self, repository: &str, name: &str, more: &[&str]) -> PathBuf {
         let at = self.dir.join(name);
         fs::create_dir_all(&at).unwrap();
-        ok(&[
-            OsStr::new("mount"),
-            repository.as_ref(),
-            at.as_ref(),
-            "--socket".as_ref(),
-            self.socket().as_ref(),
-        ]);
+        let socket = self.socket();
+        let mut args: Vec<&OsStr> =
+            vec!["mount".as_ref(), repository.as_ref(), at.as_ref(), "--socket".as_ref(), socket.as_ref()];
+        args.extend(more.iter().map(OsStr::new));
+        ok(&args);
         if !self.mounts.contains(&at) {
             self.mounts.push(at.clone());
         }

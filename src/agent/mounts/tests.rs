@@ -1,8 +1,9 @@
 use super::*;
 use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
-use crate::chunk::Chunking;
-use crate::model::{ChunkRef, ContentId, Place, UnixTime};
+use crate::chunk::{ChunkSource, Chunking, Piece, SourceError};
+use crate::model::{ChunkRef, Class, ContentId, Place, UnixTime};
 use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedRoot};
+use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
@@ -53,6 +54,16 @@ struct Kernel {
     stratum: Mutex<Option<Vec<u8>>>,
 }
 
+/// A source that has nothing.
+struct Nobody;
+
+impl ChunkSource for Nobody {
+    fn read(&self, pieces: Vec<Piece>, _: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>> {
+        let chunk = pieces[0].chunk.id;
+        Box::pin(async move { Err(SourceError::Unavailable { chunk, detail: "nobody".to_owned() }) })
+    }
+}
+
 struct DoubleMounter {
     kernel: Arc<Kernel>,
     registry: Arc<Repositories>,
@@ -77,6 +88,13 @@ impl Mounter for DoubleMounter {
             }
             Ok(Arc::new(Marked(root.root().revision.0)) as Arc<dyn Tree>)
         })
+    }
+    fn fill_parts(&self, _: &RepositoryName) -> FillParts {
+        FillParts {
+            source: Arc::new(Nobody),
+            store: Arc::new(crate::store::MemoryChunks::new(0)),
+            quota_bytes: 1 << 20,
+        }
     }
     fn mount<'a>(
         &'a self,
@@ -146,7 +164,7 @@ impl World {
     }
 
     fn request(&self) -> MountRequest {
-        MountRequest { repository: name(), directory: self.dir.path().join("mnt") }
+        MountRequest { repository: name(), directory: self.dir.path().join("mnt"), fill: false }
     }
 
     fn root(&self, revision: u64, lifetime_s: u64) -> Vec<u8> {
@@ -318,4 +336,22 @@ fn a_damaged_list_of_mounts_is_an_error_that_names_it() {
     }
     fs::remove_file(&file).unwrap();
     assert_eq!(read_file(&file).unwrap(), Vec::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_begins_anew_with_each_revision_and_after_a_restart() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    let mounted = table.mount(MountRequest { fill: true, ..world.request() }).await.unwrap();
+    assert!(!mounted.fill.unwrap().complete);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(table.list()[0].fill.as_ref().unwrap().problem.as_ref().unwrap().contains("nobody"));
+    world.publish(2, 3600);
+    table.tend().await;
+    assert_eq!(table.list()[0].fill.as_ref().unwrap().problem, None, "the second revision's, just begun");
+    table.unmount_all(Duration::ZERO).await;
+    let again = world.table();
+    again.tend().await;
+    assert!(again.list()[0].fill.is_some());
 }

@@ -160,7 +160,8 @@ impl Node {
         let client = self.client();
         let before = self.obtained()?;
         let begun = crate::ambient::now();
-        let request = MountRequest { repository: stage.repository.clone(), directory: self.mount.clone() };
+        let request =
+            MountRequest { repository: stage.repository.clone(), directory: self.mount.clone(), fill: false };
         blocking(client.mount(&request))?;
         let bar = progress_bar(stage, name);
         let reading = Reading { bar: &bar, interrupt: stage.interrupt };

@@ -1,6 +1,8 @@
 //! What the driver counts, for the agent's metrics.
 
+use super::super::proto::Counts;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
@@ -8,18 +10,29 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(super) struct MeshCounters {
             $($(#[$doc])+ pub(super) $name: AtomicU64,)+
+            core: Mutex<Counts>,
         }
 
         /// The counters of the mesh at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
         pub struct MeshCounts {
             $($(#[$doc])+ pub $name: u64,)+
+            /// What the core decided how often.
+            pub core: Counts,
         }
 
         impl MeshCounters {
             /// All values.
             pub(super) fn snapshot(&self) -> MeshCounts {
-                MeshCounts { $($name: self.$name.load(Ordering::Relaxed),)+ }
+                MeshCounts {
+                    $($name: self.$name.load(Ordering::Relaxed),)+
+                    core: *self.core.lock().unwrap_or_else(PoisonError::into_inner),
+                }
+            }
+
+            /// Notes the core's own counts.
+            pub(super) fn set_core(&self, counts: Counts) {
+                *self.core.lock().unwrap_or_else(PoisonError::into_inner) = counts;
             }
         }
     };

@@ -373,6 +373,7 @@ impl Driver {
     }
 
     fn chores(&mut self) {
+        self.links.counters.set_core(self.core.counts());
         self.drop_withdrawn_wants();
         self.gossip_chores();
     }

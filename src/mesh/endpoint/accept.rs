@@ -90,13 +90,15 @@ pub(super) async fn run(shared: Arc<Shared>, doors: Doors) {
     let mut handshakes = JoinSet::new();
     let mut sweep = tokio::time::interval(EXPIRY_SWEEP);
     loop {
+        // In this order: a flood of attempts must not keep the rest from being done.
         tokio::select! {
+            biased;
+            _ = sweep.tick() => shared.registry.close_expired(crate::ambient::unix_now()),
+            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
             incoming = shared.quinn.accept() => {
                 let Some(incoming) = incoming else { break };
                 take_in(&shared, &doors, &gate, &mut handshakes, incoming);
             }
-            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
-            _ = sweep.tick() => shared.registry.close_expired(crate::ambient::unix_now()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    ContentTable, ContentUpdate, Event, Input, Node, NumberTooLarge, Outbox, Peer, PeerTable, PeerUpdate,
-    Settings,
+    ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer, PeerTable,
+    PeerUpdate, Settings,
 };
 use crate::model::{Generator, Time};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,11 @@ impl Core {
     /// When [`Input::Tick`] is due, if nothing else happens before. Asked again after each event.
     pub fn next_deadline(&self) -> Option<Time> {
         self.node.next_deadline()
+    }
+
+    /// What was decided how often.
+    pub fn counts(&self) -> Counts {
+        self.node.counts()
     }
 
     /// The view of the mesh.

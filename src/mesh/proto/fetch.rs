@@ -87,6 +87,10 @@ pub(super) struct Fetch {
     /// Named holders that were tried since an authority last answered.
     pub(super) tries: u8,
     pub(super) upstream_tries: u8,
+    /// Its place in line for the strata; 0 before it had one.
+    pub(super) place: u64,
+    /// The origin budget made it wait.
+    pub(super) delayed: bool,
     pub(super) looked_up: bool,
     /// A peer of another cell depends on it: it must not be asked of a third cell in turn.
     pub(super) cross: bool,
@@ -119,6 +123,8 @@ impl Fetch {
             rounds: 0,
             tries: 0,
             upstream_tries: 0,
+            place: 0,
+            delayed: false,
             looked_up: false,
             cross: false,
             named: false,
@@ -137,6 +143,15 @@ impl Fetch {
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
         self.want.is_none() && self.waiters.is_empty()
+    }
+
+    /// Forgets what was tried of peers.
+    pub(super) fn begin_anew(&mut self) {
+        (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
+        (self.again, self.rounds, self.tries, self.looked_up) = (None, 0, 0, false);
+        self.candidates.clear();
+        self.tried.clear();
+        self.bad.clear();
     }
 
     /// Remembers not to ask `peer` again.

@@ -16,8 +16,10 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod budget;
 mod content_table;
 mod core;
+mod counts;
 mod fetch;
 mod holders;
 mod lookups;
@@ -39,12 +41,15 @@ mod wants;
 #[cfg(test)]
 mod node_tests;
 #[cfg(test)]
+mod origin_tests;
+#[cfg(test)]
 mod swarm_tests;
 #[cfg(test)]
 mod testing;
 
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
+pub use counts::Counts;
 pub use node::Node;
 pub use peers_table::PeerTable;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};

@@ -1,13 +1,14 @@
 //! The node: its state, its one entrance, and which part of it decides on what.
 
 use super::announce::Announces;
+use super::counts::Counts;
 use super::fetch::{Fetch, Fetches};
 use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
 use super::pending::Pending;
-use super::timer::{Timer, Timers};
+use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
 use super::upstream::Upstream;
 use super::wants::Window;
@@ -54,6 +55,7 @@ pub struct Node<P, C, R> {
     pub(super) announces: Announces,
     pub(super) news: News,
     pub(super) timers: Timers,
+    pub(super) counts: Counts,
 }
 
 /// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
@@ -83,6 +85,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             announces: Announces::default(),
             news: News::default(),
             timers: Timers::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -113,6 +116,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_deadline(&self) -> Option<Time> {
         self.timers.next()
+    }
+
+    /// What was decided how often.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// The view of the mesh.
@@ -151,7 +159,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     fn tick(&mut self, out: &mut Outbox) {
         // Each kind once: what fires arms itself again, for later.
-        let mut fired = [None; 6];
+        let mut fired = [None; KINDS_LEN];
         for slot in &mut fired {
             *slot = self.timers.fire(self.now);
         }
@@ -163,6 +171,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Waiters => self.waiters_due(out),
                 Timer::Lookup => self.lookups_due(out),
                 Timer::Announce => self.announce_due(out),
+                Timer::Origin => self.fill_upstream(out),
             }
         }
     }

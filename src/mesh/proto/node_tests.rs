@@ -4,17 +4,17 @@ use super::*;
 use crate::model::{Class, Generator, Time, mix};
 use std::time::Duration;
 
-const CHUNK: Chunk = Chunk(0);
-const FAR_OFF: Time = Time::from_nanos(3_600_000_000_000);
+pub(super) const CHUNK: Chunk = Chunk(0);
+pub(super) const FAR_OFF: Time = Time::from_nanos(3_600_000_000_000);
 
-struct One {
-    core: Core,
-    now: Time,
+pub(super) struct One {
+    pub(super) core: Core,
+    pub(super) now: Time,
 }
 
 impl One {
     /// Node 0 in a cell of `members`; every slice is one chunk of 1 MiB.
-    fn new(members: u32, settings: Settings) -> Self {
+    pub(super) fn new(members: u32, settings: Settings) -> Self {
         let start = Start { me: Peer(0), settings, generator: Generator::new(2) };
         let mut one = Self { core: Core::new(start), now: Time::ZERO };
         for peer in (0..members).map(Peer) {
@@ -33,30 +33,30 @@ impl One {
         one
     }
 
-    fn event(&mut self, event: Event) -> Vec<Output> {
+    pub(super) fn event(&mut self, event: Event) -> Vec<Output> {
         let mut out = Outbox::default();
         self.core.apply(self.now, event, &mut out).unwrap();
         out.drain().collect()
     }
 
-    fn input(&mut self, input: Input) -> Vec<Output> {
+    pub(super) fn input(&mut self, input: Input) -> Vec<Output> {
         self.event(Event::Input(input))
     }
 
-    fn ask(&mut self, peer: u32, ask: u32, chunk: Chunk, class: Class) -> Vec<Output> {
+    pub(super) fn ask(&mut self, peer: u32, ask: u32, chunk: Chunk, class: Class) -> Vec<Output> {
         self.input(Input::Asked { peer: Peer(peer), ask: Ask(ask), chunk, class })
     }
 
-    fn want(&mut self, chunk: Chunk, class: Class) -> Vec<Output> {
+    pub(super) fn want(&mut self, chunk: Chunk, class: Class) -> Vec<Output> {
         self.input(Input::Wanted { chunk, class, deadline: FAR_OFF })
     }
 
-    fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer) -> Vec<Output> {
+    pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer) -> Vec<Output> {
         self.input(Input::Told { peer, chunk, answer, load: 0 })
     }
 
     /// Lets time pass, with all ticks that are due. Returns all that was decided.
-    fn pass(&mut self, span: Duration) -> Vec<Output> {
+    pub(super) fn pass(&mut self, span: Duration) -> Vec<Output> {
         let (until, mut all) = (self.now + span, Vec::new());
         for _ in 0..10_000 {
             let Some(next) = self.core.next_deadline().filter(|next| *next <= until) else { break };
@@ -68,17 +68,17 @@ impl One {
     }
 
     /// A chunk for whose slice this node has the given rank.
-    fn ranked(&self, rank: usize) -> Chunk {
+    pub(super) fn ranked(&self, rank: usize) -> Chunk {
         let is = |chunk: &u32| self.core.peers().home(Slice(*chunk), rank) == Some(Peer(0));
         Chunk((0..400).find(is).unwrap())
     }
 
-    fn home(&self, chunk: Chunk, rank: usize) -> Peer {
+    pub(super) fn home(&self, chunk: Chunk, rank: usize) -> Peer {
         self.core.peers().home(Slice(chunk.0), rank).unwrap()
     }
 }
 
-fn asked_of(outputs: &[Output]) -> Vec<Peer> {
+pub(super) fn asked_of(outputs: &[Output]) -> Vec<Peer> {
     let asks = outputs.iter().filter_map(|output| match output {
         Output::Ask { peer, .. } => Some(*peer),
         _ => None,
@@ -86,14 +86,14 @@ fn asked_of(outputs: &[Output]) -> Vec<Peer> {
     asks.collect()
 }
 
-fn answer_to(outputs: &[Output], number: u32) -> Option<&Answer> {
+pub(super) fn answer_to(outputs: &[Output], number: u32) -> Option<&Answer> {
     outputs.iter().find_map(|output| match output {
         Output::Answer { ask, answer, .. } if *ask == Ask(number) => Some(answer),
         _ => None,
     })
 }
 
-fn busy(holders: &[u32]) -> Answer {
+pub(super) fn busy(holders: &[u32]) -> Answer {
     Answer::Busy { holders: holders.iter().copied().map(Peer).collect() }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// Ranks that are kept for a slice: all that the core asks for by default.
 const RANKS: usize = 16;
-/// Slices whose ranks are kept; a further one displaces another (about 600 KiB).
+/// Slices whose ranks are kept; a further one displaces another (about 600 KiB, taken as slices are asked for).
 const CACHED_SLICES: usize = 4_096;
 /// Contacts in other cells that are offered.
 const CONTACTS_MAX: usize = 64;
@@ -60,7 +60,7 @@ impl PeerTable {
             members: Vec::new(),
             contacts: Vec::new(),
             other_regions: false,
-            ranks: RefCell::new(vec![None; CACHED_SLICES]),
+            ranks: RefCell::new(Vec::new()),
         }
     }
 
@@ -105,7 +105,9 @@ impl PeerTable {
         }
         if self.slice_keys[index] != key {
             self.slice_keys[index] = key;
-            self.ranks.get_mut()[index % CACHED_SLICES] = None;
+            if let Some(entry) = self.ranks.get_mut().get_mut(index % CACHED_SLICES) {
+                *entry = None;
+            }
         }
     }
 
@@ -124,7 +126,7 @@ impl PeerTable {
 
     /// Derives everything anew from the view.
     fn look_again(&mut self) {
-        self.ranks.get_mut().fill(None);
+        self.ranks.get_mut().clear();
         let Some(me) = self.row(self.me).copied() else { return };
         let is_me = |peer: Peer| peer == self.me;
         let members = self
@@ -146,7 +148,11 @@ impl PeerTable {
 
     fn ranked(&self, slice: Slice, lease: bool, rank: usize) -> Option<Peer> {
         let mut cache = self.ranks.borrow_mut();
-        let entry = &mut cache[slice.0 as usize % CACHED_SLICES];
+        let index = slice.0 as usize % CACHED_SLICES;
+        if cache.len() <= index {
+            cache.resize(index + 1, None);
+        }
+        let entry = &mut cache[index];
         let ranks = match entry {
             Some(ranks) if ranks.slice == slice => ranks,
             _ => entry.insert(self.rank(slice)),

@@ -299,12 +299,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 }
                 At::Strata => self.lease_lapsed(fetch, out),
                 At::Pause => self.resume(fetch, out),
-                At::Choosing | At::Line | At::Lookup => self.fetches.put(fetch),
+                At::Line => self.look_again(fetch, out),
+                At::Choosing | At::Lookup => self.fetches.put(fetch),
             }
         }
         self.begin_wants(out);
         let next = self.fetches.iter().map(|fetch| {
-            // At `Line` and `Lookup` there is nothing to wake for but the readers.
+            // At `Lookup` there is nothing to wake for but the readers.
             let deadline = fetch.want.map_or(Time::NEVER, |want| want.deadline);
             fetch.due.min(deadline)
         });

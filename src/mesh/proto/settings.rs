@@ -94,6 +94,14 @@ pub struct Settings {
     pub upstream_tries: u8,
     /// Pause before a failed fetch from the strata is repeated, in milliseconds, half of it random (guess).
     pub upstream_retry_ms: u32,
+    /// Bytes a second that this node takes from the strata, whoever they are for; more wait in line. 0 is no budget: leases
+    /// already keep it at one copy a region, and what his strata bear only an operator knows.
+    pub origin_bytes_per_s: u64,
+    /// Bytes that it may take at once after a pause (guess: eight segments).
+    pub origin_burst_bytes: u64,
+    /// Milliseconds in line for the strata after which other sources are looked for again (guess: well below the time that
+    /// a reader waits).
+    pub origin_look_ms: u32,
     /// Milliseconds without progress after which a lease lapses (design).
     pub lease_ms: u32,
 
@@ -162,6 +170,9 @@ impl Default for Settings {
             upstream_max: 256,
             upstream_tries: 3,
             upstream_retry_ms: 200,
+            origin_bytes_per_s: 0,
+            origin_burst_bytes: 64 * MIB,
+            origin_look_ms: 5_000,
             lease_ms: 2_000,
             lookups_max: 1_024,
             lookup_fresh_s: 60,

@@ -90,7 +90,7 @@ pub(super) struct Net {
 }
 
 pub(super) const CHUNKS_PER_SLICE: u32 = 4;
-const LEN_BYTES: u32 = 1 << 18;
+pub(super) const LEN_BYTES: u32 = 1 << 18;
 
 impl Net {
     /// Nodes in the given (cell, region)s, who all know each other; `chunks` chunks in slices of four.

@@ -18,21 +18,33 @@ pub(super) enum Timer {
     Lookup,
     /// The next announcement may be made.
     Announce,
+    /// The origin budget allows the next fetch from the strata.
+    Origin,
 }
 
-const KINDS: [Timer; 6] =
-    [Timer::Fetch, Timer::Pending, Timer::Queue, Timer::Waiters, Timer::Lookup, Timer::Announce];
+/// How many kinds of timers there are.
+pub(super) const KINDS_LEN: usize = 7;
+
+const KINDS: [Timer; KINDS_LEN] = [
+    Timer::Fetch,
+    Timer::Pending,
+    Timer::Queue,
+    Timer::Waiters,
+    Timer::Lookup,
+    Timer::Announce,
+    Timer::Origin,
+];
 
 /// The moments of all timers.
 ///
 /// Arming only ever moves a timer forward; who is no longer due is found out when it fires. That costs a look
 /// over the things of one kind once per time-out, where an ordered queue would cost something at every ask.
 #[derive(Clone, Debug)]
-pub(super) struct Timers([Time; KINDS.len()]);
+pub(super) struct Timers([Time; KINDS_LEN]);
 
 impl Timers {
     pub(super) fn new() -> Self {
-        Self([Time::NEVER; KINDS.len()])
+        Self([Time::NEVER; KINDS_LEN])
     }
 
     /// Makes sure that `timer` fires at `at` or before.

@@ -1,5 +1,10 @@
-//! The strata, under this node's lease: a bounded number of bytes at once, one fetch a chunk, few tries.
+//! The strata, under this node's lease: a bounded number of bytes at once and a budget of bytes a second, one fetch a
+//! chunk, few tries.
+//!
+//! Who has to wait stands in line: by class, then in the order of coming. The line delays and never refuses. Whoever
+//! stands there for long looks for another source again, and keeps his place.
 
+use super::budget::Budget;
 use super::fetch::{At, Fetch, Stage};
 use super::timer::Timer;
 use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers};
@@ -15,8 +20,11 @@ const HOPELESS_MAX: usize = 64;
 pub(super) struct Upstream {
     bytes: u64,
     fetches: u32,
-    /// Fetches that wait for room, in their order; no longer than the table of fetches.
-    line: VecDeque<u16>,
+    budget: Budget,
+    /// Slots of the fetches that wait for room or for the budget; no longer than the table of fetches.
+    line: Vec<u16>,
+    /// The place in line that was given last.
+    last_place: u64,
     /// Chunks that nobody had, until when askers are told so at once.
     hopeless: VecDeque<(Chunk, Time)>,
 }
@@ -44,33 +52,56 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             (fetch.stage, fetch.rank) = (Stage::LastResort, 0);
             return self.advance(fetch, out);
         }
+        if fetch.place == 0 {
+            self.upstream.last_place += 1;
+            fetch.place = self.upstream.last_place;
+        }
         fetch.at = At::Line;
-        fetch.due = Time::NEVER;
-        self.upstream.line.push_back(fetch.slot);
+        fetch.due = self.now + Duration::from_millis(u64::from(self.settings.origin_look_ms.max(1)));
+        self.timers.arm(Timer::Fetch, fetch.due);
+        self.upstream.line.push(fetch.slot);
         self.fetches.put(fetch);
         self.fill_upstream(out);
     }
 
-    /// Lets the most urgent in line go, as long as there is room.
-    fn fill_upstream(&mut self, out: &mut Outbox) {
+    /// [`Timer::Origin`], and whenever there is room: lets the most urgent in line go, as far as the budget allows.
+    pub(super) fn fill_upstream(&mut self, out: &mut Outbox) {
         while self.upstream.bytes < self.settings.upstream_bytes
             && self.upstream.fetches < self.settings.upstream_max
         {
-            let class_of = |slot: u16| self.fetches.get(slot).map(Fetch::class);
+            let fetches = &self.fetches;
+            let rank = |slot: &u16| fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
             let line = self.upstream.line.iter().enumerate();
-            let Some((_, index)) = line.map(|(index, slot)| (class_of(*slot), index)).min() else { return };
-            let Some(slot) = self.upstream.line.remove(index) else { return };
-            let due =
-                self.fetches.get(slot).map(|fetch| self.patience(fetch.len_bytes, self.settings.lease_ms));
-            let (Some(fetch), Some(due)) = (self.fetches.get_mut(slot), due) else { continue };
+            let Some((_, index)) = line.map(|(index, slot)| (rank(slot), index)).min() else { return };
+            let slot = self.upstream.line[index];
+            let Some(mut fetch) = self.fetches.take(slot) else { return };
+            let (rate, burst) = (self.settings.origin_bytes_per_s, self.settings.origin_burst_bytes);
+            if let Err(ready) = self.upstream.budget.take(self.now, fetch.len_bytes, rate, burst) {
+                self.counts.origin_delays += u64::from(!std::mem::replace(&mut fetch.delayed, true));
+                self.fetches.put(fetch);
+                return self.timers.arm(Timer::Origin, ready);
+            }
+            self.upstream.line.swap_remove(index);
             fetch.at = At::Strata;
-            fetch.due = due;
+            fetch.due = self.patience(fetch.len_bytes, self.settings.lease_ms);
             fetch.upstream_tries += 1;
             self.upstream.bytes += u64::from(fetch.len_bytes);
             self.upstream.fetches += 1;
             out.push(Output::FetchUpstream { chunk: fetch.chunk });
-            self.timers.arm(Timer::Fetch, due);
+            self.timers.arm(Timer::Fetch, fetch.due);
+            self.fetches.put(fetch);
         }
+    }
+
+    /// A fetch stood in line for long. Who has the chunk may have changed, so the search begins anew; only its place in
+    /// line and its tries at the strata are kept.
+    pub(super) fn look_again(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+        self.leave_upstream(&fetch, out);
+        if let Some(home) = self.homes.get_mut(fetch.slice) {
+            home.checked = false;
+        }
+        fetch.begin_anew();
+        self.search(fetch, out);
     }
 
     /// The fetch no longer needs the strata: another may go.

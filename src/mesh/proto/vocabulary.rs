@@ -54,7 +54,7 @@ pub enum Failure {
 pub type Holders = SmallVec<[Peer; 4]>;
 
 /// What a node says to an asker instead of data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Answer {
     /// It is under way here, or queued for upload: stay, data follows on the same stream.
     Wait,
@@ -71,7 +71,7 @@ pub enum Answer {
 }
 
 /// What happened. The driver reports, the core decides.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Input {
     /// Someone on this node wants a chunk by `deadline`. A repeated want may raise the class or extend the deadline.
     Wanted {
@@ -187,7 +187,7 @@ pub enum GiveUp {
 }
 
 /// What the driver has to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Output {
     /// Ask `peer` for `chunk`. Consecutive asks of one peer may travel in one request. The driver
     /// answers with `Arrived`, `Told` or `Failed`.
@@ -340,7 +340,7 @@ pub trait Content {
 }
 
 /// A change of the node's view of its peers, for the table that implements [`Peers`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PeerUpdate {
     /// A node is known: its rendezvous key, its cell and region as interned numbers, its weight.
     Met {
@@ -375,7 +375,7 @@ pub enum PeerUpdate {
 }
 
 /// A change of the interned content, for the table that implements [`Content`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ContentUpdate {
     /// A chunk is known.
     Learned {
@@ -400,7 +400,7 @@ pub enum ContentUpdate {
 }
 
 /// Everything that reaches the core of a running agent, in order: what is recorded and replayed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Event {
     /// The view of the mesh changed.
     Peers(PeerUpdate),

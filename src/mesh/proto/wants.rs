@@ -180,6 +180,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if fetch.at != expected {
             self.stop_source(&fetch, out);
         }
+        self.counts.origin_spared +=
+            u64::from(fetch.delayed && fetch.upstream_tries == 0 && from != Source::Strata);
         self.release(&fetch, Mark::Held, out);
         self.note_stored(chunk);
         if self.end_want(&mut fetch).is_some() {

@@ -79,8 +79,9 @@ pub fn ask(connection: MemberConnection, request: Request) -> Result<Asking, Tra
     tokio::spawn(async move {
         let mut open = Open { left: request.chunks.len(), is_open: vec![true; request.chunks.len()] };
         let result = tokio::select! {
-            result = exchange(&connection, &request, &mut open, &events_in, withdrawn) => result,
+            biased;
             () = events_in.closed() => return,
+            result = exchange(&connection, &request, &mut open, &events_in, withdrawn) => result,
         };
         let error = result.err().unwrap_or(TransferError::NotAnswered);
         for index in (0..request.chunks.len()).filter(|index| open.is_open[*index]) {
@@ -135,6 +136,7 @@ async fn exchange(
     write_message(&mut send, &Message::Request(request.clone()), NO_PROGRESS).await?;
     let mut reader = FrameReader::new(recv, NO_PROGRESS);
     tokio::select! {
+        biased;
         result = replies(&mut reader, request, open, events) => result,
         never = pass_withdrawals(send, withdrawn) => match never {},
     }

@@ -1,6 +1,7 @@
 //! The serving side: what peers ask is checked and passed to the driver, its answers are carried back.
 
-use super::{FrameReader, NO_PROGRESS, StreamError, write_all, write_message};
+use super::outflow::{Outflow, Rank};
+use super::{FrameReader, NO_PROGRESS, StreamError, write_message};
 use crate::mesh::wire::{DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::{CloseCode, MemberConnection, News};
@@ -122,8 +123,8 @@ impl AskReply {
         self.send(Out::Say(Message::Missing(self.told(holders, load))));
     }
 
-    /// Sends the plain, verified bytes. `true` once all were handed to the connection; `false` when the
-    /// asker withdrew, takes nothing for too long, or is gone.
+    /// Sends the plain, verified bytes. `true` once the peer has acknowledged all of them but the little that is in
+    /// flight; `false` when the asker withdrew, takes nothing for too long, or is gone.
     pub async fn data(mut self, bytes: Bytes) -> bool {
         self.ended = true;
         let (done, handed) = oneshot::channel();
@@ -144,21 +145,24 @@ impl Drop for AskReply {
 /// asks are answered busy at once. Dropping the future ends all of it.
 pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequest>) {
     let asks = Arc::new(Semaphore::new(ASKS_PER_CONNECTION));
+    let outflow = Arc::new(Outflow::new(connection.quinn().clone()));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
             accepted = connection.quinn().accept_bi() => {
                 let Ok((send, recv)) = accepted else { break };
                 let stream = Stream {
                     connection: connection.clone(),
                     requests: requests.clone(),
                     asks: asks.clone(),
+                    outflow: outflow.clone(),
                     send,
                 };
                 // The number of streams is bounded by the endpoint's transport settings.
                 streams.spawn(stream.serve(FrameReader::new(recv, NO_PROGRESS)));
             }
-            Some(_) = streams.join_next(), if !streams.is_empty() => {}
         }
     }
     while streams.join_next().await.is_some() {}
@@ -168,6 +172,7 @@ struct Stream {
     connection: MemberConnection,
     requests: mpsc::Sender<PeerRequest>,
     asks: Arc<Semaphore>,
+    outflow: Arc<Outflow>,
     send: SendStream,
 }
 
@@ -254,16 +259,18 @@ impl Stream {
     }
 
     async fn answer_chunks(&mut self, request: Request, reader: FrameReader) -> Result<(), StreamError> {
-        let open = Open::new(request.chunks.len());
+        let (open, class) = (Open::new(request.chunks.len()), request.class);
         // Each ask says at most: wait, a final answer, and that it was dropped.
         let (out, said) = mpsc::channel(3 * request.chunks.len());
         self.pass_on(request, &open, &out);
         drop(out);
         let stopped = self.send.stopped();
+        // In this order, so that nothing is sent that is not wanted any more.
         let result = tokio::select! {
-            result = carry_back(&mut self.send, said, &open) => result,
-            error = take_withdrawals(reader, &open, &self.requests) => Err(error),
+            biased;
             _ = stopped => Ok(()),
+            error = take_withdrawals(reader, &open, &self.requests) => Err(error),
+            result = carry_back(&mut self.send, &self.outflow, class, said, &open) => result,
         };
         for number in open.take_all() {
             let _ = self.requests.send(PeerRequest::Withdrawn { number }).await;
@@ -337,6 +344,8 @@ impl Open {
 /// Writes what the asks say until all of them have ended.
 async fn carry_back(
     send: &mut SendStream,
+    outflow: &Outflow,
+    class: Class,
     mut said: mpsc::Receiver<Out>,
     open: &Open,
 ) -> Result<(), StreamError> {
@@ -354,8 +363,8 @@ async fn carry_back(
                     continue;
                 }
                 let len = u32::try_from(bytes.len()).map_err(|_| StreamError::Ended)?;
-                write_message(send, &Message::Data(DataHeader::plain(index, len)), NO_PROGRESS).await?;
-                write_all(send, bytes, NO_PROGRESS).await?;
+                let frame = Message::Data(DataHeader::plain(index, len)).to_frame()?;
+                outflow.write(send, Rank::of(class, bytes.len()), frame.into(), bytes).await?;
                 open.take(index);
                 let _ = done.send(true);
             }

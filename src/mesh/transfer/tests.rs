@@ -7,7 +7,10 @@ use crate::mesh::wire::{DataHeader, Holder, MemberRecord, Message, Request, Told
 use crate::mesh::{Endpoint, Identity, MemberConnection, News, Scope};
 use crate::model::{ChunkRef, Class, ContentId, NodeId, Place, limits};
 use bytes::Bytes;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -328,4 +331,67 @@ async fn a_silent_peer_is_given_up_after_the_time_out() {
     let reply = asking.next().await;
     let Some((0, Reply::Failed(error))) = reply else { panic!("{reply:?}") };
     assert!(matches!(error.failure(), Failure::TimedOut | Failure::Unreachable), "{error}");
+}
+
+/// Carries datagrams between an asker and `server` until it is told to drop all that come back.
+async fn relay(server: SocketAddr) -> (SocketAddr, Arc<AtomicBool>) {
+    let (outer, inner) =
+        (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    inner.connect(server).await.unwrap();
+    let (address, swallows) = (outer.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+    let swallowing = swallows.clone();
+    tokio::spawn(async move {
+        let (mut there, mut back) = (vec![0; 65_536], vec![0; 65_536]);
+        let mut asker = None;
+        loop {
+            tokio::select! {
+                Ok((len, from)) = outer.recv_from(&mut there) => {
+                    asker = Some(from);
+                    let _ = inner.send(&there[..len]).await;
+                }
+                Ok(len) = inner.recv(&mut back) => {
+                    if let (Some(asker), false) = (asker, swallowing.load(Ordering::Relaxed)) {
+                        let _ = outer.send_to(&back[..len], asker).await;
+                    }
+                }
+            }
+        }
+    });
+    (address, swallows)
+}
+
+#[tokio::test]
+async fn a_chunk_counts_as_sent_only_when_the_peer_has_it() {
+    let mesh = TestMesh::new();
+    let (asking, serving) = (mesh.member(), mesh.member());
+    let (_endpoint, mut incoming, address) = bind(&serving);
+    let (dialler, _incoming, _) = bind(&asking);
+    let (through, swallows) = relay(address).await;
+    let connection = dialler.connection(serving.node(), through).await.unwrap();
+    let (requests, mut asked) = mpsc::channel(16);
+    tokio::spawn(serve(incoming.chunks.recv().await.unwrap(), requests));
+    // It would fit into the largest send window several times.
+    let bytes = content(3, 1 << 20);
+    let _asking = ask(connection, request(vec![chunk_of(&bytes)])).unwrap();
+    let wish = next_ask(&mut asked).await;
+    swallows.store(true, Ordering::Relaxed);
+    tokio::time::pause();
+    assert!(!wish.reply.data(bytes).await, "nobody acknowledged anything");
+}
+
+#[tokio::test]
+async fn a_very_large_chunk_does_not_stand_in_the_way_of_small_ones() {
+    let pair = pair(Scope::All).await;
+    let mut asked = served(&pair);
+    let (large, small) = (content(1, 64 << 20), content(2, 4_096));
+    let mut first = ask(pair.asker.clone(), request(vec![chunk_of(&large)])).unwrap();
+    let wish = next_ask(&mut asked).await;
+    let large_sent = tokio::spawn(wish.reply.data(large.clone()));
+    let mut second = ask(pair.asker.clone(), request(vec![chunk_of(&small)])).unwrap();
+    let wish = next_ask(&mut asked).await;
+    assert!(wish.reply.data(small.clone()).await);
+    assert!(matches!(next_reply(&mut second).await, Some((0, Reply::Arrived(got))) if got == small));
+    assert!(!large_sent.is_finished(), "the small one overtook it");
+    assert!(matches!(next_reply(&mut first).await, Some((0, Reply::Arrived(got))) if got == large));
+    assert!(large_sent.await.unwrap());
 }

@@ -1,0 +1,148 @@
+//! The real endpoint and both sides of a transfer on the virtual network: loss, reordering, duplication, black holes,
+//! half-open connections, addresses that change; and that the same seed gives the same run.
+
+use super::world::address;
+use super::{Link, World, run};
+use crate::mesh::transfer::{self, Asking, PeerRequest, Reply, TransferError};
+use crate::mesh::wire::Request;
+use crate::mesh::{ConnectError, Endpoint, Incoming};
+use crate::model::{ChunkRef, Class, ContentId, NodeId, Place};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+fn content(number: usize, len: usize) -> Bytes {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes.into()
+}
+
+fn chunk_of(bytes: &Bytes) -> ChunkRef {
+    let len = u32::try_from(bytes.len()).unwrap();
+    let place = Place { segment: ContentId::of(b"segment"), ordinal: 0, offset: 0, stored_len: len };
+    ChunkRef { id: ContentId::of(bytes), plain_len: len, place }
+}
+
+/// Serves every connection from `stored`, each chunk after `pause`.
+fn serve_all(mut incoming: Incoming, stored: Vec<Bytes>, pause: Duration) {
+    let stored: Arc<BTreeMap<ContentId, Bytes>> =
+        Arc::new(stored.into_iter().map(|bytes| (ContentId::of(&bytes), bytes)).collect());
+    tokio::spawn(async move {
+        while let Some(connection) = incoming.chunks.recv().await {
+            let (requests, mut asked) = mpsc::channel(256);
+            tokio::spawn(transfer::serve(connection, requests));
+            let stored = stored.clone();
+            tokio::spawn(async move {
+                while let Some(request) = asked.recv().await {
+                    let PeerRequest::Ask(ask) = request else { continue };
+                    let bytes = stored[&ask.chunk.id].clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(pause).await;
+                        ask.reply.data(bytes).await
+                    });
+                }
+            });
+        }
+    });
+}
+
+async fn ask(from: &Endpoint, node: NodeId, number: u8, wanted: &[Bytes]) -> Result<Asking, ConnectError> {
+    let connection = from.connection(node, address(number)).await?;
+    let request = Request {
+        repository: "sw.example.org".parse().unwrap(),
+        class: Class::Read,
+        chunks: wanted.iter().map(chunk_of).collect(),
+    };
+    Ok(transfer::ask(connection, request).unwrap())
+}
+
+/// Reads every reply; how many chunks arrived, and the errors.
+async fn collect(mut asking: Asking, wanted: &[Bytes]) -> (usize, Vec<TransferError>) {
+    let (mut arrived, mut errors) = (0, Vec::new());
+    while let Some((index, reply)) = asking.next().await {
+        match reply {
+            Reply::Arrived(bytes) => {
+                assert_eq!(bytes, wanted[index]);
+                arrived += 1;
+            }
+            Reply::Failed(error) => errors.push(error),
+            other => panic!("{other:?}"),
+        }
+    }
+    (arrived, errors)
+}
+
+fn rough() -> Link {
+    Link {
+        latency: Duration::from_millis(5),
+        jitter: Duration::from_millis(10),
+        loss_permille: 100,
+        duplicate_permille: 20,
+        bytes_per_s: Some(12_500_000),
+        ..Link::default()
+    }
+}
+
+/// 40 chunks of 64 KiB and one of 1 MiB over a rough network; the time it took, and the trace.
+async fn rough_transfer(world: World) -> (Duration, String) {
+    let (serving, asking) = (world.mesh.member(), world.mesh.member());
+    let (_server, incoming) = world.bind(&serving, 1);
+    let (asker, _incoming) = world.bind(&asking, 2);
+    let mut wanted: Vec<Bytes> = (0..40).map(|number| content(number, 64 << 10)).collect();
+    wanted.push(content(40, 1 << 20));
+    serve_all(incoming, wanted.clone(), Duration::ZERO);
+    let replies = collect(ask(&asker, serving.node(), 1, &wanted).await.unwrap(), &wanted).await;
+    assert!(matches!(replies, (41, errors) if errors.is_empty()));
+    let counts = world.net.counts();
+    assert!(counts.lost > 100 && counts.overtaken > 100 && counts.duplicated > 10, "{counts:?}");
+    (world.began.elapsed(), world.net.trace())
+}
+
+#[test]
+fn a_transfer_completes_under_loss_reordering_and_duplication() {
+    let (took, _) = run(1, rough(), rough_transfer);
+    assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_to_the_datagram_and_another_seed_another() {
+    let runs: Vec<_> = [7, 7, 8].into_iter().map(|seed| run(seed, rough(), rough_transfer)).collect();
+    assert_eq!(runs[0], runs[1]);
+    assert_ne!(runs[0].1, runs[2].1);
+}
+
+#[test]
+fn a_black_holed_peer_costs_the_time_out_and_the_reader_goes_on_elsewhere() {
+    run(2, Link::default(), |world| async move {
+        let (dead, alive, asking) = (world.mesh.member(), world.mesh.member(), world.mesh.member());
+        let wanted: Vec<Bytes> = (0..8).map(|number| content(number, 64 << 10)).collect();
+        let (_dead, incoming) = world.bind(&dead, 1);
+        serve_all(incoming, wanted.clone(), Duration::from_secs(1));
+        let (_alive, incoming) = world.bind(&alive, 2);
+        serve_all(incoming, wanted.clone(), Duration::ZERO);
+        let (asker, _incoming) = world.bind(&asking, 3);
+        let under_way = ask(&asker, dead.node(), 1, &wanted).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.net.black_hole(address(1));
+        let began = Instant::now();
+        let (arrived, errors) = collect(under_way, &wanted).await;
+        assert_eq!((arrived, errors.len()), (0, 8));
+        assert!(errors.iter().all(|error| matches!(error, TransferError::NoProgress(_))), "{errors:?}");
+        assert_eq!(
+            began.elapsed().as_secs(),
+            transfer::NO_PROGRESS.as_secs() - 1,
+            "counted from the last byte"
+        );
+        // Whoever dials it anew waits for the handshake's time-out only.
+        asker.disconnect(&dead.node());
+        let began = Instant::now();
+        let refused = ask(&asker, dead.node(), 1, &wanted).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::TimedOut { .. }), "{refused}");
+        assert_eq!(began.elapsed().as_secs(), 5);
+        let replies = collect(ask(&asker, alive.node(), 2, &wanted).await.unwrap(), &wanted).await;
+        assert!(matches!(replies, (8, errors) if errors.is_empty()));
+    });
+}

@@ -1,0 +1,175 @@
+//! What leaves on one connection: as little of it as possible lies in QUIC's own buffers, and urgent
+//! chunks go before others.
+//!
+//! Whoever uploads is told that a chunk has left when its last byte was taken by QUIC. With a fixed send
+//! window of some MiB that would say nothing on a slow link: a whole slice is "sent" at once, and lies there for
+//! seconds. So the window follows the congestion window: what is in flight, half as much again to be
+//! sent next, and no more. All but that small rest has then been acknowledged by the peer.
+
+use super::{NO_PROGRESS, StreamError};
+use crate::model::Class;
+use bytes::Bytes;
+use quinn::SendStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Least send window: some packets, so that a connection can begin.
+const WINDOW_MIN_BYTES: u64 = 16 << 10;
+/// Largest send window: 10 Gbit/s at 3 ms.
+pub(in crate::mesh) const WINDOW_MAX_BYTES: u64 = 4 << 20;
+/// What a fast connection may hold at least, as time: on a path with a shorter round trip the window is larger than
+/// flight asks for, so that the writer is not woken for each acknowledgement (guess).
+const WINDOW_SPAN_US: u64 = 5_000;
+/// The window is handed out in this many parts, because QUIC keeps each until it was acknowledged as a whole.
+const STEPS_PER_WINDOW: u64 = 8;
+/// Least and most bytes of a step: small enough that the next is not long in coming, large enough to be cheap.
+const STEP_MIN_BYTES: u64 = 4 << 10;
+const STEP_MAX_BYTES: u64 = 256 << 10;
+/// Longest pause of a less urgent chunk for the sake of more urgent ones, before each of its steps: it never starves (guess).
+const YIELD_MAX: Duration = Duration::from_millis(50);
+/// From this length on a chunk is in the way of others of its class, and goes behind them (guess: longer than any chunk of a file).
+const LARGE_BYTES: usize = 4 << 20;
+/// Classes, and in each small chunks before large ones.
+const RANKS: usize = 6;
+
+/// The order in which chunks of one connection leave: 0 first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank(usize);
+
+impl Rank {
+    /// The rank of a chunk.
+    pub(super) const fn of(class: Class, len: usize) -> Self {
+        let class = match class {
+            Class::Read => 0,
+            Class::Prefetch => 1,
+            Class::Fill => 2,
+        };
+        Self(2 * class + (len > LARGE_BYTES) as usize)
+    }
+
+    /// QUIC sends what has a higher priority first.
+    fn priority(self) -> i32 {
+        i32::try_from(RANKS - self.0).unwrap_or(0)
+    }
+}
+
+/// How much of a connection QUIC may hold when `cwnd` bytes may be in flight and a round trip takes `rtt`.
+fn window_bytes(cwnd: u64, rtt: Duration) -> u64 {
+    let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).max(1);
+    let span = cwnd.saturating_mul(WINDOW_SPAN_US) / rtt_us;
+    (cwnd.saturating_mul(3) / 2).max(span).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES)
+}
+
+/// The outflow of one connection.
+pub(super) struct Outflow {
+    connection: quinn::Connection,
+    /// Chunks that are being written, by rank.
+    writing: Mutex<[u32; RANKS]>,
+    ended: Notify,
+}
+
+/// A chunk that is being written.
+struct Turn<'a> {
+    outflow: &'a Outflow,
+    rank: Rank,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.outflow.lock()[self.rank.0] -= 1;
+        self.outflow.ended.notify_waiters();
+    }
+}
+
+impl Outflow {
+    /// The outflow of `connection`, of which there must be only one.
+    pub(super) fn new(connection: quinn::Connection) -> Self {
+        Self { connection, writing: Mutex::new([0; RANKS]), ended: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [u32; RANKS]> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, rank: Rank) -> Turn<'_> {
+        self.lock()[rank.0] += 1;
+        Turn { outflow: self, rank }
+    }
+
+    /// Waits while something more urgent is being written, but not for long.
+    async fn give_way(&self, rank: Rank) {
+        let until = tokio::time::Instant::now() + YIELD_MAX;
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            // Registered before looking, so that no end is missed.
+            ended.as_mut().enable();
+            let is_free = self.lock()[..rank.0].iter().all(|count| *count == 0);
+            if is_free || tokio::time::timeout_at(until, ended).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lets QUIC hold what the path takes now; returns how many bytes to write at a time.
+    fn adapt(&self) -> usize {
+        let path = self.connection.stats().path;
+        let window = window_bytes(path.cwnd, path.rtt);
+        self.connection.set_send_window(window);
+        let step = (window / STEPS_PER_WINDOW).clamp(STEP_MIN_BYTES, STEP_MAX_BYTES);
+        usize::try_from(step).unwrap_or(usize::MAX)
+    }
+
+    /// Writes a frame and the chunk behind it, without copying. Returns when all but a small rest of it has
+    /// reached the peer; each step may take [`NO_PROGRESS`].
+    pub(super) async fn write(
+        &self,
+        stream: &mut SendStream,
+        rank: Rank,
+        frame: Bytes,
+        mut chunk: Bytes,
+    ) -> Result<(), StreamError> {
+        let _turn = self.begin(rank);
+        let _ = stream.set_priority(rank.priority());
+        let mut step = self.adapt();
+        let mut parts = [frame, chunk.split_to(chunk.len().min(step))];
+        loop {
+            self.give_way(rank).await;
+            let written = tokio::time::timeout(NO_PROGRESS, stream.write_all_chunks(&mut parts)).await;
+            written.map_err(|_| StreamError::NoProgress(NO_PROGRESS))??;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            step = self.adapt().max(step / 2);
+            parts = [Bytes::new(), chunk.split_to(chunk.len().min(step))];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_follows_the_flight_within_its_bounds() {
+        let ms = Duration::from_millis;
+        // 20 Mbit/s behind a full queue of 50 ms: 94 ms of the link at most.
+        assert_eq!(window_bytes(125_000, ms(50)), 187_500);
+        assert_eq!(window_bytes(2_400, ms(50)), WINDOW_MIN_BYTES);
+        // Loopback: the flight is small because the round trip is short.
+        assert_eq!(window_bytes(200_000, Duration::from_micros(100)), WINDOW_MAX_BYTES);
+        assert_eq!(window_bytes(12_000, ms(1)), 60_000);
+        assert_eq!(window_bytes(u64::MAX, Duration::ZERO), WINDOW_MAX_BYTES);
+    }
+
+    #[test]
+    fn a_read_goes_before_a_prefetch_before_a_fill_and_small_before_large_in_each() {
+        let sizes = [LARGE_BYTES, LARGE_BYTES + 1];
+        let ranks: Vec<Rank> = [Class::Read, Class::Prefetch, Class::Fill]
+            .into_iter()
+            .flat_map(|class| sizes.map(|len| Rank::of(class, len)))
+            .collect();
+        assert_eq!(ranks, (0..RANKS).map(Rank).collect::<Vec<_>>());
+        assert!(ranks.is_sorted_by_key(|rank| -rank.priority()));
+    }
+}
