@@ -106,6 +106,10 @@ fn mesh(node: &Node) -> Vec<Family> {
         Family::counter("upstream", "Bytes of chunks taken from strata under this node's lease.")
             .bytes()
             .is(counts.upstream_bytes),
+        Family::counter("hedges", "Asks of a second source beside a slow one, by what became of them.")
+            .with("outcome", "made", counts.core.hedges)
+            .with("outcome", "won", counts.core.hedges_won)
+            .with("outcome", "held", counts.core.hedges_held),
         Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
             .is(counts.core.origin_delays),
         Family::counter(

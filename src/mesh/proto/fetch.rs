@@ -28,6 +28,20 @@ pub(super) struct Waiter {
     pub(super) short: bool,
 }
 
+/// A peer that was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) peer: Peer,
+    /// When it was asked.
+    pub(super) since: Time,
+    /// When it takes too long.
+    pub(super) due: Time,
+    /// Whether it was named by another, rather than being an authority for the slice.
+    pub(super) named: bool,
+    /// Whether it said `Wait`: it is alive, and gets the chunk or queues it.
+    pub(super) waits: bool,
+}
+
 /// Where a fetch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum At {
@@ -73,6 +87,12 @@ pub(super) struct Fetch {
     pub(super) due: Time,
     /// When the peer at `at` was asked.
     pub(super) since: Time,
+    /// Whether it said `Wait`.
+    pub(super) waits: bool,
+    /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
+    pub(super) hedge: Option<Asked>,
+    /// When the peer at `at` counts as slow.
+    pub(super) hedge_at: Time,
     pub(super) stage: Stage,
     /// The next rank to try in this stage.
     pub(super) rank: u8,
@@ -115,6 +135,9 @@ impl Fetch {
             at: At::Choosing,
             due: Time::NEVER,
             since: Time::ZERO,
+            waits: false,
+            hedge: None,
+            hedge_at: Time::NEVER,
             stage: Stage::Homes,
             rank: 0,
             peeks: 0,
@@ -143,6 +166,41 @@ impl Fetch {
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
         self.want.is_none() && self.waiters.is_empty()
+    }
+
+    /// Whether `peer` is asked right now.
+    pub(super) fn is_asked(&self, peer: Peer) -> bool {
+        self.asked().any(|asked| asked == peer)
+    }
+
+    /// The peers that are asked right now: at most two.
+    pub(super) fn asked(&self) -> impl Iterator<Item = Peer> + use<> {
+        let main = match self.at {
+            At::Peer(peer) => Some(peer),
+            _ => None,
+        };
+        main.into_iter().chain(self.hedge.map(|hedge| hedge.peer))
+    }
+
+    /// When `peer` was asked, if it is asked right now.
+    pub(super) fn asked_since(&self, peer: Peer) -> Option<Time> {
+        let main = (self.at == At::Peer(peer)).then_some(self.since);
+        main.or_else(|| self.hedge.filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
+    }
+
+    /// The next moment at which something must be done about it, its readers aside.
+    pub(super) fn next_due(&self) -> Time {
+        let hedge = self.hedge.map_or(Time::NEVER, |hedge| hedge.due);
+        let slow = if self.hedge.is_none() { self.hedge_at } else { Time::NEVER };
+        self.due.min(hedge).min(slow)
+    }
+
+    /// The second source becomes the first.
+    pub(super) fn promote(&mut self) -> bool {
+        let Some(Asked { peer, since, due, named, waits }) = self.hedge.take() else { return false };
+        (self.at, self.since, self.due) = (At::Peer(peer), since, due);
+        (self.named, self.waits) = (named, waits);
+        true
     }
 
     /// Forgets what was tried of peers.
@@ -234,10 +292,6 @@ impl Fetches {
 
     pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
         self.slots.get(usize::from(slot)).and_then(Option::as_ref)
-    }
-
-    pub(super) fn get_mut(&mut self, slot: u16) -> Option<&mut Fetch> {
-        self.slots.get_mut(usize::from(slot)).and_then(Option::as_mut)
     }
 
     /// Slots of the fetches for which `due` holds, in the order of the slots.

@@ -21,6 +21,7 @@ mod content_table;
 mod core;
 mod counts;
 mod fetch;
+mod hedge;
 mod holders;
 mod lookups;
 mod marks;
@@ -32,12 +33,15 @@ mod record;
 mod rendezvous;
 mod search;
 mod settings;
+mod speed;
 mod timer;
 mod uploads;
 mod upstream;
 mod vocabulary;
 mod wants;
 
+#[cfg(test)]
+mod hedge_tests;
 #[cfg(test)]
 mod node_tests;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
 use super::pending::Pending;
+use super::speed::Speeds;
 use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
 use super::upstream::Upstream;
@@ -49,6 +50,7 @@ pub struct Node<P, C, R> {
     pub(super) homes: Homes,
     pub(super) hints: Hints,
     pub(super) loads: Loads,
+    pub(super) speeds: Speeds,
     pub(super) distrusted: Vec<(Peer, Time)>,
     pub(super) upstream: Upstream,
     pub(super) lookups: Lookups,
@@ -64,11 +66,13 @@ const DISTRUSTED_MAX: usize = 64;
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.
     pub fn new(peers: P, content: C, rng: R, settings: impl Into<Arc<Settings>>) -> Self {
+        let settings = settings.into();
         Self {
             peers,
             content,
             rng,
-            settings: settings.into(),
+            speeds: Speeds::new(&settings),
+            settings,
             now: Time::ZERO,
             marks: Marks::default(),
             held: Vec::new(),
@@ -218,6 +222,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         peer != self.peers.me()
             && self.peers.is_up(peer)
             && !fetch.bad.contains(&peer)
+            && !fetch.is_asked(peer)
             && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
     }
 
@@ -242,7 +247,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.ask_ended(ask, false, out);
             }
         }
-        for slot in self.fetches.slots_where(|fetch| fetch.at == super::fetch::At::Peer(peer)) {
+        for slot in self.fetches.slots_where(|fetch| fetch.is_asked(peer)) {
             if let Some(chunk) = self.fetches.get(slot).map(|fetch| fetch.chunk) {
                 // The connection may outlive the suspicion: nothing must come of it any more.
                 out.push(Output::Cancel { peer, chunk });

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// Doublings of the pause before a busy peer is asked again.
 const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
+/// How often the usual time a peeked-at rank may be silent before it counts as failed (guess).
+const PEEK_PATIENCE: u32 = 4;
+
 fn millis(span: u32) -> Duration {
     Duration::from_millis(u64::from(span))
 }
@@ -36,8 +39,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if fetch.is_orphan() {
             return self.put_or_abandon(fetch, out);
         }
+        if fetch.promote() {
+            return self.watch(fetch);
+        }
         fetch.at = At::Choosing;
         fetch.due = Time::NEVER;
+        fetch.hedge_at = Time::NEVER;
         if let Some(peer) = self.choose(&mut fetch) {
             fetch.named = true;
             return self.ask(fetch, peer, out);
@@ -66,7 +73,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The next peer that the current stage would ask, or `None` when the stage is over; unless it is the last
     /// or `Upstream`, the fetch then stands at the next one.
-    fn next_authority(&mut self, fetch: &mut Fetch) -> Option<Peer> {
+    pub(super) fn next_authority(&mut self, fetch: &mut Fetch) -> Option<Peer> {
         let me = self.peers.me();
         let next_rank = |fetch: &mut Fetch| {
             fetch.rank += 1;
@@ -135,7 +142,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// One of the named holders: the least busy of a few random ones, as far as their load is known.
-    fn choose(&mut self, fetch: &mut Fetch) -> Option<Peer> {
+    pub(super) fn choose(&mut self, fetch: &mut Fetch) -> Option<Peer> {
         if fetch.tries >= self.settings.tries_max {
             fetch.candidates.clear();
         }
@@ -158,11 +165,18 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn ask(&mut self, mut fetch: Fetch, peer: Peer, out: &mut Outbox) {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
+        fetch.waits = false;
         fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+        if fetch.stage == Stage::Peek
+            && let Some(usual) = self.speeds.usual(peer, fetch.len_bytes)
+        {
+            // A courtesy that has another way out: who is silent for much longer than usual is not waited for.
+            fetch.due = fetch.due.min(self.now + PEEK_PATIENCE * usual);
+        }
         fetch.tried.push(peer);
-        self.timers.arm(Timer::Fetch, fetch.due);
+        self.speeds.earn(&self.settings);
         out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
-        self.fetches.put(fetch);
+        self.watch(fetch);
     }
 
     /// How long a source may go without progress: the core does not see bytes, so their length counts.
@@ -206,15 +220,19 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A peer that was asked says something instead of data.
     pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer, load: u8, out: &mut Outbox) {
         self.loads.note(peer, load, self.settings.loads_max);
+        if let Some(fetch) = self.take_hedged(chunk, peer) {
+            return self.hedge_told(fetch, answer, out);
+        }
         let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
         match answer {
             Answer::Wait => {
                 let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
                 if self.now.since(fetch.since) > long {
-                    self.stop_source(&fetch, out);
+                    out.push(Output::Cancel { peer, chunk });
                     fetch.mark_bad(peer);
                     return self.advance(fetch, out);
                 }
+                fetch.waits = true;
                 fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
                 self.timers.arm(Timer::Fetch, fetch.due);
                 self.fetches.put(fetch);
@@ -228,7 +246,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                         fetch.mark_bad(peer);
                     }
                 }
-                self.take_advice(fetch, &holders, out);
+                self.note_advice(&mut fetch, &holders);
+                self.advance(fetch, out);
             }
             Answer::Missing { holders } => {
                 fetch.mark_bad(peer);
@@ -236,16 +255,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 if !fetch.named {
                     fetch.tries = 0;
                 }
-                self.take_advice(fetch, &holders, out);
+                self.note_advice(&mut fetch, &holders);
+                self.advance(fetch, out);
             }
         }
     }
 
-    fn take_advice(&mut self, mut fetch: Fetch, holders: &Holders, out: &mut Outbox) {
+    pub(super) fn note_advice(&mut self, fetch: &mut Fetch, holders: &Holders) {
         let until = self.now + Duration::from_secs(u64::from(self.settings.hints_s));
         self.hints.note(fetch.slice, holders, until);
         fetch.add_candidates(holders.iter().copied());
-        self.advance(fetch, out);
     }
 
     /// A peer that was asked failed.
@@ -253,11 +272,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if why == Failure::WrongBytes {
             self.distrust(peer, out);
         }
-        let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
-        fetch.mark_bad(peer);
-        if let Some(home) = self.homes.get_mut(fetch.slice) {
+        if let Some(home) = self.homes.get_mut(self.content.slice(chunk)) {
             home.unnote(peer, self.content.part(chunk));
         }
+        if let Some(fetch) = self.take_hedged(chunk, peer) {
+            return self.hedge_over(fetch, true, out);
+        }
+        let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        fetch.mark_bad(peer);
         self.advance(fetch, out);
     }
 
@@ -279,7 +301,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// [`Timer::Fetch`]: sources that are too slow, pauses that are over, readers that give up.
     pub(super) fn fetches_due(&mut self, out: &mut Outbox) {
         let now = self.now;
-        let due = |fetch: &Fetch| fetch.due <= now || fetch.want.is_some_and(|want| want.deadline <= now);
+        let due =
+            |fetch: &Fetch| fetch.next_due() <= now || fetch.want.is_some_and(|want| want.deadline <= now);
         for slot in self.fetches.slots_where(due) {
             // What was done for an earlier slot may have ended this one.
             let Some(mut fetch) = self.fetches.take(slot) else { continue };
@@ -287,13 +310,17 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.end_want(&mut fetch);
                 out.push(Output::GiveUp { chunk: fetch.chunk, why: GiveUp::Deadline });
             }
-            if fetch.is_orphan() || fetch.due > now {
+            if fetch.is_orphan() || fetch.next_due() > now {
                 self.put_or_abandon(fetch, out);
+                continue;
+            }
+            if fetch.due > now {
+                self.hedge_due(fetch, out);
                 continue;
             }
             match fetch.at {
                 At::Peer(peer) => {
-                    self.stop_source(&fetch, out);
+                    out.push(Output::Cancel { peer, chunk: fetch.chunk });
                     fetch.mark_bad(peer);
                     self.advance(fetch, out);
                 }
@@ -307,7 +334,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let next = self.fetches.iter().map(|fetch| {
             // At `Lookup` there is nothing to wake for but the readers.
             let deadline = fetch.want.map_or(Time::NEVER, |want| want.deadline);
-            fetch.due.min(deadline)
+            fetch.next_due().min(deadline)
         });
         if let Some(next) = next.min() {
             self.timers.arm(Timer::Fetch, next);

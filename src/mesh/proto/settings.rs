@@ -77,6 +77,15 @@ pub struct Settings {
     pub backoff_us: u32,
     /// Milliseconds without an answer after which another source is asked (design: a lease lapses after 2 s).
     pub ask_ms: u32,
+    /// Asks beside a slow source, of a hundred asks (design: they must not melt an overloaded mesh; Dean, Barroso: "The tail
+    /// at scale", 2013, found 2 to 5 enough).
+    pub hedge_percent: u8,
+    /// Such asks that may be made at once after a pause (guess).
+    pub hedge_burst: u8,
+    /// Least milliseconds before a source counts as slow (guess: below, it is the scheduler's noise).
+    pub hedge_min_ms: u32,
+    /// Peers whose pace is remembered; a power of two (guess).
+    pub speeds_max: u16,
     /// Milliseconds after which who waits hears `Wait` again (guess: well below `ask_ms`).
     pub keep_alive_ms: u32,
     /// Seconds that one source may make this node wait (guess).
@@ -162,6 +171,10 @@ impl Default for Settings {
             rounds_max: 200,
             backoff_us: 2_000,
             ask_ms: 2_000,
+            hedge_percent: 5,
+            hedge_burst: 8,
+            hedge_min_ms: 20,
+            speeds_max: 64,
             keep_alive_ms: 500,
             wait_max_s: 15,
             slowest_bytes_per_s: 1 << 18,

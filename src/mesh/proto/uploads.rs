@@ -290,14 +290,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let mine = self.rank_of(self.peers.me(), slice);
         let near = self.peers.nearness(peer);
         let from_strata = matches!(fetch.at, At::Strata | At::Line);
-        let elsewhere = match fetch.at {
-            At::Peer(source) if self.peers.nearness(source) == Nearness::Region => Some(source),
-            _ => None,
-        };
+        let elsewhere = fetch.asked().find(|source| self.peers.nearness(*source) == Nearness::Region);
         // Asks that cross: who ranks behind answers this node at once, so it may wait; the other way round not.
         let ranks_behind =
             mine.is_some_and(|mine| self.rank_of(peer, slice).is_none_or(|theirs| mine < theirs));
-        let may_wait = (fetch.at != At::Peer(peer) || (near == Nearness::Cell && ranks_behind))
+        let may_wait = (!fetch.is_asked(peer) || (near == Nearness::Cell && ranks_behind))
             && match near {
                 Nearness::Cell => from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)),
                 // Across cells, waits lead into the lease cell and on to the strata, never out of it: so no ring of

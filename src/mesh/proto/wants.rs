@@ -147,19 +147,20 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Brings a fetch back, or ends it when nobody waits for it any more.
     pub(super) fn put_or_abandon(&mut self, fetch: Fetch, out: &mut Outbox) {
         if fetch.is_orphan() {
-            self.stop_source(&fetch, out);
+            self.stop_sources(&fetch, None, out);
             self.release(&fetch, Mark::Nothing, out);
         } else {
             self.fetches.put(fetch);
         }
     }
 
-    /// Withdraws what the fetch has ordered.
-    pub(super) fn stop_source(&mut self, fetch: &Fetch, out: &mut Outbox) {
-        match fetch.at {
-            At::Peer(peer) => out.push(Output::Cancel { peer, chunk: fetch.chunk }),
-            At::Strata => out.push(Output::CancelUpstream { chunk: fetch.chunk }),
-            At::Choosing | At::Line | At::Lookup | At::Pause => {}
+    /// Withdraws what the fetch has ordered, but from `but`.
+    fn stop_sources(&mut self, fetch: &Fetch, but: Option<Source>, out: &mut Outbox) {
+        for peer in fetch.asked().filter(|peer| Some(Source::Peer(*peer)) != but) {
+            out.push(Output::Cancel { peer, chunk: fetch.chunk });
+        }
+        if fetch.at == At::Strata && but != Some(Source::Strata) {
+            out.push(Output::CancelUpstream { chunk: fetch.chunk });
         }
     }
 
@@ -172,16 +173,22 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     pub(super) fn arrived(&mut self, chunk: Chunk, from: Source, out: &mut Outbox) {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
-        let Some(mut fetch) = self.fetches.take(slot) else { return };
-        let expected = match from {
-            Source::Peer(peer) => At::Peer(peer),
-            Source::Strata => At::Strata,
-        };
-        if fetch.at != expected {
-            self.stop_source(&fetch, out);
+        let Some(fetch) = self.fetches.take(slot) else { return };
+        if let Source::Peer(peer) = from {
+            if let Some(since) = fetch.asked_since(peer) {
+                self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
+            }
+            self.counts.hedges_won += u64::from(fetch.hedge.is_some_and(|hedge| hedge.peer == peer));
+            self.counts.origin_spared += u64::from(fetch.delayed && fetch.upstream_tries == 0);
         }
-        self.counts.origin_spared +=
-            u64::from(fetch.delayed && fetch.upstream_tries == 0 && from != Source::Strata);
+        self.finish(fetch, Some(from), out);
+    }
+
+    /// The chunk of a fetch is there, from a source or from nowhere: what else was ordered is withdrawn, and who waits for
+    /// it gets it.
+    fn finish(&mut self, mut fetch: Fetch, from: Option<Source>, out: &mut Outbox) {
+        let chunk = fetch.chunk;
+        self.stop_sources(&fetch, from, out);
         self.release(&fetch, Mark::Held, out);
         self.note_stored(chunk);
         if self.end_want(&mut fetch).is_some() {
@@ -212,20 +219,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.note_stored(chunk);
                 out.push(Output::Deliver { chunk });
             }
-            // As if it had come from nowhere: whatever was ordered is withdrawn.
             Mark::Fetching(slot) => {
-                if let Some(fetch) = self.fetches.get_mut(slot) {
-                    let at = std::mem::replace(&mut fetch.at, At::Choosing);
-                    match at {
-                        At::Peer(peer) => out.push(Output::Cancel { peer, chunk }),
-                        At::Strata => {
-                            out.push(Output::CancelUpstream { chunk });
-                            fetch.at = at;
-                        }
-                        _ => fetch.at = at,
-                    }
+                if let Some(fetch) = self.fetches.take(slot) {
+                    self.finish(fetch, None, out);
                 }
-                self.arrived(chunk, Source::Strata, out);
             }
         }
     }
