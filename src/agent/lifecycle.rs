@@ -125,7 +125,7 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
+        let mounter = KernelMounter::new(local, fetcher, cache.clone(), mesh.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
@@ -240,6 +240,8 @@ fn join_network(
         datagrams,
         addr: address,
         contacts: known,
+        bootstrap: settings.bootstrap.clone(),
+        mdns: settings.mdns,
         dht: settings.dht,
         tuning: Default::default(),
     };

@@ -13,6 +13,7 @@ mod metrics;
 mod mounter;
 mod mounts;
 mod node;
+mod offer;
 mod server;
 mod state;
 

@@ -7,6 +7,7 @@
 //! good only once the first reply has come.
 
 mod accept;
+mod meet;
 mod pool;
 
 use super::identity::Identity;
@@ -261,6 +262,14 @@ pub enum ConnectError {
         /// Where.
         address: SocketAddr,
         /// Why.
+        detail: String,
+    },
+    /// An address of which it was not known whose it is does not lead to a member.
+    #[error("no member of this mesh at {address}: {detail}")]
+    NoMember {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
         detail: String,
     },
     /// Too many connections are in use.
@@ -520,7 +529,7 @@ impl Shared {
             return Err(ConnectError::TooMany { open });
         }
         let rules = rules(&self.identity);
-        let wanted = Wanted { node, certifying: false };
+        let wanted = Wanted { node: Some(node), certifying: false };
         let tls =
             tls::client_config(self.identity.certified(), rules.clone(), wanted, alpn.name().as_bytes())
                 .map_err(|error| ConnectError::Tls(Arc::new(error)))?;

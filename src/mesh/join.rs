@@ -121,7 +121,7 @@ pub async fn join(
     for (node, address) in
         ticket.contacts().iter().flat_map(|contact| contact.addresses.iter().map(|a| (contact.node, *a)))
     {
-        let wanted = Wanted { node, certifying: true };
+        let wanted = Wanted { node: Some(node), certifying: true };
         let tls = tls::client_config(&certified, rules.clone(), wanted, Alpn::Join.name().as_bytes())?;
         let attempt = ask_authority(&endpoint, tls, address, &rules, &cell);
         match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {

@@ -203,8 +203,8 @@ fn octets(value: &[u8]) -> Option<Vec<u8>> {
 /// Whom a client wants to find at the other end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    /// The node that was dialled.
-    pub(super) node: NodeId,
+    /// The node that was dialled; `None`: whichever member is there.
+    pub(super) node: Option<NodeId>,
     /// Whether it must be able to certify.
     pub(super) certifying: bool,
 }
@@ -219,9 +219,10 @@ impl Verifier {
     fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
         let verified = self.rules.judge(certificate, now).and_then(|verified| {
             let Some(wanted) = self.wanted else { return Ok(()) };
+            let other = |m: &MembershipCert| wanted.node.filter(|node| *node != m.node);
             match verified {
-                Verified::Member(m) if m.node != wanted.node => {
-                    Err(Refusal::WrongNode { found: m.node, expected: wanted.node })
+                Verified::Member(m) if other(&m).is_some() => {
+                    Err(Refusal::WrongNode { found: m.node, expected: other(&m).unwrap_or(m.node) })
                 }
                 Verified::Member(m) if wanted.certifying && m.role != Role::Authority => {
                     Err(Refusal::NotCertifying)

@@ -52,8 +52,7 @@ impl Members {
 
     /// Its certificate was checked by somebody who will also tell when it has expired.
     pub(super) fn vouched(&self, member: &Neighbour) {
-        let seen =
-            Seen { addr: member.addr, cell: cell_key(&member.cell), expires: UnixTime(u64::MAX) };
+        let seen = Seen { addr: member.addr, cell: cell_key(&member.cell), expires: UnixTime(u64::MAX) };
         self.note(member.node, seen);
     }
 
@@ -74,12 +73,7 @@ impl Members {
     pub(super) fn announcer(&self, node: NodeId, claimed: &[SocketAddr]) -> Option<Announcer> {
         let seen = self.seen(&node)?;
         let own = claimed.iter().find(|addr| addr.ip() == seen.addr.ip()).copied();
-        Some(Announcer {
-            node,
-            addr: Some(own.unwrap_or(seen.addr)),
-            cell: seen.cell,
-            expires: seen.expires,
-        })
+        Some(Announcer { node, addr: Some(own.unwrap_or(seen.addr)), cell: seen.cell, expires: seen.expires })
     }
 
     /// Whether a bucket in which `others` are has room for one more of `node`'s cell and network.
@@ -149,7 +143,8 @@ mod tests {
         let members = Members::default();
         members.vouched(&member(1, "a/a/a", [10, 0, 0, 1]));
         let claims = |text: &str| [text.parse::<SocketAddr>().unwrap()];
-        let addr = |claimed: &[SocketAddr]| members.announcer(node(1), claimed).unwrap().addr.unwrap().to_string();
+        let addr =
+            |claimed: &[SocketAddr]| members.announcer(node(1), claimed).unwrap().addr.unwrap().to_string();
         assert_eq!(addr(&claims("10.0.0.1:99")), "10.0.0.1:99", "another port of its own address");
         assert_eq!(addr(&claims("192.0.2.7:53")), "10.0.0.1:7400", "not a victim's");
         assert_eq!(addr(&[]), "10.0.0.1:7400");

@@ -268,7 +268,9 @@ impl Providers {
         // The youngest first, by the distance from the next stamp, which may wrap.
         of_key.sort_unstable_by_key(|(_, row)| self.next_stamp.wrapping_sub(row.stamp));
         for (number, row) in of_key {
-            let Some(other) = self.providers.get(row.provider).map(|provider| &provider.announcer) else { continue };
+            let Some(other) = self.providers.get(row.provider).map(|provider| &provider.announcer) else {
+                continue;
+            };
             let same = [other.cell == announcer.cell, other.addr.map(network_of) == network, true];
             for (index, _) in same.into_iter().enumerate().filter(|(_, same)| *same) {
                 counts[index].0 += 1;

@@ -250,12 +250,13 @@ impl Task {
 
     fn notice(&mut self, event: SwarmEvent<kad::Event>) {
         match event {
-            SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => match result
-            {
-                QueryResult::GetProviders(result) => self.providers_found(id, result.ok(), step.last),
-                QueryResult::StartProviding(result) => self.announcement_ended(id, result.is_ok()),
-                _ => {}
-            },
+            SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => {
+                match result {
+                    QueryResult::GetProviders(result) => self.providers_found(id, result.ok(), step.last),
+                    QueryResult::StartProviding(result) => self.announcement_ended(id, result.is_ok()),
+                    _ => {}
+                }
+            }
             SwarmEvent::Behaviour(kad::Event::InboundRequest { request }) => {
                 self.parts.counters.requests.fetch_add(1, Ordering::Relaxed);
                 if let InboundRequest::AddProvider { record: Some(record) } = request

@@ -110,6 +110,12 @@ struct SegmentEntry {
     /// Whose reader named it last, or who asked first: where the strata have it.
     repository: RepositoryName,
     slices: u32,
+    /// Chunks of it that the core holds for stored.
+    stored: u32,
+    /// Whether a chunk of it was obtained in this run.
+    obtained: bool,
+    /// Whether it was announced.
+    announced: bool,
 }
 
 /// What the caller tells the core after interning.
@@ -134,6 +140,8 @@ pub(super) struct ContentBook {
     next_segment: u32,
     hand: u32,
     max: usize,
+    /// See [`ContentBook::take_turns`].
+    turns: Vec<(ContentId, bool)>,
     /// Keyed, because peers choose the names that they ask for.
     hasher: RandomState,
 }
@@ -151,6 +159,7 @@ impl ContentBook {
             next_segment: 0,
             hand: 0,
             max,
+            turns: Vec::new(),
             hasher: RandomState::new(),
         }
     }
@@ -232,6 +241,41 @@ impl ContentBook {
         self.with_id(&chunk.id).into_iter().find(|number| self.reference(number.0) == Some(*chunk))
     }
 
+    /// A chunk has just been obtained: its segment is news to others.
+    pub(super) fn obtained(&mut self, number: Chunk) {
+        if let Some(segment) = self.segment_of(number) {
+            segment.obtained = true;
+        }
+    }
+
+    /// The core announces a segment. Its name, and whether something of it was obtained in this run.
+    pub(super) fn announced(&mut self, number: Segment) -> Option<(ContentId, bool)> {
+        let segment = self.segments.get_mut(&number)?;
+        segment.announced = true;
+        Some((segment.id, segment.obtained))
+    }
+
+    /// Announced segments of which nothing is stored any more, or again something, since the last call.
+    pub(super) fn take_turns(&mut self) -> Vec<(ContentId, bool)> {
+        std::mem::take(&mut self.turns)
+    }
+
+    fn segment_of(&mut self, number: Chunk) -> Option<&mut SegmentEntry> {
+        let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
+        self.segments.get_mut(&slice.segment)
+    }
+
+    /// Counts what is stored of a segment.
+    fn count_stored(&mut self, number: Chunk, stored: bool) {
+        let Some(segment) = self.segment_of(number) else { return };
+        segment.stored = if stored { segment.stored + 1 } else { segment.stored.saturating_sub(1) };
+        let turn = segment.stored == u32::from(stored) && segment.announced;
+        let id = segment.id;
+        if turn {
+            self.turns.push((id, stored));
+        }
+    }
+
     /// The segment behind a number.
     pub(super) fn segment(&self, number: Segment) -> Option<ContentId> {
         self.segments.get(&number).map(|row| row.id)
@@ -245,11 +289,15 @@ impl ContentBook {
 
     /// Notes whether the core holds a chunk for stored; says whether that is a change.
     pub(super) fn set_stored(&mut self, number: Chunk, stored: bool) -> bool {
-        self.in_use(number).is_some_and(|row| {
+        let changes = self.in_use(number).is_some_and(|row| {
             let changes = row.has(STORED) != stored;
             row.set(STORED, stored);
             changes
-        })
+        });
+        if changes {
+            self.count_stored(number, stored);
+        }
+        changes
     }
 
     /// Keeps a number from being given away until as many [`ContentBook::unpin`]s.
@@ -278,7 +326,17 @@ impl ContentBook {
                 let new = Segment(self.next_segment);
                 self.next_segment = self.next_segment.wrapping_add(1);
                 let repository = repository.clone();
-                self.segments.insert(new, SegmentEntry { id: segment, repository, slices: 0 });
+                self.segments.insert(
+                    new,
+                    SegmentEntry {
+                        id: segment,
+                        repository,
+                        slices: 0,
+                        stored: 0,
+                        obtained: false,
+                        announced: false,
+                    },
+                );
                 self.by_segment.insert(segment, new);
                 new
             }
@@ -318,6 +376,9 @@ impl ContentBook {
     }
 
     fn remove(&mut self, number: Chunk) -> Option<bool> {
+        if self.chunks.get(number.0).is_some_and(|row| row.has(STORED)) {
+            self.count_stored(number, false);
+        }
         let (chunks, hasher) = (&self.chunks, &self.hasher);
         let hash_of = |number: u32| hash_in(chunks, hasher, number);
         self.by_id.remove(hash_of(number.0), number.0, hash_of);
@@ -420,6 +481,23 @@ mod tests {
         let segments = (book.segments.capacity() + book.by_segment.capacity()) * 80;
         let bytes = book.chunks.bytes() + book.by_id.bytes() + slices + segments;
         assert!(bytes as u64 / count < 70, "{} bytes a chunk", bytes as u64 / count);
+    }
+
+    #[test]
+    fn an_announced_segment_is_given_up_with_its_last_chunk_and_comes_back_with_the_next() {
+        let mut book = ContentBook::new(10);
+        let numbers = [1, 2].map(|n| intern(&mut book, chunk(n, 0)).0);
+        let segment = chunk(1, 0).place.segment;
+        numbers.iter().for_each(|number| assert!(book.set_stored(*number, true)));
+        book.obtained(numbers[0]);
+        assert_eq!(book.announced(Segment(0)), Some((segment, true)));
+        book.set_stored(numbers[0], false);
+        assert_eq!(book.take_turns(), []);
+        book.set_stored(numbers[1], false);
+        book.set_stored(numbers[0], true);
+        assert_eq!(book.take_turns(), [(segment, false), (segment, true)]);
+        book.remove(numbers[0]);
+        assert_eq!(book.take_turns(), [(segment, false)], "its number was given away");
     }
 
     #[test]

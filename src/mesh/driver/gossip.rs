@@ -1,15 +1,15 @@
 //! What the loop does about members, other cells and news.
 
-use super::super::dht::{DhtKey, Neighbour};
+use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::ports::{News, NewsVerdict};
 use super::super::proto::{Input, NewsId, Peer};
 use super::super::swim::MemberEvent;
 use super::super::transfer;
-use super::cells::CellView;
+use super::cells::{CellView, Hint};
 use super::counters::count;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
-use crate::model::{ContentId, Generator, NodeId, Rng, Time, mix};
+use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, mix};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,9 +29,15 @@ const SYNC_SPREAD_S: usize = 30;
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
 
+/// Least pause between two hints that the view of the region is being used.
+const USED_LEAST: Duration = Duration::from_secs(1);
+
 /// Members' certificates, and what is due.
 pub(super) struct Gossip {
     members: BTreeMap<NodeId, (SocketAddr, Bytes)>,
+    /// A few members of each other cell of the region.
+    others: BTreeMap<CellLabel, Vec<(SocketAddr, Bytes)>>,
+    used: Option<Time>,
     announcing: bool,
     generator: Generator,
     sync_due: Time,
@@ -44,6 +50,8 @@ impl Gossip {
     pub(super) fn new(generator: Generator) -> Self {
         Self {
             members: BTreeMap::new(),
+            others: BTreeMap::new(),
+            used: None,
             announcing: false,
             generator,
             sync_due: Time::ZERO,
@@ -56,6 +64,11 @@ impl Gossip {
     /// The other members of the cell that are up, and their certificates.
     pub(super) fn members(&self) -> impl Iterator<Item = (SocketAddr, &Bytes)> {
         self.members.values().map(|(addr, certificate)| (*addr, certificate))
+    }
+
+    /// A few members of each other cell of the region that is known, and their certificates.
+    pub(super) fn others(&self) -> impl Iterator<Item = (SocketAddr, &Bytes)> {
+        self.others.values().flatten().map(|(addr, certificate)| (*addr, certificate))
     }
 }
 
@@ -74,7 +87,7 @@ impl Driver {
                     self.set_up(peer, true);
                 }
                 if let Some(dht) = self.dht() {
-                    dht.add_address(node, addr);
+                    dht.add_member(Neighbour { node, addr, cell });
                 }
             }
             MemberEvent::Down(node) => {
@@ -84,6 +97,9 @@ impl Driver {
                 }
                 if let Some(network) = &self.links.network {
                     network.endpoint.disconnect(&node);
+                }
+                if let Some(dht) = self.dht() {
+                    dht.down(node);
                 }
             }
         }
@@ -103,7 +119,7 @@ impl Driver {
         }
         self.gossip.announcing = wanted;
         for key in [DhtKey::cell(&self.cell), DhtKey::region(self.cell.region())] {
-            if wanted { dht.announce(key) } else { dht.withdraw(key) }
+            if wanted { dht.announce(key, Urgency::Fresh) } else { dht.withdraw(key) }
         }
     }
 
@@ -116,6 +132,9 @@ impl Driver {
     pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
         let Neighbour { node, addr, cell } = neighbour;
         let own = cell == self.cell;
+        if !own && cell.region() == self.cell.region() && !self.gossip.others.contains_key(&cell) {
+            self.hint(Hint::Contact(node, addr));
+        }
         if let Some(peer) = self.meet(node, addr, Some(&cell)) {
             if !own {
                 self.set_up(peer, true);
@@ -129,15 +148,34 @@ impl Driver {
     pub(super) fn unreachable(&mut self, peer: Peer) {
         if !self.is_own_member(peer) {
             self.set_up(peer, false);
-            if let Some(network) = &self.links.network {
-                network.refresh.notify_one();
-            }
+            self.hint(Hint::Failed);
+        }
+    }
+
+    fn hint(&self, hint: Hint) {
+        if let Some(network) = &self.links.network {
+            // A hint too many is no loss.
+            let _ = network.hints.try_send(hint);
+        }
+    }
+
+    /// Another cell, or the strata, are being asked: the view of the region should be fresh.
+    pub(super) fn region_used(&mut self) {
+        let now = ambient::now();
+        if self.gossip.used.is_none_or(|last| now.since(last) >= USED_LEAST) {
+            self.gossip.used = Some(now);
+            self.hint(Hint::Used);
         }
     }
 
     /// The members of another cell, as one of them told.
     pub(super) fn cell_seen(&mut self, view: CellView) {
-        let CellView { cell, members } = view;
+        let CellView { cell, members, contacts } = view;
+        if members.is_empty() {
+            self.gossip.others.remove(&cell);
+        } else {
+            self.gossip.others.insert(cell.clone(), contacts);
+        }
         let left: Vec<Peer> = self
             .peers
             .others()

@@ -13,16 +13,20 @@
 //! A node that joined no mesh runs the same loop without a network: it has no peers, is its own home and
 //! takes everything from the strata.
 
+mod bootstrap;
 mod carry;
 mod cells;
 mod content;
 mod counters;
 mod gossip;
+mod mdns;
 mod news;
 mod peers;
+mod providers;
 mod recent;
 mod recorder;
 mod serve;
+mod settle;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -31,7 +35,7 @@ mod wants;
 use counters::MeshCounters;
 pub use counters::MeshCounts;
 
-use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
+use super::dht::{Dht, DhtCounters, DhtStart, Neighbour, Spread};
 use super::endpoint::Endpoint;
 use super::ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained};
 use super::proto::{Settings, Start};
@@ -41,16 +45,20 @@ use super::ticket::Contact;
 use super::transfer::{PeerRequest, serve};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use bootstrap::Bootstrap;
 use bytes::Bytes;
+use cells::Hint;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use mdns::Lan;
 use recorder::Recorder;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use task::{Driver, Links, Message};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -83,7 +91,12 @@ pub struct Network {
     pub addr: SocketAddr,
     /// Members to begin with: from the ticket, and those known before a restart.
     pub contacts: Vec<Contact>,
-    /// Whether to take part in the DHT. Without it, other regions and cells are not found.
+    /// Where to look for members when nobody who is known answers: `HOST:PORT` each, looked up anew each time.
+    pub bootstrap: Vec<String>,
+    /// Whether to look for members on the local network as well, and to answer those who look.
+    pub mdns: bool,
+    /// Whether to take part in the DHT. Without it, other regions are not found, and other cells of this one only
+    /// through contacts.
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
@@ -277,13 +290,18 @@ pub(super) struct Linked {
     pub(super) endpoint: Endpoint,
     pub(super) swim: Swim,
     pub(super) dht: Option<Dht>,
-    /// Woken when a member of another cell fails.
-    pub(super) refresh: Arc<Notify>,
+    /// Tells the watch over other cells when to look.
+    pub(super) hints: mpsc::Sender<Hint>,
+    /// Peers that are believed to be alive.
+    pub(super) seen: Arc<AtomicUsize>,
+    /// Whether there is anybody to wait for at the start.
+    pub(super) has_contacts: bool,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning } = network;
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, bootstrap, mdns, dht, tuning } =
+        network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -298,22 +316,57 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     let identity = Arc::clone(endpoint.identity());
     let swim = Swim::start(identity, addr, contacts.clone(), &tuning, datagrams, send, events);
     tokio::spawn(pass_members(members, inbox.clone()));
-    let refresh = Arc::new(Notify::new());
     let dht = if dht {
-        let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p };
+        let contacts = contacts.clone();
+        let spread = Spread::default();
+        let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p, spread };
         let (dht, neighbours) = Dht::start(start)?;
         tokio::spawn(pass_neighbours(neighbours, inbox.clone()));
-        let look =
-            cells::watch(endpoint.clone(), dht.clone(), inbox.clone(), Arc::clone(&refresh), stop.clone());
-        tokio::spawn(look);
         Some(dht)
     } else {
         None
     };
+    let has_contacts = !contacts.is_empty() || !bootstrap.is_empty() || mdns;
+    let (hints, heard) = mpsc::channel(cells::HINTS_MAX);
+    tokio::spawn(cells::watch(cells::Watch {
+        endpoint: endpoint.clone(),
+        dht: dht.clone(),
+        inbox: inbox.clone(),
+        hints: heard,
+        contacts,
+        stop: stop.clone(),
+    }));
+    let seen = Arc::new(AtomicUsize::new(0));
+    let lan = if mdns { lan(&endpoint, addr) } else { None };
+    if lan.is_some() || !bootstrap.is_empty() {
+        let bootstrap = Bootstrap {
+            endpoint: endpoint.clone(),
+            dht: dht.clone(),
+            inbox: inbox.clone(),
+            hints: hints.clone(),
+            names: bootstrap,
+            lan,
+            seen: Arc::clone(&seen),
+            stop: stop.clone(),
+        };
+        tokio::spawn(bootstrap.run());
+    }
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
     tokio::spawn(pass_requests(asked, inbox.clone()));
-    Ok(Linked { endpoint, swim, dht, refresh })
+    Ok(Linked { endpoint, swim, dht, hints, seen, has_contacts })
+}
+
+/// The local network. A node that cannot have it does without.
+fn lan(endpoint: &Endpoint, addr: SocketAddr) -> Option<Lan> {
+    let mesh = endpoint.identity().membership().mesh;
+    match Lan::open(&mesh, endpoint.node(), addr) {
+        Ok(lan) => Some(lan),
+        Err(error) => {
+            tracing::warn!(%addr, %error, "members on the local network are not looked for");
+            None
+        }
+    }
 }
 
 async fn pass_members(mut events: mpsc::Receiver<MemberEvent>, inbox: mpsc::Sender<Message>) {

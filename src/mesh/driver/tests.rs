@@ -1,5 +1,7 @@
 //! Whole nodes in one process, with real endpoints on loopback and a node in memory under each.
 
+mod region;
+
 use super::super::endpoint::{EndpointConfig, Incoming};
 use super::super::identity::Identity;
 use super::super::identity::tests::TestMesh;
@@ -148,11 +150,12 @@ struct Options {
     cell: &'static str,
     dht: bool,
     record: Option<Box<dyn Write + Send>>,
+    bootstrap: Vec<String>,
 }
 
 impl Options {
     fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None }
+        Self { cell, dht: true, record: None, bootstrap: Vec::new() }
     }
 }
 
@@ -175,8 +178,10 @@ impl TestNode {
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;
+        let (bootstrap, mdns) = (options.bootstrap, false);
+        let tuning = Tuning::default();
         let network =
-            Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning: Tuning::default() };
+            Network { endpoint, libp2p, chunks, datagrams, addr, contacts, bootstrap, mdns, dht, tuning };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
         let start = MeshStart {
             local: local.clone(),

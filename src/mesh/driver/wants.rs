@@ -35,6 +35,13 @@ pub(super) struct WantBook {
     waiters: usize,
 }
 
+impl WantBook {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_chunk.is_empty()
+    }
+}
+
 impl Driver {
     /// A reader wants a chunk.
     pub(super) fn want(

@@ -38,7 +38,7 @@ async fn is_served(
 ) -> bool {
     let certified = tls::make_certificate(key, credential).unwrap();
     let rules = Rules { authority: mesh.keys().public(), mesh_keys: None };
-    let wanted = Wanted { node, certifying: false };
+    let wanted = Wanted { node: Some(node), certifying: false };
     let tls = tls::client_config(&certified, rules, wanted, alpn.name().as_bytes()).unwrap();
     let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connecting =
