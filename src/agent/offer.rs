@@ -11,6 +11,8 @@ use crate::mesh::Mesh;
 use crate::model::{ChunkRef, RepositoryName};
 use crate::store::ChunkStore;
 use crate::trust::Root;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,8 +42,12 @@ impl Offers {
         let (mesh, store, root) = (Arc::clone(&self.mesh), Arc::clone(&self.store), root.clone());
         let name = root.repository.clone();
         let task = tokio::spawn(async move {
-            let sink = async |chunks: Vec<ChunkRef>| mesh.offer(&root.repository, &chunks).await;
-            let count = offer(&store, &root, sink).await;
+            let repository = root.repository.clone();
+            let sink = move |chunks: Vec<ChunkRef>| {
+                let (mesh, repository) = (Arc::clone(&mesh), repository.clone());
+                async move { mesh.offer(&repository, &chunks).await }.boxed()
+            };
+            let count = offer(store, &root, sink).await;
             tracing::debug!(repository = %root.repository, revision = %root.revision, count, "offered");
         });
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,9 +66,13 @@ impl Drop for Offers {
 }
 
 /// Names what `store` holds of a revision to `sink`; how many chunks.
-async fn offer(store: &Arc<dyn ChunkStore>, root: &Root, sink: impl AsyncFn(Vec<ChunkRef>)) -> usize {
+async fn offer(
+    store: Arc<dyn ChunkStore>,
+    root: &Root,
+    sink: impl Fn(Vec<ChunkRef>) -> BoxFuture<'static, ()>,
+) -> usize {
     tokio::time::sleep(DELAY).await;
-    let Some(catalogs) = look(store, root.catalog_index, |bytes| {
+    let Some(catalogs) = look(&store, root.catalog_index, |bytes| {
         CatalogIndex::from_bytes(bytes).map(|index| index.catalogs().to_vec()).map_err(|e| e.to_string())
     })
     .await
@@ -73,7 +83,7 @@ async fn offer(store: &Arc<dyn ChunkStore>, root: &Root, sink: impl AsyncFn(Vec<
     let mut held = vec![root.catalog_index];
     for catalog in catalogs {
         // A catalog that is not here was never read, and neither was anything that it names.
-        let Some(chunks) = look(store, catalog, |bytes| chunks_of(bytes).map_err(|e| e.to_string())).await
+        let Some(chunks) = look(&store, catalog, |bytes| chunks_of(bytes).map_err(|e| e.to_string())).await
         else {
             continue;
         };
@@ -116,9 +126,14 @@ mod tests {
     use crate::model::Class;
 
     async fn offered(store: &Arc<dyn ChunkStore>, root: &Root) -> Vec<ChunkRef> {
-        let all = Mutex::new(Vec::new());
-        let count = offer(store, root, async |chunks| all.lock().unwrap().extend(chunks)).await;
-        let all = all.into_inner().unwrap();
+        let all = Arc::new(Mutex::new(Vec::new()));
+        let taken = Arc::clone(&all);
+        let sink = move |chunks| {
+            taken.lock().unwrap().extend(chunks);
+            async {}.boxed()
+        };
+        let count = offer(Arc::clone(store), root, sink).await;
+        let all = all.lock().unwrap().clone();
         assert_eq!(count, all.len());
         all
     }

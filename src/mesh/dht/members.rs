@@ -130,8 +130,8 @@ mod tests {
             members.vouched(&member(100 + number, &format!("a/a/r{number}"), [10, 9, 9, number]));
         }
         members.vouched(&member(200, "b/b/b", [10, 1, 1, 1]));
-        let cell = |count| (0..count).map(node);
-        let network = |count| (100..100 + count).map(node);
+        let cell = |count: u8| (0..count).map(node);
+        let network = |count: u8| (100..100 + count).map(node);
         assert!(members.has_share(&node(19), cell(14)) && !members.has_share(&node(19), cell(15)));
         assert!(members.has_share(&node(119), network(14)) && !members.has_share(&node(119), network(15)));
         assert!(members.has_share(&node(200), cell(15).chain(network(4))), "a stranger to all of them");
