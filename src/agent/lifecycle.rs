@@ -7,6 +7,7 @@
 use super::api::Peers;
 use super::contacts::Contacts;
 use super::error::AgentError;
+use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
 use super::node::{Membership, Node};
@@ -78,6 +79,7 @@ struct Agent {
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
         let Options { settings, record_inputs } = options;
+        memory::keep_small();
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;

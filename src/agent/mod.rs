@@ -9,6 +9,7 @@ mod contacts;
 mod error;
 mod fill;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod mounter;
 mod mounts;

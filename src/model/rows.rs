@@ -1,9 +1,9 @@
 //! Small tables for millions of rows: numbered rows in pages, and an index that finds numbers by hash.
 //!
 //! A growing vector copies itself and stands half empty; a hash map that keeps its keys keeps them twice. Here
-//! rows never move, so a million rows of 56 bytes take 56 MB, and the index takes 6 to 8 bytes a row.
+//! rows never move, so a million rows of 52 bytes take 52 MB, and the index takes 6 to 8 bytes a row.
 
-/// Rows of one page: 56 KiB for a row of 56 bytes.
+/// Rows of one page: 52 KiB for a row of 52 bytes.
 const PAGE_ROWS: usize = 1_024;
 
 /// Rows by number. Numbers of rows that were removed are given away again, so they stay dense.

@@ -40,6 +40,7 @@ pub(super) const CONTACTS_OF_CELL: usize = 3;
 /// connection with most of its members, and takes a list of each cell.
 const SEARCH_FIRST: Duration = Duration::from_secs(1);
 const SEARCH_LATER: Duration = Duration::from_secs(900);
+const SEARCH_GROWTH: u32 = 4;
 /// Least pause between two searches that somebody wanted.
 const SEARCH_LEAST: Duration = Duration::from_secs(60);
 /// How old a view may be when it is used, and how much older for each member of its cells: a list is 350 bytes a
@@ -188,7 +189,7 @@ impl Region {
         self.searched = ambient::now();
         let changed = !self.cells.keys().eq(before.iter());
         // A region that is still growing together is looked at often; alone in it is the rule in a small mesh.
-        self.pause = if changed { SEARCH_FIRST } else { (self.pause * 2).min(SEARCH_LATER) };
+        self.pause = if changed { SEARCH_FIRST } else { (self.pause * SEARCH_GROWTH).min(SEARCH_LATER) };
     }
 
     /// Asks the cells that are known.

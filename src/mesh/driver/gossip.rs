@@ -24,7 +24,7 @@ const JUDGING_MAX: usize = 32;
 /// Documents that are handed on at once; beyond, they wait for an exchange.
 const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
-const SYNC_PAUSE: Duration = Duration::from_secs(30);
+const SYNC_PAUSE: Duration = Duration::from_secs(60);
 const SYNC_SPREAD_S: usize = 30;
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);

@@ -151,11 +151,12 @@ struct Options {
     dht: bool,
     record: Option<Box<dyn Write + Send>>,
     bootstrap: Vec<String>,
+    mdns: bool,
 }
 
 impl Options {
     fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None, bootstrap: Vec::new() }
+        Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false }
     }
 }
 
@@ -178,7 +179,7 @@ impl TestNode {
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;
-        let (bootstrap, mdns) = (options.bootstrap, false);
+        let (bootstrap, mdns) = (options.bootstrap, options.mdns);
         let tuning = Tuning::default();
         let network =
             Network { endpoint, libp2p, chunks, datagrams, addr, contacts, bootstrap, mdns, dht, tuning };

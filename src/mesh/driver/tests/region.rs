@@ -60,6 +60,21 @@ async fn a_node_whose_contacts_are_all_dead_finds_the_mesh_by_name() {
 }
 
 #[tokio::test]
+async fn a_node_whose_contacts_are_all_dead_finds_the_mesh_on_its_local_network() {
+    let (mesh, other, stratum) = (TestMesh::new(), TestMesh::new(), Stratum::with(8));
+    let lan = || Options { mdns: true, ..Options::cell("eu/a/r1") };
+    let dead = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[], &stratum);
+    let stranger = TestNode::start(&other, lan(), &[], &stratum);
+    let a = TestNode::start(&mesh, lan(), &[], &stratum);
+    dead.mesh.shutdown().await;
+    let b = TestNode::start(&mesh, lan(), &[&dead], &stratum);
+    all_see(&[&a, &b], 1).await;
+    assert_eq!(stranger.up().await, 0, "of another mesh");
+    let seen: Vec<_> = b.mesh.peers().await.into_iter().filter(|p| p.up).map(|p| p.node).collect();
+    assert_eq!(seen, [a.identity.node()]);
+}
+
+#[tokio::test]
 async fn a_name_that_leads_to_another_mesh_leads_nowhere() {
     let (mesh, other, stratum) = (TestMesh::new(), TestMesh::new(), Stratum::with(1));
     let stranger = TestNode::start(&other, Options::cell("eu/a/r1"), &[], &stratum);
