@@ -291,11 +291,11 @@ pub(super) struct Linked {
     pub(super) swim: Swim,
     pub(super) dht: Option<Dht>,
     /// Tells the watch over other cells when to look.
-    pub(super) hints: mpsc::Sender<Hint>,
+    hints: mpsc::Sender<Hint>,
     /// Peers that are believed to be alive.
-    pub(super) seen: Arc<AtomicUsize>,
+    seen: Arc<AtomicUsize>,
     /// Whether there is anybody to wait for at the start.
-    pub(super) has_contacts: bool,
+    has_contacts: bool,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
