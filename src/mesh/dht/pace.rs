@@ -20,10 +20,10 @@ const RETRY_LATER: Duration = Duration::from_secs(300);
 /// (measured, see `docs/mesh-protocol.md`): at most a fiftieth of a core.
 const RATE_PER_S: u64 = 4;
 const BURST: u64 = 32;
-/// What each key that was found adds to the line of those that wait.
+/// Pause between two keys that were found.
 const FOUND_EACH: Duration = Duration::from_secs(1);
-/// Least length of that line: nodes of a rack that start together do not announce together.
-const FOUND_LEAST: Duration = Duration::from_secs(30);
+/// Longest wait of the first of them: nodes of a rack that start together do not announce together.
+const FOUND_FIRST: Duration = Duration::from_secs(30);
 /// Keys that this node may announce: 800 GB in segments. Beyond, a key is refused.
 const KEYS_MAX: usize = 100_000;
 
@@ -36,15 +36,26 @@ pub(in crate::mesh) enum Urgency {
     Found,
 }
 
+/// What becomes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It was found and waits for its turn.
+    Found,
+    /// It is due then.
+    Due(Time),
+    /// It is being announced.
+    Running,
+}
+
 /// The schedule of one node's announcements.
 pub(super) struct Pace {
-    /// When each key is due; `None` while it is being announced.
-    keys: BTreeMap<DhtKey, Option<Time>>,
+    keys: BTreeMap<DhtKey, State>,
     due: BTreeSet<(Time, DhtKey)>,
     /// How often in a row a key reached nobody.
     failures: BTreeMap<DhtKey, u32>,
-    /// Found keys that were not announced yet.
-    waiting: BTreeSet<DhtKey>,
+    /// Keys that were found and wait, in no order, and when the next of them is due.
+    found: Vec<DhtKey>,
+    found_due: Time,
     /// Up to when the rate is used up; at most [`BURST`] announcements in the past.
     paid_until: Time,
     generator: Generator,
@@ -57,7 +68,8 @@ impl Pace {
             keys: BTreeMap::new(),
             due: BTreeSet::new(),
             failures: BTreeMap::new(),
-            waiting: BTreeSet::new(),
+            found: Vec::new(),
+            found_due: Time::ZERO,
             paid_until: Time::ZERO,
             generator,
         }
@@ -70,8 +82,9 @@ impl Pace {
 
     /// Takes a key up. `false` when there are too many.
     pub(super) fn add(&mut self, key: DhtKey, urgency: Urgency, now: Time) -> bool {
-        if self.keys.contains_key(&key) {
-            if urgency == Urgency::Fresh && self.waiting.remove(&key) {
+        if let Some(state) = self.keys.get(&key) {
+            if urgency == Urgency::Fresh && *state == State::Found {
+                self.found.retain(|other| *other != key);
                 self.schedule(key, now);
             }
             return true;
@@ -82,11 +95,11 @@ impl Pace {
         match urgency {
             Urgency::Fresh => self.schedule(key, now),
             Urgency::Found => {
-                self.waiting.insert(key);
-                let line = FOUND_EACH * u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
-                let line = line.clamp(FOUND_LEAST, REPEAT_EVERY);
-                let wait = self.below(line);
-                self.schedule(key, now + wait);
+                if self.found.is_empty() {
+                    self.found_due = self.found_due.max(now + self.below(FOUND_FIRST));
+                }
+                self.found.push(key);
+                self.keys.insert(key, State::Found);
             }
         }
         true
@@ -94,11 +107,14 @@ impl Pace {
 
     /// Gives a key up.
     pub(super) fn remove(&mut self, key: DhtKey) {
-        if let Some(Some(time)) = self.keys.remove(&key) {
-            self.due.remove(&(time, key));
+        match self.keys.remove(&key) {
+            Some(State::Due(time)) => {
+                self.due.remove(&(time, key));
+            }
+            Some(State::Found) => self.found.retain(|other| *other != key),
+            Some(State::Running) | None => {}
         }
         self.failures.remove(&key);
-        self.waiting.remove(&key);
     }
 
     /// The key to announce now, if one is due and the rate allows it. Its end is to be told.
@@ -106,24 +122,36 @@ impl Pace {
         if self.next_deadline() > now {
             return None;
         }
-        let (time, key) = self.due.pop_first()?;
-        debug_assert!(time <= now);
+        let key = match self.due.first() {
+            Some((time, key)) if *time <= now => {
+                let key = *key;
+                self.due.pop_first();
+                key
+            }
+            _ => {
+                self.found_due = now + FOUND_EACH;
+                let index = self.generator.below(self.found.len());
+                self.found.swap_remove(index)
+            }
+        };
         let each = Duration::from_millis(1_000 / RATE_PER_S);
-        let earliest = Time::ZERO + now.since(Time::ZERO + each * u32::try_from(BURST).unwrap_or(u32::MAX));
+        let burst = each * u32::try_from(BURST).unwrap_or(u32::MAX);
+        let earliest = Time::ZERO + now.since(Time::ZERO + burst);
         self.paid_until = self.paid_until.max(earliest) + each;
-        self.waiting.remove(&key);
-        self.keys.insert(key, None);
+        self.keys.insert(key, State::Running);
         Some(key)
     }
 
     /// When [`Pace::next`] may have something.
     pub(super) fn next_deadline(&self) -> Time {
-        self.due.first().map_or(Time::NEVER, |(time, _)| (*time).max(self.paid_until))
+        let due = self.due.first().map_or(Time::NEVER, |(time, _)| *time);
+        let found = if self.found.is_empty() { Time::NEVER } else { self.found_due };
+        due.min(found).max(self.paid_until)
     }
 
     /// An announcement ended; whether it reached anybody.
     pub(super) fn ended(&mut self, key: DhtKey, ok: bool, now: Time) {
-        if self.keys.get(&key) != Some(&None) {
+        if self.keys.get(&key) != Some(&State::Running) {
             return;
         }
         let pause = if ok {
@@ -139,7 +167,7 @@ impl Pace {
     }
 
     fn schedule(&mut self, key: DhtKey, time: Time) {
-        if let Some(Some(before)) = self.keys.insert(key, Some(time)) {
+        if let Some(State::Due(before)) = self.keys.insert(key, State::Due(time)) {
             self.due.remove(&(before, key));
         }
         self.due.insert((time, key));
@@ -247,7 +275,8 @@ mod tests {
                 assert!(pace.add(key(*segment), Urgency::Found, *at));
             }
             let minutes = run(&mut pace, last, Duration::from_secs(24 * 3_600));
-            assert!(minutes.iter().all(|count| *count < 150), "{minutes:?}");
+            assert!(minutes[..60].iter().all(|count| *count <= 61), "one a second: {minutes:?}");
+            assert!(minutes.iter().all(|count| *count < 120), "repetitions are spread: {minutes:?}");
             let hours: Vec<u32> = minutes.chunks(60).map(|hour| hour.iter().sum()).collect();
             let day: u32 = hours.iter().sum();
             println!(
@@ -269,7 +298,7 @@ mod tests {
         pace.add(key(1), Urgency::Fresh, Time::ZERO);
         let (mut now, mut pauses) = (Time::ZERO, Vec::new());
         for _ in 0..20 {
-            let at = pace.next_deadline();
+            let at = pace.next_deadline().max(now);
             pauses.push(at.since(now));
             now = at;
             let key = pace.next(now).unwrap();

@@ -127,6 +127,7 @@ async fn requests_beyond_a_members_rate_wait_and_others_are_served() {
     let key = DhtKey::region("west");
     quiet.dht.announce(key, Urgency::Fresh);
     eventually(|| async { (count(&b.dht.counters().records) > 0).then_some(()) }).await;
+    eventually(|| async { (count(&loud.dht.counters().peers) > 0).then_some(()) }).await;
     for round in 0..20u64 {
         let finds = (0..128u64).map(|n| {
             let key = DhtKey::segment(&ContentId::of(&(1_000 * round + n).to_le_bytes()));
@@ -173,8 +174,14 @@ async fn measure(nodes: usize, replicas: usize, keys: usize) -> f64 {
     for node in &all {
         eventually(|| async { (count(&node.dht.counters().peers) >= least).then_some(()) }).await;
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
     let requests = || all.iter().map(|node| count(&node.dht.counters().requests)).sum::<u64>();
+    // Until the tables are filled and the mesh is quiet.
+    eventually(|| async {
+        let before = requests();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        (requests() == before).then_some(())
+    })
+    .await;
     let key = |number: usize| DhtKey::segment(&ContentId::of(&number.to_le_bytes()));
     let (before, cpu_before) = (requests(), cpu());
     for number in 0..keys {
