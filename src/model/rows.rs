@@ -192,7 +192,7 @@ impl NumberIndex {
 
     /// Where the search for a hash begins: the high bits, scaled to the table (Lemire 2016).
     fn home(&self, hash: u64) -> usize {
-        let scaled = u128::from(hash) * self.tags.len() as u128 >> 64;
+        let scaled = (u128::from(hash) * self.tags.len() as u128) >> 64;
         usize::try_from(scaled).unwrap_or(0)
     }
 }

@@ -480,7 +480,7 @@ mod tests {
             let place = Place {
                 segment: ContentId::of(&(n / 128).to_le_bytes()),
                 ordinal: 0,
-                offset: n % 128 << 16,
+                offset: (n % 128) << 16,
                 stored_len: 1 << 16,
             };
             intern(&mut book, ChunkRef { id: ContentId::of(&n.to_le_bytes()), plain_len: 1, place });
