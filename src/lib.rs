@@ -16,6 +16,7 @@
 //! * [`fs`]: file system semantics; `fs/fuse.rs` alone knows the kernel's protocol.
 //! * [`agent`]: the daemon: wiring, lifecycle, control API, metrics.
 //! * [`ambient`]: the only file that reads clocks and the kernel's random generator.
+//! * [`seldom`]: warnings that others can provoke, at a bounded pace.
 //! * [`sim`]: the fleet simulator, which runs the same [`mesh::proto`] in virtual time.
 //! * [`cli`]: one file a verb; the only place that reads arguments, environment and home.
 //!
@@ -43,6 +44,8 @@ pub mod mesh;
 pub mod model;
 #[cfg(feature = "node")]
 pub mod publish;
+#[cfg(feature = "node")]
+pub mod seldom;
 pub mod sim;
 #[cfg(feature = "node")]
 pub mod store;

@@ -118,15 +118,39 @@ fn mesh(node: &Node) -> Vec<Family> {
         )
         .is(counts.core.origin_spared),
         Family::counter("wrong_bytes", "Chunks that peers sent with wrong bytes.").is(counts.wrong_bytes),
-        Family::counter("bans", "Peers that were turned away for wrong bytes or forged documents.")
+        Family::counter("bans", "Peers that were turned away for a while because of what they did.")
             .is(counts.bans),
+        offences(node),
+        door(node),
+        Family::counter("told", "Answers without data that peers gave, and silence.")
+            .with("kind", "busy", counts.told_busy)
+            .with("kind", "missing", counts.told_missing)
+            .with("kind", "stall", counts.stalls),
         Family::counter("overload", "Requests of peers turned away because too much was under way.")
             .is(counts.overload),
         Family::counter("news", "Signed documents by what became of them.")
             .with("fate", "fresh", counts.news_fresh)
             .with("fate", "sent", counts.news_sent)
+            .with("fate", "repeated", counts.news_repeated)
             .with("fate", "invalid", counts.news_invalid),
     ]
+}
+
+fn offences(node: &Node) -> Family {
+    let family = Family::counter("offences", "What peers did that they should not have done.");
+    let offences = node.mesh.offences();
+    offences.iter().fold(family, |family, (offence, count)| family.with("kind", offence.name(), *count))
+}
+
+fn door(node: &Node) -> Family {
+    let counts = node.mesh.door_counts();
+    Family::counter("connections_in", "Attempts of others to connect, by what became of them.")
+        .with("fate", "let_in", counts.let_in)
+        .with("fate", "retried", counts.retried)
+        .with("fate", "refused", counts.refused)
+        .with("fate", "failed", counts.failed)
+        .with("fate", "no_common_version", counts.no_common_version)
+        .with("fate", "turned_away", counts.turned_away)
 }
 
 fn directory(node: &Node) -> Vec<Family> {
@@ -137,7 +161,16 @@ fn directory(node: &Node) -> Vec<Family> {
             Family::counter("membership_datagrams", "Datagrams of the membership protocol.")
                 .with("fate", "sent", read(&swim.sent))
                 .with("fate", "received", read(&swim.received))
-                .with("fate", "dropped", read(&swim.dropped)),
+                .with("fate", "dropped", read(&swim.dropped))
+                .with("fate", "paced", read(&swim.paced))
+                .with("fate", "other_cell", read(&swim.other_cells)),
+        );
+        families.push(
+            Family::counter("membership_claims", "What members said of others that was not simply believed.")
+                .with("fate", "doubted", read(&swim.deaths_doubted))
+                .with("fate", "ignored", read(&swim.accusations_ignored))
+                .with("fate", "survived", read(&swim.own_deaths_survived))
+                .with("fate", "unknown", read(&swim.claims_unknown)),
         );
     }
     // Shown as zero without a DHT, so that a look-up of the metric never fails.

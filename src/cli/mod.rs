@@ -31,6 +31,7 @@ mod simulate;
 mod status;
 #[cfg(feature = "node")]
 mod stratum;
+mod swarm;
 #[cfg(feature = "node")]
 mod umount;
 
@@ -90,6 +91,8 @@ enum Command {
     Stratum(stratum::Command),
     /// Predict a roll-out to a fleet with the node's own decisions.
     Simulate(simulate::Args),
+    /// Test the node's decisions in seeded swarms, among everything that can go wrong.
+    Swarm(swarm::Args),
     #[cfg(feature = "node")]
     /// Publish, serve, join, mount and read back on this machine, with real processes.
     Demo(demo::Args),
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "node")]
         Command::Stratum(args) => stratum::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Swarm(args) => swarm::run(args),
         #[cfg(feature = "node")]
         Command::Demo(args) => demo::run(args),
         Command::CoreReplay(args) => core_replay::run(args),

@@ -97,6 +97,8 @@ fn table(path: &Path, timed: &Timed<'_>) -> String {
         ("makespan", format!("{:.4} s = {:.3} x bound", report.makespan_s, report.makespan_over_bound)),
         ("p50 / p99", format!("{:.4} s / {:.4} s", report.p50_s, report.p99_s)),
         ("left the stratum", format!("{} bytes = {:.4} copies", report.strata_bytes, report.strata_copies)),
+        ("into a cell", format!("at most {:.4} copies", report.most_into_a_cell_copies)),
+        ("given by a node", format!("at most {:.4} copies", report.most_given_copies)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),

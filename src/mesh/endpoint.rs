@@ -10,6 +10,11 @@ mod accept;
 mod meet;
 mod pool;
 
+pub(super) use accept::DoorBook;
+pub use accept::DoorCounts;
+
+use super::conduct::{Conduct, Offence};
+
 use super::identity::Identity;
 use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
@@ -17,6 +22,7 @@ use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
 use super::ticket::TicketProof;
 use super::tls::{self, Rules, TlsError, Verified, Wanted};
 use super::transfer::SEND_WINDOW_BYTES;
+use super::wire::{VERSION, VERSION_OLDEST};
 use crate::model::NodeId;
 use bytes::Bytes;
 use pool::Pool;
@@ -41,19 +47,39 @@ pub enum Alpn {
 }
 
 impl Alpn {
-    /// The protocol's name in the TLS handshake.
+    /// The protocol's name in the TLS handshake; that of its newest version.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Libp2p => "libp2p",
-            Self::Chunks => "starling/1",
+            Self::Chunks => "starling/2",
             Self::Join => "starling-join/1",
         }
     }
 
+    /// Its names in the handshake, best first, when the `versions` of the protocol for chunks are spoken.
+    fn names(self, versions: &[u8]) -> Vec<&'static [u8]> {
+        let all = || CHUNK_NAMES.iter().filter(|(version, _)| versions.contains(version));
+        match self {
+            Self::Chunks => all().map(|(_, name)| name.as_bytes()).collect(),
+            one => vec![one.name().as_bytes()],
+        }
+    }
+
     fn from_name(name: &[u8]) -> Option<Self> {
-        [Self::Libp2p, Self::Chunks, Self::Join].into_iter().find(|alpn| alpn.name().as_bytes() == name)
+        let is = |text: &str| text.as_bytes() == name;
+        match name {
+            _ if is(Self::Libp2p.name()) => Some(Self::Libp2p),
+            _ if is(Self::Join.name()) => Some(Self::Join),
+            _ if CHUNK_NAMES.iter().any(|(_, text)| is(text)) => Some(Self::Chunks),
+            _ => None,
+        }
     }
 }
+
+/// The names of the versions of the protocol for chunks, newest first. Both sides offer all that they speak, and the
+/// newest that both do is agreed on.
+const CHUNK_NAMES: [(u8, &str); 2] = [(2, "starling/2"), (1, "starling/1")];
+const _: () = assert!(CHUNK_NAMES[0].0 == VERSION && CHUNK_NAMES[1].0 == VERSION_OLDEST);
 
 impl fmt::Display for Alpn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -135,6 +161,8 @@ pub struct EndpointConfig {
     pub max_connections: usize,
     /// Most connections that are kept for asking others (guess).
     pub pool: usize,
+    /// Versions of the protocol for chunks that are spoken.
+    pub versions: &'static [u8],
 }
 
 impl EndpointConfig {
@@ -153,10 +181,11 @@ impl EndpointConfig {
             handshake: Duration::from_secs(5),
             max_connections: 4_096,
             pool: 512,
+            versions: &[VERSION, VERSION_OLDEST],
         }
     }
 
-    fn transport(&self) -> Result<Arc<TransportConfig>, EndpointError> {
+    fn transport(&self, windows: Windows) -> Result<Arc<TransportConfig>, EndpointError> {
         let idle = self.idle.try_into().map_err(|_| EndpointError::Idle { idle: self.idle })?;
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu);
@@ -168,8 +197,8 @@ impl EndpointConfig {
             .keep_alive_interval(None)
             .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION.into())
             .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+            .stream_receive_window(VarInt::from_u32(windows.stream_bytes))
+            .receive_window(VarInt::from_u32(windows.connection_bytes))
             // Whoever uploads chunks narrows it to what the path takes (`transfer/outflow.rs`).
             .send_window(SEND_WINDOW_BYTES)
             .datagram_receive_buffer_size(None)
@@ -181,10 +210,20 @@ impl EndpointConfig {
 
 /// Streams that a peer may have open on one connection. More wait at the peer.
 pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
-/// Bytes in flight to one reader of one stream: 10 Gbit/s at 6 ms.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-/// Bytes in flight on all streams of a connection, which is also what a peer can make this node hold.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Bytes that a peer may send ahead of the reader, which is also what it can make this node hold.
+#[derive(Clone, Copy)]
+struct Windows {
+    /// On one stream.
+    stream_bytes: u32,
+    /// On all streams of a connection.
+    connection_bytes: u32,
+}
+
+/// Where this node dialled, chunks come: 10 Gbit/s at 6 ms on one stream.
+const DIALLED: Windows = Windows { stream_bytes: 8 << 20, connection_bytes: 16 << 20 };
+/// Where others dialled, requests and documents come, of which the largest has 128 KiB.
+const ACCEPTED: Windows = Windows { stream_bytes: 256 << 10, connection_bytes: 512 << 10 };
 /// Bounds of the queues of connections that wait for their server.
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_JOINS: usize = 16;
@@ -243,6 +282,16 @@ pub enum ConnectError {
         address: SocketAddr,
         /// What QUIC said.
         source: quinn::ConnectionError,
+    },
+    /// It speaks no version of the protocol that this node speaks.
+    #[error("{node} at {address} speaks none of this node's versions of the protocol: {spoken}")]
+    NoCommonVersion {
+        /// Whom.
+        node: NodeId,
+        /// Where.
+        address: SocketAddr,
+        /// What this node offered.
+        spoken: String,
     },
     /// No answer in time.
     #[error("{node} at {address} did not answer within {waited:?}")]
@@ -329,6 +378,7 @@ struct Shared {
     registry: Arc<Registry>,
     transport: Arc<TransportConfig>,
     config: EndpointConfig,
+    door: Arc<accept::DoorBook>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -371,16 +421,17 @@ impl Endpoint {
         if !(EndpointConfig::MTU_MIN..=EndpointConfig::MTU_MAX).contains(&config.mtu) {
             return Err(EndpointError::Mtu { mtu: config.mtu });
         }
-        let transport = config.transport()?;
+        let transport = config.transport(DIALLED)?;
         let rules = rules(&identity);
-        let mut alpns = vec![Alpn::Libp2p.name().as_bytes(), Alpn::Chunks.name().as_bytes()];
+        let mut alpns = vec![Alpn::Libp2p.name().as_bytes()];
+        alpns.extend(Alpn::Chunks.names(config.versions));
         if identity.mesh_keys().is_some() {
             alpns.push(Alpn::Join.name().as_bytes());
         }
         let tls = tls::server_config(identity.certified(), rules, &alpns)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
-            .transport_config(transport.clone())
+            .transport_config(config.transport(ACCEPTED)?)
             .migration(false)
             .max_incoming(accept::HANDSHAKES_MAX)
             .incoming_buffer_size(accept::HANDSHAKE_BUFFER_BYTES)
@@ -397,7 +448,8 @@ impl Endpoint {
                 .map_err(failed)?;
         let pool = Pool::new(config.pool);
         let registry = Arc::new(Registry::default());
-        let shared = Arc::new(Shared { quinn, socket, identity, registry, transport, config });
+        let shared =
+            Arc::new(Shared { quinn, socket, identity, registry, transport, config, door: Arc::default() });
         let (libp2p_in, libp2p) = mpsc::channel(WAITING_CONNECTIONS);
         let (chunks_in, chunks) = mpsc::channel(WAITING_CONNECTIONS);
         let (joins_in, joins) = mpsc::channel(WAITING_JOINS);
@@ -479,6 +531,21 @@ impl Endpoint {
         self.inner.shared.registry.ban(node, span);
     }
 
+    /// Notes that `node` did what it should not have done; too much of it, and it is banned.
+    pub fn report(&self, node: NodeId, offence: Offence) {
+        self.inner.shared.registry.report(node, offence);
+    }
+
+    /// The book of offences, to be read by others.
+    pub(super) fn conduct(&self) -> &Arc<Conduct> {
+        self.inner.shared.registry.conduct()
+    }
+
+    /// The book of the door, to be read by others.
+    pub(super) fn door(&self) -> &Arc<DoorBook> {
+        &self.inner.shared.door
+    }
+
     /// Whether `node` is banned now.
     pub fn is_banned(&self, node: &NodeId) -> bool {
         self.inner.shared.registry.is_banned(node)
@@ -529,10 +596,10 @@ impl Shared {
             return Err(ConnectError::TooMany { open });
         }
         let rules = rules(&self.identity);
+        let offered = alpn.names(self.config.versions);
         let wanted = Wanted { node: Some(node), certifying: false };
-        let tls =
-            tls::client_config(self.identity.certified(), rules.clone(), wanted, alpn.name().as_bytes())
-                .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
+        let tls = tls::client_config(self.identity.certified(), rules.clone(), wanted, &offered)
+            .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(self.transport.clone());
         let connecting = self
@@ -543,7 +610,13 @@ impl Shared {
         let quinn = tokio::time::timeout(waited, connecting)
             .await
             .map_err(|_| ConnectError::TimedOut { node, address, waited })?
-            .map_err(|source| ConnectError::Handshake { node, address, source })?;
+            .map_err(|source| match source {
+                foreign if no_common_protocol(&foreign) => {
+                    let spoken: Vec<_> = offered.iter().map(|name| String::from_utf8_lossy(name)).collect();
+                    ConnectError::NoCommonVersion { node, address, spoken: spoken.join(", ") }
+                }
+                source => ConnectError::Handshake { node, address, source },
+            })?;
         let membership = self.member_behind(&quinn, &rules, alpn);
         let membership: MembershipCert = membership.map_err(|detail| {
             quinn.close(CloseCode::Refused.into(), CloseCode::Refused.reason());
@@ -582,10 +655,29 @@ impl Shared {
     }
 }
 
+fn agreed_name(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
 /// The protocol that was agreed on.
 pub(super) fn agreed(connection: &quinn::Connection) -> Option<Alpn> {
-    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
-    Alpn::from_name(&data.protocol?)
+    Alpn::from_name(&agreed_name(connection)?)
+}
+
+/// The version of the protocol for chunks that was agreed on; the newest for other protocols, which have one each.
+pub(super) fn agreed_version(connection: &quinn::Connection) -> u8 {
+    let name = agreed_name(connection).unwrap_or_default();
+    CHUNK_NAMES.iter().find(|(_, text)| text.as_bytes() == name).map_or(VERSION, |(version, _)| *version)
+}
+
+/// Whether a handshake failed because the two sides speak nothing in common (TLS alert 120, RFC 7301).
+pub(super) fn no_common_protocol(error: &quinn::ConnectionError) -> bool {
+    let alert = quinn::TransportErrorCode::crypto(120);
+    match error {
+        quinn::ConnectionError::TransportError(error) => error.code == alert,
+        quinn::ConnectionError::ConnectionClosed(close) => close.error_code == alert,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::transfer::{FrameReader, StreamError, verified, write_all, write_messa
 use super::wire::{BODY_MAX_BYTES, HEADER_BYTES, Header, MEMBERS_PER_FRAME, VERSION};
 use super::wire::{JoinReply, JoinRequest, MemberRecord, Message};
 use crate::model::{CellLabel, NodeId, UnixTime};
+use crate::seldom::Seldom;
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -122,7 +123,7 @@ pub async fn join(
         ticket.contacts().iter().flat_map(|contact| contact.addresses.iter().map(|a| (contact.node, *a)))
     {
         let wanted = Wanted { node: Some(node), certifying: true };
-        let tls = tls::client_config(&certified, rules.clone(), wanted, Alpn::Join.name().as_bytes())?;
+        let tls = tls::client_config(&certified, rules.clone(), wanted, &[Alpn::Join.name().as_bytes()])?;
         let attempt = ask_authority(&endpoint, tls, address, &rules, &cell);
         match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
             Ok(Ok((reply, authority))) => {
@@ -250,6 +251,14 @@ pub fn bootstrap(state_dir: &Path, authority: &AuthorityKey) -> Result<Members, 
     }
 }
 
+/// Warns of a joiner that was turned away, but not of each of a flood.
+fn complain(warn: impl FnOnce(u64)) {
+    static TURNED_AWAY: Seldom = Seldom::new(Duration::from_secs(5));
+    if let Some(held_back) = TURNED_AWAY.pass() {
+        warn(held_back);
+    }
+}
+
 /// Where an authority lets joiners in.
 pub struct JoinDesk {
     keys: Arc<MeshKeys>,
@@ -289,8 +298,12 @@ impl JoinDesk {
                 let (node, connection) = (join.node, join.quinn.clone());
                 match tokio::time::timeout(DESK_LIMIT, desk.serve(join, members)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%node, ?error, "a joiner was not served"),
-                    Err(_) => tracing::warn!(%node, limit = ?DESK_LIMIT, "a joiner took too long"),
+                    Ok(Err(error)) => complain(|held_back| {
+                        tracing::warn!(%node, ?error, held_back, "a joiner was not served");
+                    }),
+                    Err(_) => complain(|held_back| {
+                        tracing::warn!(%node, limit = ?DESK_LIMIT, held_back, "a joiner took too long");
+                    }),
                 }
                 connection.close(CloseCode::Done.into(), CloseCode::Done.reason());
             });
@@ -316,7 +329,9 @@ impl JoinDesk {
         let reply = decided.await.map_err(|error| StreamError::Connection(error.to_string()))?;
         match &reply {
             JoinReply::Granted { .. } => tracing::info!(%node, %ticket, "a node joined"),
-            refused => tracing::warn!(%node, %ticket, ?refused, "a joiner was refused"),
+            refused => complain(|held_back| {
+                tracing::warn!(%node, %ticket, ?refused, held_back, "a joiner was refused");
+            }),
         }
         write_message(&mut send, &Message::JoinReply(reply), DESK_LIMIT).await?;
         let _ = send.finish();

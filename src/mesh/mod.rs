@@ -3,6 +3,10 @@
 //! [`proto`] decides and does no I/O; everything else in this room carries its decisions out.
 
 #[cfg(feature = "node")]
+mod bucket;
+#[cfg(feature = "node")]
+mod conduct;
+#[cfg(feature = "node")]
 mod dht;
 #[cfg(feature = "node")]
 mod driver;
@@ -25,7 +29,8 @@ mod socket;
 mod state;
 #[cfg(feature = "node")]
 mod swim;
-#[cfg(all(test, feature = "node"))]
+#[cfg(feature = "node")]
+#[cfg(test)]
 mod testing;
 #[cfg(feature = "node")]
 mod ticket;
@@ -37,12 +42,15 @@ pub mod transfer;
 pub mod wire;
 
 #[cfg(feature = "node")]
+pub use conduct::Offence;
+#[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
 pub use driver::{Mesh, MeshCounts, MeshStart, Network, PeerStatus};
 #[cfg(feature = "node")]
 pub use endpoint::{
-    Alpn, CloseCode, ConnectError, Endpoint, EndpointConfig, EndpointError, Incoming, JoinConnection,
+    Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,
+    JoinConnection,
 };
 #[cfg(feature = "node")]
 pub use identity::{Identity, IdentityError, MEMBERSHIP_LIFETIME, NodeKey, node_of, peer_id_of};

@@ -1,6 +1,7 @@
 //! The live connections with members, and the nodes that are banned.
 
-use super::endpoint::{Alpn, CloseCode};
+use super::conduct::{BAN, Conduct, Offence, Use};
+use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
 use super::socket::canonical;
 use crate::model::{NodeId, Time, UnixTime};
@@ -9,10 +10,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Most connections that one node may have with this one: two protocols, both directions, and some
 /// that are being replaced.
 const CONNECTIONS_PER_NODE: usize = 8;
+/// Chunks that one node may be asking for at a time, on all its connections; more are answered busy (guess: the
+/// largest window of a reader, a few times over).
+const ASKS_PER_NODE: usize = 1_024;
 /// Most nodes that are banned at once; the ban that would end first makes room.
 const BANS_MAX: usize = 4_096;
 
@@ -29,7 +34,10 @@ struct Inner {
     number: u64,
     quinn: quinn::Connection,
     alpn: Alpn,
+    version: u8,
     membership: MembershipCert,
+    /// Shared by all connections with the node.
+    asks: Arc<Semaphore>,
     registry: Arc<Registry>,
 }
 
@@ -62,6 +70,11 @@ impl MemberConnection {
         self.inner.alpn
     }
 
+    /// The version of the protocol for chunks that was agreed on.
+    pub fn version(&self) -> u8 {
+        self.inner.version
+    }
+
     /// The peer's address.
     pub fn address(&self) -> SocketAddr {
         canonical(self.inner.quinn.remote_address())
@@ -80,6 +93,21 @@ impl MemberConnection {
     /// Closes it and tells the peer why.
     pub fn close(&self, code: CloseCode) {
         self.inner.quinn.close(code.into(), code.reason());
+    }
+
+    /// Notes that the peer did what it should not have done; too much of it, and it is banned.
+    pub fn report(&self, offence: Offence) {
+        self.inner.registry.report(self.node(), offence);
+    }
+
+    /// Whether the peer may do something `tokens` times now.
+    pub(super) fn allows(&self, what: Use, tokens: u32) -> bool {
+        self.inner.registry.conduct.allows(self.node(), what, tokens, crate::ambient::now())
+    }
+
+    /// The places for what the peer asks for at a time, on all its connections.
+    pub(super) fn asks(&self) -> &Arc<Semaphore> {
+        &self.inner.asks
     }
 
     /// Whether nobody but the holder of `self` uses it.
@@ -114,6 +142,7 @@ pub(super) enum Turned {
 #[derive(Default)]
 pub(super) struct Registry {
     state: Mutex<State>,
+    conduct: Arc<Conduct>,
 }
 
 impl Registry {
@@ -129,6 +158,7 @@ impl Registry {
         alpn: Alpn,
         membership: MembershipCert,
     ) -> Result<MemberConnection, Turned> {
+        let version = agreed_version(&quinn);
         let mut state = self.lock();
         let node = membership.node;
         if state.closed {
@@ -148,10 +178,13 @@ impl Registry {
             drop(state);
             return Err(Turned::TooMany);
         }
+        let fresh = || Arc::new(Semaphore::new(ASKS_PER_NODE));
+        let asks = own.first().map_or_else(fresh, |inner| inner.asks.clone());
         let number = state.next;
         state.next += 1;
         let expires = membership.expires;
-        let inner = Arc::new(Inner { number, quinn, alpn, membership, registry: self.clone() });
+        let inner =
+            Arc::new(Inner { number, quinn, alpn, version, membership, asks, registry: self.clone() });
         state.live.insert(number, Live { node, expires, connection: Arc::downgrade(&inner) });
         drop(state);
         Ok(MemberConnection { inner })
@@ -177,6 +210,22 @@ impl Registry {
 
     pub(super) fn close_expired(&self, now: UnixTime) {
         self.close_where(CloseCode::Refused, |live| now >= live.expires);
+    }
+
+    /// Notes what a node did; bans it when it was too much.
+    pub(super) fn report(&self, node: NodeId, offence: Offence) {
+        let was_banned = self.is_banned(&node);
+        if self.conduct.note(node, offence, crate::ambient::now()) && !was_banned {
+            tracing::warn!(%node, offence = offence.name(), span = ?BAN, "banned");
+            self.ban(node, BAN);
+        } else {
+            tracing::debug!(%node, offence = offence.name(), "offence");
+        }
+    }
+
+    /// The book of offences.
+    pub(super) fn conduct(&self) -> &Arc<Conduct> {
+        &self.conduct
     }
 
     pub(super) fn ban(&self, node: NodeId, span: Duration) {

@@ -348,12 +348,12 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// The client's side of a connection to `wanted` by the protocol `alpn`.
+/// The client's side of a connection to `wanted` by one of the protocols `alpns`.
 pub(super) fn client_config(
     certified: &Arc<CertifiedKey>,
     rules: Rules,
     wanted: Wanted,
-    alpn: &[u8],
+    alpns: &[&[u8]],
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, TlsError> {
     let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
     let mut config = rustls::ClientConfig::builder_with_provider(provider())
@@ -362,7 +362,7 @@ pub(super) fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Verifier { rules, wanted: Some(wanted) }))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
     quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| failed(&e))

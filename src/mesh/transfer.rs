@@ -18,6 +18,7 @@ pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
 pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
 pub(super) use talk::verified;
 
+use super::conduct::Offence;
 use super::proto::Failure;
 use super::wire::{RefusedBecause, WireError};
 use crate::model::ContentId;
@@ -26,6 +27,17 @@ use std::time::Duration;
 /// Without a byte from the peer for so long, a request has failed (guess: five leases of a home without
 /// progress, shorter than the idle time-out of a connection).
 pub const NO_PROGRESS: Duration = Duration::from_secs(10);
+
+/// Slowest transfer of one chunk, in bytes a second: a quarter of what the core still waits for, so that only what
+/// nobody waits for any longer is ended here,
+const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
+/// and the time that it gets beside.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the bytes of a chunk may take from the first to the last.
+fn patience(len: u32) -> Duration {
+    PATIENCE + Duration::from_millis(u64::from(len) * 1_000 / SLOWEST_BYTES_PER_S)
+}
 
 /// Why a peer did not deliver.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,6 +49,14 @@ pub enum TransferError {
     /// No byte for too long.
     #[error("no progress for {0:?}")]
     NoProgress(Duration),
+    /// Bytes come, but too slowly to be of use.
+    #[error("a chunk of {len} bytes did not come within {limit:?}")]
+    Drip {
+        /// Its length.
+        len: u32,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// The bytes are not those of the chunk.
     #[error("wrong bytes for chunk {chunk}: {detail}")]
     WrongBytes {
@@ -64,9 +84,20 @@ impl TransferError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Connection(_) => Failure::Unreachable,
-            Self::NoProgress(_) => Failure::TimedOut,
+            Self::NoProgress(_) | Self::Drip { .. } => Failure::TimedOut,
             Self::WrongBytes { .. } => Failure::WrongBytes,
             Self::Protocol(_) | Self::Refused(_) | Self::NotAnswered | Self::Request(_) => Failure::Refused,
+        }
+    }
+}
+
+impl TransferError {
+    /// What the peer did that it should not have done. Wrong bytes are the core's to judge.
+    pub(super) fn offence(&self) -> Option<Offence> {
+        match self {
+            Self::Protocol(_) => Some(Offence::Protocol),
+            Self::Drip { .. } => Some(Offence::Drip),
+            _ => None,
         }
     }
 }

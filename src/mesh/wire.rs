@@ -2,8 +2,9 @@
 //!
 //! A stream begins with one version byte, sent by who opens it; frames follow in both directions. A
 //! frame is a type byte, the length of its body (four bytes, little-endian) and the body (postcard). An
-//! unknown type is skipped, so that a newer peer may say more; an unknown version is refused. Every length
-//! is checked before memory is taken for it. `docs/mesh-protocol.md` holds the table.
+//! unknown type is skipped, and what follows a body that is known is ignored, so that a newer peer may say more; an
+//! unknown version is refused. Every length is checked before memory is taken for it. `docs/mesh-protocol.md` holds
+//! the table.
 
 use super::ticket::{CONTACT_MAX_ADDRESSES, TicketId};
 use crate::mesh::{MEMBERSHIP_MAX_BYTES, News};
@@ -12,8 +13,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// The version of frames and messages, which opens each stream.
-pub const VERSION: u8 = 1;
+/// The newest version of frames and messages that this program speaks. A stream opens with the version that its
+/// connection agreed on.
+pub const VERSION: u8 = 2;
+/// The oldest version that it still speaks: nodes of neighbouring versions work together.
+pub const VERSION_OLDEST: u8 = 1;
 /// Bytes before a frame's body.
 pub const HEADER_BYTES: usize = 5;
 /// Most bytes of a frame's body: a full list of members is the largest.
@@ -33,7 +37,7 @@ const SEGMENT_MAX_END: u64 = 4 << 30;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// A version that this program does not speak.
-    #[error("protocol version {found}; this program speaks version {VERSION}")]
+    #[error("protocol version {found}; this program speaks versions {VERSION_OLDEST} to {VERSION}")]
     Version {
         /// The version that was read.
         found: u8,
@@ -268,6 +272,9 @@ pub enum Message {
     JoinReply(JoinReply),
 }
 
+/// Kinds of documents in a frame of type [`NEWS`], numbered from 0.
+const NEWS_KINDS: u8 = 2;
+
 const REQUEST: u8 = 1;
 const WITHDRAW: u8 = 2;
 const NEWS: u8 = 3;
@@ -324,8 +331,8 @@ fn encode<T: Serialize>(kind: u8, body: &T) -> Result<Vec<u8>, WireError> {
 fn decode<T: DeserializeOwned>(kind: u8, body: &[u8]) -> Result<T, WireError> {
     let malformed = |detail: String| WireError::Malformed { kind, detail };
     // postcard takes memory for a list as its elements are read, and the body is bounded already.
-    let (value, rest) = postcard::take_from_bytes(body).map_err(|error| malformed(error.to_string()))?;
-    if rest.is_empty() { Ok(value) } else { Err(malformed(format!("{} bytes after its end", rest.len()))) }
+    // What follows was said by a newer version to those who know it.
+    postcard::take_from_bytes(body).map(|(value, _)| value).map_err(|error| malformed(error.to_string()))
 }
 
 impl Message {
@@ -353,7 +360,7 @@ impl Message {
         }
     }
 
-    /// Reads the body of a frame; `None` for a type that this program does not know.
+    /// Reads the body of a frame; `None` for a type, or a kind of document, that this program does not know.
     ///
     /// # Errors
     /// [`WireError`] when the body is malformed or out of bounds.
@@ -361,6 +368,8 @@ impl Message {
         let message = match kind {
             REQUEST => Self::Request(decode(kind, body)?),
             WITHDRAW => Self::Withdraw(decode(kind, body)?),
+            // A document of a kind that only newer versions know.
+            NEWS if body.first().is_some_and(|kind| *kind >= NEWS_KINDS) => return Ok(None),
             NEWS => Self::News(decode(kind, body)?),
             ALL_NEWS => decode(kind, body).map(|()| Self::AllNews)?,
             MEMBERS => decode(kind, body).map(|()| Self::Members)?,

@@ -6,11 +6,13 @@
 //! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
 //! on the machine that runs it: the same seed and scenario give the same run.
 
+use super::churn::{Churn, Queues};
 use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
+use super::reader::Reader;
 use super::scenario::Scenario;
-use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Source};
-use crate::model::Time;
+use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source};
+use crate::model::{Class, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -156,12 +158,26 @@ pub(super) struct Engine {
     stratum_busy: u32,
     stratum_line: VecDeque<(u32, Chunk)>,
     announced: BTreeMap<u32, Vec<Peer>>,
+    queues: Option<Queues>,
+    churn: Option<Churn>,
+    newcomer: Newcomer,
     deadline: Time,
     pub(super) unfinished: usize,
     pub(super) events: u64,
     pub(super) messages: u64,
     pub(super) transfers: u64,
     pub(super) strata_bytes: u64,
+    /// By cell: what came in from outside of it.
+    pub(super) crossed_bytes: Vec<u64>,
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+struct Newcomer {
+    settings: Arc<Settings>,
+    read_ahead: Option<u32>,
+    class: Class,
+    seed: u64,
 }
 
 /// The bucket of a step.
@@ -184,8 +200,8 @@ impl Engine {
     pub(super) fn new(scenario: &Scenario, seed: u64, threads: usize) -> Self {
         let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
         let (up, down) = (bytes_s(scenario.fleet.up_mbit_s), bytes_s(scenario.fleet.down_mbit_s));
-        let slice_s = f64::from(scenario.content.slice_bytes) / up.max(down);
-        let step_ns = step_ns(slice_s, scenario.network.latency_us * 1_000);
+        let chunk_s = f64::from(scenario.chunk_bytes()) / up.max(down);
+        let step_ns = step_ns(chunk_s, scenario.network.latency_us * 1_000);
         let per_step = |bytes_s: f64| {
             #[expect(clippy::cast_possible_truncation, reason = "a rate, and it is a model")]
             let rate = (bytes_s * step_ns as f64 / 1e9) as f32;
@@ -198,20 +214,37 @@ impl Engine {
         downs.push(0.0);
         let map = Arc::new(Map::new(scenario, seed));
         let content = EvenContent::new(scenario);
-        let settings = Arc::new(scenario.settings.clone());
-        let machine = |me| Machine::new(me, &map, content, &settings, seed);
-        let machines: Vec<Machine> = (0..scenario.fleet.nodes).map(machine).collect();
+        let newcomer = Newcomer {
+            settings: Arc::new(scenario.settings.clone()),
+            read_ahead: scenario.content.read_ahead_chunks,
+            class: scenario.content.class,
+            seed,
+        };
+        let machines: Vec<Machine> =
+            (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, content)).collect();
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
         let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
         for to in 0..scenario.fleet.nodes {
             calendar.push(1, to, Event::WantAll(scenario.content.class, deadline));
         }
+        let fluid = match scenario.fleet.cell_down_mbit_s {
+            None => Fluid::new(&ups, &downs),
+            Some(rate) => {
+                // The stratum lies outside of all cells.
+                let cells = (0..scenario.fleet.nodes).map(|node| map.cell_of(node));
+                let group = cells.chain([scenario.cells()]).collect();
+                Fluid::with_doors(&ups, &downs, group, per_step(bytes_s(rate)))
+            }
+        };
         Self {
             machines,
             map,
             content,
             calendar,
-            fluid: Fluid::new(&ups, &downs),
+            queues: Queues::new(scenario, nodes + 1, step_ns),
+            churn: Churn::new(scenario, seed, step_ns),
+            newcomer,
+            fluid,
             step_ns,
             latency: steps(scenario.network.latency_us * 1_000, step_ns),
             region_latency: steps(scenario.network.region_latency_us * 1_000, step_ns),
@@ -226,6 +259,7 @@ impl Engine {
             messages: 0,
             transfers: 0,
             strata_bytes: 0,
+            crossed_bytes: vec![0; scenario.cells() as usize],
         }
     }
 
@@ -234,7 +268,7 @@ impl Engine {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        let wanted = self.machines.len() as u64 * u64::from(self.content.slices());
+        let wanted = self.machines.len() as u64 * u64::from(self.content.chunks());
         Progress { now: self.now(), transfers: self.transfers, wanted }
     }
 
@@ -245,6 +279,7 @@ impl Engine {
         let mut effects: Vec<Vec<(u32, Effect)>> = (0..parts).map(|_| Vec::new()).collect();
         let mut ended = Vec::new();
         while self.unfinished > 0 && self.calendar.next(self.fluid.is_idle(), &mut due) {
+            self.replace_the_dead();
             self.events += due.iter().map(Vec::len).sum::<usize>() as u64;
             self.react(&mut due, &mut effects);
             for list in &mut effects {
@@ -253,6 +288,9 @@ impl Engine {
                 }
             }
             self.fluid.step(&mut ended);
+            if let Some(queues) = &mut self.queues {
+                queues.step(self.calendar.now, &self.fluid);
+            }
             for flow in ended.drain(..) {
                 self.finish(flow);
             }
@@ -291,8 +329,50 @@ impl Engine {
         });
     }
 
-    fn latency(&self, from: u32, to: u32) -> u64 {
-        if self.map.same_region(from, to) { self.latency } else { self.region_latency }
+    /// Steps from one node to another, with the waits at both links.
+    fn way(&self, from: u32, to: u32) -> u64 {
+        let latency = if self.map.same_region(from, to) { self.latency } else { self.region_latency };
+        latency + self.queues.as_ref().map_or(0, |queues| queues.steps(from, to))
+    }
+
+    /// Lets nodes die, lets others notice, and begins replacements, when it is time.
+    fn replace_the_dead(&mut self) {
+        let Some(mut churn) = self.churn.take() else { return };
+        let now = self.calendar.now;
+        if churn.dies.is_some_and(|at| at <= now) {
+            churn.dies = None;
+            for victim in &churn.victims {
+                self.machines[*victim as usize].dead = true;
+                let stratum = u32::try_from(self.machines.len()).unwrap_or(u32::MAX);
+                self.fluid.stop(|flow| flow.from == *victim);
+                self.fluid.stop(|flow| flow.to == *victim && flow.from != stratum);
+                self.stratum_busy -= u32::try_from(self.fluid.stop(|flow| flow.to == *victim)).unwrap_or(0);
+                self.stratum_line.retain(|waiting| waiting.0 != *victim);
+            }
+            self.fill_stratum();
+        }
+        if churn.noticed.is_some_and(|at| at <= now) {
+            churn.noticed = None;
+            self.tell_all(&churn.victims, Event::Down);
+        }
+        if churn.replaced.is_some_and(|at| at <= now) {
+            churn.replaced = None;
+            for victim in &churn.victims {
+                self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, self.content);
+                self.calendar.push(now + 1, *victim, Event::WantAll(self.newcomer.class, self.deadline));
+            }
+            self.tell_all(&churn.victims, Event::Up);
+        }
+        self.churn = Some(churn);
+    }
+
+    /// Tells all that live of each of `whom`.
+    fn tell_all(&mut self, whom: &[u32], event: fn(u32) -> Event) {
+        for to in 0..u32::try_from(self.machines.len()).unwrap_or(u32::MAX) {
+            for peer in whom.iter().filter(|peer| **peer != to) {
+                self.calendar.push(self.calendar.now + 1, to, event(*peer));
+            }
+        }
     }
 
     fn apply(&mut self, from: u32, effect: Effect) {
@@ -300,7 +380,7 @@ impl Engine {
         match effect {
             Effect::Send(to, event) => {
                 self.messages += 1;
-                self.calendar.push(now + self.latency(from, to), to, event);
+                self.calendar.push(now + self.way(from, to), to, event);
             }
             Effect::Serve { ask, to, chunk } => {
                 let bytes = self.content.len_bytes(chunk) as f32;
@@ -352,20 +432,32 @@ impl Engine {
     fn finish(&mut self, flow: Flow<Carried>) {
         let now = self.calendar.now;
         self.transfers += 1;
+        let cell = self.map.cell_of(flow.to);
         match flow.what {
             Carried::Upload { ask, chunk } => {
+                if self.map.cell_of(flow.from) != cell {
+                    self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
+                }
                 let data = Event::Data { chunk, from: Source::Peer(Peer(flow.from)) };
-                self.calendar.push(now + self.latency(flow.from, flow.to), flow.to, data);
+                self.calendar.push(now + self.way(flow.from, flow.to), flow.to, data);
                 self.calendar.push(now + 1, flow.from, Event::Sent { ask });
             }
             Carried::FromStratum { chunk } => {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
+                self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 self.stratum_busy -= 1;
                 let data = Event::Data { chunk, from: Source::Strata };
-                self.calendar.push(now + 2 * self.latency, flow.to, data);
+                self.calendar.push(now + self.latency + self.way(flow.from, flow.to), flow.to, data);
                 self.fill_stratum();
             }
         }
+    }
+}
+
+impl Newcomer {
+    fn machine(&self, me: u32, map: &Arc<Map>, content: EvenContent) -> Machine {
+        let reader = self.read_ahead.map(|ahead| Reader::new(content.chunks(), ahead));
+        Machine::new(me, map, content, &self.settings, reader, self.seed)
     }
 }
 
@@ -382,6 +474,9 @@ fn react_all(
     for (to, event) in events.drain(..) {
         if let Some(before) = last.filter(|before| *before != to) {
             machines[(before - first) as usize].rest(now, step_ns, effects);
+        }
+        if machines[(to - first) as usize].dead {
+            continue;
         }
         last = Some(to);
         machines[(to - first) as usize].react(now, event, &mut out, effects);

@@ -3,6 +3,7 @@
 //! What surrounds [`Node`] here is what the driver is in an agent: it turns outputs into messages and messages into
 //! inputs, and decides nothing.
 
+use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
     Answer, Ask, Chunk, Content, Input, Nearness, Node, Outbox, Output, Peer, Peers, Segment, Settings,
@@ -74,7 +75,7 @@ impl Map {
         map
     }
 
-    fn cell_of(&self, node: u32) -> u32 {
+    pub(super) fn cell_of(&self, node: u32) -> u32 {
         // The inverse of `members_of`, whose cells differ by at most one member.
         u32::try_from(
             (u64::from(node) * u64::from(self.cells) + u64::from(self.cells) - 1) / u64::from(self.nodes),
@@ -105,20 +106,30 @@ impl Map {
     }
 }
 
-/// What one node sees of the map: everybody, alive.
+/// What one node sees of the map.
 #[derive(Clone, Debug)]
 pub(super) struct CellView {
     map: Arc<Map>,
     me: u32,
     cell: u32,
     members: (u32, u32),
+    /// Who is believed to be dead; all others are alive.
+    down: Vec<u32>,
 }
 
 impl CellView {
     fn new(map: &Arc<Map>, me: u32) -> Self {
         let cell = map.cell_of(me);
         let members = map.members_of(cell);
-        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end) }
+        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end), down: Vec::new() }
+    }
+
+    /// The home of the given rank among the living.
+    fn living_home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
+        if self.down.is_empty() {
+            return self.map.home(cell, slice, rank);
+        }
+        (0..).map_while(|rank| self.map.home(cell, slice, rank)).filter(|peer| self.is_up(*peer)).nth(rank)
     }
 }
 
@@ -138,17 +149,17 @@ impl Peers for CellView {
     }
 
     fn home(&self, slice: Slice, rank: usize) -> Option<Peer> {
-        self.map.home(self.cell, slice, rank)
+        self.living_home(self.cell, slice, rank)
     }
 
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer> {
         let region = self.cell / self.map.cells_per_region;
         let row = region as usize * self.map.slices as usize + slice.0 as usize;
-        self.map.home(*self.map.lease_cells.get(row)?, slice, rank)
+        self.living_home(*self.map.lease_cells.get(row)?, slice, rank)
     }
 
     fn is_up(&self, peer: Peer) -> bool {
-        peer.0 < self.map.nodes
+        peer.0 < self.map.nodes && !self.down.contains(&peer.0)
     }
 
     fn has_other_regions(&self) -> bool {
@@ -168,42 +179,45 @@ impl Peers for CellView {
     }
 }
 
-/// Slices of one length, each moved as one chunk.
+/// Slices of one length, each of a few chunks of one length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EvenContent {
-    slices: u32,
-    slice_bytes: u32,
+    chunks: u32,
+    slice_chunks: u32,
+    chunk_bytes: u32,
     last_bytes: u32,
 }
 
 impl EvenContent {
     pub(super) fn new(scenario: &Scenario) -> Self {
-        let slice_bytes = scenario.content.slice_bytes;
-        let rest = scenario.content.bytes % u64::from(slice_bytes);
-        let last_bytes = u32::try_from(rest).ok().filter(|rest| *rest > 0).unwrap_or(slice_bytes);
-        Self { slices: scenario.slices(), slice_bytes, last_bytes }
+        let chunk_bytes = scenario.chunk_bytes();
+        let rest = scenario.content.bytes % u64::from(chunk_bytes);
+        let last_bytes = u32::try_from(rest).ok().filter(|rest| *rest > 0).unwrap_or(chunk_bytes);
+        let slice_chunks = scenario.content.slice_bytes / chunk_bytes;
+        Self { chunks: scenario.chunks(), slice_chunks, chunk_bytes, last_bytes }
     }
 
-    pub(super) fn slices(self) -> u32 {
-        self.slices
+    pub(super) fn chunks(self) -> u32 {
+        self.chunks
     }
 }
 
 impl Content for EvenContent {
     fn slice(&self, chunk: Chunk) -> Slice {
-        Slice(chunk.0)
+        Slice(chunk.0 / self.slice_chunks)
     }
 
     fn segment(&self, slice: Slice) -> Segment {
         Segment(slice.0 / SEGMENT_SLICES)
     }
 
-    fn part(&self, _chunk: Chunk) -> u8 {
-        0
+    fn part(&self, chunk: Chunk) -> u8 {
+        let part = u64::from(chunk.0 % self.slice_chunks) * 64 / u64::from(self.slice_chunks);
+        u8::try_from(part).unwrap_or(0)
     }
 
     fn len_bytes(&self, chunk: Chunk) -> u32 {
-        if chunk.0 + 1 == self.slices { self.last_bytes } else { self.slice_bytes }
+        if chunk.0 + 1 == self.chunks { self.last_bytes } else { self.chunk_bytes }
     }
 }
 
@@ -226,6 +240,10 @@ pub(super) enum Event {
     Providers { segment: Segment, peers: Vec<Peer> },
     /// The deadline that was asked for.
     Wake,
+    /// A peer is believed to be dead, or alive again.
+    Down(u32),
+    /// See [`Event::Down`].
+    Up(u32),
 }
 
 /// What a machine causes beyond itself.
@@ -265,10 +283,15 @@ pub(super) struct Machine {
     incoming: Vec<Option<Incoming>>,
     free: Vec<u32>,
     wake: Time,
-    slices: u32,
+    chunks: u32,
+    reader: Option<Reader>,
+    /// Dead and not replaced yet: nothing reaches it.
+    pub(super) dead: bool,
     /// Chunks delivered and given up.
     pub(super) delivered: u32,
     pub(super) given_up: u32,
+    /// Bytes given to peers.
+    pub(super) given: u64,
     /// Bytes taken from peers and from the stratum.
     pub(super) from_peers: u64,
     pub(super) from_strata: u64,
@@ -282,6 +305,7 @@ impl Machine {
         map: &Arc<Map>,
         content: EvenContent,
         settings: &Arc<Settings>,
+        reader: Option<Reader>,
         seed: u64,
     ) -> Self {
         let view = CellView::new(map, me);
@@ -292,9 +316,12 @@ impl Machine {
             incoming: Vec::new(),
             free: Vec::new(),
             wake: Time::NEVER,
-            slices: content.slices,
+            chunks: content.chunks,
+            reader,
+            dead: false,
             delivered: 0,
             given_up: 0,
+            given: 0,
             from_peers: 0,
             from_strata: 0,
             finished: None,
@@ -311,7 +338,8 @@ impl Machine {
     ) {
         match event {
             Event::WantAll(class, deadline) => {
-                for chunk in (0..self.slices).map(Chunk) {
+                self.read_on(now, deadline, out);
+                for chunk in (0..self.chunks).map(Chunk) {
                     self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
                 }
             }
@@ -347,8 +375,10 @@ impl Machine {
                 self.node.handle(now, Input::Arrived { chunk, from }, out);
             }
             Event::Sent { ask } => {
-                self.end(ask);
-                self.node.handle(now, Input::Served { ask, ok: true }, out);
+                if let Some(incoming) = self.end(ask) {
+                    self.given += u64::from(self.node.content().len_bytes(incoming.chunk));
+                    self.node.handle(now, Input::Served { ask, ok: true }, out);
+                }
             }
             Event::Providers { segment, peers } => {
                 self.node.handle(now, Input::Providers { segment, peers }, out);
@@ -360,9 +390,42 @@ impl Machine {
                 self.wake = Time::NEVER;
                 self.node.handle(now, Input::Tick, out);
             }
+            Event::Down(peer) => self.peer_down(now, peer, out),
+            Event::Up(peer) => {
+                self.node.peers_mut().down.retain(|other| *other != peer);
+                self.node.handle(now, Input::PeerUp { peer: Peer(peer) }, out);
+            }
         }
-        for output in out.drain() {
-            self.carry_out(now, output, effects);
+        loop {
+            for output in out.drain() {
+                self.carry_out(now, output, effects);
+            }
+            let Some(until) = self.reader.as_ref().filter(|reader| reader.may_go_on()).map(Reader::deadline)
+            else {
+                break;
+            };
+            self.read_on(now, until, out);
+        }
+    }
+
+    /// The reader, if there is one, wants what it reads next.
+    fn read_on(&mut self, now: Time, deadline: Time, out: &mut Outbox) {
+        let Some(reader) = &mut self.reader else { return };
+        for (chunk, class) in reader.go_on(deadline) {
+            self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
+        }
+    }
+
+    fn peer_down(&mut self, now: Time, peer: u32, out: &mut Outbox) {
+        self.node.peers_mut().down.push(peer);
+        self.node.handle(now, Input::PeerDown { peer: Peer(peer) }, out);
+        for number in 0..self.incoming.len() {
+            if self.incoming[number].is_some_and(|incoming| incoming.peer == peer) {
+                let ask = Ask(u32::try_from(number).unwrap_or(u32::MAX));
+                let serving = self.end(ask).is_some_and(|incoming| incoming.serving);
+                let input = if serving { Input::Served { ask, ok: false } } else { Input::AskGone { ask } };
+                self.node.handle(now, input, out);
+            }
         }
     }
 
@@ -406,7 +469,12 @@ impl Machine {
             Output::CancelUpstream { chunk } => Effect::StopUpstream(chunk),
             Output::FindProviders { segment } => Effect::Find(segment),
             Output::Announce { segment } => Effect::Announce(segment),
-            Output::Deliver { .. } => {
+            Output::Deliver { chunk } => {
+                if let Some(reader) = &mut self.reader
+                    && !reader.note(chunk)
+                {
+                    return; // Wanted twice.
+                }
                 self.delivered += 1;
                 return self.note_end(now);
             }
@@ -421,7 +489,7 @@ impl Machine {
     }
 
     fn note_end(&mut self, now: Time) {
-        if self.delivered + self.given_up == self.slices {
+        if self.delivered + self.given_up == self.chunks {
             self.finished = Some(now);
         }
     }

@@ -9,6 +9,10 @@
 const ROUNDS: usize = 3;
 /// Below this share of its capacity a link counts as full.
 const FULL: f32 = 1e-3;
+/// Below this share of its capacity left, a link is busy.
+const BUSY: f32 = 0.02;
+/// More than any link carries in a step, and far from where the arithmetic ends.
+const NO_LIMIT: f32 = 1e30;
 /// Bytes below which nothing is left to move: the arithmetic has 24 bits.
 const NOTHING: f32 = 0.5;
 
@@ -34,6 +38,12 @@ pub(super) struct Fluid<S> {
     open: Vec<u32>,
     up: Vec<Link>,
     down: Vec<Link>,
+    /// Links of groups, if there are any: what an end takes from outside of its group passes its door. The last one
+    /// stands for no door.
+    doors: Vec<Link>,
+    group: Vec<u32>,
+    /// By flow, if there are doors.
+    door: Vec<u32>,
 }
 
 /// One direction of an end's link: all that a step needs of it, side by side.
@@ -85,7 +95,26 @@ impl<S: Copy> Fluid<S> {
             open: Vec::new(),
             up: links(up),
             down: links(down),
+            doors: Vec::new(),
+            group: Vec::new(),
+            door: Vec::new(),
         }
+    }
+
+    /// The same, with a group for each end; what an end takes from outside of its group shares the group's `door`, in
+    /// bytes a step.
+    pub(super) fn with_doors(up: &[f32], down: &[f32], group: Vec<u32>, door: f32) -> Self {
+        assert_eq!(up.len(), group.len(), "an end has one group");
+        let groups = group.iter().copied().max().map_or(0, |last| last as usize + 1);
+        let mut doors = vec![Link::new(door); groups];
+        doors.push(Link::new(NO_LIMIT));
+        Self { doors, group, ..Self::new(up, down) }
+    }
+
+    /// Whether an end's uplink and its downlink were busy in the last step.
+    pub(super) fn is_busy(&self, end: u32) -> [bool; 2] {
+        let busy = |link: &Link| link.flows > 0.0 && link.left <= link.capacity * BUSY;
+        [busy(&self.up[end as usize]), busy(&self.down[end as usize])]
     }
 
     /// Whether nothing moves.
@@ -101,6 +130,12 @@ impl<S: Copy> Fluid<S> {
         self.ends.push((flow.from, flow.to));
         self.left.push(bytes);
         self.rate.push(0.0);
+        if let Some(none) = self.doors.len().checked_sub(1) {
+            let [from, to] = [flow.from, flow.to].map(|end| self.group[end as usize]);
+            let door = if from == to { u32::try_from(none).unwrap_or(0) } else { to };
+            self.doors[door as usize].flows += 1.0;
+            self.door.push(door);
+        }
     }
 
     fn flow(&self, index: usize) -> Flow<S> {
@@ -130,6 +165,10 @@ impl<S: Copy> Fluid<S> {
         self.ends.swap_remove(index);
         self.left.swap_remove(index);
         self.rate.swap_remove(index);
+        if !self.doors.is_empty() {
+            let door = self.door.swap_remove(index);
+            self.doors[door as usize].flows -= 1.0;
+        }
         flow
     }
 
@@ -148,11 +187,21 @@ impl<S: Copy> Fluid<S> {
     }
 
     fn fill(&mut self) {
-        let (up, down) = (self.up.as_mut_slice(), self.down.as_mut_slice());
-        up.iter_mut().chain(down.iter_mut()).for_each(Link::begin);
-        for ((rate, left), (from, to)) in self.rate.iter_mut().zip(&self.left).zip(&self.ends) {
-            let (up, down) = (&mut up[*from as usize], &mut down[*to as usize]);
-            *rate = up.share.min(down.share).min(*left);
+        if self.doors.is_empty() { self.fill_links::<false>() } else { self.fill_links::<true>() }
+    }
+
+    fn fill_links<const DOORS: bool>(&mut self) {
+        let (up, down, doors) = (self.up.as_mut_slice(), self.down.as_mut_slice(), self.doors.as_mut_slice());
+        up.iter_mut().chain(down.iter_mut()).chain(doors.iter_mut()).for_each(Link::begin);
+        for (index, rate) in self.rate.iter_mut().enumerate() {
+            let (from, to) = self.ends[index];
+            let (up, down) = (&mut up[from as usize], &mut down[to as usize]);
+            *rate = up.share.min(down.share).min(self.left[index]);
+            if DOORS {
+                let door = &mut doors[self.door[index] as usize];
+                *rate = rate.min(door.share);
+                door.left -= *rate;
+            }
             up.left -= *rate;
             down.left -= *rate;
         }
@@ -162,28 +211,39 @@ impl<S: Copy> Fluid<S> {
         }
         let mut candidates = self.open.len();
         for _ in 1..ROUNDS {
-            up.iter_mut().chain(down.iter_mut()).for_each(Link::close);
+            up.iter_mut().chain(down.iter_mut()).chain(doors.iter_mut()).for_each(Link::close);
             let mut kept = 0;
             for place in 0..candidates {
                 let flow = self.open[place];
                 let index = flow as usize;
                 let (from, to) = self.ends[index];
                 let (up, down) = (&mut up[from as usize], &mut down[to as usize]);
-                let takes = (up.left > 0.0) & (down.left > 0.0) & (self.rate[index] < self.left[index]);
+                let mut takes = (up.left > 0.0) & (down.left > 0.0) & (self.rate[index] < self.left[index]);
+                if DOORS {
+                    takes &= doors[self.door[index] as usize].left > 0.0;
+                }
                 // Without a branch: which flows take part is as good as random.
                 let one = f32::from(u8::from(takes));
                 up.takers += one;
                 down.takers += one;
+                if DOORS {
+                    doors[self.door[index] as usize].takers += one;
+                }
                 self.open[kept] = flow;
                 kept += usize::from(takes);
             }
             candidates = kept;
-            up.iter_mut().chain(down.iter_mut()).for_each(Link::divide);
+            up.iter_mut().chain(down.iter_mut()).chain(doors.iter_mut()).for_each(Link::divide);
             for flow in &self.open[..candidates] {
                 let index = *flow as usize;
                 let (from, to) = self.ends[index];
                 let (up, down) = (&mut up[from as usize], &mut down[to as usize]);
-                let more = up.share.min(down.share).min(self.left[index] - self.rate[index]);
+                let mut more = up.share.min(down.share).min(self.left[index] - self.rate[index]);
+                if DOORS {
+                    let door = &mut doors[self.door[index] as usize];
+                    more = more.min(door.share);
+                    door.left -= more;
+                }
                 self.rate[index] += more;
                 up.left -= more;
                 down.left -= more;
@@ -229,6 +289,20 @@ mod tests {
                 "{end}: {sent} {taken} of {capacity}"
             );
         }
+    }
+
+    #[test]
+    fn what_comes_from_outside_shares_the_door_of_its_group() {
+        let mut fluid = Fluid::with_doors(&[10.0; 4], &[10.0; 4], vec![0, 0, 1, 1], 4.0);
+        for (from, to) in [(2, 0), (3, 1), (1, 0)] {
+            fluid.start(Flow { from, to, what: () }, 1e9);
+        }
+        fluid.step(&mut Vec::new());
+        for (found, exact) in fluid.rate.iter().zip([2.0, 2.0, 8.0]) {
+            assert!((found - exact).abs() < 0.2, "{found} for {exact}");
+        }
+        let busy = [0, 1].map(|end| fluid.is_busy(end));
+        assert_eq!(busy, [[false, true], [false, false]], "only the downlink of the first is used up");
     }
 
     #[test]

@@ -5,13 +5,16 @@
 //! network (`fluid`) and the least possible time to compare with (`bound`).
 
 mod bound;
+mod churn;
 mod engine;
 mod fleet;
 mod fluid;
 #[cfg(test)]
 mod fluid_oracle;
+mod reader;
 mod report;
 mod scenario;
+pub mod swarm;
 #[cfg(test)]
 mod tests;
 

@@ -36,6 +36,10 @@ pub struct Report {
     pub strata_bytes: u64,
     /// The same in copies of the content.
     pub strata_copies: f64,
+    /// Most that came into a cell from outside of it, the stratum included, in copies of the content.
+    pub most_into_a_cell_copies: f64,
+    /// Most that a node gave to others, in copies of the content.
+    pub most_given_copies: f64,
     /// Messages between nodes and to the stratum.
     pub messages: u64,
     /// Chunks that moved.
@@ -107,6 +111,9 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         p99_s: quantile(99),
         strata_bytes: engine.strata_bytes,
         strata_copies: engine.strata_bytes as f64 / bytes,
+        most_into_a_cell_copies: engine.crossed_bytes.iter().copied().max().unwrap_or(0) as f64 / bytes,
+        most_given_copies: engine.machines.iter().map(|machine| machine.given).max().unwrap_or(0) as f64
+            / bytes,
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,

@@ -4,8 +4,8 @@ use crate::mesh::proto::Settings;
 use crate::model::Class;
 use serde::Deserialize;
 
-/// Most nodes times slices that a run may have: two bytes and a want each, below 4 GiB together.
-const NODE_SLICES_MAX: u64 = 200_000_000;
+/// Most nodes times chunks that a run may have: two bytes and a want each, below 4 GiB together.
+const NODE_CHUNKS_MAX: u64 = 200_000_000;
 /// Most members of a region's cell times slices: what the table of homes holds.
 const CELL_SLICES_MAX: u64 = 10_000_000;
 
@@ -23,9 +23,25 @@ pub struct Scenario {
     pub content: Content,
     /// Where it comes from.
     pub stratum: Stratum,
+    /// Nodes that die.
+    pub deaths: Option<Deaths>,
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
+}
+
+/// Nodes that die, all at once, and are replaced by empty ones of the same number.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deaths {
+    /// How many of 100 nodes, drawn by the seed; at least one.
+    pub per_cent: u32,
+    /// When, in milliseconds.
+    pub at_ms: u64,
+    /// When the others notice, in milliseconds after that. Until then who asks them hears nothing.
+    pub noticed_after_ms: u64,
+    /// When the replacements begin, in milliseconds after the deaths.
+    pub replaced_after_ms: u64,
 }
 
 /// The nodes: all alike, the same number in each cell.
@@ -42,6 +58,9 @@ pub struct Fleet {
     pub up_mbit_s: f64,
     /// Downlink of a node, in Mbit/s.
     pub down_mbit_s: f64,
+    /// The link through which all comes into a cell that was sent outside of it, in Mbit/s; without it, that is no
+    /// limit.
+    pub cell_down_mbit_s: Option<f64>,
 }
 
 /// Delays.
@@ -56,6 +75,9 @@ pub struct Network {
     /// From a look-up in the DHT to its answer, in milliseconds.
     #[serde(default = "default_lookup_ms")]
     pub lookup_ms: u64,
+    /// Milliseconds that a message waits at either end's link when that is busy.
+    #[serde(default)]
+    pub queue_ms: u64,
 }
 
 fn default_region_latency_us() -> u64 {
@@ -66,7 +88,7 @@ fn default_lookup_ms() -> u64 {
     200
 }
 
-/// The content: slices that move as a whole.
+/// The content: slices, in chunks of one length.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Content {
@@ -74,8 +96,12 @@ pub struct Content {
     pub bytes: u64,
     /// Bytes of a slice. The last one may be shorter.
     pub slice_bytes: u32,
+    /// Bytes of a chunk, which moves as a whole and divides the slice; a slice is one chunk if it is not given.
+    pub chunk_bytes: Option<u32>,
     /// How urgently all nodes want all of it, from time 0.
     pub class: Class,
+    /// On each node somebody also reads the content in its order, with this many chunks of read-ahead.
+    pub read_ahead_chunks: Option<u32>,
     /// Seconds after which the nodes give up, and the run ends.
     pub deadline_s: u32,
 }
@@ -135,6 +161,16 @@ impl Scenario {
             .unwrap_or(u32::MAX)
     }
 
+    /// Bytes of a chunk.
+    pub fn chunk_bytes(&self) -> u32 {
+        self.content.chunk_bytes.unwrap_or(self.content.slice_bytes)
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> u32 {
+        u32::try_from(self.content.bytes.div_ceil(u64::from(self.chunk_bytes().max(1)))).unwrap_or(u32::MAX)
+    }
+
     /// Number of cells in all regions.
     pub fn cells(&self) -> u32 {
         self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
@@ -153,6 +189,7 @@ impl Scenario {
         for (key, rate) in [
             ("fleet.up_mbit_s", fleet.up_mbit_s),
             ("fleet.down_mbit_s", fleet.down_mbit_s),
+            ("fleet.cell_down_mbit_s", fleet.cell_down_mbit_s.unwrap_or(1.0)),
             ("stratum.up_mbit_s", stratum.up_mbit_s),
         ] {
             check((0.001..=1e7).contains(&rate), key, rate, "0.001 to 10 000 000 (Mbit/s)")?;
@@ -162,20 +199,29 @@ impl Scenario {
         let regional = network.region_latency_us;
         check(regional <= minute_us, "network.region_latency_us", regional, "at most a minute")?;
         check(network.lookup_ms <= 60_000, "network.lookup_ms", network.lookup_ms, "at most a minute")?;
+        check(network.queue_ms <= 60_000, "network.queue_ms", network.queue_ms, "at most a minute")?;
         check(content.bytes >= 1, "content.bytes", content.bytes, "at least 1")?;
         let slice = content.slice_bytes;
         check((1 << 10..=1 << 29).contains(&slice), "content.slice_bytes", slice, "1 KiB to 512 MiB")?;
+        let chunk = self.chunk_bytes();
+        check(
+            chunk >= 1 << 10 && slice.is_multiple_of(chunk),
+            "content.chunk_bytes",
+            chunk,
+            "at least 1 KiB, and a divisor of content.slice_bytes",
+        )?;
         let slices = content.bytes.div_ceil(u64::from(slice));
+        let chunks = content.bytes.div_ceil(u64::from(chunk));
         let most = u64::from(settings.wants_max.min(settings.numbers_max));
         check(
-            slices <= most,
+            chunks <= most,
             "content.bytes",
             content.bytes,
-            format!("at most {most} slices, not {slices}"),
+            format!("at most {most} chunks, not {chunks}"),
         )?;
-        let total = slices * u64::from(fleet.nodes);
-        let must = format!("nodes x slices at most {NODE_SLICES_MAX}, not {total}");
-        check(total <= NODE_SLICES_MAX, "fleet.nodes", fleet.nodes, must)?;
+        let total = chunks * u64::from(fleet.nodes);
+        let must = format!("nodes x chunks at most {NODE_CHUNKS_MAX}, not {total}");
+        check(total <= NODE_CHUNKS_MAX, "fleet.nodes", fleet.nodes, must)?;
         let homes = slices * u64::from(self.cells());
         let must = format!("cells x slices at most {CELL_SLICES_MAX}, not {homes}");
         check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
@@ -185,6 +231,18 @@ impl Scenario {
             content.deadline_s,
             "1 to 86 400",
         )?;
+        if let Some(deaths) = &self.deaths {
+            let per_cent = deaths.per_cent;
+            check((1..=100).contains(&per_cent), "deaths.per_cent", per_cent, "1 to 100")?;
+            let latest = deaths.at_ms.max(deaths.noticed_after_ms).max(deaths.replaced_after_ms);
+            check(latest <= 86_400_000, "deaths.*_ms", latest, "at most a day")?;
+            check(
+                deaths.noticed_after_ms < deaths.replaced_after_ms,
+                "deaths.noticed_after_ms",
+                deaths.noticed_after_ms,
+                "less than deaths.replaced_after_ms",
+            )?;
+        }
         check(
             (1..=65_536).contains(&stratum.connections),
             "stratum.connections",

@@ -62,12 +62,18 @@ fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
     let error = |from: &str, to: &str| Scenario::parse(&SMALL.replace(from, to)).unwrap_err().to_string();
     for (from, to, parts) in [
         ("nodes = 120", "nodes = 0", ["fleet.nodes", "0"]),
-        ("nodes = 120", "nodes = 9_000_000", ["nodes x slices", "200000000"]),
+        ("nodes = 120", "nodes = 9_000_000", ["nodes x chunks", "200000000"]),
         ("nodes = 120", "noodles = 120", ["noodles", "line 4"]),
         ("seed = 1", "", ["seed", "missing"]),
         ("cells_per_region = 3", "cells_per_region = 500", ["fleet.cells_per_region", "500"]),
-        ("bytes = 100_000_000", "bytes = 100_000_000_000_000", ["content.bytes", "slices"]),
+        ("bytes = 100_000_000", "bytes = 100_000_000_000_000", ["content.bytes", "chunks"]),
         ("slice_bytes = 1_048_576", "slice_bytes = 5", ["content.slice_bytes", "5"]),
+        ("class =", "chunk_bytes = 65_537\nclass =", ["content.chunk_bytes", "65537"]),
+        (
+            "[network]",
+            "[deaths]\nper_cent = 0\nat_ms = 1\nnoticed_after_ms = 1\nreplaced_after_ms = 2\n[network]",
+            ["deaths.per_cent", "0"],
+        ),
         ("up_mbit_s = 40_000", "up_mbit_s = nan", ["stratum.up_mbit_s", "NaN"]),
         ("'Fill'", "'fill'", ["fill", "Prefetch"]),
         ("connections = 64", "connections = 64\n[settings]\nwindow = 3", ["window", "unknown"]),

@@ -8,17 +8,23 @@ use super::durable;
 use super::root::{SignedRoot, Succession, TrustError, VerifiedRoot};
 use super::sections::{parse, unparse};
 use crate::ambient;
-use crate::model::{RepositoryName, limits};
+use crate::model::{ContentId, RepositoryName, limits};
+use crate::seldom::Seldom;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Most repositories that a node knows (guess: far above any site's number).
 const REPOSITORIES_MAX: usize = 10_000;
 const BY_HAND: &str = "card-by-hand";
 const SIGNED: &str = "card";
 const ROOT: &str = "root";
+/// Peers can provoke these warnings, so they are written once a minute each.
+static OTHER_FINGERPRINT: Seldom = Seldom::new(Duration::from_secs(60));
+static TOO_MANY: Seldom = Seldom::new(Duration::from_secs(60));
+static CONTRADICTION: Seldom = Seldom::new(Duration::from_secs(60));
 
 /// Why the registry cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -183,15 +189,19 @@ impl Repositories {
                 return Ok(CardVerdict::Known);
             }
             if entry.card().is_some_and(|known| known.fingerprint != card.fingerprint) {
-                tracing::warn!(
-                    repository = %card.name, fingerprint = %card.fingerprint,
-                    "a signed card names another fingerprint than the one known here; it is not adopted"
-                );
+                if let Some(held_back) = OTHER_FINGERPRINT.pass() {
+                    tracing::warn!(
+                        repository = %card.name, fingerprint = %card.fingerprint, held_back,
+                        "a signed card names another fingerprint than the one known here; it is not adopted"
+                    );
+                }
                 return Ok(CardVerdict::Known);
             }
         }
         if self.make_room(&card.name).is_err() {
-            tracing::warn!(repository = %card.name, "too many repositories are known; the card is not adopted");
+            if let Some(held_back) = TOO_MANY.pass() {
+                tracing::warn!(repository = %card.name, held_back, "too many repositories are known; the card is not adopted");
+            }
             return Ok(CardVerdict::Known);
         }
         self.write(&card.name, SIGNED, bytes)?;
@@ -209,6 +219,10 @@ impl Repositories {
             Ok(name) => name,
             Err(error) => return Ok(RootVerdict::Invalid(error)),
         };
+        // Every neighbour tells of the newest root: most of what comes is this, and costs no signature.
+        if self.newest_root(&name).is_some_and(|newest| newest.id() == ContentId::of(bytes)) {
+            return Ok(RootVerdict::Known);
+        }
         let _changing = self.change();
         let Some(card) = self.card(&name) else { return Ok(RootVerdict::UnknownRepository(name)) };
         let root = match SignedRoot::verify(bytes, &name, &card.fingerprint, ambient::unix_now()) {
@@ -221,10 +235,12 @@ impl Repositories {
             Succession::Same => return Ok(RootVerdict::Known),
             Succession::Older => return Ok(RootVerdict::Older),
             Succession::Contradicts => {
-                tracing::warn!(
-                    repository = %name, revision = %root.root().revision, root = %root.id(),
-                    "another root was accepted for this revision: are there two publishers?"
-                );
+                if let Some(held_back) = CONTRADICTION.pass() {
+                    tracing::warn!(
+                        repository = %name, revision = %root.root().revision, root = %root.id(), held_back,
+                        "another root was accepted for this revision: are there two publishers?"
+                    );
+                }
                 return Ok(RootVerdict::Older);
             }
         }

@@ -4,6 +4,7 @@
 //! under way (withdrawn, or its chunk's number means something else by now) changes nothing, except that
 //! verified bytes are always welcome.
 
+use super::super::conduct::Offence;
 use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::ports::UpstreamFailure;
 use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, Source};
@@ -18,7 +19,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +29,6 @@ const UPSTREAM_MAX_CHUNKS: usize = 64;
 const UPSTREAM_MAX_GAP: u64 = 256 << 10;
 /// Calls for the strata that run at once; the core bounds their bytes.
 const UPSTREAM_CALLS: usize = 16;
-/// How long a node is banned that sent wrong bytes or forged documents: as long as the core distrusts it.
-pub(super) const BAN: Duration = Duration::from_secs(600);
 
 /// An ask under way.
 struct Asked {
@@ -152,7 +150,7 @@ impl Driver {
             Output::Distrust { peer } => {
                 count(&self.links.counters.wrong_bytes);
                 if let Some(node) = self.peers.get(peer).map(|entry| entry.node) {
-                    self.ban(node);
+                    self.report(node, Offence::WrongBytes);
                 }
             }
             Output::Ask { .. } | Output::FetchUpstream { .. } | Output::CancelUpstream { .. } => {
@@ -165,12 +163,10 @@ impl Driver {
         self.links.network.as_ref()?.dht.as_ref()
     }
 
-    /// Closes all connections with a node that lied, and has none for a while.
-    pub(super) fn ban(&self, node: NodeId) {
+    /// Notes what a node did; too much of it, and all connections with it are closed for a while.
+    pub(super) fn report(&self, node: NodeId, offence: Offence) {
         if let Some(network) = &self.links.network {
-            tracing::warn!(%node, "banned: it sent wrong bytes or a forged document");
-            count(&self.links.counters.bans);
-            network.endpoint.ban(node, BAN);
+            network.endpoint.report(node, offence);
         }
     }
 
@@ -265,14 +261,18 @@ impl Driver {
                 return;
             }
             PeerReply::Busy { holders, load } => {
+                count(&self.links.counters.told_busy);
                 told(Answer::Busy { holders: self.numbers_of(&holders) }, load)
             }
             PeerReply::Missing { holders, load } => {
+                count(&self.links.counters.told_missing);
                 told(Answer::Missing { holders: self.numbers_of(&holders) }, load)
             }
             PeerReply::Failed(why) => {
-                if why == Failure::Unreachable {
-                    self.unreachable(peer);
+                match why {
+                    Failure::Unreachable => self.unreachable(peer),
+                    Failure::TimedOut => count(&self.links.counters.stalls),
+                    Failure::WrongBytes | Failure::Refused => {}
                 }
                 Input::Failed { chunk, from: Source::Peer(peer), why }
             }
@@ -327,6 +327,7 @@ impl Driver {
         let (links, calls) = (self.links.for_task(), Arc::clone(&self.upstream.calls));
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = call.stop.cancelled() => {}
                 () = fetch(&links, &calls, repository, chunks, numbers) => {}
             }
@@ -516,6 +517,7 @@ async fn exchange(
 ) {
     while open.iter().any(|open| *open) {
         let (index, reply) = tokio::select! {
+            biased;
             reply = asking.next() => match reply {
                 Some(reply) => reply,
                 None => return,

@@ -117,6 +117,7 @@ pub(super) async fn watch(watch: Watch) {
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = work => {}
         }

@@ -284,7 +284,11 @@ impl ContentBook {
     /// All numbers whose chunks have this name, whatever their references say beside it.
     pub(super) fn with_id(&self, id: &ContentId) -> SmallVec<[Chunk; 1]> {
         let is = |number: &u32| self.chunks.get(*number).and_then(Row::id).as_ref() == Some(id);
-        self.by_id.candidates(self.hasher.hash_one(id)).filter(is).map(Chunk).collect()
+        let found = self.by_id.candidates(self.hasher.hash_one(id)).filter(is).map(Chunk);
+        let mut found: SmallVec<[Chunk; 1]> = found.collect();
+        // Where they stand in the index depends on the hasher's key.
+        found.sort_unstable();
+        found
     }
 
     /// Notes whether the core holds a chunk for stored; says whether that is a change.

@@ -17,14 +17,17 @@ macro_rules! counters {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
         pub struct MeshCounts {
             $($(#[$doc])+ pub $name: u64,)+
+            /// Nodes banned.
+            pub bans: u64,
             /// What the core decided how often.
             pub core: Counts,
         }
 
         impl MeshCounters {
-            /// All values.
-            pub(super) fn snapshot(&self) -> MeshCounts {
+            /// All values, and the bans that the endpoint counted.
+            pub(super) fn snapshot(&self, bans: u64) -> MeshCounts {
                 MeshCounts {
+                    bans,
                     $($name: self.$name.load(Ordering::Relaxed),)+
                     core: *self.core.lock().unwrap_or_else(PoisonError::into_inner),
                 }
@@ -61,8 +64,6 @@ counters! {
     upstream_bytes,
     /// Chunks that peers sent with wrong bytes.
     wrong_bytes,
-    /// Nodes banned.
-    bans,
     /// Documents that came in fresh.
     news_fresh,
     /// Documents handed on.
@@ -71,6 +72,14 @@ counters! {
     news_invalid,
     /// Requests of peers that were turned away because too much was under way.
     overload,
+    /// Asks to which a peer said `Busy`, truly or not.
+    told_busy,
+    /// Asks to which a peer said that it does not have the chunk.
+    told_missing,
+    /// Asks on which a peer was silent for too long.
+    stalls,
+    /// Documents that came again and were not looked at.
+    news_repeated,
 }
 
 /// Counts one more.

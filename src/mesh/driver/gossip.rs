@@ -77,17 +77,18 @@ impl Driver {
     pub(super) fn member_changed(&mut self, event: MemberEvent) {
         match event {
             MemberEvent::Up { node, addr, certificate } => {
-                let known = self.gossip.members.insert(node, (addr, certificate)).is_some();
-                if let Some(network) = self.links.network.as_ref().filter(|_| known) {
-                    // It restarted or moved before anybody missed it: old connections lead nowhere.
-                    network.endpoint.disconnect(&node);
-                }
+                self.gossip.members.insert(node, (addr, certificate));
                 let cell = self.cell.clone();
                 if let Some(peer) = self.meet(node, addr, Some(&cell)) {
                     self.set_up(peer, true);
                 }
                 if let Some(dht) = self.dht() {
                     dht.add_member(Neighbour { node, addr, cell });
+                }
+            }
+            MemberEvent::Moved(node) => {
+                if let Some(network) = &self.links.network {
+                    network.endpoint.disconnect(&node);
                 }
             }
             MemberEvent::Down(node) => {
@@ -138,6 +139,9 @@ impl Driver {
         if let Some(peer) = self.meet(node, addr, Some(&cell)) {
             if !own {
                 self.set_up(peer, true);
+                if let Some(network) = &self.links.network {
+                    network.swim.not_ours(node);
+                }
             } else if let Some(network) = &self.links.network {
                 network.swim.add_contact(node, addr);
             }
@@ -196,6 +200,11 @@ impl Driver {
 
     /// Has a document of a peer judged.
     pub(super) fn judge(&mut self, news: News, from: NodeId) {
+        if self.news.knows(&news) {
+            // It was judged fresh before, so nothing can come of judging it again.
+            count(&self.links.counters.news_repeated);
+            return;
+        }
         let Ok(permit) = Arc::clone(&self.gossip.judging).try_acquire_owned() else {
             count(&self.links.counters.overload);
             return;

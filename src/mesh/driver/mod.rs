@@ -29,14 +29,15 @@ mod serve;
 mod settle;
 mod task;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod wants;
 
 use counters::MeshCounters;
 pub use counters::MeshCounts;
 
+use super::conduct::{Conduct, Offence};
 use super::dht::{Dht, DhtCounters, DhtStart, Neighbour, Spread};
-use super::endpoint::Endpoint;
+use super::endpoint::{DoorBook, DoorCounts, Endpoint};
 use super::ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained};
 use super::proto::{Settings, Start};
 use super::registry::MemberConnection;
@@ -139,6 +140,7 @@ pub struct Mesh {
     counters: Arc<MeshCounters>,
     dht: Option<Arc<DhtCounters>>,
     swim: Option<Arc<SwimCounters>>,
+    defence: Option<(Arc<Conduct>, Arc<DoorBook>)>,
     news: watch::Receiver<u64>,
     local: Arc<dyn Local>,
     stop: CancellationToken,
@@ -168,7 +170,7 @@ impl Mesh {
         };
         let core = Start { me: peers::ME, settings, generator: ambient::generator() };
         let recorder = record.map(|to| Recorder::start(to, &core)).transpose()?;
-        let (mut dht, mut swim) = (None, None);
+        let (mut dht, mut swim, mut defence) = (None, None, None);
         let driver = match network {
             None => {
                 let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -176,6 +178,7 @@ impl Mesh {
             }
             Some(network) => {
                 let (addr, identity) = (network.addr, Arc::clone(network.endpoint.identity()));
+                defence = Some((Arc::clone(network.endpoint.conduct()), Arc::clone(network.endpoint.door())));
                 let linked = link(network, &inbox, &stop)?;
                 dht = linked.dht.as_ref().map(Dht::counters);
                 swim = Some(linked.swim.counters());
@@ -185,7 +188,7 @@ impl Mesh {
         };
         let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, news, local, stop, running, _stop_on_drop }))
+        Ok(Arc::new(Self { inbox, counters, dht, swim, defence, news, local, stop, running, _stop_on_drop }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -221,7 +224,17 @@ impl Mesh {
 
     /// The counters.
     pub fn counts(&self) -> MeshCounts {
-        self.counters.snapshot()
+        self.counters.snapshot(self.defence.as_ref().map_or(0, |(conduct, _)| conduct.bans()))
+    }
+
+    /// What peers did that they should not have done, and how often.
+    pub fn offences(&self) -> Vec<(Offence, u64)> {
+        self.defence.iter().flat_map(|(conduct, _)| conduct.counts()).collect()
+    }
+
+    /// What happened at the door; all zero without a mesh.
+    pub fn door_counts(&self) -> DoorCounts {
+        self.defence.as_ref().map_or_else(DoorCounts::default, |(_, door)| door.snapshot())
     }
 
     /// The counters of the DHT, if there is one.
@@ -403,7 +416,9 @@ async fn accept(
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
+            Some(_) = serving.join_next(), if !serving.is_empty() => {}
             connection = connections.recv(), if serving.len() < SERVED_MAX => {
                 let Some(connection) = connection else { return };
                 let neighbour = Neighbour::of(&connection);
@@ -412,7 +427,6 @@ async fn accept(
                 }
                 serving.spawn(serve(connection, requests.clone()));
             }
-            Some(_) = serving.join_next(), if !serving.is_empty() => {}
         }
     }
 }

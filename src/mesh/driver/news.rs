@@ -42,6 +42,11 @@ impl NewsBook {
         id
     }
 
+    /// Whether a document has a number.
+    pub(super) fn knows(&self, news: &News) -> bool {
+        self.by_hash.contains_key(&hash_of(news))
+    }
+
     /// The document behind a number, if it is not too old.
     pub(super) fn get(&self, id: NewsId) -> Option<&News> {
         self.documents.get(&id).map(|(_, news)| news)
@@ -69,6 +74,7 @@ mod tests {
         let root = |n: u32| News::Root(n.to_le_bytes().to_vec());
         let first = book.intern(root(0));
         assert_eq!(book.intern(root(0)), first);
+        assert!(book.knows(&root(0)) && !book.knows(&root(1)));
         assert_ne!(
             book.intern(News::Card(0u32.to_le_bytes().to_vec())),
             first,

@@ -1,5 +1,6 @@
 //! The loop: its inbox, its state, and how an event reaches the core.
 
+use super::super::conduct::Offence;
 use super::super::dht::Neighbour;
 use super::super::ports::{Local, News, ObtainError, Obtained};
 use super::super::proto::{
@@ -193,8 +194,17 @@ impl Driver {
         self.announce_cell();
         loop {
             let pause = self.core.next_deadline().unwrap_or(Time::NEVER).since(ambient::now());
+            // In this order: a flood of messages must not keep from being done what is due.
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => self.input(Input::Tick),
+                () = tokio::time::sleep(chores_due.since(ambient::now())) => {
+                    self.chores();
+                    // Without readers nobody goes away.
+                    let idle = self.settling.is_none() && self.wants.is_empty();
+                    chores_due = ambient::now() + if idle { CHORES_IDLE } else { CHORES_EVERY };
+                }
                 message = messages.recv() => {
                     let Some(message) = message else { return };
                     self.take(message);
@@ -202,13 +212,6 @@ impl Driver {
                         let Ok(message) = messages.try_recv() else { break };
                         self.take(message);
                     }
-                }
-                () = tokio::time::sleep(pause) => self.input(Input::Tick),
-                () = tokio::time::sleep(chores_due.since(ambient::now())) => {
-                    self.chores();
-                    // Without readers nobody goes away.
-                    let idle = self.settling.is_none() && self.wants.is_empty();
-                    chores_due = ambient::now() + if idle { CHORES_IDLE } else { CHORES_EVERY };
                 }
             }
             self.carry_out();
@@ -252,7 +255,7 @@ impl Driver {
             Message::FreshNews { news, from } => self.fresh_news(news, from),
             Message::ForgedNews { from } => {
                 count(&self.links.counters.news_invalid);
-                self.ban(from);
+                self.report(from, Offence::ForgedDocument);
             }
             Message::Synced { ok } => self.synced(ok),
             Message::Status(reply) => {

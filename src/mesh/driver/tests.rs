@@ -14,13 +14,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Plain bytes of test chunk `n`, and how it is referred to: 32 chunks a segment, 4 a slice.
-fn bytes_of(n: u64) -> Bytes {
+pub(in crate::mesh) fn bytes_of(n: u64) -> Bytes {
     let mut bytes = vec![0; 20_000];
     blake3::Hasher::new().update(&n.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes.into()
 }
 
-fn chunk(n: u64) -> ChunkRef {
+pub(in crate::mesh) fn chunk(n: u64) -> ChunkRef {
     let segment = ContentId::of(&[&b"segment"[..], &(n / 32).to_le_bytes()].concat());
     let offset = (n % 32) * (limits::SLICE_BYTES / 4);
     let ordinal = u32::try_from(n % 32).unwrap();
@@ -28,43 +28,43 @@ fn chunk(n: u64) -> ChunkRef {
     ChunkRef { id: ContentId::of(&bytes_of(n)), plain_len: 20_000, place }
 }
 
-fn repository() -> RepositoryName {
+pub(in crate::mesh) fn repository() -> RepositoryName {
     "sw.example.org".parse().unwrap()
 }
 
 /// A stratum that knows every chunk and counts what it gives away.
 #[derive(Default)]
-struct Stratum {
+pub(in crate::mesh) struct Stratum {
     content: Mutex<HashMap<ContentId, Bytes>>,
     given: Mutex<HashMap<ContentId, u32>>,
-    dead: AtomicBool,
+    pub(in crate::mesh) dead: AtomicBool,
     /// The first fetch of each chunk fails, and every fetch takes long.
     struggles: AtomicBool,
     failed: Mutex<HashSet<ContentId>>,
 }
 
 impl Stratum {
-    fn with(chunks: u64) -> Arc<Self> {
+    pub(in crate::mesh) fn with(chunks: u64) -> Arc<Self> {
         let content = (0..chunks).map(|n| (chunk(n).id, bytes_of(n))).collect();
         Arc::new(Self { content: Mutex::new(content), ..Self::default() })
     }
 
-    fn given(&self, n: u64) -> u32 {
+    pub(in crate::mesh) fn given(&self, n: u64) -> u32 {
         self.given.lock().unwrap().get(&chunk(n).id).copied().unwrap_or(0)
     }
 }
 
 /// The node under a mesh, in memory.
 #[derive(Default)]
-struct Memory {
-    stored: Mutex<HashMap<ContentId, Bytes>>,
+pub(in crate::mesh) struct Memory {
+    pub(in crate::mesh) stored: Mutex<HashMap<ContentId, Bytes>>,
     stratum: Arc<Stratum>,
-    full: AtomicBool,
-    lies: AtomicBool,
-    revision: Mutex<u64>,
+    pub(in crate::mesh) full: AtomicBool,
+    pub(in crate::mesh) lies: AtomicBool,
+    pub(in crate::mesh) revision: Mutex<u64>,
 }
 
-fn root(revision: u64) -> News {
+pub(in crate::mesh) fn root(revision: u64) -> News {
     News::Root([&b"signed"[..], &revision.to_le_bytes()].concat())
 }
 
@@ -139,41 +139,57 @@ impl Local for Memory {
     }
 }
 
-struct TestNode {
-    mesh: Arc<Mesh>,
-    local: Arc<Memory>,
-    identity: Arc<Identity>,
-    addr: SocketAddr,
+pub(in crate::mesh) struct TestNode {
+    pub(in crate::mesh) mesh: Arc<Mesh>,
+    pub(in crate::mesh) local: Arc<Memory>,
+    pub(in crate::mesh) identity: Arc<Identity>,
+    pub(in crate::mesh) addr: SocketAddr,
 }
 
-struct Options {
-    cell: &'static str,
-    dht: bool,
-    record: Option<Box<dyn Write + Send>>,
-    bootstrap: Vec<String>,
-    mdns: bool,
+pub(in crate::mesh) struct Options {
+    pub(in crate::mesh) cell: &'static str,
+    pub(in crate::mesh) dht: bool,
+    pub(in crate::mesh) record: Option<Box<dyn Write + Send>>,
+    pub(in crate::mesh) bootstrap: Vec<String>,
+    pub(in crate::mesh) mdns: bool,
 }
 
 impl Options {
-    fn cell(cell: &'static str) -> Self {
+    pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
         Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false }
     }
 }
 
 impl TestNode {
-    fn start(mesh: &TestMesh, options: Options, contacts: &[&TestNode], stratum: &Arc<Stratum>) -> Self {
+    pub(in crate::mesh) fn start(
+        mesh: &TestMesh,
+        options: Options,
+        contacts: &[&TestNode],
+        stratum: &Arc<Stratum>,
+    ) -> Self {
         let identity = mesh.member_with(|membership| membership.cell = options.cell.parse().unwrap());
         Self::start_as(identity, options, contacts, stratum)
     }
 
-    fn start_as(
+    pub(in crate::mesh) fn start_as(
         identity: Arc<Identity>,
         options: Options,
         contacts: &[&TestNode],
         stratum: &Arc<Stratum>,
     ) -> Self {
         let config = EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let (endpoint, incoming) = Endpoint::bind(config, Arc::clone(&identity)).unwrap();
+        let bound = Endpoint::bind(config, Arc::clone(&identity)).unwrap();
+        Self::over(bound, identity, options, contacts, stratum)
+    }
+
+    /// A node over an endpoint that is there.
+    pub(in crate::mesh) fn over(
+        (endpoint, incoming): (Endpoint, Incoming),
+        identity: Arc<Identity>,
+        options: Options,
+        contacts: &[&TestNode],
+        stratum: &Arc<Stratum>,
+    ) -> Self {
         let Incoming { libp2p, chunks, datagrams, .. } = incoming;
         let addr = endpoint.local_addr().unwrap();
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
@@ -193,29 +209,29 @@ impl TestNode {
         Self { mesh: Mesh::start(start).unwrap(), local, identity, addr }
     }
 
-    async fn get_within(&self, n: u64, limit: Duration) -> Result<Obtained, ObtainError> {
+    pub(in crate::mesh) async fn get_within(&self, n: u64, limit: Duration) -> Result<Obtained, ObtainError> {
         let deadline = ambient::now() + limit;
         let (bytes, from) = self.mesh.obtain(&repository(), chunk(n), Class::Read, deadline).await?;
         assert_eq!(bytes, bytes_of(n), "wrong bytes were delivered");
         Ok(from)
     }
 
-    async fn get(&self, n: u64) -> Result<Obtained, ObtainError> {
+    pub(in crate::mesh) async fn get(&self, n: u64) -> Result<Obtained, ObtainError> {
         self.get_within(n, Duration::from_secs(30)).await
     }
 
     /// How many peers it believes to be alive.
-    async fn up(&self) -> usize {
+    pub(in crate::mesh) async fn up(&self) -> usize {
         self.mesh.peers().await.iter().filter(|peer| peer.up).count()
     }
 
-    fn holds(&self, n: u64) -> bool {
+    pub(in crate::mesh) fn holds(&self, n: u64) -> bool {
         self.local.stored.lock().unwrap().contains_key(&chunk(n).id)
     }
 }
 
 /// Repeats `look` until it is true; a generous bound, not a measurement.
-async fn eventually<F: Future<Output = bool>>(what: &str, look: impl Fn() -> F) {
+pub(in crate::mesh) async fn eventually<F: Future<Output = bool>>(what: &str, look: impl Fn() -> F) {
     for _ in 0..600 {
         if look().await {
             return;

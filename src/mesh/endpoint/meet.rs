@@ -22,7 +22,7 @@ impl Endpoint {
         let (rules, alpn) = (rules(&shared.identity), Alpn::Chunks);
         let wanted = Wanted { node: None, certifying: false };
         let identity = shared.identity.certified();
-        let tls = tls::client_config(identity, rules.clone(), wanted, alpn.name().as_bytes())
+        let tls = tls::client_config(identity, rules.clone(), wanted, &alpn.names(shared.config.versions))
             .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(shared.transport.clone());

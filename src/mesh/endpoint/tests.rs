@@ -39,7 +39,7 @@ async fn is_served(
     let certified = tls::make_certificate(key, credential).unwrap();
     let rules = Rules { authority: mesh.keys().public(), mesh_keys: None };
     let wanted = Wanted { node: Some(node), certifying: false };
-    let tls = tls::client_config(&certified, rules, wanted, alpn.name().as_bytes()).unwrap();
+    let tls = tls::client_config(&certified, rules, wanted, &[alpn.name().as_bytes()]).unwrap();
     let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connecting =
         client.connect_with(quinn::ClientConfig::new(Arc::new(tls)), address, tls::SERVER_NAME).unwrap();

@@ -88,7 +88,7 @@ async fn an_expired_ticket_is_refused_by_the_joiner_and_by_the_authority_with_th
     let certified = tls::make_certificate(&key, &Credential::Joiner(ticket.prove(&key.node()))).unwrap();
     let rules = Rules { authority: *ticket.authority(), mesh_keys: None };
     let wanted = Wanted { node: Some(office.authority.node()), certifying: true };
-    let tls = tls::client_config(&certified, rules.clone(), wanted, b"starling-join/1").unwrap();
+    let tls = tls::client_config(&certified, rules.clone(), wanted, &[&b"starling-join/1"[..]]).unwrap();
     let endpoint = client_endpoint().unwrap();
     let cell = CellLabel::default();
     let (reply, _) = ask_authority(&endpoint, tls, office.address, &rules, &cell).await.unwrap();

@@ -15,6 +15,14 @@ pub(super) struct Announces {
     not_before: Time,
 }
 
+/// What an audit looks at.
+impl Announces {
+    /// Segments that are remembered, and those of them that wait.
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.planned.len(), self.line.len())
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Announces `segment` once. When more is remembered than may be, all is forgotten: announcing again does no
     /// harm, the DHT's adapter repeats announcements anyway.

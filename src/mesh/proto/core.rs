@@ -1,8 +1,8 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer, PeerTable,
-    PeerUpdate, Settings,
+    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer,
+    PeerTable, PeerUpdate, Settings, Usage,
 };
 use crate::model::{Generator, Time};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,14 @@ impl Core {
     /// When [`Input::Tick`] is due, if nothing else happens before. Asked again after each event.
     pub fn next_deadline(&self) -> Option<Time> {
         self.node.next_deadline()
+    }
+
+    /// Whether the node's tables agree with each other and stand within their bounds: [`Node::audit`].
+    ///
+    /// # Errors
+    /// [`AuditError`] names the first table that does not.
+    pub fn audit(&self) -> Result<Usage, AuditError> {
+        self.node.audit()
     }
 
     /// What was decided how often.

@@ -119,7 +119,7 @@ fn when_all_are_slow_hedges_stay_a_small_share_of_the_asks() {
 #[test]
 fn with_hedges_a_swarm_that_loses_asks_reads_faster_and_takes_no_more_from_the_strata() {
     let slowest = |hedge_percent: u8, seed: u64| {
-        let settings = Settings { hedge_percent, hedge_burst: 40, ..Settings::default() };
+        let settings = Settings { hedge_percent, hedge_burst: 40, window_even: 16, ..Settings::default() };
         let mut net = Net::new(&[(0, 0); 12], 96, settings, seed);
         for node in 0..12 {
             for chunk in (0..48).map(Chunk) {
@@ -157,4 +157,17 @@ fn with_hedges_a_swarm_that_loses_asks_reads_faster_and_takes_no_more_from_the_s
         copies.0,
         copies.1
     );
+}
+
+#[test]
+fn after_this_node_slept_both_sources_are_left_and_the_next_tick_lies_ahead() {
+    let (mut one, mut chunks) = acquainted(Settings::default());
+    let chunk = chunks.next().unwrap();
+    let (first, second) = (one.home(chunk, 0), one.home(chunk, 1));
+    one.want(chunk, Class::Read);
+    one.pass(60 * MS);
+    one.now = one.now + Duration::from_secs(60);
+    let outputs = one.input(Input::Tick);
+    assert_eq!(cancelled(&outputs), [first, second]);
+    assert!(one.core.next_deadline().is_some_and(|next| next > one.now), "{:?}", one.core.next_deadline());
 }

@@ -150,6 +150,20 @@ impl Homes {
     }
 }
 
+/// What an audit looks at.
+impl Homes {
+    pub(super) fn len(&self) -> usize {
+        self.slices.len()
+    }
+
+    /// Most holders that are remembered of a slice; `None` when a ring is torn.
+    pub(super) fn most_holders(&self) -> Option<usize> {
+        let in_step = |home: &Home| home.peers.len() == home.holders.len() && home.oldest <= home.peers.len();
+        let all = self.slices.values().all(in_step);
+        all.then(|| self.slices.values().map(|home| home.peers.len()).max().unwrap_or(0))
+    }
+}
+
 /// Holders that others named, for the other chunks of the slice. Direct-mapped: a further slice displaces another.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hints {

@@ -30,6 +30,22 @@ impl Lookup {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lookups(BTreeMap<Segment, Lookup>);
 
+/// What an audit looks at.
+impl Lookups {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_running(&self, segment: Segment) -> bool {
+        matches!(self.0.get(&segment), Some(Lookup::Running(_)))
+    }
+
+    /// When the first running look-up counts as unanswered.
+    pub(super) fn due_at(&self) -> Option<Time> {
+        self.0.values().filter(|lookup| matches!(lookup, Lookup::Running(_))).map(Lookup::until).min()
+    }
+}
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Looks up who announced the fetch's segment, or uses what is known.
     pub(super) fn look_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {

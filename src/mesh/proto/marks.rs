@@ -39,6 +39,12 @@ impl Marks {
         }
     }
 
+    /// All chunks that are in a state: what an audit looks at.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Mark)> {
+        let marked = (0_u32..).map(Chunk).zip(&self.0).filter(|(_, code)| **code != 0);
+        marked.map(|(chunk, _)| (chunk, self.get(chunk)))
+    }
+
     pub(super) fn set(&mut self, chunk: Chunk, mark: Mark) {
         let code = match mark {
             Mark::Nothing => 0,

@@ -16,6 +16,7 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod audit;
 mod budget;
 mod content_table;
 mod core;
@@ -27,6 +28,7 @@ mod lookups;
 mod marks;
 mod news;
 mod node;
+mod pace;
 mod peers_table;
 mod pending;
 mod record;
@@ -51,6 +53,7 @@ mod swarm_tests;
 #[cfg(test)]
 mod testing;
 
+pub use audit::{AuditError, Usage};
 pub use content_table::{ContentTable, NumberTooLarge};
 pub use core::{Core, Start};
 pub use counts::Counts;

@@ -16,6 +16,14 @@ pub(super) struct News {
     order: VecDeque<NewsId>,
 }
 
+/// What an audit looks at.
+impl News {
+    /// Documents that are remembered, if both books agree on them.
+    pub(super) fn len(&self) -> Option<usize> {
+        (self.seen.len() == self.order.len()).then_some(self.order.len())
+    }
+}
+
 /// The least whole number that is not below `ln n`, up to one more: counted in bits.
 fn ln_up(n: usize) -> usize {
     let bits = (usize::BITS - n.leading_zeros()) as usize;

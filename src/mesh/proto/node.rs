@@ -7,6 +7,7 @@ use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
 use super::news::News;
+use super::pace::Pace;
 use super::pending::Pending;
 use super::speed::Speeds;
 use super::timer::{KINDS_LEN, Timer, Timers};
@@ -45,6 +46,7 @@ pub struct Node<P, C, R> {
     pub(super) held: Vec<u16>,
     pub(super) pending: Pending,
     pub(super) fetches: Fetches,
+    pub(super) pace: Pace,
     pub(super) window: Window,
     pub(super) uploads: Uploads,
     pub(super) homes: Homes,
@@ -61,7 +63,7 @@ pub struct Node<P, C, R> {
 }
 
 /// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
-const DISTRUSTED_MAX: usize = 64;
+pub(super) const DISTRUSTED_MAX: usize = 64;
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.
@@ -78,6 +80,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             held: Vec::new(),
             pending: Pending::default(),
             fetches: Fetches::default(),
+            pace: Pace::default(),
             window: Window::default(),
             uploads: Uploads::default(),
             homes: Homes::default(),

@@ -104,12 +104,12 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
     let chunk = one.ranked(0);
     one.input(Input::Stored { chunk });
     for number in 1..=2 {
-        assert_eq!(one.ask(number, number, chunk, Class::Read), [Output::Serve { ask: Ask(number) }]);
+        assert_eq!(one.ask(number, number, chunk, Class::Fill), [Output::Serve { ask: Ask(number) }]);
     }
     for number in 3..=4 {
-        assert_eq!(one.ask(number, number, chunk, Class::Read), [], "silent at first");
+        assert_eq!(one.ask(number, number, chunk, Class::Fill), [], "silent at first");
     }
-    let redirected = one.ask(5, 5, chunk, Class::Read);
+    let redirected = one.ask(5, 5, chunk, Class::Fill);
     let Some(Answer::Busy { holders }) = answer_to(&redirected, 5) else { panic!("{redirected:?}") };
     assert!([1, 2].iter().all(|peer| holders.contains(&Peer(*peer))), "{holders:?}");
     let waiting = one.pass(Duration::from_millis(60));
@@ -125,7 +125,7 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
 fn uploads_serve_reads_first_and_askers_in_turn() {
     let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 9 << 20, ..Settings::default() };
     let mut one = One::new(20, settings);
-    let chunks: Vec<Chunk> = (0..6).map(Chunk).collect();
+    let chunks: Vec<Chunk> = (0..7).map(Chunk).collect();
     for chunk in &chunks {
         one.input(Input::Stored { chunk: *chunk });
     }
@@ -133,10 +133,46 @@ fn uploads_serve_reads_first_and_askers_in_turn() {
     one.ask(1, 2, chunks[1], Class::Fill);
     one.ask(1, 3, chunks[2], Class::Fill);
     one.ask(2, 4, chunks[3], Class::Fill);
-    one.ask(1, 5, chunks[4], Class::Read);
-    let order = [1, 2, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    one.ask(1, 5, chunks[4], Class::Prefetch);
+    // A read does not wait for a free slot, but a second one does.
     let serve = |number| vec![Output::Serve { ask: Ask(number) }];
-    assert_eq!(order, [serve(5), serve(4), serve(3), vec![]]);
+    assert_eq!(one.ask(1, 6, chunks[5], Class::Read), serve(6));
+    assert_eq!(one.ask(1, 7, chunks[6], Class::Read), []);
+    let order = [6, 1, 2, 7, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    assert_eq!(order, [serve(7), vec![], serve(5), serve(4), serve(3), vec![]]);
+}
+
+#[test]
+fn a_read_takes_the_place_of_a_queued_fill_and_the_oldest_is_served_now_and_then() {
+    let settings = Settings { uploads_max: 1, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    for chunk in (0..40).map(Chunk) {
+        one.input(Input::Stored { chunk });
+    }
+    one.ask(1, 1, Chunk(1), Class::Fill);
+    for number in 2..=5 {
+        assert_eq!(one.ask(number, number, Chunk(number), Class::Fill), [], "the queue has four places");
+    }
+    let full = one.ask(6, 6, Chunk(6), Class::Fill);
+    assert!(matches!(answer_to(&full, 6), Some(Answer::Busy { .. })));
+    let given = one.ask(7, 7, Chunk(7), Class::Read);
+    assert!(
+        matches!(answer_to(&given, 5), Some(Answer::Busy { .. })),
+        "the latest fill gives way: {given:?}"
+    );
+    // Reads without end: the fill that waits longest has its turn all the same.
+    let (mut running, mut served) = (1, Vec::new());
+    for number in 8..40 {
+        one.ask(7, number, Chunk(number), Class::Read);
+        let next = one.input(Input::Served { ask: Ask(running), ok: true });
+        let Some(Output::Serve { ask }) = next.iter().find(|output| matches!(output, Output::Serve { .. }))
+        else {
+            panic!("{next:?}")
+        };
+        running = ask.0;
+        served.push(running);
+    }
+    assert!([2, 3].iter().all(|fill| served.contains(fill)), "{served:?}");
 }
 
 #[test]
@@ -304,7 +340,7 @@ fn a_withdrawn_want_withdraws_its_ask_unless_somebody_waits() {
 
 #[test]
 fn the_strata_are_asked_for_a_bounded_number_of_bytes_and_retried_a_few_times() {
-    let mut one = One::new(1, Settings { upstream_bytes: 3 << 20, ..Settings::default() });
+    let mut one = One::new(1, Settings { upstream_min: 3, ..Settings::default() });
     let fetched = |outputs: &[Output]| {
         outputs.iter().filter(|output| matches!(output, Output::FetchUpstream { .. })).count()
     };
@@ -364,4 +400,51 @@ fn a_reader_whose_ask_crosses_the_home_s_own_waits_there_and_does_not_go_upstrea
     let second = one.home(chunk, 1);
     assert_eq!(asked_of(&one.want(chunk, Class::Read)), [second], "new and empty");
     assert_eq!(answer_to(&one.ask(second.0, 1, chunk, Class::Read), 1), Some(&Answer::Wait));
+}
+
+#[test]
+fn a_want_whose_time_is_over_is_not_begun_when_the_window_gets_room() {
+    let mut one = One::new(20, Settings { window_chunks: 1, ..Settings::default() });
+    let (first, second) = (one.ranked(9), one.ranked(10));
+    one.want(first, Class::Read);
+    let soon = one.now + Duration::from_millis(5);
+    one.input(Input::Wanted { chunk: second, class: Class::Read, deadline: soon });
+    // The loop is late: the first chunk comes when the second's readers are gone.
+    one.now = one.now + Duration::from_millis(9);
+    let home = one.home(first, 0);
+    let outputs = one.input(Input::Arrived { chunk: first, from: Source::Peer(home) });
+    let given_up = Output::GiveUp { chunk: second, why: GiveUp::Deadline };
+    assert_eq!(outputs, [Output::Deliver { chunk: first }, given_up]);
+}
+
+#[test]
+fn an_ask_whose_chunk_was_evicted_while_it_stood_in_the_queue_is_not_served() {
+    let settings = Settings { uploads_max: 1, ..Settings::default() };
+    let mut one = One::new(20, settings);
+    let chunk = one.ranked(9);
+    one.input(Input::Stored { chunk });
+    let askers = [one.home(chunk, 10), one.home(chunk, 11)];
+    assert_eq!(one.ask(askers[0].0, 1, chunk, Class::Read), [Output::Serve { ask: Ask(1) }]);
+    assert_eq!(one.ask(askers[1].0, 2, chunk, Class::Read), []);
+    one.input(Input::Evicted { chunk });
+    let outputs = one.input(Input::Served { ask: Ask(1), ok: true });
+    assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+}
+
+#[test]
+fn a_peer_of_another_cell_makes_this_one_fetch_only_where_the_lease_is() {
+    let mut one = One::new(6, Settings::default());
+    let stranger = Peer(50);
+    let met = PeerUpdate::Met { peer: stranger, key: 77, cell: 1, cell_key: 6, region: 0, weight: 100 };
+    one.event(Event::Peers(met));
+    one.event(Event::Peers(PeerUpdate::Up { peer: stranger }));
+    let leased_here = |chunk: &u32| one.core.peers().lease_home(Slice(*chunk), 0) != Some(stranger);
+    let here = Chunk((0..400).find(leased_here).unwrap());
+    let there = Chunk((0..400).find(|chunk| !leased_here(chunk)).unwrap());
+    assert_eq!(answer_to(&one.ask(stranger.0, 1, here, Class::Read), 1), Some(&Answer::Wait));
+    // It holds the lease itself and looks around: whoever waits for it must not be waited for by it.
+    let outputs = one.ask(stranger.0, 2, there, Class::Read);
+    assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
+    assert_eq!(asked_of(&outputs), []);
 }

@@ -18,6 +18,8 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
     queues: [VecDeque<Entry>; 3],
+    /// Fills that were taken since there were none.
+    filled: usize,
 }
 
 impl Pending {
@@ -40,12 +42,13 @@ impl Pending {
         queue.remove(index).map(|entry| Want { class, deadline: entry.deadline })
     }
 
-    /// The next want of `class` to begin: the oldest, but for `Fill` any of those that lie within `window_bytes`
-    /// of the oldest (as if all chunks were as long as the oldest).
+    /// The next want of `class` to begin: the oldest, but for `Fill` any of the oldest `range.0` and as many more as
+    /// were begun before, as far as they lie within `range.1` bytes (as if all chunks were as long as the oldest). At
+    /// first nobody has anything, and all must ask for the same few chunks so that each that comes goes to many at once.
     pub(super) fn take(
         &mut self,
         class: Class,
-        window_bytes: u64,
+        range: (usize, u64),
         len_of: impl Fn(Chunk) -> u32,
         rng: &mut impl Rng,
     ) -> Option<(Chunk, Want)> {
@@ -53,13 +56,24 @@ impl Pending {
         let first = queue.front()?;
         let entry = if class == Class::Fill {
             let each = u64::from(len_of(first.chunk)).max(1);
-            let window = usize::try_from(window_bytes / each).unwrap_or(usize::MAX);
+            let most = usize::try_from(range.1 / each).unwrap_or(usize::MAX);
+            let window = range.0.saturating_add(self.filled).min(most);
+            self.filled = if queue.len() > 1 { self.filled.saturating_add(1) } else { 0 };
             // The oldest takes the place of the chosen one: it stays in the window, and nothing else moves.
             queue.swap_remove_front(rng.below(window.clamp(1, queue.len())))
         } else {
             queue.pop_front()
         };
         entry.map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
+    }
+
+    /// What waits, with its class and deadline: what an audit looks at.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Class, Time)> {
+        let classes = [Class::Read, Class::Prefetch, Class::Fill];
+        let of_class = |(class, queue): (Class, &'_ VecDeque<Entry>)| {
+            queue.iter().map(move |entry| (entry.chunk, class, entry.deadline)).collect::<Vec<_>>()
+        };
+        classes.into_iter().zip(&self.queues).flat_map(of_class)
     }
 
     /// Takes out all whose readers have given up by `now`; also tells the next such moment.
@@ -96,16 +110,17 @@ mod tests {
     fn reads_begin_in_the_order_in_which_they_were_wanted() {
         let (mut pending, mut rng) = (with(Class::Read, 5), Generator::new(1));
         for expected in 0..5 {
-            assert_eq!(pending.take(Class::Read, 1, |_| 1, &mut rng).unwrap().0, Chunk(expected));
+            assert_eq!(pending.take(Class::Read, (1, 1), |_| 1, &mut rng).unwrap().0, Chunk(expected));
         }
-        assert!(pending.take(Class::Read, 1, |_| 1, &mut rng).is_none());
+        assert!(pending.take(Class::Read, (1, 1), |_| 1, &mut rng).is_none());
     }
 
     #[test]
     fn fills_begin_at_random_within_the_window() {
         let mut firsts = [0; 8];
         for seed in 0..200 {
-            let taken = with(Class::Fill, 100).take(Class::Fill, 80, |_| 10, &mut Generator::new(seed));
+            let taken =
+                with(Class::Fill, 100).take(Class::Fill, (100, 80), |_| 10, &mut Generator::new(seed));
             firsts[taken.unwrap().0.0 as usize] += 1;
         }
         assert!(firsts.iter().all(|count| *count > 5), "{firsts:?}");

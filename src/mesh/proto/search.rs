@@ -40,7 +40,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.put_or_abandon(fetch, out);
         }
         if fetch.promote() {
-            return self.watch(fetch);
+            match fetch.at {
+                // Both were silent for too long, as all are after this node slept.
+                At::Peer(peer) if fetch.due <= self.now => {
+                    out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                    fetch.mark_bad(peer);
+                }
+                _ => return self.watch(fetch),
+            }
         }
         fetch.at = At::Choosing;
         fetch.due = Time::NEVER;
@@ -50,7 +57,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.ask(fetch, peer, out);
         }
         if fetch.again.is_some() {
-            return self.pause(fetch, self.settings.backoff_us);
+            let least = Duration::from_micros(u64::from(self.settings.backoff_us));
+            let first = self.pace.transfer(fetch.len_bytes, 1, least);
+            return self.pause(fetch, u32::try_from(first.as_micros()).unwrap_or(u32::MAX));
         }
         loop {
             let stage = fetch.stage;
@@ -224,6 +233,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.hedge_told(fetch, answer, out);
         }
         let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        if !fetch.waits {
+            self.pace.note_trip(self.now.since(fetch.since));
+        }
         match answer {
             Answer::Wait => {
                 let long = Duration::from_secs(u64::from(self.settings.wait_max_s));

@@ -9,10 +9,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Bytes of wanted chunks that are under way at once (simulated: with 12 slices links
-    /// stand idle, with 24 and more asks outnumber the places in the queues).
+    /// Wanted chunks that are under way at once in any case (guess: half of the even number).
+    pub window_min: u32,
+    /// As many if they take no longer than `window_ms`; beyond that only what is on its way (simulated: twice `uploads_even`, since a
+    /// want waits for its turn and then for its bytes; with less links stand idle, with more asks outnumber the places in the queues).
+    pub window_even: u32,
+    /// Milliseconds of the downlink that wants under way may take together, twice (guess: what a reader may have to wait behind).
+    pub window_ms: u32,
+    /// Bytes of wanted chunks that are under way at once at most (guess: 25 Gbit/s for 10 ms).
     pub window_bytes: u64,
-    /// Wanted chunks that are under way at once, however small they are (guess).
+    /// Wanted chunks that are under way at once at most (guess).
     pub window_chunks: u32,
     /// Wanted chunks that are remembered, under way or not. More are given up at once (guess).
     pub wants_max: u32,
@@ -20,14 +26,25 @@ pub struct Settings {
     /// tree then differ in what they hold, yet work on the same part of it (simulated: with 64 and 128 slices the makespan
     /// is 2 to 7 % longer, with 512 it is no shorter).
     pub fill_window_bytes: u64,
+    /// At first `Fill` picks among as many wants for each member of the cell, and as many more as it has begun: whatever comes first is
+    /// wanted by many at once.
+    pub fill_first: u32,
 
-    /// Bytes that are uploaded at once; a slot is as large as its chunk (simulated: with 6 slices the
-    /// makespan is 2 % longer).
+    /// Uploads that run at once in any case (measured: with one or two real transfers take a third longer, with four 2 %).
+    pub uploads_min: u32,
+    /// As many if they take no longer than `uploads_ms`; beyond that only what is on its way (simulated: with 6 the
+    /// makespan is 2 % longer, with 16 no shorter).
+    pub uploads_even: u32,
+    /// Milliseconds of the uplink that uploads may take together (guess: well below `ask_ms`, after which askers turn elsewhere).
+    pub uploads_ms: u32,
+    /// Bytes that are uploaded at once at most (guess: 25 Gbit/s for 10 ms).
     pub upload_bytes: u64,
-    /// Uploads that run at once, however small (guess).
+    /// Uploads that run at once at most (guess).
     pub uploads_max: u32,
-    /// Bytes that may wait for an upload slot before askers are redirected (simulated: with 16 slices the
-    /// makespan is 11 % longer than with 8, with 4 it is 2 % shorter and with 2 no shorter).
+    /// Asks that wait for an upload before askers are redirected, if their turn comes within half of `uploads_ms`; where many uploads run,
+    /// a quarter of their bytes (simulated: with 16 the makespan is 11 % longer than with 8, with 4 it is 2 % shorter and with 2 no shorter).
+    pub queue_even: u32,
+    /// Bytes that may wait for an upload at most (guess).
     pub upload_queue_bytes: u64,
     /// Asks that may wait for an upload slot, however small (guess).
     pub upload_queue_max: u32,
@@ -95,9 +112,17 @@ pub struct Settings {
     /// Seconds that a peer which sent wrong bytes is not asked (guess).
     pub distrust_s: u32,
 
-    /// Bytes that are fetched from the strata at once; more wait in line (guess).
+    /// Chunks that are fetched from the strata at once in any case; more wait in line (guess: one comes while the next is asked for).
+    pub upstream_min: u32,
+    /// Milliseconds of the way from the strata that fetches under way may take together (guess: well below `lease_ms`, longer than
+    /// any way there and back).
+    pub upstream_ms: u32,
+    /// Bytes that are fetched from the strata at once while their speed is not known (guess: little, for all homes
+    /// begin at once and share one stratum).
+    pub upstream_first_bytes: u64,
+    /// Bytes that are fetched from the strata at once at most (guess).
     pub upstream_bytes: u64,
-    /// Chunks that are fetched from the strata at once (guess).
+    /// Chunks that are fetched from the strata at once at most (guess).
     pub upstream_max: u32,
     /// Fetches of one chunk from the strata before another source is tried (guess).
     pub upstream_tries: u8,
@@ -144,12 +169,20 @@ impl Default for Settings {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
         Self {
-            window_bytes: 16 * MIB,
+            window_min: 8,
+            window_even: 24,
+            window_ms: 1_000,
+            window_bytes: 64 * MIB,
             window_chunks: 256,
             wants_max: 16_384,
             fill_window_bytes: 256 * MIB,
-            upload_bytes: 8 * MIB,
-            uploads_max: 64,
+            fill_first: 8,
+            uploads_min: 4,
+            uploads_even: 12,
+            uploads_ms: 500,
+            upload_bytes: 32 * MIB,
+            uploads_max: 256,
+            queue_even: 4,
             upload_queue_bytes: 4 * MIB,
             upload_queue_max: 256,
             upload_queue_ms: 2_000,
@@ -179,6 +212,9 @@ impl Default for Settings {
             wait_max_s: 15,
             slowest_bytes_per_s: 1 << 18,
             distrust_s: 600,
+            upstream_min: 2,
+            upstream_ms: 500,
+            upstream_first_bytes: MIB / 4,
             upstream_bytes: 32 * MIB,
             upstream_max: 256,
             upstream_tries: 3,

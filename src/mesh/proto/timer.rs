@@ -60,6 +60,11 @@ impl Timers {
         Some(timer)
     }
 
+    /// When `timer` fires: what an audit looks at.
+    pub(super) fn at(&self, timer: Timer) -> Time {
+        self.0[timer as usize]
+    }
+
     /// The earliest moment, if any timer is armed.
     pub(super) fn next(&self) -> Option<Time> {
         self.0.into_iter().min().filter(|at| *at != Time::NEVER)

@@ -8,6 +8,10 @@ use crate::model::{Class, Rng, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// How often the oldest in the queue is served whatever its class (guess: an eighth of the uplink for those who would starve).
+const OLDEST_EVERY: u32 = 8;
+/// Transfers for which somebody may wait at a node that is no home of the slice (simulated: from two to twenty-four it makes no difference).
+const SHORT_WAIT_TRANSFERS: u32 = 12;
 /// Wait for an upload slot, in milliseconds, after which the asker hears of it (guess: a few slices at 1 Gbit/s).
 const SILENT_MS: u64 = 50;
 
@@ -92,9 +96,9 @@ impl Asks {
 pub(super) struct Uploads {
     asks: Asks,
     queue: VecDeque<Queued>,
-    serving: u32,
-    serving_bytes: u64,
     queued_bytes: u64,
+    /// Uploads that were begun from the queue.
+    begun: u32,
 }
 
 impl Uploads {
@@ -112,13 +116,8 @@ impl Uploads {
         self.asks.values().filter(serving).map(|asked| asked.peer)
     }
 
-    fn load(&self) -> u8 {
-        let load = (self.serving as usize).saturating_add(self.queue.len());
-        u8::try_from(load).unwrap_or(u8::MAX)
-    }
-
     /// The queued ask to serve next: the most urgent class, then those from other cells, then whose asker has the fewest uploads running, then
-    /// the oldest.
+    /// the oldest. Every eighth time just the oldest, so that nobody starves.
     fn next(&mut self) -> Option<Queued> {
         let running = |peer: Peer| {
             let serving = |asked: &&Asked| asked.peer == peer && asked.state == State::Serving;
@@ -127,6 +126,7 @@ impl Uploads {
         let index = match self.queue.len() {
             0 => return None,
             1 => 0,
+            _ if self.begun.wrapping_add(1).is_multiple_of(OLDEST_EVERY) => 0,
             _ => {
                 let ranked = self
                     .queue
@@ -136,7 +136,56 @@ impl Uploads {
                 ranked.min()?.3
             }
         };
+        self.begun = self.begun.wrapping_add(1);
         self.queue.remove(index)
+    }
+
+    /// The queued ask that gives way to one of `class`: the latest of the least urgent ones of this cell.
+    fn gives_way(&mut self, class: Class) -> Option<Queued> {
+        let queue = self.queue.iter().enumerate();
+        let later = queue.filter(|(_, queued)| queued.near && queued.class > class);
+        let index = later.max_by_key(|(index, queued)| (queued.class, *index))?.0;
+        self.queue.remove(index)
+    }
+}
+
+/// What an audit looks at.
+impl Uploads {
+    pub(super) fn len(&self) -> usize {
+        self.asks.len()
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Asks that wait for a fetch.
+    pub(super) fn waiting(&self) -> usize {
+        self.asks.values().filter(|asked| asked.state == State::Waiting).count()
+    }
+
+    pub(super) fn is_waiting_for(&self, ask: Ask, chunk: Chunk) -> bool {
+        self.asks.get(ask).is_some_and(|asked| asked.state == State::Waiting && asked.chunk == chunk)
+    }
+
+    /// When the first in the queue must hear of it.
+    pub(super) fn queue_due_at(&self) -> Option<Time> {
+        self.queue.iter().map(|queued| queued.due).min()
+    }
+
+    /// Whether the sums are those of the asks, and the queue holds those that are queued. `serving` says how many
+    /// uploads run, and their bytes.
+    pub(super) fn adds_up(&self, serving: (u32, u64)) -> bool {
+        let bytes = |state: State| {
+            let in_state = self.asks.values().filter(|asked| asked.state == state);
+            in_state.fold((0_u32, 0_u64), |sum, asked| (sum.0 + 1, sum.1 + u64::from(asked.len_bytes)))
+        };
+        let queued = bytes(State::Queued);
+        let is_queued =
+            |queued: &Queued| self.asks.get(queued.ask).is_some_and(|asked| asked.state == State::Queued);
+        bytes(State::Serving) == serving
+            && (queued.0 as usize, queued.1) == (self.queue.len(), self.queued_bytes)
+            && self.queue.iter().all(is_queued)
     }
 }
 
@@ -145,7 +194,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if answer != Answer::Wait {
             self.uploads.asks.remove(ask);
         }
-        out.push(Output::Answer { ask, answer, load: self.uploads.load() });
+        let load = (self.pace.up.count as usize).saturating_add(self.uploads.queue.len());
+        out.push(Output::Answer { ask, answer, load: u8::try_from(load).unwrap_or(u8::MAX) });
     }
 
     /// A peer asks for a chunk.
@@ -158,8 +208,15 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if full || chunk.0 >= self.settings.numbers_max {
             return self.answer(ask, Answer::Busy { holders: Holders::new() }, out);
         }
-        let len_bytes = self.content.len_bytes(chunk);
+        // A catalog of hundreds of MiB must not keep all others waiting.
+        let most = u32::try_from(self.settings.upload_bytes / 2).unwrap_or(u32::MAX);
+        let len_bytes = self.content.len_bytes(chunk).min(most);
         self.uploads.asks.insert(ask, Asked { peer, chunk, len_bytes, state: State::Waiting });
+        self.settle(ask, peer, chunk, class, out);
+    }
+
+    /// Decides on an ask by what this node has to do with its chunk now.
+    fn settle(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         match self.marks.get(chunk) {
             Mark::Held => self.offer(ask, peer, chunk, class, out),
             Mark::Fetching(slot) => self.join(slot, ask, peer, class, out),
@@ -169,24 +226,34 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Serves a stored chunk, or lets the asker wait for a slot, or redirects it.
     pub(super) fn offer(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
-        let settings = &self.settings;
-        let uploads = &mut self.uploads;
-        let Some(asked) = uploads.asks.get_mut(ask) else { return };
         let near = self.peers.nearness(peer) == Nearness::Cell;
-        let slots = uploads.serving_bytes < settings.upload_bytes && uploads.serving < settings.uploads_max;
-        if slots && uploads.queue.is_empty() {
+        let ahead = self.uploads.queue.iter().any(|queued| queued.class <= class);
+        if !ahead && self.pace.may_upload(class, &self.settings) {
             return self.serve(ask, out);
         }
-        let room = (uploads.queued_bytes < settings.upload_queue_bytes || !near)
-            && uploads.queue.len() < settings.upload_queue_max as usize;
+        let waiting = (self.uploads.queue.len(), self.uploads.queued_bytes);
+        let room = (!near || self.pace.may_queue(waiting, &self.settings))
+            && waiting.0 < self.settings.upload_queue_max as usize;
         if !room {
-            return self.redirect(ask, peer, chunk, out);
+            let Some(other) = self.uploads.gives_way(class) else {
+                return self.redirect(ask, peer, chunk, out);
+            };
+            self.turn_away(other, out);
         }
+        let uploads = &mut self.uploads;
+        let Some(asked) = uploads.asks.get_mut(ask) else { return };
         asked.state = State::Queued;
         uploads.queued_bytes += u64::from(asked.len_bytes);
         let due = self.now + Duration::from_millis(SILENT_MS);
         uploads.queue.push_back(Queued { ask, peer, class, near, since: self.now, due });
         self.timers.arm(Timer::Queue, due);
+    }
+
+    /// Redirects an ask that was taken out of the queue.
+    fn turn_away(&mut self, queued: Queued, out: &mut Outbox) {
+        let Some(asked) = self.uploads.asks.get(queued.ask).copied() else { return };
+        self.uploads.queued_bytes -= u64::from(asked.len_bytes);
+        self.redirect(queued.ask, queued.peer, asked.chunk, out);
     }
 
     fn redirect(&mut self, ask: Ask, peer: Peer, chunk: Chunk, out: &mut Outbox) {
@@ -200,21 +267,28 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn serve(&mut self, ask: Ask, out: &mut Outbox) {
         let Some(asked) = self.uploads.asks.get_mut(ask) else { return };
         asked.state = State::Serving;
-        self.uploads.serving += 1;
-        self.uploads.serving_bytes += u64::from(asked.len_bytes);
+        self.pace.up.begin(self.now, asked.len_bytes);
         let (chunk, peer) = (asked.chunk, asked.peer);
         self.note_holder(chunk, peer);
         out.push(Output::Serve { ask });
     }
 
     fn serve_queued(&mut self, out: &mut Outbox) {
-        while self.uploads.serving_bytes < self.settings.upload_bytes
-            && self.uploads.serving < self.settings.uploads_max
-        {
+        while let Some(class) = self.uploads.queue.iter().map(|queued| queued.class).min() {
+            if !self.pace.may_upload(class, &self.settings) {
+                return;
+            }
             let Some(queued) = self.uploads.next() else { return };
-            let Some(asked) = self.uploads.asks.get(queued.ask) else { continue };
+            let Some(asked) = self.uploads.asks.get_mut(queued.ask) else { continue };
             self.uploads.queued_bytes -= u64::from(asked.len_bytes);
-            self.serve(queued.ask, out);
+            let chunk = asked.chunk;
+            if self.marks.get(chunk) == Mark::Held {
+                self.serve(queued.ask, out);
+            } else {
+                // It was evicted while the ask stood in the queue.
+                asked.state = State::Waiting;
+                self.settle(queued.ask, queued.peer, chunk, queued.class, out);
+            }
         }
     }
 
@@ -223,8 +297,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let Some(asked) = self.uploads.asks.remove(ask) else { return };
         match asked.state {
             State::Serving => {
-                self.uploads.serving -= 1;
-                self.uploads.serving_bytes -= u64::from(asked.len_bytes);
+                self.pace.up.end(self.now, asked.len_bytes, ok);
             }
             State::Queued => {
                 self.uploads.queue.retain(|queued| queued.ask != ask);
@@ -254,15 +327,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     ///
     /// A home gets it for a member that ranks behind it or is no home. An asker that ranks before it is a new and
     /// empty home that takes what there is; if that made this node fetch, both would wait for each other. A peer of
-    /// another cell of the region asks because it believes that the lease is here. A peer of another region
-    /// found an announcement: it takes what there is.
+    /// another cell of the region asks because it believes that the lease is here; where this node believes
+    /// otherwise, or the asker found an announcement, as from another region, it takes what there is: the lease home
+    /// that asks around would else make others ask the lease home.
     fn fetch_for(&mut self, mark: Mark, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         let slice = self.content.slice(chunk);
         let duty = match self.peers.nearness(peer) {
             Nearness::Cell => {
                 self.rank_of(self.peers.me(), slice).is_some_and(|mine| !self.outranks(peer, slice, mine))
             }
-            Nearness::Region => true,
+            Nearness::Region => self.leases(slice),
             Nearness::Far => false,
         };
         if !duty || self.upstream.is_hopeless(chunk, self.now) {
@@ -361,8 +435,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         short: bool,
         out: &mut Outbox,
     ) {
-        let span = if short { self.settings.waiter_ms } else { self.settings.keep_alive_ms };
-        let due = self.now + Duration::from_millis(u64::from(span));
+        let span = if short {
+            let least = Duration::from_millis(u64::from(self.settings.waiter_ms));
+            self.pace.transfer(fetch.len_bytes, SHORT_WAIT_TRANSFERS, least)
+        } else {
+            Duration::from_millis(u64::from(self.settings.keep_alive_ms))
+        };
+        let due = self.now + span;
         fetch.waiters.push(Waiter { ask, peer, class, due, short });
         self.timers.arm(Timer::Waiters, due);
         self.answer(ask, Answer::Wait, out);
@@ -425,9 +504,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.answer(ask, Answer::Wait, out);
         }
         for queued in redirect {
-            let Some(asked) = self.uploads.asks.get(queued.ask).copied() else { continue };
-            self.uploads.queued_bytes -= u64::from(asked.len_bytes);
-            self.redirect(queued.ask, queued.peer, asked.chunk, out);
+            self.turn_away(queued, out);
         }
         self.timers.arm(Timer::Queue, next);
     }

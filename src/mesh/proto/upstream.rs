@@ -6,6 +6,7 @@
 
 use super::budget::Budget;
 use super::fetch::{At, Fetch, Stage};
+use super::marks::Mark;
 use super::timer::Timer;
 use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers};
 use crate::model::{Rng, Time};
@@ -18,8 +19,6 @@ const HOPELESS_MAX: usize = 64;
 /// What is under way from the strata.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Upstream {
-    bytes: u64,
-    fetches: u32,
     budget: Budget,
     /// Slots of the fetches that wait for room or for the budget; no longer than the table of fetches.
     line: Vec<u16>,
@@ -39,6 +38,18 @@ impl Upstream {
 
     pub(super) fn is_hopeless(&self, chunk: Chunk, now: Time) -> bool {
         self.hopeless.iter().any(|(other, until)| *other == chunk && *until > now)
+    }
+}
+
+/// What an audit looks at.
+impl Upstream {
+    /// Slots of the fetches in line.
+    pub(super) fn line(&self) -> &[u16] {
+        &self.line
+    }
+
+    pub(super) fn hopeless(&self) -> usize {
+        self.hopeless.len()
     }
 }
 
@@ -66,9 +77,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// [`Timer::Origin`], and whenever there is room: lets the most urgent in line go, as far as the budget allows.
     pub(super) fn fill_upstream(&mut self, out: &mut Outbox) {
-        while self.upstream.bytes < self.settings.upstream_bytes
-            && self.upstream.fetches < self.settings.upstream_max
-        {
+        while self.pace.may_fetch(&self.settings) {
             let fetches = &self.fetches;
             let rank = |slot: &u16| fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
             let line = self.upstream.line.iter().enumerate();
@@ -83,10 +92,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
             self.upstream.line.swap_remove(index);
             fetch.at = At::Strata;
-            fetch.due = self.patience(fetch.len_bytes, self.settings.lease_ms);
+            self.pace.strata.begin(self.now, fetch.len_bytes);
+            // All that is under way shares the link.
+            let bytes = u32::try_from(self.pace.strata.bytes).unwrap_or(u32::MAX);
+            fetch.due = self.patience(bytes, self.settings.lease_ms);
             fetch.upstream_tries += 1;
-            self.upstream.bytes += u64::from(fetch.len_bytes);
-            self.upstream.fetches += 1;
             out.push(Output::FetchUpstream { chunk: fetch.chunk });
             self.timers.arm(Timer::Fetch, fetch.due);
             self.fetches.put(fetch);
@@ -108,8 +118,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn leave_upstream(&mut self, fetch: &Fetch, out: &mut Outbox) {
         match fetch.at {
             At::Strata => {
-                self.upstream.bytes -= u64::from(fetch.len_bytes);
-                self.upstream.fetches -= 1;
+                // What ended in time is `Held` by now.
+                let ok = self.marks.get(fetch.chunk) == Mark::Held;
+                self.pace.strata.end(self.now, fetch.len_bytes, ok);
                 self.fill_upstream(out);
             }
             At::Line => self.upstream.line.retain(|slot| *slot != fetch.slot),

@@ -3,7 +3,7 @@
 use super::fetch::{At, Fetch, Want};
 use super::marks::Mark;
 use super::timer::Timer;
-use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Settings, Source};
+use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Source};
 use crate::model::{Class, Rng, Time};
 
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
@@ -16,11 +16,10 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Whether another want of `class` may begin: less urgent ones do not stand in its way.
-    fn has_room(&self, class: Class, settings: &Settings) -> bool {
+    /// What is under way of `class` and of more urgent ones: less urgent ones do not stand in its way.
+    fn upto(&self, class: Class) -> (u32, u64) {
         let upto = class as usize + 1;
-        self.bytes[..upto].iter().sum::<u64>() < settings.window_bytes
-            && self.chunks[..upto].iter().sum::<u32>() < settings.window_chunks
+        (self.chunks[..upto].iter().sum(), self.bytes[..upto].iter().sum())
     }
 
     fn add(&mut self, class: Class, len_bytes: u32) {
@@ -35,6 +34,18 @@ impl Window {
 
     fn chunks(&self) -> usize {
         self.chunks.iter().map(|count| *count as usize).sum()
+    }
+}
+
+/// What an audit looks at.
+impl Window {
+    /// Whether it counts exactly these wants, given with their bytes.
+    pub(super) fn adds_up(&self, wants: impl Iterator<Item = (Class, u32)>) -> bool {
+        let mut counted = Self::default();
+        for (class, len_bytes) in wants {
+            counted.add(class, len_bytes);
+        }
+        (counted.bytes, counted.chunks) == (self.bytes, self.chunks)
     }
 }
 
@@ -97,11 +108,19 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Begins as many pending wants as there is room for.
     pub(super) fn begin_wants(&mut self, out: &mut Outbox) {
         for class in CLASSES {
-            while self.pending.has(class) && self.window.has_room(class, &self.settings) {
+            while self.pending.has(class) && self.pace.may_begin(self.window.upto(class), &self.settings) {
                 let content = &self.content;
                 let len_of = |chunk| content.len_bytes(chunk);
-                let taken = self.pending.take(class, self.settings.fill_window_bytes, len_of, &mut self.rng);
+                let first = self.peers.members().saturating_mul(self.settings.fill_first as usize);
+                let range = (first, self.settings.fill_window_bytes);
+                let taken = self.pending.take(class, range, len_of, &mut self.rng);
                 let Some((chunk, want)) = taken else { break };
+                if want.deadline <= self.now {
+                    // Its timer has not fired yet: a loop that is late begins nothing in vain.
+                    self.marks.set(chunk, Mark::Nothing);
+                    out.push(Output::GiveUp { chunk, why: GiveUp::Deadline });
+                    continue;
+                }
                 if self.begin(chunk, Some(want), out).is_none() {
                     self.push_pending(chunk, want);
                     return;
@@ -116,6 +135,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let slot = self.fetches.insert(fetch)?;
         let mut fetch = self.fetches.take(slot)?;
         self.marks.set(chunk, Mark::Fetching(slot));
+        self.pace.down.begin(self.now, fetch.len_bytes);
         if let Some(want) = want {
             self.set_want(&mut fetch, want);
         }
@@ -167,6 +187,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Ends a fetch that was taken out: its slot and its share of the strata are free again.
     pub(super) fn release(&mut self, fetch: &Fetch, mark: Mark, out: &mut Outbox) {
         self.marks.set(fetch.chunk, mark);
+        self.pace.down.end(self.now, fetch.len_bytes, mark == Mark::Held);
         self.fetches.release(fetch.slot);
         self.leave_upstream(fetch, out);
     }

@@ -3,7 +3,7 @@
 //! | bytes | meaning |
 //! | --- | --- |
 //! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
-//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours" |
+//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours"; bits 4 to 7 may be ignored, others not |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
 //! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
@@ -32,6 +32,8 @@ const COUNTER_SHIFT: u32 = 20;
 
 const HAS_CERTIFICATE: u8 = 1;
 const WANTS_CERTIFICATE: u8 = 2;
+/// Flags that a newer program may set without changing the layout.
+const MAY_BE_IGNORED: u8 = 0xf0;
 
 /// What a sender puts into an envelope.
 pub(super) struct Letter<'a> {
@@ -98,7 +100,7 @@ impl<'a> Datagram<'a> {
         let ([version, flags], rest) = signed.split_first_chunk::<2>()?;
         let (sender, rest) = rest.split_first_chunk::<32>()?;
         let (counter, mut rest) = rest.split_first_chunk::<8>()?;
-        if *version != VERSION || *flags > (HAS_CERTIFICATE | WANTS_CERTIFICATE) {
+        if *version != VERSION || *flags & !(HAS_CERTIFICATE | WANTS_CERTIFICATE | MAY_BE_IGNORED) != 0 {
             return None;
         }
         let mut certificate = None;
@@ -216,6 +218,15 @@ mod tests {
         assert_eq!(&open.signature[..32], &signed[..]);
         let elsewhere = blake3::hash(&open.message(NodeId([8; 32])));
         assert_ne!(&open.signature[..32], elsewhere.as_bytes());
+    }
+
+    #[test]
+    fn flags_that_a_newer_program_sets_are_ignored_where_that_is_allowed() {
+        let mut bytes = letter(None, &[1, 2, 3]).seal(|_| [5; 64]);
+        bytes[1] |= 0xf0;
+        assert_eq!(Datagram::open(&bytes).unwrap().packet, [1, 2, 3]);
+        bytes[1] |= 0x04;
+        assert!(Datagram::open(&bytes).is_none());
     }
 
     #[test]

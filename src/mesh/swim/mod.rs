@@ -9,7 +9,9 @@
 //!
 //! The datagrams (`datagram`) are signed and carry certificates; the protocol without I/O is `protocol`.
 
+mod claims;
 mod datagram;
+mod hints;
 mod protocol;
 mod seat;
 #[cfg(test)]
@@ -19,7 +21,9 @@ use super::identity::Identity;
 use super::membership::{MembershipCert, node_signed};
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, UnixTime};
+use crate::seldom::Seldom;
 use bytes::Bytes;
+use datagram::VERSION;
 use protocol::{Action, Now, Protocol};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -118,6 +122,9 @@ pub(super) enum Refusal {
     /// It is not of this protocol, or its parts do not fit.
     #[error("malformed")]
     Malformed,
+    /// Of a version that is not spoken here.
+    #[error("of version {0}, and this program speaks version {VERSION}")]
+    Version(u8),
     /// It claims to come from this node.
     #[error("sent in this node's own name")]
     OwnName,
@@ -142,6 +149,12 @@ pub(super) enum Refusal {
     /// More members are remembered than a cell may have.
     #[error("the cell is full")]
     CellFull,
+    /// It would have this node probe or answer somebody who is not known here.
+    #[error("about somebody who is not known")]
+    Unknown,
+    /// Too many came from there, or in all; its signature was not even looked at.
+    #[error("too many")]
+    Paced,
 }
 
 /// A change of the cell, for the driver.
@@ -156,6 +169,8 @@ pub(super) enum MemberEvent {
         /// Its checked membership certificate.
         certificate: Bytes,
     },
+    /// A member that is up restarted or is elsewhere now: connections with its old life lead nowhere.
+    Moved(NodeId),
     /// A member is down or left.
     Down(NodeId),
 }
@@ -165,8 +180,20 @@ pub(super) enum MemberEvent {
 pub struct SwimCounters {
     /// Datagrams taken.
     pub received: AtomicU64,
-    /// Datagrams dropped: see `Refusal`.
+    /// Datagrams dropped: malformed, forged, replayed, of strangers.
     pub dropped: AtomicU64,
+    /// Datagrams dropped because more came than are looked at, from one address or in all.
+    pub paced: AtomicU64,
+    /// Datagrams of members of other cells, who cannot know.
+    pub other_cells: AtomicU64,
+    /// Deaths that were taken for suspicions, for want of members who say so.
+    pub deaths_doubted: AtomicU64,
+    /// Accusations that were not listened to, because their speaker accuses too much.
+    pub accusations_ignored: AtomicU64,
+    /// Claims that this node is down which it did not follow.
+    pub own_deaths_survived: AtomicU64,
+    /// Claims about members who have not spoken for themselves.
+    pub claims_unknown: AtomicU64,
     /// Datagrams sent.
     pub sent: AtomicU64,
 }
@@ -176,6 +203,7 @@ pub(super) type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
 
 enum Command {
     Contact(NodeId, SocketAddr),
+    NotOurs(NodeId),
     Leave(oneshot::Sender<()>),
 }
 
@@ -215,6 +243,11 @@ impl Swim {
         let _ = self.commands.try_send(Command::Contact(node, addr));
     }
 
+    /// Says that a node belongs to another cell, so that it is not asked any longer. Dropped when the task is busy.
+    pub(super) fn not_ours(&self, node: NodeId) {
+        let _ = self.commands.try_send(Command::NotOurs(node));
+    }
+
     /// Tells a few members that this node goes, and ends the task, when the future is run.
     pub(super) fn leaving(&self) -> impl Future<Output = ()> + Send + use<> {
         let commands = self.commands.clone();
@@ -245,6 +278,19 @@ fn now() -> Now {
     Now { time: ambient::now(), unix: ambient::unix_now() }
 }
 
+/// Says that a datagram was refused. That nodes of versions which do not understand each other meet, an operator must
+/// hear of.
+fn note(from: SocketAddr, refusal: Refusal) {
+    static FOREIGN: Seldom = Seldom::new(Duration::from_secs(60));
+    if let Refusal::Version(_) = refusal
+        && let Some(held_back) = FOREIGN.pass()
+    {
+        tracing::warn!(%from, %refusal, held_back, "a membership datagram is not understood");
+    } else {
+        tracing::debug!(%from, %refusal, "membership datagram dropped");
+    }
+}
+
 impl<C: Credentials> Task<C> {
     async fn run(mut self) {
         loop {
@@ -253,9 +299,13 @@ impl<C: Credentials> Task<C> {
                 return;
             }
             let pause = self.swim.next_deadline().since(ambient::now());
+            // In this order: a flood of datagrams must not keep the rest from being done.
             tokio::select! {
+                biased;
+                () = tokio::time::sleep(pause) => {}
                 command = self.inbox.recv() => match command {
                     Some(Command::Contact(node, addr)) => self.swim.add_contact((node, addr), now()),
+                    Some(Command::NotOurs(node)) => self.swim.forget_contact(node),
                     Some(Command::Leave(done)) => {
                         self.swim.leave(now());
                         self.carry_out().await;
@@ -266,14 +316,31 @@ impl<C: Credentials> Task<C> {
                 },
                 datagram = self.datagrams.recv() => {
                     let Some((from, bytes)) = datagram else { return };
-                    self.counters.received.fetch_add(1, Ordering::Relaxed);
-                    if let Err(refusal) = self.swim.receive(from, &bytes, now()) {
-                        self.counters.dropped.fetch_add(1, Ordering::Relaxed);
-                        tracing::debug!(%from, %refusal, "membership datagram dropped");
-                    }
+                    self.take(from, &bytes);
                 }
-                () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    fn take(&mut self, from: SocketAddr, bytes: &[u8]) {
+        self.counters.received.fetch_add(1, Ordering::Relaxed);
+        if let Err(refusal) = self.swim.receive(from, bytes, now()) {
+            let counter = match refusal {
+                Refusal::Paced => &self.counters.paced,
+                Refusal::OtherCell => &self.counters.other_cells,
+                _ => &self.counters.dropped,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            note(from, refusal);
+        }
+        let claims = self.swim.claim_counts();
+        for (counter, count) in [
+            (&self.counters.deaths_doubted, claims.doubted),
+            (&self.counters.accusations_ignored, claims.ignored),
+            (&self.counters.own_deaths_survived, claims.survived),
+            (&self.counters.claims_unknown, claims.unknown),
+        ] {
+            counter.store(count, Ordering::Relaxed);
         }
     }
 
@@ -287,6 +354,7 @@ impl<C: Credentials> Task<C> {
                     continue;
                 }
                 Action::Up { node, addr, certificate } => MemberEvent::Up { node, addr, certificate },
+                Action::Moved(node) => MemberEvent::Moved(node),
                 Action::Down(node) => MemberEvent::Down(node),
             };
             if self.events.send(event).await.is_err() {

@@ -1,13 +1,19 @@
 //! Membership without I/O: foca, the certificates of those it talks to, and what is due when.
 //!
 //! Bytes and time go in, [`Action`]s come out. foca believes whoever speaks, so nothing reaches it
-//! that was not signed by a node whose membership certificate was checked and names this cell.
+//! that was not signed by a node whose membership certificate was checked and names this cell, and of
+//! what such a node says of others only what [`super::claims`] lets pass.
 //!
 //! A certificate travels with each datagram until the receiver has shown that it knows it (its own
-//! datagrams ask for it no longer). Members that foca learns of by hearsay are asked for theirs, at
-//! a bounded pace, and are reported only once it is known.
+//! datagrams ask for it no longer). Members that others speak of are asked, at a bounded pace, and join
+//! by what they answer themselves.
+//!
+//! Signatures cost the most here (50 µs each), so they are checked at a bounded pace: for each address, and in all.
 
-use super::datagram::{Counter, Datagram, Letter, PACKET_MAX_BYTES, Window, fit_together};
+use super::super::bucket::{Bucket, Buckets, Pace};
+use super::claims::{ClaimCounts, Claims, View};
+use super::datagram::{Counter, Datagram, Letter, PACKET_MAX_BYTES, VERSION, Window, fit_together};
+use super::hints::Hints;
 use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
 use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
@@ -39,6 +45,17 @@ const CONTACT_EVERY: Duration = Duration::from_secs(60);
 const CONTACTS_AT_ONCE: usize = 3;
 /// Most contacts kept.
 const CONTACTS_MAX: usize = 64;
+/// Datagrams from one address that are looked at: a large cell's join at once, then many times its ordinary pace.
+const FROM_ONE: Pace = Pace { burst: 512, per_s: 128 };
+/// Datagrams of all that are looked at: a quarter of a core for their signatures.
+const FROM_ALL: Pace = Pace { burst: 8_192, per_s: 4_096 };
+/// What a refused datagram costs on top, so that an address that sends nothing good is soon cut short.
+const REFUSED_COST: u32 = 7;
+/// Addresses whose pace is remembered.
+const ADDRESSES_MAX: usize = 4 * limits::CELL_MAX_MEMBERS;
+
+/// Lives from which on a new one is a restart, not a rejoin: a second of a start's clock.
+const RESTARTED: u64 = 1_000;
 
 /// What the caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +64,8 @@ pub(super) enum Action {
     Send(SocketAddr, Vec<u8>),
     /// A member is up, or its address changed.
     Up { node: NodeId, addr: SocketAddr, certificate: Bytes },
+    /// A member began a new life elsewhere, or after a restart: connections with the old one lead nowhere.
+    Moved(NodeId),
     /// A member is down or left.
     Down(NodeId),
 }
@@ -79,6 +98,10 @@ pub(super) struct Protocol<C> {
     active: BTreeMap<NodeId, Seat>,
     /// Members of `active` that were not reported yet, and when they are asked for a certificate.
     unmet: BTreeMap<NodeId, Time>,
+    hints: Hints,
+    claims: Claims,
+    from_one: Buckets<SocketAddr>,
+    from_all: Bucket,
     contacts: Vec<(NodeId, SocketAddr)>,
     next_contact: usize,
     contacts_due: Time,
@@ -113,6 +136,10 @@ impl<C: Credentials> Protocol<C> {
             known: BTreeMap::new(),
             active: BTreeMap::new(),
             unmet: BTreeMap::new(),
+            hints: Hints::default(),
+            claims: Claims::new(),
+            from_one: Buckets::new(FROM_ONE, ADDRESSES_MAX),
+            from_all: Bucket::default(),
             contacts,
             next_contact: 0,
             contacts_due: now.time,
@@ -149,8 +176,39 @@ impl<C: Credentials> Protocol<C> {
         self.introduce(contact.1, contact.0, now);
     }
 
-    /// Takes a datagram. What is refused changes nothing.
+    /// A node that turned out to be no member of this cell is not asked any longer.
+    pub(super) fn forget_contact(&mut self, node: NodeId) {
+        self.contacts.retain(|(contact, _)| *contact != node);
+    }
+
+    /// This node as others know it.
+    #[cfg(test)]
+    pub(super) fn seat(&self) -> Seat {
+        self.me
+    }
+
+    /// What was made of what members said of others.
+    pub(super) fn claim_counts(&self) -> ClaimCounts {
+        self.claims.counts
+    }
+
+    /// Takes a datagram. What is refused changes nothing but its sender's pace.
     pub(super) fn receive(&mut self, from: SocketAddr, bytes: &[u8], now: Now) -> Result<(), Refusal> {
+        if !self.from_one.take(from, 1, now.time) || !self.from_all.take(FROM_ALL, 1, now.time) {
+            return Err(Refusal::Paced);
+        }
+        let result = self.look_at(from, bytes, now);
+        // Members of other cells do nothing wrong: they cannot know.
+        if result.is_err_and(|refusal| refusal != Refusal::OtherCell) {
+            self.from_one.take(from, REFUSED_COST, now.time);
+        }
+        result
+    }
+
+    fn look_at(&mut self, from: SocketAddr, bytes: &[u8], now: Now) -> Result<(), Refusal> {
+        if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
+            return Err(Refusal::Version(*version));
+        }
         let datagram = Datagram::open(bytes).ok_or(Refusal::Malformed)?;
         if datagram.sender == self.me.node {
             return Err(Refusal::OwnName);
@@ -167,21 +225,19 @@ impl<C: Credentials> Protocol<C> {
             self.introduced(from, &datagram, now);
             return Ok(());
         }
-        let (header, rest) = postcard::take_from_bytes::<foca::Header<Seat>>(datagram.packet)
-            .map_err(|_| Refusal::Malformed)?;
-        if header.src.node != datagram.sender {
-            return Err(Refusal::Forged);
+        let view = View { me: self.me, active: &self.active };
+        let sifted = self.claims.sift(datagram.sender, datagram.packet, &view, now.time)?;
+        // Full of the dead: hear those that are known.
+        if self.foca.iter_membership_state().len() >= REMEMBERED_MAX
+            && !self.active.contains_key(&datagram.sender)
+        {
+            return Err(Refusal::CellFull);
         }
-        let mut packet = datagram.packet;
-        if self.foca.iter_membership_state().len() >= REMEMBERED_MAX {
-            // Full: hear the members that are known, learn of no others.
-            if !self.active.contains_key(&header.src.node) {
-                return Err(Refusal::CellFull);
-            }
-            packet = &packet[..packet.len() - rest.len()];
-        }
-        let result = self.foca.handle_data(packet, &mut self.runtime);
+        let result = self.foca.handle_data(&sifted.packet, &mut self.runtime);
         self.settle(now);
+        for seat in sifted.hints {
+            self.hints.add(seat, datagram.sender, now.time);
+        }
         result.map_err(|_| Refusal::Malformed)
     }
 
@@ -199,6 +255,8 @@ impl<C: Credentials> Protocol<C> {
             self.chores_due = now.time + CHORES_IDLE;
             self.drop_expired(now);
             self.ask_for_certificates(now);
+            self.ask_hinted(now);
+            self.claims.forget(now.time);
             self.look_after_contacts(now);
         }
         if !self.unmet.is_empty() || self.active.is_empty() {
@@ -278,11 +336,7 @@ impl<C: Credentials> Protocol<C> {
             self.introduce(from, datagram.sender, now);
         }
         if !self.active.contains_key(&datagram.sender) {
-            let seat = Seat { node: datagram.sender, addr: from, renewal: 0 };
-            if let Err(error) = self.foca.announce(seat, &mut self.runtime) {
-                tracing::debug!(%error, "announcing");
-            }
-            self.settle(now);
+            self.announce_to(Seat { node: datagram.sender, addr: from, renewal: 0 }, now);
         }
     }
 
@@ -301,7 +355,12 @@ impl<C: Credentials> Protocol<C> {
                         self.actions.push(Action::Down(seat.node));
                     }
                 }
-                OwnedNotification::Rename(_, seat) => {
+                OwnedNotification::Rename(before, seat) => {
+                    // A rejoin counts one; a start reads a clock of milliseconds.
+                    let restarted = seat.renewal.saturating_sub(before.renewal) >= RESTARTED;
+                    if restarted || seat.addr != before.addr {
+                        self.actions.push(Action::Moved(seat.node));
+                    }
                     // A new life: it may have forgotten us, and it may have moved.
                     if let Some(known) = self.known.get_mut(&seat.node) {
                         known.knows_us = false;
@@ -333,7 +392,8 @@ impl<C: Credentials> Protocol<C> {
         self.send(to, receiver, &[], now);
     }
 
-    fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
+    /// Sends a packet of foca's, with this node's certificate while the receiver may not know it.
+    pub(super) fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
         let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
         let wants_certificate = known.is_none();
@@ -390,6 +450,33 @@ impl<C: Credentials> Protocol<C> {
                 self.introduce(addr, node, now);
             }
         }
+    }
+
+    /// Asks those whom others spoke of.
+    fn ask_hinted(&mut self, now: Now) {
+        if self.foca.iter_membership_state().len() >= REMEMBERED_MAX {
+            return;
+        }
+        for seat in self.hints.due(&self.active, ASKS_AT_ONCE, now.time) {
+            if !self.known.contains_key(&seat.node) {
+                self.introduce(seat.addr, seat.node, now);
+                continue;
+            }
+            // Most who begin a new life do so where they were, whatever a liar says.
+            let known = self.active.get(&seat.node).copied().filter(|known| known.addr != seat.addr);
+            if let Some(known) = known {
+                self.announce_to(known, now);
+            }
+            self.announce_to(seat, now);
+        }
+    }
+
+    /// Asks a node whose certificate is known to take this one in. Its answer tells its seat first-hand.
+    fn announce_to(&mut self, seat: Seat, now: Now) {
+        if let Err(error) = self.foca.announce(seat, &mut self.runtime) {
+            tracing::debug!(%error, "announcing");
+        }
+        self.settle(now);
     }
 
     /// Asks contacts: often and several while this node is alone, now and then a missing one later.

@@ -78,6 +78,8 @@ struct Swarm {
     side: Vec<u8>,
     loss_percent: usize,
     refusals: Vec<Refusal>,
+    /// Members that somebody lost.
+    lost: Vec<(usize, NodeId)>,
     /// Every datagram that was sent, when wanted.
     tape: Option<Vec<(usize, usize, Vec<u8>)>>,
 }
@@ -106,6 +108,7 @@ impl Swarm {
             side: vec![0; members],
             loss_percent: 0,
             refusals: Vec::new(),
+            lost: Vec::new(),
             tape: None,
         }
     }
@@ -136,7 +139,9 @@ impl Swarm {
                     assert!(!certificate.is_empty());
                     self.up[number].insert(node);
                 }
+                Action::Moved(_) => {}
                 Action::Down(node) => {
+                    self.lost.push((number, node));
                     assert!(self.up[number].remove(&node), "down without up");
                 }
             }
@@ -368,4 +373,103 @@ fn a_member_that_speaks_for_another_is_refused() {
     let bytes = introduction(&liar, &victim, &packet, later);
     let swim = swarm.members[0].as_mut().unwrap();
     assert_eq!(swim.receive(addr(2), &bytes, clock), Err(Refusal::Forged));
+}
+
+/// Member `liar` tells everybody that everybody else is down, that others moved to its own address, and of members
+/// that do not exist; to each it says that it was declared down itself.
+fn lie(swarm: &mut Swarm, liar: usize, made_up: &mut u8) {
+    use foca::{Header, Member, Message, State};
+    let clock = swarm.clock();
+    let seats: Vec<_> = swarm.members.iter().flatten().map(Protocol::seat).collect();
+    for to in (0..seats.len()).filter(|to| *to != liar) {
+        *made_up = made_up.wrapping_add(1).max(100);
+        let ghost = super::seat::Seat { node: NodeId([*made_up; 32]), addr: addr(200), renewal: 1 };
+        let mut updates = vec![Member::alive(ghost)];
+        for seat in seats.iter().filter(|seat| **seat != seats[liar]) {
+            updates.push(Member::new(*seat, 0, State::Down));
+            let moved = super::seat::Seat { addr: addr(liar), renewal: seat.renewal + 1_000_000, ..*seat };
+            updates.push(Member::alive(moved));
+        }
+        for message in [Message::Gossip, Message::TurnUndead] {
+            let header = Header { src: seats[liar], src_incarnation: 0, dst: seats[to], message };
+            let mut packet = postcard::to_stdvec(&header).unwrap();
+            packet.extend(u16::try_from(updates.len()).unwrap().to_be_bytes());
+            for update in &updates {
+                packet = postcard::to_extend(update, packet).unwrap();
+            }
+            swarm.members[liar].as_mut().unwrap().send(seats[to].addr, seats[to].node, &packet, clock);
+        }
+    }
+    swarm.collect(liar);
+}
+
+#[test]
+fn a_liar_neither_kills_nor_moves_nor_invents_members_and_is_not_listened_to() {
+    for seed in [51, 52, 53] {
+        let mut swarm = Swarm::new(6, seed);
+        assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all));
+        swarm.lost.clear();
+        let mut made_up = 100;
+        for _ in 0..300 {
+            lie(&mut swarm, 5, &mut made_up);
+            swarm.run(Duration::from_millis(200), |_| false);
+        }
+        let honest = |lost: &&(usize, NodeId)| lost.0 != 5 && lost.1 != NodeId([5; 32]);
+        let lost: Vec<_> = swarm.lost.iter().filter(honest).collect();
+        assert!(lost.is_empty(), "seed {seed}: {lost:?}");
+        for number in 0..5 {
+            let others = (0..5_u8).filter(|other| usize::from(*other) != number);
+            assert!(others.map(|other| NodeId([other; 32])).all(|other| swarm.up[number].contains(&other)));
+            let counts = swarm.members[number].as_ref().unwrap().claim_counts();
+            let all = [counts.doubted, counts.ignored, counts.survived, counts.unknown];
+            assert!(all.iter().all(|count| *count > 0), "seed {seed}: {counts:?}");
+        }
+        assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all), "and all is well when it stops");
+    }
+}
+
+#[test]
+fn a_killed_member_is_noticed_in_time_although_a_liar_keeps_its_name_alive() {
+    let mut swarm = Swarm::new(8, 61);
+    assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all));
+    let dead = swarm.members[3].take().unwrap().seat();
+    let began = swarm.now;
+    let gone = |swarm: &Swarm| {
+        (0..8).filter(|n| *n != 3 && *n != 7).all(|n| !swarm.up[n].contains(&NodeId([3; 32])))
+    };
+    while !gone(&swarm) && swarm.now < began + Duration::from_secs(60) {
+        let clock = swarm.clock();
+        for to in [0, 1, 2, 4, 5, 6] {
+            let dst = swarm.members[to].as_ref().unwrap().seat();
+            let liar = swarm.members[7].as_mut().unwrap();
+            let message = foca::Message::Gossip;
+            let header = foca::Header { src: liar.seat(), src_incarnation: 0, dst, message };
+            let mut packet = postcard::to_stdvec(&header).unwrap();
+            packet.extend(1_u16.to_be_bytes());
+            packet = postcard::to_extend(&foca::Member::new(dead, 0, foca::State::Alive), packet).unwrap();
+            liar.send(dst.addr, dst.node, &packet, clock);
+        }
+        swarm.collect(7);
+        swarm.run(Duration::from_millis(500), gone);
+    }
+    assert!(gone(&swarm) && swarm.now < began + Duration::from_secs(20), "{:?}", swarm.now.since(began));
+}
+
+#[test]
+fn junk_from_one_address_is_cut_short_and_members_elsewhere_are_heard() {
+    let mut swarm = Swarm::new(3, 71);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    let clock = swarm.clock();
+    let victim = swarm.members[0].as_mut().unwrap();
+    let mut looked_at = 0;
+    for n in 0..5_000_u32 {
+        let mut junk = vec![1, 0];
+        junk.extend(n.to_be_bytes());
+        junk.resize(300, 3);
+        looked_at += u32::from(victim.receive(addr(150), &junk, clock) != Err(Refusal::Paced));
+    }
+    assert!(looked_at <= 64, "{looked_at}");
+    swarm.lost.clear();
+    swarm.run(Duration::from_secs(20), |_| false);
+    assert!(swarm.all_see_all() && swarm.lost.is_empty());
 }

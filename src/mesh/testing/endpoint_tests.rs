@@ -146,3 +146,83 @@ fn a_black_holed_peer_costs_the_time_out_and_the_reader_goes_on_elsewhere() {
         assert!(matches!(replies, (8, errors) if errors.is_empty()));
     });
 }
+
+#[test]
+fn a_half_open_connection_is_noticed_by_the_next_ask_and_dialled_anew() {
+    run(3, Link::default(), |world| async move {
+        let (serving, asking) = (world.mesh.member(), world.mesh.member());
+        let wanted: Vec<Bytes> = (0..4).map(|number| content(number, 64 << 10)).collect();
+        let (server, incoming) = world.bind(&serving, 1);
+        serve_all(incoming, wanted.clone(), Duration::ZERO);
+        let (asker, _incoming) = world.bind(&asking, 2);
+        let replies = collect(ask(&asker, serving.node(), 1, &wanted).await.unwrap(), &wanted).await;
+        assert!(matches!(replies, (4, errors) if errors.is_empty()));
+        let before = asker.connection(serving.node(), address(1)).await.unwrap();
+        // The server loses its power and comes back: nobody was told.
+        world.net.black_hole(address(1));
+        drop(server);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.net.unplug(address(1));
+        world.net.heal(address(1));
+        let (_server, incoming) = world.bind(&serving, 1);
+        serve_all(incoming, wanted.clone(), Duration::ZERO);
+        assert!(before.is_open(), "nothing told the asker");
+        // The asker gives up as the core does, after two seconds.
+        let began = Instant::now();
+        let asking = ask(&asker, serving.node(), 1, &wanted).await.unwrap();
+        let silent = tokio::time::timeout(Duration::from_secs(2), collect(asking, &wanted)).await;
+        assert!(silent.is_err(), "{silent:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!before.is_open());
+        let replies = collect(ask(&asker, serving.node(), 1, &wanted).await.unwrap(), &wanted).await;
+        assert!(matches!(replies, (4, errors) if errors.is_empty()));
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
+fn a_node_whose_address_changes_is_connected_anew() {
+    run(4, Link::default(), |world| async move {
+        let (serving, asking) = (world.mesh.member(), world.mesh.member());
+        let wanted: Vec<Bytes> = (0..4).map(|number| content(number, 64 << 10)).collect();
+        let (_server, incoming) = world.bind(&serving, 1);
+        serve_all(incoming, wanted.clone(), Duration::ZERO);
+        let (asker, _incoming) = world.bind(&asking, 2);
+        let replies = collect(ask(&asker, serving.node(), 1, &wanted).await.unwrap(), &wanted).await;
+        assert!(matches!(replies, (4, errors) if errors.is_empty()));
+        world.net.see_at(address(2), address(77));
+        // Connections do not migrate: the server hears nothing that comes from elsewhere.
+        let asking = ask(&asker, serving.node(), 1, &wanted).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(2), collect(asking, &wanted)).await.is_err());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let replies = collect(ask(&asker, serving.node(), 1, &wanted).await.unwrap(), &wanted).await;
+        assert!(matches!(replies, (4, errors) if errors.is_empty()));
+    });
+}
+
+#[test]
+fn a_bad_link_in_one_direction_slows_down_nobody_else() {
+    run(5, Link::default(), |world| async move {
+        let (bad, good, asking) = (world.mesh.member(), world.mesh.member(), world.mesh.member());
+        let wanted: Vec<Bytes> = (0..8).map(|number| content(number, 64 << 10)).collect();
+        let mut endpoints = Vec::new();
+        for (number, identity) in [(1, &bad), (2, &good)] {
+            let (endpoint, incoming) = world.bind(identity, number);
+            serve_all(incoming, wanted.clone(), Duration::ZERO);
+            endpoints.push(endpoint);
+        }
+        let lossy = Link { loss_permille: 300, latency: Duration::from_millis(40), ..Link::default() };
+        world.net.set_link(address(1), address(3), lossy);
+        let (asker, _incoming) = world.bind(&asking, 3);
+        let slow = async {
+            collect(ask(&asker, bad.node(), 1, &wanted).await.unwrap(), &wanted).await;
+            world.began.elapsed()
+        };
+        let fast = async {
+            collect(ask(&asker, good.node(), 2, &wanted).await.unwrap(), &wanted).await;
+            world.began.elapsed()
+        };
+        let (slow, fast) = tokio::join!(slow, fast);
+        assert!(fast < Duration::from_millis(200) && slow > 4 * fast, "{slow:?} and {fast:?}");
+    });
+}

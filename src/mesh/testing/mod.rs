@@ -2,7 +2,10 @@
 //! the same run to the datagram.
 
 mod endpoint_tests;
+mod hostile_tests;
+mod mesh_tests;
 mod net;
+mod version_tests;
 mod world;
 
 pub(in crate::mesh) use net::Link;

@@ -68,7 +68,6 @@ pub(in crate::mesh) struct NetCounts {
 }
 
 struct Packet {
-    number: u64,
     from: SocketAddr,
     to: SocketAddr,
     ecn: Option<EcnCodepoint>,
@@ -77,6 +76,8 @@ struct Packet {
 
 #[derive(Default)]
 struct Mailbox {
+    /// The socket that reads it.
+    owner: u64,
     waiting: VecDeque<Packet>,
     bytes: usize,
     reader: Option<Waker>,
@@ -95,6 +96,7 @@ struct State {
     flying: BinaryHeap<Reverse<(Instant, u64)>>,
     packets: BTreeMap<u64, Packet>,
     sent: u64,
+    sockets: u64,
     newest: BTreeMap<(SocketAddr, SocketAddr), u64>,
     counts: NetCounts,
     trace: blake3::Hasher,
@@ -123,6 +125,7 @@ impl Net {
             flying: BinaryHeap::new(),
             packets: BTreeMap::new(),
             sent: 0,
+            sockets: 0,
             newest: BTreeMap::new(),
             counts: NetCounts::default(),
             trace: blake3::Hasher::new(),
@@ -137,20 +140,27 @@ impl Net {
         self.state.lock().unwrap()
     }
 
+    /// Takes the socket at `address` off the network; its owner hears nothing more. Another may take the address.
+    pub(in crate::mesh) fn unplug(&self, address: SocketAddr) {
+        self.lock().mailboxes.remove(&address);
+    }
+
     /// A socket at `address`.
     pub(in crate::mesh) fn socket(&self, address: SocketAddr) -> Arc<Socket> {
-        let before = self.lock().mailboxes.insert(address, Mailbox::default());
+        let mut state = self.lock();
+        state.sockets += 1;
+        let number = state.sockets;
+        let before = state.mailboxes.insert(address, Mailbox { owner: number, ..Mailbox::default() });
         assert!(before.is_none(), "{address} is taken");
-        Arc::new(Socket { net: self.clone(), address })
+        Arc::new(Socket { net: self.clone(), address, number })
     }
 
     /// The same, as an endpoint takes it.
     pub(in crate::mesh) fn wire(&self, address: SocketAddr) -> Wire {
         let socket = self.socket(address);
-        let net = self.clone();
-        let send = Box::new(move |content: &[u8], to| {
-            net.send(address, to, None, content);
-            Ok(())
+        let sender = socket.clone();
+        let send = Box::new(move |contents: &[u8], destination| {
+            sender.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None })
         });
         Wire { socket, send }
     }
@@ -171,11 +181,6 @@ impl Net {
     /// How datagrams fare from one machine to another from now on, in this direction.
     pub(in crate::mesh) fn set_link(&self, from: SocketAddr, to: SocketAddr, link: Link) {
         self.lock().links.insert((from.ip(), to.ip()), link);
-    }
-
-    /// How all others fare from now on.
-    pub(in crate::mesh) fn set_default_link(&self, link: Link) {
-        self.lock().link = link;
     }
 
     /// From now on nothing reaches the machine and nothing of it gets out, and nobody is told.
@@ -265,7 +270,7 @@ impl State {
             self.sent += 1;
             first |= self.flying.peek().is_none_or(|next| due < next.0.0);
             self.flying.push(Reverse((due, self.sent)));
-            let packet = Packet { number: self.sent, from: source, to, ecn, content: content.to_vec() };
+            let packet = Packet { from: source, to, ecn, content: content.to_vec() };
             self.packets.insert(self.sent, packet);
         }
         first
@@ -307,6 +312,13 @@ impl State {
 pub(in crate::mesh) struct Socket {
     net: Net,
     address: SocketAddr,
+    number: u64,
+}
+
+impl Socket {
+    fn is_plugged_in(&self, state: &State) -> bool {
+        state.mailboxes.get(&self.address).is_some_and(|mailbox| mailbox.owner == self.number)
+    }
 }
 
 impl std::fmt::Debug for Socket {
@@ -317,7 +329,10 @@ impl std::fmt::Debug for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.net.lock().mailboxes.remove(&self.address);
+        let mut state = self.net.lock();
+        if self.is_plugged_in(&state) {
+            state.mailboxes.remove(&self.address);
+        }
     }
 }
 
@@ -336,6 +351,9 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if !self.is_plugged_in(&self.net.lock()) {
+            return Ok(());
+        }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for content in transmit.contents.chunks(size) {
             self.net.send(self.address, transmit.destination, transmit.ecn, content);
@@ -350,7 +368,11 @@ impl AsyncUdpSocket for Socket {
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.net.lock();
-        let mailbox = state.mailboxes.get_mut(&self.address).expect("a socket has a mailbox");
+        let owner = self.number;
+        let Some(mailbox) = state.mailboxes.get_mut(&self.address).filter(|mailbox| mailbox.owner == owner)
+        else {
+            return Poll::Pending;
+        };
         let mut received = 0;
         for (buffer, meta) in buffers.iter_mut().zip(metas.iter_mut()) {
             let Some(packet) = mailbox.waiting.pop_front() else { break };

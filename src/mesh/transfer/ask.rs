@@ -1,12 +1,13 @@
 //! The asker's side of a request for chunks.
 
-use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
-use crate::mesh::MemberConnection;
-use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told, VERSION};
+use super::{FrameReader, NO_PROGRESS, TransferError, patience, write_all, write_message};
+use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told};
+use crate::mesh::{CloseCode, MemberConnection};
 use crate::model::{ChunkRef, ContentId};
 use bytes::{Bytes, BytesMut};
 use quinn::SendStream;
 use std::convert::Infallible;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Verified chunks that wait for the asker; then the peer is no longer read, and so is slowed down.
@@ -15,6 +16,14 @@ const EVENTS_WAITING: usize = 4;
 const HASH_STEP_BYTES: usize = 1 << 20;
 /// Memory taken for a chunk before its bytes have come; a larger one grows with what arrives.
 const RESERVE_MAX_BYTES: usize = 4 << 20;
+
+/// Without a datagram for so long, not even an acknowledgement, a connection is dead (guess: no round trip is as long,
+/// and the core gives an ask up after 2 s).
+const DEAD_AFTER: Duration = Duration::from_millis(1_500);
+
+/// How often a peer may say `Wait` for each chunk of a request: every half second for as long as the core lets one
+/// source make it wait, twice over.
+const WAITS_PER_CHUNK: usize = 60;
 
 /// What became of one chunk of a request. All but `Wait` are final.
 #[derive(Clone, Debug)]
@@ -77,13 +86,22 @@ pub fn ask(connection: MemberConnection, request: Request) -> Result<Asking, Tra
     let (events_in, events) = mpsc::channel(EVENTS_WAITING);
     let (withdrawals, withdrawn) = mpsc::channel(request.chunks.len());
     tokio::spawn(async move {
-        let mut open = Open { left: request.chunks.len(), is_open: vec![true; request.chunks.len()] };
+        let count = request.chunks.len();
+        let mut open = Open { left: count, is_open: vec![true; count], waits_left: WAITS_PER_CHUNK * count };
+        let began = (tokio::time::Instant::now(), received(&connection));
         let result = tokio::select! {
             biased;
-            () = events_in.closed() => return,
+            () = events_in.closed() => {
+                close_if_dead(&connection, began);
+                return;
+            }
             result = exchange(&connection, &request, &mut open, &events_in, withdrawn) => result,
         };
         let error = result.err().unwrap_or(TransferError::NotAnswered);
+        close_if_dead(&connection, began);
+        if let Some(offence) = error.offence() {
+            connection.report(offence);
+        }
         for index in (0..request.chunks.len()).filter(|index| open.is_open[*index]) {
             if events_in.send((index, Reply::Failed(error.clone()))).await.is_err() {
                 return;
@@ -93,10 +111,25 @@ pub fn ask(connection: MemberConnection, request: Request) -> Result<Asking, Tra
     Ok(Asking { events, withdrawals })
 }
 
+fn received(connection: &MemberConnection) -> u64 {
+    connection.quinn().stats().udp_rx.datagrams
+}
+
+/// Closes a connection on which nothing at all came while something was asked: its peer restarted, or the path
+/// forgot it. Whoever asks next dials anew, rather than to wait for the idle time-out.
+fn close_if_dead(connection: &MemberConnection, (began, datagrams): (tokio::time::Instant, u64)) {
+    if began.elapsed() >= DEAD_AFTER && received(connection) == datagrams {
+        tracing::debug!(?connection, "nothing comes on it");
+        connection.close(CloseCode::Done);
+    }
+}
+
 /// Which chunks have no final reply yet.
 struct Open {
     left: usize,
     is_open: Vec<bool>,
+    /// How often the peer may still say `Wait`, about any of them.
+    waits_left: usize,
 }
 
 impl Open {
@@ -104,6 +137,14 @@ impl Open {
         if std::mem::replace(&mut self.is_open[index], false) {
             self.left -= 1;
         }
+    }
+
+    fn note_wait(&mut self) -> Result<(), TransferError> {
+        self.waits_left = self
+            .waits_left
+            .checked_sub(1)
+            .ok_or_else(|| TransferError::Protocol("it says `Wait` without end".into()))?;
+        Ok(())
     }
 
     /// The chunk that a reply speaks of, if it still waits for one.
@@ -132,7 +173,7 @@ async fn exchange(
         .await
         .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
         .map_err(|error| TransferError::Connection(error.to_string()))?;
-    write_all(&mut send, Bytes::from_static(&[VERSION]), NO_PROGRESS).await?;
+    write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
     write_message(&mut send, &Message::Request(request.clone()), NO_PROGRESS).await?;
     let mut reader = FrameReader::new(recv, NO_PROGRESS);
     tokio::select! {
@@ -164,17 +205,22 @@ async fn replies(
         let (index, reply) = match message {
             Message::Data(header) => {
                 let index = open.find(header.index)?;
-                match read_chunk(reader, header, &request.chunks[index]).await {
+                let limit = patience(header.len);
+                let read = tokio::time::timeout(limit, read_chunk(reader, header, &request.chunks[index]));
+                match read.await.unwrap_or(Err(TransferError::Drip { len: header.len, limit })) {
                     Ok(bytes) => (index, Reply::Arrived(bytes)),
                     Err(error @ TransferError::WrongBytes { .. }) => {
                         open.close(index);
                         let _ = events.send((index, Reply::Failed(error.clone()))).await;
-                        return Err(TransferError::Protocol("the peer sent wrong bytes before".into()));
+                        return Err(TransferError::NotAnswered);
                     }
                     Err(error) => return Err(error),
                 }
             }
-            Message::Wait(Told { index, load, .. }) => (open.find(index)?, Reply::Wait { load }),
+            Message::Wait(Told { index, load, .. }) => {
+                open.note_wait()?;
+                (open.find(index)?, Reply::Wait { load })
+            }
             Message::Busy(Told { index, holders, load }) => {
                 (open.find(index)?, Reply::Busy { holders, load })
             }

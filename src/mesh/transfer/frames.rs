@@ -1,13 +1,15 @@
 //! Frames on QUIC streams, each read and write bounded in time.
 
-use crate::mesh::wire::{HEADER_BYTES, Header, Message, VERSION, WireError};
+use crate::mesh::wire::{HEADER_BYTES, Header, Message, VERSION, VERSION_OLDEST, WireError};
 use bytes::Bytes;
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 use std::future::Future;
 use std::time::Duration;
 
-/// Frames of unknown types that are skipped in a row (guess): a newer peer may say more, not only noise.
-const SKIPPED_MAX: u32 = 64;
+/// Frames of unknown types that are skipped in a row, and bytes of them: a newer peer may say more, even a whole list
+/// of documents that are not known here (guess for the bytes), but not only noise.
+const SKIPPED_MAX: u32 = 2_048;
+const SKIPPED_MAX_BYTES: usize = 4 << 20;
 /// Bytes that must leave within one time-out: small enough for a slow reader, large enough to be cheap.
 const WRITE_STEP_BYTES: usize = 256 << 10;
 
@@ -69,16 +71,21 @@ impl FrameReader {
         self.limit = limit;
     }
 
-    /// Reads the version that opens a stream.
+    /// Reads the version that opens a stream: one that this program speaks.
     pub(in crate::mesh) async fn version(&mut self) -> Result<(), StreamError> {
         let mut version = [0];
         bounded(self.limit, self.stream.read_exact(&mut version)).await?;
-        if version[0] == VERSION { Ok(()) } else { Err(WireError::Version { found: version[0] }.into()) }
+        if (VERSION_OLDEST..=VERSION).contains(&version[0]) {
+            Ok(())
+        } else {
+            Err(WireError::Version { found: version[0] }.into())
+        }
     }
 
     /// The next message of a known type, or `None` when the stream ended between two frames.
     pub(in crate::mesh) async fn message(&mut self) -> Result<Option<Message>, StreamError> {
-        for _ in 0..SKIPPED_MAX {
+        let (mut frames, mut bytes) = (0, 0);
+        while frames < SKIPPED_MAX && bytes < SKIPPED_MAX_BYTES {
             let mut header = [0; HEADER_BYTES];
             let read = async {
                 match self.stream.read_exact(&mut header).await {
@@ -91,13 +98,14 @@ impl FrameReader {
                 return Ok(None);
             }
             let header = Header::read(header)?;
-            let mut body = vec![0; header.len];
-            bounded(self.limit, self.stream.read_exact(&mut body)).await?;
+            let body = bounded(self.limit, read_body(&mut self.stream, header.len)).await?;
             if let Some(message) = Message::from_body(header.kind, &body)? {
                 return Ok(Some(message));
             }
+            frames += 1;
+            bytes += HEADER_BYTES + header.len;
         }
-        Err(StreamError::Noise(SKIPPED_MAX))
+        Err(StreamError::Noise(frames))
     }
 
     /// Up to `max` of the bytes that follow a frame.
@@ -110,6 +118,17 @@ impl FrameReader {
         });
         read.await?.map(|chunk| chunk.bytes).ok_or(StreamError::Ended)
     }
+}
+
+/// Reads `len` bytes. Memory is taken as they come.
+async fn read_body(stream: &mut RecvStream, len: usize) -> Result<Vec<u8>, StreamError> {
+    let mut body = Vec::new();
+    while body.len() < len {
+        let read = stream.read_chunk(len - body.len(), true).await;
+        let chunk = read.map_err(|error| StreamError::Connection(error.to_string()))?;
+        body.extend_from_slice(&chunk.ok_or(StreamError::Ended)?.bytes);
+    }
+    Ok(body)
 }
 
 /// Writes one message.

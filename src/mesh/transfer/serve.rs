@@ -1,8 +1,11 @@
 //! The serving side: what peers ask is checked and passed to the driver, its answers are carried back.
 
 use super::outflow::{Outflow, Rank};
-use super::{FrameReader, NO_PROGRESS, StreamError, write_message};
-use crate::mesh::wire::{DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told};
+use super::{FrameReader, NO_PROGRESS, StreamError, patience, write_message};
+use crate::mesh::conduct::{Offence, Use};
+use crate::mesh::wire::{
+    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told, WireError,
+};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::{CloseCode, MemberConnection, News};
 use crate::model::{ChunkRef, Class, NodeId, RepositoryName, limits};
@@ -11,12 +14,11 @@ use quinn::SendStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-/// Chunks that one connection may be asking for at a time; more are answered busy (guess: the largest
-/// window of a reader, a few times over).
-const ASKS_PER_CONNECTION: usize = 1_024;
+/// Pause before a peer that opens streams too fast is heard again: about as many as its pace allows meanwhile.
+const STREAMS_PAUSE: Duration = Duration::from_millis(10);
 /// Time that the driver may take to answer a small request (guess).
 const DRIVER_LIMIT: Duration = Duration::from_secs(5);
 /// How long the next withdrawal may be away: as long as the request lasts, which is bounded by the asker
@@ -144,7 +146,6 @@ impl Drop for AskReply {
 /// Serves one connection until it ends: what the peer asks goes to `requests`. When that queue is full,
 /// asks are answered busy at once. Dropping the future ends all of it.
 pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequest>) {
-    let asks = Arc::new(Semaphore::new(ASKS_PER_CONNECTION));
     let outflow = Arc::new(Outflow::new(connection.quinn().clone()));
     let mut streams = JoinSet::new();
     loop {
@@ -153,10 +154,12 @@ pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequ
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
             accepted = connection.quinn().accept_bi() => {
                 let Ok((send, recv)) = accepted else { break };
+                while !connection.allows(Use::Stream, 1) {
+                    tokio::time::sleep(STREAMS_PAUSE).await;
+                }
                 let stream = Stream {
                     connection: connection.clone(),
                     requests: requests.clone(),
-                    asks: asks.clone(),
                     outflow: outflow.clone(),
                     send,
                 };
@@ -171,7 +174,6 @@ pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequ
 struct Stream {
     connection: MemberConnection,
     requests: mpsc::Sender<PeerRequest>,
-    asks: Arc<Semaphore>,
     outflow: Arc<Outflow>,
     send: SendStream,
 }
@@ -186,8 +188,20 @@ impl Stream {
             Ok(Some(message)) => self.answer(message, reader).await,
             Ok(None) => Ok(()),
             Err(StreamError::Wire(error)) => {
+                // A newer peer is no offender.
+                if !matches!(error, WireError::Version { .. }) {
+                    self.connection.report(Offence::Protocol);
+                }
                 tracing::debug!(peer = ?self.connection, %error, "a request was not understood");
                 self.refuse(RefusedBecause::NotUnderstood).await
+            }
+            Err(error @ StreamError::NoProgress(_)) => {
+                self.connection.report(Offence::RequestFlood);
+                Err(error)
+            }
+            Err(error @ StreamError::Noise(_)) => {
+                self.connection.report(Offence::Protocol);
+                Err(error)
             }
             Err(error) => Err(error),
         };
@@ -212,10 +226,18 @@ impl Stream {
             Message::Request(request) => self.answer_chunks(request, reader).await,
             Message::News(news) => {
                 let from = self.connection.node();
+                if !self.connection.allows(Use::Document, 1) {
+                    self.connection.report(Offence::NewsFlood);
+                    return self.give_up();
+                }
                 match self.requests.try_send(PeerRequest::News { from, news }) {
                     Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
                     Err(_) => self.give_up(),
                 }
+            }
+            Message::AllNews | Message::Members if !self.connection.allows(Use::List, 1) => {
+                self.connection.report(Offence::RequestFlood);
+                self.give_up()
             }
             Message::AllNews => {
                 let mut news = self.ask_driver(|reply| PeerRequest::AllNews { reply }).await;
@@ -234,6 +256,7 @@ impl Stream {
                 Ok(())
             }
             other => {
+                self.connection.report(Offence::Protocol);
                 tracing::debug!(peer = ?self.connection, message = ?other, "not a request");
                 self.refuse(RefusedBecause::NotUnderstood).await
             }
@@ -275,6 +298,11 @@ impl Stream {
         for number in open.take_all() {
             let _ = self.requests.send(PeerRequest::Withdrawn { number }).await;
         }
+        match &result {
+            Err(StreamError::NoProgress(_)) => self.connection.report(Offence::SlowReader),
+            Err(StreamError::Noise(_) | StreamError::Wire(_)) => self.connection.report(Offence::Protocol),
+            _ => {}
+        }
         if result.is_err() {
             let _ = self.send.reset(CloseCode::Protocol.into());
         }
@@ -285,10 +313,14 @@ impl Stream {
     fn pass_on(&self, request: Request, open: &Open, out: &mpsc::Sender<Out>) {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let Request { repository, class, chunks } = request;
+        let allowed = self.connection.allows(Use::Chunk, u32::try_from(chunks.len()).unwrap_or(u32::MAX));
+        let mut beyond = 0;
         for (index, chunk) in (0u16..).zip(chunks) {
-            let overloaded = || Out::Say(Message::Busy(Told { index, holders: Vec::new(), load: u8::MAX }));
-            let Ok(place) = self.asks.clone().try_acquire_owned() else {
-                let _ = out.try_send(overloaded());
+            let place = self.connection.asks().clone().try_acquire_owned();
+            let Some(place) = place.ok().filter(|_| allowed) else {
+                beyond += 1;
+                let busy = Message::Busy(Told { index, holders: Vec::new(), load: u8::MAX });
+                let _ = out.try_send(Out::Say(busy));
                 continue;
             };
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
@@ -308,6 +340,10 @@ impl Stream {
                     ask.reply.busy(Vec::new(), u8::MAX);
                 }
             }
+        }
+        if beyond > 0 {
+            tracing::debug!(peer = ?self.connection, beyond, "asks for more than its share");
+            self.connection.report(Offence::AskFlood);
         }
     }
 }
@@ -364,7 +400,9 @@ async fn carry_back(
                 }
                 let len = u32::try_from(bytes.len()).map_err(|_| StreamError::Ended)?;
                 let frame = Message::Data(DataHeader::plain(index, len)).to_frame()?;
-                outflow.write(send, Rank::of(class, bytes.len()), frame.into(), bytes).await?;
+                let limit = patience(len);
+                let write = outflow.write(send, Rank::of(class, bytes.len()), frame.into(), bytes);
+                tokio::time::timeout(limit, write).await.map_err(|_| StreamError::NoProgress(limit))??;
                 open.take(index);
                 let _ = done.send(true);
             }
@@ -377,6 +415,10 @@ async fn carry_back(
     Ok(())
 }
 
+/// Frames that an asker may send behind its request, for each chunk of it: one withdrawal, and what a newer version
+/// may say.
+const FRAMES_PER_CHUNK: usize = 4;
+
 /// Reads withdrawals until the stream breaks. That the asker will withdraw nothing more is no end.
 async fn take_withdrawals(
     mut reader: FrameReader,
@@ -384,7 +426,8 @@ async fn take_withdrawals(
     requests: &mpsc::Sender<PeerRequest>,
 ) -> StreamError {
     reader.set_limit(WITHDRAWALS);
-    loop {
+    let frames = FRAMES_PER_CHUNK * open.lock().len();
+    for _ in 0..frames {
         match reader.message().await {
             Ok(Some(Message::Withdraw(index))) => {
                 if let Some(number) = open.take(index) {
@@ -396,4 +439,5 @@ async fn take_withdrawals(
             Err(error) => return error,
         }
     }
+    StreamError::Noise(u32::try_from(frames).unwrap_or(u32::MAX))
 }

@@ -1,12 +1,15 @@
 //! Small requests: handing on a document, asking for all of them, asking for the members of a cell.
 
 use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
-use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS, VERSION};
+use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS};
 use crate::mesh::{AuthorityKey, MemberConnection, MembershipCert, News};
 use crate::model::{UnixTime, limits};
 use bytes::Bytes;
 use std::net::SocketAddr;
+use std::time::Duration;
 
+/// Time for a whole list, of documents or members (guess: 64 MiB at half a megabyte a second).
+const LIST_LIMIT: Duration = Duration::from_secs(120);
 /// Most bytes of all documents together (guess: two thousand roots of 32 KiB).
 const NEWS_MAX_BYTES: usize = 64 << 20;
 
@@ -15,7 +18,7 @@ async fn open(connection: &MemberConnection, message: &Message) -> Result<FrameR
         .await
         .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
         .map_err(|error| TransferError::Connection(error.to_string()))?;
-    write_all(&mut send, Bytes::from_static(&[VERSION]), NO_PROGRESS).await?;
+    write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
     write_message(&mut send, message, NO_PROGRESS).await?;
     // Dropping `send` ends this side of the stream.
     Ok(FrameReader::new(recv, NO_PROGRESS))
@@ -28,16 +31,32 @@ fn unexpected(message: &Message) -> TransferError {
     }
 }
 
+/// Runs an exchange within `limit`, and notes what the peer did that it should not have done.
+async fn judged<T>(
+    connection: &MemberConnection,
+    limit: Duration,
+    exchange: impl Future<Output = Result<T, TransferError>>,
+) -> Result<T, TransferError> {
+    let result = tokio::time::timeout(limit, exchange).await.unwrap_or(Err(TransferError::NoProgress(limit)));
+    if let Some(offence) = result.as_ref().err().and_then(TransferError::offence) {
+        connection.report(offence);
+    }
+    result
+}
+
 /// Hands a document to a peer. `Ok` says that it came in, not that it was believed.
 ///
 /// # Errors
 /// [`TransferError`]; a peer with too much to do ends the stream.
 pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), TransferError> {
-    match open(connection, &Message::News(news)).await?.message().await? {
-        Some(Message::NewsAck) => Ok(()),
-        Some(other) => Err(unexpected(&other)),
-        None => Err(TransferError::NotAnswered),
-    }
+    let push = async {
+        match open(connection, &Message::News(news)).await?.message().await? {
+            Some(Message::NewsAck) => Ok(()),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(TransferError::NotAnswered),
+        }
+    };
+    judged(connection, LIST_LIMIT, push).await
 }
 
 /// Asks a peer for the newest documents that it knows. They are not verified.
@@ -45,6 +64,10 @@ pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), 
 /// # Errors
 /// [`TransferError`]; too many of them are a violation of the protocol.
 pub async fn all_news(connection: &MemberConnection) -> Result<Vec<News>, TransferError> {
+    judged(connection, LIST_LIMIT, read_news(connection)).await
+}
+
+async fn read_news(connection: &MemberConnection) -> Result<Vec<News>, TransferError> {
     let mut reader = open(connection, &Message::AllNews).await?;
     let (mut news, mut bytes) = (Vec::new(), 0);
     while let Some(message) = reader.message().await? {
@@ -64,6 +87,14 @@ pub async fn all_news(connection: &MemberConnection) -> Result<Vec<News>, Transf
 /// # Errors
 /// [`TransferError`]; too many of them are a violation of the protocol.
 pub async fn members(
+    connection: &MemberConnection,
+    authority: &AuthorityKey,
+    now: UnixTime,
+) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+    judged(connection, LIST_LIMIT, read_members(connection, authority, now)).await
+}
+
+async fn read_members(
     connection: &MemberConnection,
     authority: &AuthorityKey,
     now: UnixTime,

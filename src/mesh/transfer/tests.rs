@@ -268,7 +268,7 @@ async fn answers_that_break_the_protocol_end_the_request() {
         ("index out of the request", Message::Busy(told).to_frame().unwrap()),
         ("unknown encoding", Message::Data(encoded).to_frame().unwrap()),
         ("not a reply", Message::AllNews.to_frame().unwrap()),
-        ("noise", [200, 0, 0, 0, 0].repeat(100)),
+        ("noise", [200, 0, 0, 0, 0].repeat(3_000)),
         ("garbage", vec![18, 3, 0, 0, 0, 0xff, 0xff, 0xff]),
     ];
     for (name, answer) in cases {

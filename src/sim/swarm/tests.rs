@@ -1,0 +1,44 @@
+//! Part of the swarms at each run of the tests; the others are one command.
+
+use super::*;
+
+fn run(seeds: std::ops::Range<u64>) {
+    let mut broken = Vec::new();
+    for seed in seeds {
+        match std::panic::catch_unwind(|| swarm(seed, None, None)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(violation)) => broken.push(violation.to_string()),
+            Err(_) => broken.push(format!("seed {seed}: the core panics, see above")),
+        }
+    }
+    let replay = "starling swarm --seed N --trace";
+    assert!(broken.is_empty(), "{}\nreplay: {replay}", broken.join("\n"));
+}
+
+#[test]
+fn swarms_break_no_rule_and_heal_first_part() {
+    run(0..50);
+}
+
+#[test]
+fn swarms_break_no_rule_and_heal_second_part() {
+    run(50..100);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_swarm_and_another_seed_another() {
+    let hash = |seed| swarm(seed, Some(12), None).unwrap().hash;
+    assert_eq!(hash(3), hash(3));
+    assert_ne!(hash(3), hash(4));
+}
+
+#[test]
+fn the_log_tells_what_happened_and_changes_nothing() {
+    let mut log = Vec::new();
+    let told = swarm(5, Some(6), Some(&mut log)).unwrap();
+    assert_eq!(told, swarm(5, Some(6), None).unwrap());
+    let log = String::from_utf8(log).unwrap();
+    for part in ["Wanted", "-> Ask", "-> Deliver", "** all is mended"] {
+        assert!(log.contains(part), "{part}");
+    }
+}
