@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn a_restart_with_a_million_chunks_is_no_storm_and_no_hour_has_more_than_its_share() {
         let mut days = Vec::new();
-        for members in [1, 8, 32] {
+        for members in [1, 32] {
             let mut pace = pace();
             let segments = announced(members);
             let last = segments.last().unwrap().0;
@@ -289,7 +289,7 @@ mod tests {
             assert!((5.8..=8.2).contains(&each), "each every three to four hours, {each} times a day");
             days.push(day);
         }
-        assert!(days[0] <= 64_000 && days[2] < days[0] / 3, "the members share the work: {days:?}");
+        assert!(days[0] <= 64_000 && days[1] < days[0] / 3, "the members share the work: {days:?}");
     }
 
     #[test]

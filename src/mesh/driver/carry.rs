@@ -167,6 +167,9 @@ impl Driver {
     pub(super) fn report(&self, node: NodeId, offence: Offence) {
         if let Some(network) = &self.links.network {
             network.endpoint.report(node, offence);
+            if let Some(dht) = network.dht.as_ref().filter(|_| network.endpoint.is_banned(&node)) {
+                dht.forget(node);
+            }
         }
     }
 

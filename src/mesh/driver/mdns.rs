@@ -226,7 +226,7 @@ impl Message {
             let is_ours = name.strip_suffix(SERVICE).is_some_and(|rest| rest.ends_with('.'));
             match kind {
                 SRV if is_ours => {
-                    (reader.word()?, reader.word()?);
+                    let _priority_and_weight = [reader.word()?, reader.word()?];
                     offers.entry(name.clone()).or_default().port = reader.word()?;
                     targets.insert(name, reader.name()?);
                 }
