@@ -124,7 +124,8 @@ impl Chorus {
     /// Answers probes until it is told to stop.
     fn sing(mut self, stop: &AtomicBool) {
         let nodes: Vec<NodeId> = self.voices.keys().copied().collect();
-        let mut next = nodes.iter();
+        // Again and again: what was lost, or came too fast, is said once more.
+        let mut next = nodes.iter().cycle();
         let mut buffer = [0; 2_048];
         while !stop.load(Ordering::Relaxed) {
             if let Some(node) = next.next() {
