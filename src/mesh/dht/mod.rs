@@ -55,8 +55,8 @@ pub(super) struct Spread {
 }
 
 impl Default for Spread {
-    /// Measured with 80 nodes, see `docs/mesh-protocol.md`: eight replicas are found as surely as twenty, at
-    /// less than half the cost.
+    /// Measured with 60 nodes, see `docs/mesh-protocol.md`: eight replicas are found as surely as twenty, with half the
+    /// requests.
     fn default() -> Self {
         let number = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         Self { replicas: number(8), parallel: number(3) }

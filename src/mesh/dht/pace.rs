@@ -16,8 +16,9 @@ pub(super) const REPEAT_EVERY: Duration = Duration::from_secs(4 * 3_600);
 /// Until an announcement that reached nobody is repeated: at first, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_LATER: Duration = Duration::from_secs(300);
-/// Announcements a second that are begun for long, and at once after a quiet time. One costs 2 to 10 ms of CPU
-/// (measured, see `docs/mesh-protocol.md`): at most a fiftieth of a core.
+/// Announcements a second that are begun for long, and at once after a quiet time. One costs some 26 requests and 20 to
+/// 60 ms of CPU, of which this node's share is half at most (measured, see `docs/mesh-protocol.md`): a tenth of a core
+/// while it lasts.
 const RATE_PER_S: u64 = 4;
 const BURST: u64 = 32;
 /// Pause between two keys that were found.
