@@ -15,6 +15,11 @@ pub(super) struct One {
 impl One {
     /// Node 0 in a cell of `members`; every slice is one chunk of 1 MiB.
     pub(super) fn new(members: u32, settings: Settings) -> Self {
+        Self::with_chunks(members, 1, settings)
+    }
+
+    /// The same with slices of so many chunks.
+    fn with_chunks(members: u32, chunks_per_slice: u32, settings: Settings) -> Self {
         let start = Start { me: Peer(0), settings, generator: Generator::new(2) };
         let mut one = Self { core: Core::new(start), now: Time::ZERO };
         for peer in (0..members).map(Peer) {
@@ -24,8 +29,9 @@ impl One {
             one.event(Event::Peers(PeerUpdate::Up { peer }));
         }
         for chunk in 0..400 {
-            let slice_key = mix(u64::from(chunk) << 16);
-            let (slice, segment, part, len_bytes) = (Slice(chunk), Segment(chunk / 8), 0, 1 << 20);
+            let slice = chunk / chunks_per_slice;
+            let slice_key = mix(u64::from(slice) << 16);
+            let (slice, segment, part, len_bytes) = (Slice(slice), Segment(slice / 8), 0, 1 << 20);
             let chunk = Chunk(chunk);
             let learned = ContentUpdate::Learned { chunk, slice, segment, slice_key, part, len_bytes };
             one.event(Event::Content(learned));
@@ -69,12 +75,15 @@ impl One {
 
     /// A chunk for whose slice this node has the given rank.
     pub(super) fn ranked(&self, rank: usize) -> Chunk {
-        let is = |chunk: &u32| self.core.peers().home(Slice(*chunk), rank) == Some(Peer(0));
+        let is = |chunk: &u32| {
+            let slice = self.core.content().slice(Chunk(*chunk));
+            self.core.peers().home(slice, rank) == Some(Peer(0))
+        };
         Chunk((0..400).find(is).unwrap())
     }
 
     pub(super) fn home(&self, chunk: Chunk, rank: usize) -> Peer {
-        self.core.peers().home(Slice(chunk.0), rank).unwrap()
+        self.core.peers().home(self.core.content().slice(chunk), rank).unwrap()
     }
 }
 
@@ -123,23 +132,23 @@ fn a_stored_chunk_is_served_then_askers_wait_then_they_are_redirected_to_earlier
 
 #[test]
 fn uploads_serve_reads_first_and_askers_in_turn() {
-    let settings = Settings { upload_bytes: 2 << 20, upload_queue_bytes: 9 << 20, ..Settings::default() };
+    let settings = Settings { uploads_min: 3, uploads_even: 3, queue_even: 9, ..Settings::default() };
     let mut one = One::new(20, settings);
-    let chunks: Vec<Chunk> = (0..7).map(Chunk).collect();
-    for chunk in &chunks {
-        one.input(Input::Stored { chunk: *chunk });
+    for chunk in (0..9).map(Chunk) {
+        one.input(Input::Stored { chunk });
     }
-    one.ask(1, 1, chunks[0], Class::Fill);
-    one.ask(1, 2, chunks[1], Class::Fill);
-    one.ask(1, 3, chunks[2], Class::Fill);
-    one.ask(2, 4, chunks[3], Class::Fill);
-    one.ask(1, 5, chunks[4], Class::Prefetch);
-    // A read does not wait for a free slot, but a second one does.
     let serve = |number| vec![Output::Serve { ask: Ask(number) }];
-    assert_eq!(one.ask(1, 6, chunks[5], Class::Read), serve(6));
-    assert_eq!(one.ask(1, 7, chunks[6], Class::Read), []);
-    let order = [6, 1, 2, 7, 5, 4].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
-    assert_eq!(order, [serve(7), vec![], serve(5), serve(4), serve(3), vec![]]);
+    for number in 1..=3 {
+        assert_eq!(one.ask(1, number, Chunk(number), Class::Fill), serve(number));
+    }
+    for (peer, number, class) in [(1, 4, Class::Fill), (2, 5, Class::Fill), (1, 6, Class::Prefetch)] {
+        assert_eq!(one.ask(peer, number, Chunk(number), class), []);
+    }
+    // A read does not wait for a free slot, but a second one does.
+    assert_eq!(one.ask(1, 7, Chunk(7), Class::Read), serve(7));
+    assert_eq!(one.ask(1, 8, Chunk(8), Class::Read), []);
+    let order = [7, 1, 2, 8, 6, 5].map(|ended| one.input(Input::Served { ask: Ask(ended), ok: true }));
+    assert_eq!(order, [serve(8), vec![], serve(6), serve(5), serve(4), vec![]]);
 }
 
 #[test]
@@ -250,6 +259,30 @@ fn a_redirected_reader_tries_the_named_and_comes_back_after_a_pause() {
     assert_eq!(one.told(home, chunk, Answer::Wait), []);
     let arrived = one.input(Input::Arrived { chunk, from: Source::Peer(home) });
     assert_eq!(arrived, [Output::Deliver { chunk }]);
+}
+
+#[test]
+fn who_was_only_remembered_and_is_busy_is_not_asked_again_before_the_home_was() {
+    let mut one = One::with_chunks(20, 2, Settings::default());
+    let chunk = one.ranked(9);
+    let home = one.home(chunk, 0);
+    one.want(chunk, Class::Read);
+    let named: Vec<u32> = (1..20).filter(|peer| *peer != home.0).take(2).collect();
+    let asked = asked_of(&one.told(home, chunk, busy(&named)));
+    one.input(Input::Arrived { chunk, from: Source::Peer(asked[0]) });
+    // The other chunk of the slice: those that were named are asked first, then the home, and it alone again and again.
+    let other = Chunk(chunk.0 ^ 1);
+    let mut outputs = one.want(other, Class::Read);
+    for _ in 0..2 {
+        let asked = asked_of(&outputs);
+        assert!(named.contains(&asked[0].0), "{outputs:?}");
+        outputs = one.told(asked[0], other, busy(&[]));
+    }
+    for _ in 0..4 {
+        assert_eq!(asked_of(&outputs), [home]);
+        outputs = one.told(home, other, busy(&[]));
+        outputs.extend(one.pass(Duration::from_millis(50)));
+    }
 }
 
 #[test]

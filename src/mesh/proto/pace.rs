@@ -135,6 +135,11 @@ impl Pace {
         count < bounds.even || beyond <= meter.within(self.trip()).unwrap_or(0)
     }
 
+    /// What an upload of `len_bytes` counts: a catalog of hundreds of MiB must not keep all others waiting.
+    pub(super) fn upload_len(len_bytes: u32, settings: &Settings) -> u32 {
+        len_bytes.min(u32::try_from(settings.upload_bytes / 2).unwrap_or(u32::MAX).max(1))
+    }
+
     /// Whether another upload may begin. A read may when others would have to wait, within half as many again.
     pub(super) fn may_upload(&self, class: Class, settings: &Settings) -> bool {
         let bounds = Bounds {
@@ -145,8 +150,8 @@ impl Pace {
         };
         let all = (self.up.count, self.up.bytes);
         let others = if class == Class::Read { (all.0 - all.0 / 3, all.1 - all.1 / 3) } else { all };
-        others.0 < settings.uploads_max
-            && others.1 < settings.upload_bytes
+        all.0 < settings.uploads_max
+            && all.1 < settings.upload_bytes
             && self.has_room(&self.up, others, bounds)
     }
 

@@ -250,7 +250,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.fetches.put(fetch);
             }
             Answer::Busy { holders } => {
-                if !fetch.named || fetch.again.is_none() {
+                // Who was only remembered from another answer may be waiting itself, for somebody who waits for this node:
+                // before a home was asked, nobody else is worth asking again.
+                let home_first = (fetch.stage, fetch.rank) == (Stage::Homes, 0);
+                if !fetch.named || (fetch.again.is_none() && !home_first) {
                     fetch.again = Some(peer);
                     fetch.rounds = fetch.rounds.saturating_add(1);
                     fetch.tries = 0;

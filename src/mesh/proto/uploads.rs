@@ -2,6 +2,7 @@
 
 use super::fetch::{At, Fetch, Waiter};
 use super::marks::Mark;
+use super::pace::Pace;
 use super::timer::Timer;
 use super::{Answer, Ask, Chunk, Content, Holders, Nearness, Node, Outbox, Output, Peer, Peers};
 use crate::model::{Class, Rng, Time};
@@ -208,9 +209,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if full || chunk.0 >= self.settings.numbers_max {
             return self.answer(ask, Answer::Busy { holders: Holders::new() }, out);
         }
-        // A catalog of hundreds of MiB must not keep all others waiting.
-        let most = u32::try_from(self.settings.upload_bytes / 2).unwrap_or(u32::MAX);
-        let len_bytes = self.content.len_bytes(chunk).min(most);
+        let len_bytes = Pace::upload_len(self.content.len_bytes(chunk), &self.settings);
         self.uploads.asks.insert(ask, Asked { peer, chunk, len_bytes, state: State::Waiting });
         self.settle(ask, peer, chunk, class, out);
     }

@@ -277,7 +277,10 @@ impl Ledger {
             open.peer
         );
         let serving = || self.incoming.values().filter(|open| open.serving);
-        let bytes: u64 = serving().map(|open| u64::from(core.content().len_bytes(open.chunk))).sum();
+        // No single upload counts for more than half of all.
+        let most = (settings.upload_bytes / 2).max(1);
+        let bytes: u64 =
+            serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
         let count = serving().count();
         rule!(
             count < settings.uploads_max as usize && bytes < settings.upload_bytes,
