@@ -39,13 +39,14 @@ impl Net {
         let hub = net.hub();
         assert!(run("ip", &["netns", "add", &hub]), "no network namespace could be made");
         for args in [&["link", "add", "br0", "type", "bridge"][..], &["link", "set", "br0", "up"]] {
-            assert!(run("ip", &[&["-n", &hub], args].concat()));
+            assert!(run("ip", &[&["-n", hub.as_str()][..], args].concat()));
         }
         for node in 0..nodes {
             let (name, port, address) = (net.name(node), format!("v{node}"), format!("{}/16", net.ip(node)));
             assert!(run("ip", &["netns", "add", &name]));
-            let veth = ["-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", INTERFACE];
-            assert!(run("ip", &[&veth[..], &["netns", &name]].concat()));
+            let veth =
+                ["-n", hub.as_str(), "link", "add", port.as_str(), "type", "veth", "peer", "name", INTERFACE];
+            assert!(run("ip", &[&veth[..], &["netns", name.as_str()][..]].concat()));
             assert!(run("ip", &["-n", &hub, "link", "set", &port, "master", "br0", "up"]));
             assert!(run("ip", &["-n", &name, "addr", "add", &address, "dev", INTERFACE]));
             assert!(run("ip", &["-n", &name, "link", "set", INTERFACE, "up"]));
