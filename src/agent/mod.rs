@@ -3,6 +3,7 @@
 //! [`run`] is the composition root. [`api`] is what can be asked of a running agent, [`Client`] asks.
 
 pub mod api;
+mod authority;
 mod books;
 mod client;
 mod contacts;
@@ -17,7 +18,9 @@ mod node;
 mod offer;
 mod server;
 mod state;
+mod why;
 
+pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;
 pub use lifecycle::{Options, run};

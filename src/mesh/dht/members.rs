@@ -5,7 +5,6 @@
 //! quarters of a bucket.
 
 use super::super::registry::MemberConnection;
-use super::Neighbour;
 use super::records::{Announcer, network_of};
 use crate::model::{CellLabel, ContentId, NodeId, UnixTime};
 use std::collections::HashMap;
@@ -50,10 +49,9 @@ impl Members {
         self.note(connection.node(), seen);
     }
 
-    /// Its certificate was checked by somebody who will also tell when it has expired.
-    pub(super) fn vouched(&self, member: &Neighbour) {
-        let seen = Seen { addr: member.addr, cell: cell_key(&member.cell), expires: UnixTime(u64::MAX) };
-        self.note(member.node, seen);
+    /// Its certificate was checked elsewhere.
+    pub(super) fn vouched(&self, node: NodeId, addr: SocketAddr, cell: &CellLabel, expires: UnixTime) {
+        self.note(node, Seen { addr, cell: cell_key(cell), expires });
     }
 
     fn note(&self, node: NodeId, seen: Seen) {
@@ -118,18 +116,18 @@ mod tests {
         NodeId([number; 32])
     }
 
-    fn member(number: u8, cell: &str, ip: [u8; 4]) -> Neighbour {
-        Neighbour { node: node(number), addr: (ip, 7_400).into(), cell: cell.parse().unwrap() }
+    fn vouch(members: &Members, node: NodeId, cell: &str, ip: [u8; 4]) {
+        members.vouched(node, (ip, 7_400).into(), &cell.parse().unwrap(), UnixTime(u64::MAX));
     }
 
     #[test]
     fn neither_a_cell_nor_a_network_gets_a_bucket_for_itself() {
         let members = Members::default();
         for number in 0..20 {
-            members.vouched(&member(number, "a/a/a", [10, 0, number, 1]));
-            members.vouched(&member(100 + number, &format!("a/a/r{number}"), [10, 9, 9, number]));
+            vouch(&members, node(number), "a/a/a", [10, 0, number, 1]);
+            vouch(&members, node(100 + number), &format!("a/a/r{number}"), [10, 9, 9, number]);
         }
-        members.vouched(&member(200, "b/b/b", [10, 1, 1, 1]));
+        vouch(&members, node(200), "b/b/b", [10, 1, 1, 1]);
         let cell = |count: u8| (0..count).map(node);
         let network = |count: u8| (100..100 + count).map(node);
         assert!(members.has_share(&node(19), cell(14)) && !members.has_share(&node(19), cell(15)));
@@ -141,7 +139,7 @@ mod tests {
     #[test]
     fn an_announcer_is_reached_where_it_came_from() {
         let members = Members::default();
-        members.vouched(&member(1, "a/a/a", [10, 0, 0, 1]));
+        vouch(&members, node(1), "a/a/a", [10, 0, 0, 1]);
         let claims = |text: &str| [text.parse::<SocketAddr>().unwrap()];
         let addr =
             |claimed: &[SocketAddr]| members.announcer(node(1), claimed).unwrap().addr.unwrap().to_string();
@@ -160,7 +158,7 @@ mod tests {
             NodeId(id)
         };
         for number in 0..3 * u32::try_from(MEMBERS_MAX).unwrap() {
-            members.vouched(&Neighbour { node: id(number), ..member(0, "a/a/a", [10, 0, 0, 1]) });
+            vouch(&members, id(number), "a/a/a", [10, 0, 0, 1]);
         }
         assert!(members.is_crowded() && members.lock().len() == 2 * MEMBERS_MAX);
         members.retain(|node| *node == id(5));

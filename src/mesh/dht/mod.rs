@@ -27,8 +27,9 @@ pub(super) use name::DhtKey;
 pub(super) use pace::Urgency;
 
 use super::endpoint::Endpoint;
+use super::membership::MembershipCert;
 use super::registry::MemberConnection;
-use crate::model::{CellLabel, NodeId};
+use crate::model::NodeId;
 use flood::{Gate, REQUESTS};
 use members::Members;
 use std::io;
@@ -70,15 +71,14 @@ pub(super) struct Neighbour {
     pub(super) node: NodeId,
     /// Where.
     pub(super) addr: SocketAddr,
-    /// Its cell, from its membership certificate.
-    pub(super) cell: CellLabel,
+    /// Its membership, as it showed it.
+    pub(super) membership: MembershipCert,
 }
 
 impl Neighbour {
     /// Who is at the other end of a connection.
     pub(super) fn of(connection: &MemberConnection) -> Self {
-        let cell = connection.membership().cell.clone();
-        Self { node: connection.node(), addr: connection.address(), cell }
+        Self { node: connection.node(), addr: connection.address(), membership: connection.membership() }
     }
 }
 

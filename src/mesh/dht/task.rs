@@ -8,7 +8,7 @@ use super::name::{DhtKey, from_multiaddr, to_multiaddr};
 use super::pace::Pace;
 use super::records::{Limits, Providers, key_of};
 use super::transport::SharedEndpoint;
-use super::{Command, DhtCounters, Spread};
+use super::{Command, DhtCounters, Neighbour, Spread};
 use crate::ambient;
 use crate::model::{NodeId, Time};
 use futures::StreamExt;
@@ -192,8 +192,9 @@ impl Task {
                 self.finding.insert(query, Finding { reply, found: BTreeMap::new(), deadline });
             }
             Command::Member(member) => {
-                self.parts.members.vouched(&member);
-                self.admit(member.node);
+                let Neighbour { node, addr, membership } = member;
+                self.parts.members.vouched(node, addr, &membership.cell, membership.expires);
+                self.admit(node);
             }
             Command::Contact(node, addr) => self.add_contact(node, addr),
             Command::Down(node) => {

@@ -20,7 +20,6 @@ use super::super::transfer;
 use super::task::Message;
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, Time, limits};
-use bytes::Bytes;
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -67,9 +66,7 @@ pub(super) enum Hint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CellView {
     pub(super) cell: CellLabel,
-    pub(super) members: BTreeMap<NodeId, SocketAddr>,
-    /// A few of them with their certificates, to be named to others.
-    pub(super) contacts: Vec<(SocketAddr, Bytes)>,
+    pub(super) members: BTreeMap<NodeId, (SocketAddr, MembershipCert)>,
 }
 
 /// Whom to ask about a cell, and when it was last told.
@@ -213,7 +210,7 @@ impl Region {
             .collect();
         for cell in silent {
             self.cells.remove(&cell);
-            let view = CellView { cell, members: BTreeMap::new(), contacts: Vec::new() };
+            let view = CellView { cell, members: BTreeMap::new() };
             let _ = self.inbox.send(Message::Cell(view)).await;
         }
         self.looked = ambient::now();
@@ -253,7 +250,8 @@ impl Region {
             // Of two answers about one cell in a round, the first counts.
             let again = self.cells.get(&view.cell).is_some_and(|known| known.asked >= began);
             if !full && !again {
-                let contacts = view.members.iter().take(CONTACTS_OF_CELL).map(|(n, a)| (*n, *a)).collect();
+                let contacts =
+                    view.members.iter().take(CONTACTS_OF_CELL).map(|(n, (a, _))| (*n, *a)).collect();
                 let known = Known { contacts, members: view.members.len(), asked: ambient::now() };
                 self.cells.insert(view.cell.clone(), known);
                 let _ = self.inbox.send(Message::Cell(view)).await;
@@ -318,7 +316,7 @@ async fn ask_one(
         if cell.region() != own.region() || !claims.claim(&cell) {
             return found_own();
         }
-        match transfer::members(&connection, endpoint.identity().authority(), ambient::unix_now()).await {
+        match transfer::members(&connection, endpoint.identity().trust(), ambient::unix_now()).await {
             Ok(list) => {
                 claims.is_done(&cell);
                 let mut found = sort_out(own, &cell, list);
@@ -339,14 +337,11 @@ async fn ask_one(
 /// Who is in the asked node's cell, and whom it named in others of the region.
 fn sort_out(own: &CellLabel, cell: &CellLabel, list: Vec<(MembershipCert, Vec<SocketAddr>)>) -> Found {
     let mut found = Found::default();
-    let mut view = CellView { cell: cell.clone(), members: BTreeMap::new(), contacts: Vec::new() };
+    let mut view = CellView { cell: cell.clone(), members: BTreeMap::new() };
     for (certificate, addresses) in list.into_iter().take(limits::CELL_MAX_MEMBERS) {
         let Some(addr) = addresses.first().copied() else { continue };
         if certificate.cell == *cell {
-            view.members.insert(certificate.node, addr);
-            if view.contacts.len() < CONTACTS_OF_CELL {
-                view.contacts.push((addr, certificate.bytes().clone()));
-            }
+            view.members.insert(certificate.node, (addr, certificate));
         } else if certificate.cell != *own && certificate.cell.region() == own.region() {
             found.named.push((certificate.cell.clone(), certificate.node, addr));
         }

@@ -281,6 +281,12 @@ impl ContentBook {
         self.segments.get(&number).map(|row| row.id)
     }
 
+    /// The number of the segment that a chunk lies in.
+    pub(super) fn segment_of(&self, number: Chunk) -> Option<Segment> {
+        let slice = self.chunks.get(number.0)?.slice;
+        self.slices.get(slice.0).map(|row| row.segment)
+    }
+
     /// All numbers whose chunks have this name, whatever their references say beside it.
     pub(super) fn with_id(&self, id: &ContentId) -> SmallVec<[Chunk; 1]> {
         let is = |number: &u32| self.chunks.get(*number).and_then(Row::id).as_ref() == Some(id);

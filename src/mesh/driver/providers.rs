@@ -46,7 +46,7 @@ pub(super) async fn reach(endpoint: &Endpoint, found: Vec<(NodeId, SocketAddr)>)
 
 /// The nearest of them, nearest first: those of `region`, or else those about as near as the nearest.
 pub(super) fn nearest(mut providers: Vec<Provider>, region: &str) -> Vec<Provider> {
-    let is_here = |provider: &Provider| provider.neighbour.cell.region() == region;
+    let is_here = |provider: &Provider| provider.neighbour.membership.cell.region() == region;
     if providers.iter().any(is_here) {
         providers.retain(is_here);
     } else if let Some(least) = providers.iter().map(|provider| provider.rtt).min() {
@@ -58,28 +58,34 @@ pub(super) fn nearest(mut providers: Vec<Provider>, region: &str) -> Vec<Provide
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::identity::tests::TestMesh;
     use super::*;
 
-    fn provider(number: u8, cell: &str, millis: u64) -> Provider {
-        let addr = ([192, 0, 2, number], 7_400).into();
-        let neighbour = Neighbour { node: NodeId([number; 32]), addr, cell: cell.parse().unwrap() };
+    fn provider(mesh: &TestMesh, port: u16, cell: &str, millis: u64) -> Provider {
+        let identity = mesh.member_with(|membership| membership.cell = cell.parse().unwrap());
+        let (node, addr) = (identity.node(), ([192, 0, 2, 1], port).into());
+        let neighbour = Neighbour { node, addr, membership: identity.membership() };
         Provider { neighbour, rtt: Duration::from_millis(millis) }
     }
 
-    fn numbers(providers: Vec<Provider>) -> Vec<u8> {
-        providers.iter().map(|provider| provider.neighbour.node.0[0]).collect()
+    fn ports(providers: Vec<Provider>) -> Vec<u16> {
+        providers.iter().map(|provider| provider.neighbour.addr.port()).collect()
     }
 
     #[test]
     fn the_own_region_comes_before_any_other_however_near() {
-        let all = vec![provider(1, "us/a/a", 1), provider(2, "eu/a/a", 40), provider(3, "eu/b/b", 30)];
-        assert_eq!(numbers(nearest(all, "eu")), [3, 2]);
+        let mesh = TestMesh::new();
+        let new = |port, cell, millis| provider(&mesh, port, cell, millis);
+        let all = vec![new(1, "us/a/a", 1), new(2, "eu/a/a", 40), new(3, "eu/b/b", 30)];
+        assert_eq!(ports(nearest(all, "eu")), [3, 2]);
     }
 
     #[test]
     fn of_other_regions_those_about_as_near_as_the_nearest_are_asked() {
-        let all = vec![provider(1, "us/a/a", 90), provider(2, "as/a/a", 200), provider(3, "us/b/b", 120)];
-        assert_eq!(numbers(nearest(all, "eu")), [1, 3]);
+        let mesh = TestMesh::new();
+        let new = |port, cell, millis| provider(&mesh, port, cell, millis);
+        let all = vec![new(1, "us/a/a", 90), new(2, "as/a/a", 200), new(3, "us/b/b", 120)];
+        assert_eq!(ports(nearest(all, "eu")), [1, 3]);
         assert_eq!(nearest(Vec::new(), "eu"), []);
     }
 }

@@ -20,9 +20,8 @@ impl Endpoint {
             return Err(ConnectError::TooMany { open });
         }
         let (rules, alpn) = (rules(&shared.identity), Alpn::Chunks);
-        let wanted = Wanted { node: None, certifying: false };
-        let identity = shared.identity.certified();
-        let tls = tls::client_config(identity, rules.clone(), wanted, &alpn.names(shared.config.versions))
+        let (identity, offered) = (shared.identity.certified(), alpn.names(shared.config.versions));
+        let tls = tls::client_config(&identity, rules.clone(), Wanted::Anybody, &offered)
             .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(shared.transport.clone());

@@ -97,7 +97,7 @@ async fn what_is_known_of_the_region_is_told_to_who_asks_and_only_that() {
     let config = EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
     let (asker, _incoming) = Endpoint::bind(config, mesh.member()).unwrap();
     let connection = asker.connection(a.identity.node(), a.addr).await.unwrap();
-    let authority = asker.identity().authority();
+    let authority = asker.identity().trust();
     let list =
         super::super::super::transfer::members(&connection, authority, ambient::unix_now()).await.unwrap();
     let named: Vec<_> =
