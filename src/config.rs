@@ -96,6 +96,15 @@ pub struct Settings {
     /// Whether the node takes part in the DHT, through which cells find each other. Default `true`;
     /// a mesh of a single cell can do without.
     pub dht: bool,
+    /// Where to look for members when none of those answers that are known: `HOST:PORT` each, up to 16. Host names are
+    /// looked up anew each time, and all their addresses are tried. Default: none; the ticket and the members
+    /// known before a restart are enough as long as some of them live.
+    #[serde(deserialize_with = "list")]
+    pub bootstrap: Vec<String>,
+    /// Whether to look for members on the local network by multicast DNS when nobody else answers, and to answer those
+    /// who look. Default `false`: in data centres multicast is filtered most often, and it tells everybody on the
+    /// network that this node is there.
+    pub mdns: bool,
     /// On an authority: life of the certificates that it issues. Default 86 400, a day: a node that is off for a
     /// night renews in time, and one that was lost is out in a day even if nobody revokes it (a guess).
     pub certificate_life_s: u64,
@@ -125,6 +134,8 @@ impl Default for Settings {
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
             dht: true,
+            bootstrap: Vec::new(),
+            mdns: false,
             certificate_life_s: 86_400,
             renewal_grace_s: 7 * 86_400,
         }
@@ -272,6 +283,12 @@ impl Settings {
         {
             return refuse("proxy", url, "http://HOST:PORT or https://HOST:PORT");
         }
+        if self.bootstrap.len() > BOOTSTRAP_MAX {
+            return refuse("bootstrap", &self.bootstrap.len(), "a list of at most 16 times HOST:PORT");
+        }
+        if let Some(bad) = self.bootstrap.iter().find(|name| !is_host_and_port(name)) {
+            return refuse("bootstrap", bad, "HOST:PORT, such as mesh.example.org:7400");
+        }
         if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
             return refuse("advertise", &found, "an address and a port that others can reach");
@@ -293,6 +310,37 @@ impl Settings {
     pub fn stop_deadline(&self) -> Duration {
         Duration::from_millis(self.stop_deadline_ms)
     }
+}
+
+/// Most entries of `bootstrap`: a few names of several addresses each (a guess).
+const BOOTSTRAP_MAX: usize = 16;
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    // What a resolver takes; a colon belongs to an address in brackets.
+    let host_ok = if let Some(inner) = host.strip_prefix('[') {
+        inner.strip_suffix(']').is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok())
+    } else {
+        (1..=253).contains(&host.len())
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    host_ok && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// A list, or a text with commas, as an environment variable has to write it.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        List(Vec<String>),
+        Text(String),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::List(list) => list,
+        Written::Text(text) => {
+            text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        }
+    })
 }
 
 /// All keys, from the type itself, so that none can be forgotten.
@@ -435,6 +483,7 @@ mod tests {
                 ("STARLING_LOG_FORMAT", "json"),
                 ("STARLING_HTTP_LISTEN", "[::1]:9"),
                 ("STARLING_CACHE_FREE_FLOOR_BYTES", "2 GiB"),
+                ("STARLING_BOOTSTRAP", "mesh.example.org:7400, [2001:db8::1]:7400"),
                 ("STARLING_REQUIRE_ALL", "1"),
             ],
         )
@@ -442,7 +491,8 @@ mod tests {
         assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
         assert_eq!(settings.cache_quota_bytes, ByteSize(10 << 30));
         assert_eq!(settings.cache_free_floor_bytes, ByteSize(2 << 30));
-        assert!(!settings.dht);
+        assert!(!settings.dht && !settings.mdns);
+        assert_eq!(settings.bootstrap, ["mesh.example.org:7400", "[2001:db8::1]:7400"]);
         assert_eq!((settings.read_deadline_ms, settings.log_format), (5_000, LogFormat::Json));
         assert_eq!(settings.http_listen, Some("[::1]:9".parse().unwrap()));
         assert_eq!(settings.socket, PathBuf::from(DEFAULT_SOCKET));
@@ -474,6 +524,9 @@ mod tests {
             ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),
             ("log_format = \"xml\"", "log_format", "xml"),
             ("dht = \"perhaps\"", "dht", "perhaps"),
+            ("bootstrap = [\"a.example:7400\", \"b.example\"]", "bootstrap", "b.example"),
+            ("bootstrap = [\"[::1:7400\"]", "bootstrap", "[::1:7400"),
+            ("bootstrap = [\"a.example:0\"]", "bootstrap", "a.example:0"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{text}: {error}");

@@ -227,6 +227,18 @@ fn directory(node: &Node) -> Vec<Family> {
             .is(figure(|dht| &dht.refused)),
         Family::gauge("dht_records", "Records of the DHT that this node holds.")
             .is(figure(|dht| &dht.records)),
+        Family::gauge("dht_keys", "Keys that this node announces now and again.").is(figure(|dht| &dht.keys)),
+        Family::counter("dht_requests", "Requests of others in the DHT that were answered.")
+            .is(figure(|dht| &dht.requests)),
+        Family::counter("dht_delayed", "Messages in the DHT that waited: their sender had used its rate up.")
+            .is(figure(|dht| &dht.delayed)),
+        Family::counter(
+            "dht_records_refused",
+            "Announcements of others that were dropped: too many, or malformed.",
+        )
+        .is(figure(|dht| &dht.records_refused)),
+        Family::counter("dht_floods", "Members that were banned because they went on flooding the DHT.")
+            .is(figure(|dht| &dht.floods)),
         Family::gauge("dht_nodes", "Nodes in the DHT's routing table.").is(figure(|dht| &dht.peers)),
     ]);
     families

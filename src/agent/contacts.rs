@@ -5,6 +5,8 @@
 
 use super::api::PeerStatus;
 use crate::mesh::Contact;
+use crate::model::CellLabel;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,10 +40,8 @@ impl Contacts {
 
     /// Remembers who is alive now. Nobody alive is no news: then the earlier ones stay.
     pub(super) fn remember(&mut self, peers: &[PeerStatus]) {
-        let mut alive: Vec<_> = peers
-            .iter()
-            .filter(|peer| peer.up)
-            .take(CONTACTS_MAX)
+        let mut alive: Vec<_> = spread(peers)
+            .into_iter()
             .map(|peer| Contact { node: peer.node, addresses: vec![peer.address] })
             .collect();
         alive.sort_by_key(|contact| contact.node);
@@ -53,6 +53,17 @@ impl Contacts {
             Err(error) => tracing::debug!(file = %self.file.display(), %error, "contacts not written"),
         }
     }
+}
+
+/// Some of those that are alive: the cells in turn, so that however large one is, the others are found again as well.
+fn spread(peers: &[PeerStatus]) -> Vec<&PeerStatus> {
+    let mut cells: BTreeMap<Option<&CellLabel>, Vec<&PeerStatus>> = BTreeMap::new();
+    for peer in peers.iter().filter(|peer| peer.up) {
+        cells.entry(peer.cell.as_ref()).or_default().push(peer);
+    }
+    let largest = cells.values().map(Vec::len).max().unwrap_or(0);
+    let in_turn = (0..largest).flat_map(|turn| cells.values().filter_map(move |cell| cell.get(turn)));
+    in_turn.copied().take(CONTACTS_MAX).collect()
 }
 
 fn read(file: &Path) -> io::Result<Vec<Contact>> {
@@ -102,6 +113,17 @@ mod tests {
         contacts.remember(&[peer(1, false)]);
         let nodes: Vec<_> = Contacts::open(file).known().iter().map(|c| c.node.0[0]).collect();
         assert_eq!(nodes, [1, 2]);
+    }
+
+    #[test]
+    fn a_large_cell_does_not_push_the_others_out() {
+        let mut peers: Vec<_> = (0..200).map(|number| peer(number, true)).collect();
+        for peer in &mut peers[100..103] {
+            peer.cell = Some("eu/a/r1".parse().unwrap());
+        }
+        let kept = spread(&peers);
+        assert_eq!(kept.len(), CONTACTS_MAX);
+        assert_eq!(kept.iter().filter(|peer| peer.cell.is_some()).count(), 3);
     }
 
     #[test]

@@ -191,11 +191,11 @@ async fn wait(pause: &mut Duration) {
 }
 
 /// The chunks of all files in a catalog, in its order.
-fn chunks_of(catalog: &[u8]) -> Result<Vec<ChunkRef>, crate::catalog::CatalogError> {
+pub(super) fn chunks_of(catalog: &[u8]) -> Result<Vec<ChunkRef>, crate::catalog::CatalogError> {
     let mut chunks = Vec::new();
     Catalog::open(catalog)?.each_chunks(|of_file| chunks.extend(of_file))?;
     Ok(chunks)
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,6 +7,7 @@
 use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
+use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
 use super::node::{Membership, Node};
@@ -83,6 +84,7 @@ struct Agent {
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
         let Options { settings, mounts: declared, record_inputs, core, tamper } = options;
+        memory::keep_small();
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;
@@ -140,7 +142,7 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
+        let mounter = KernelMounter::new(local, fetcher, cache.clone(), mesh.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
@@ -269,6 +271,8 @@ fn join_network(
         datagrams,
         addr: address,
         contacts: known,
+        bootstrap: settings.bootstrap.clone(),
+        mdns: settings.mdns,
         dht: settings.dht,
         tuning: Default::default(),
         tamper,

@@ -2,11 +2,13 @@
 
 use super::fill::FillParts;
 use super::mounts::{Mounted, Mounter};
+use super::offer::Offers;
 use crate::cache::DiskCache;
 use crate::catalog::{MountedTree, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{FileSystem, MountError, fuse};
+use crate::mesh::Mesh;
 use crate::model::{Class, RepositoryName};
 use crate::trust::VerifiedRoot;
 use bytes::Bytes;
@@ -58,6 +60,7 @@ pub(super) struct KernelMounter {
     local: Arc<LocalNode>,
     fetcher: Arc<Fetcher>,
     cache: Arc<DiskCache>,
+    offers: Offers,
     book: Arc<ReadBook>,
 }
 
@@ -66,9 +69,11 @@ impl KernelMounter {
         local: Arc<LocalNode>,
         fetcher: Arc<Fetcher>,
         cache: Arc<DiskCache>,
+        mesh: Arc<Mesh>,
         book: Arc<ReadBook>,
     ) -> Self {
-        Self { local, fetcher, cache, book }
+        let offers = Offers::new(mesh, cache.clone());
+        Self { local, fetcher, cache, offers, book }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -89,7 +94,10 @@ impl Mounter for KernelMounter {
         let source = self.source(&root.root().repository);
         async move {
             match MountedTree::open(source, root.root(), MountedTree::BUDGET_BYTES).await {
-                Ok(tree) => Ok(Arc::new(tree) as Arc<dyn Tree>),
+                Ok(tree) => {
+                    self.offers.begin(root.root());
+                    Ok(Arc::new(tree) as Arc<dyn Tree>)
+                }
                 Err(error) => Err(error.to_string()),
             }
         }

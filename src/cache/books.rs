@@ -6,8 +6,8 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::ops::{Index, IndexMut};
 
-/// Most chunks that are remembered as counted: 2^20 keys of 8 bytes, at most 18 MiB. A node that
-/// obtains more distinct chunks in one run counts those that it obtains again a second time.
+/// Most chunks that are remembered as counted although they are not in the cache: 2^20 keys of 8 bytes, at most 18 MiB.
+/// A node that loses more in one run counts those that it obtains again a second time.
 const MAX_REMEMBERED: usize = 1 << 20;
 
 /// One value for each [`Origin`].
@@ -59,9 +59,12 @@ impl Count {
 }
 
 /// Counts each distinct chunk once, where it was first obtained; and what the store did.
+///
+/// What is in the cache says itself whether it was counted: it is verified. Only what was counted and is not here
+/// has to be remembered.
 #[derive(Debug, Default)]
 pub(super) struct Books {
-    counted: HashSet<u64>,
+    counted_and_gone: HashSet<u64>,
     obtained: ByOrigin<Count>,
     /// Deliveries, by the origin of the chunk.
     pub(super) hits: ByOrigin<Count>,
@@ -74,15 +77,25 @@ pub(super) struct Books {
 }
 
 impl Books {
-    /// Counts `id`, unless it was counted before.
-    pub(super) fn note(&mut self, id: &ContentId, plain_len: u32, origin: Origin) {
-        let new = if self.counted.len() < MAX_REMEMBERED {
-            self.counted.insert(id.key())
-        } else {
-            !self.counted.contains(&id.key())
-        };
-        if new {
+    /// Counts a chunk that has just become a verified one of the cache, unless it was counted in an earlier stay.
+    pub(super) fn note_stored(&mut self, id: &ContentId, plain_len: u32, origin: Origin) {
+        if !self.counted_and_gone.contains(&id.key()) {
             self.obtained[origin].add(u64::from(plain_len));
+        }
+    }
+
+    /// Counts a chunk that the cache did not take, unless it was counted before.
+    pub(super) fn note_refused(&mut self, id: &ContentId, plain_len: u32, origin: Origin) {
+        if !self.counted_and_gone.contains(&id.key()) {
+            self.obtained[origin].add(u64::from(plain_len));
+            self.note_gone(id);
+        }
+    }
+
+    /// A chunk that was counted is not in the cache any more.
+    pub(super) fn note_gone(&mut self, id: &ContentId) {
+        if self.counted_and_gone.len() < MAX_REMEMBERED {
+            self.counted_and_gone.insert(id.key());
         }
     }
 
@@ -100,9 +113,13 @@ mod tests {
     fn a_chunk_is_counted_once_where_it_was_first_obtained() {
         let mut books = Books::default();
         let (a, b) = (ContentId::of(b"a"), ContentId::of(b"b"));
-        books.note(&a, 10, Origin::Peers);
-        books.note(&a, 10, Origin::Strata);
-        books.note(&b, 5, Origin::Cache);
+        books.note_stored(&a, 10, Origin::Peers);
+        books.note_gone(&a);
+        books.note_stored(&a, 10, Origin::Strata);
+        books.note_refused(&a, 10, Origin::Strata);
+        books.note_refused(&b, 5, Origin::Cache);
+        books.note_refused(&b, 5, Origin::Strata);
+        books.note_stored(&b, 5, Origin::Strata);
         let obtained = books.obtained();
         assert_eq!(obtained.peers, Count { chunks: 1, bytes: 10 });
         assert_eq!(obtained.strata, Count::default());

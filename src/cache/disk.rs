@@ -120,7 +120,7 @@ impl DiskCache {
     /// Each distinct chunk is counted once a run, whoever notes it: `insert` does for what it
     /// stores; call this for what it refused.
     pub fn note_obtained(&self, id: &ContentId, plain_len: u32, origin: Origin) {
-        lock(&self.books).note(id, plain_len, origin);
+        lock(&self.books).note_refused(id, plain_len, origin);
     }
 
     /// What the cache holds and has done.
@@ -243,16 +243,20 @@ impl DiskCache {
             return Ok(None);
         }
         if self.write_index().verified(id, slot) {
-            lock(&self.books).note(id, slot.plain_len(), Origin::Cache);
+            lock(&self.books).note_stored(id, slot.plain_len(), Origin::Cache);
         }
         Ok(Some(whole.slice(offset as usize..offset as usize + len as usize)))
     }
 
     fn drop_damaged(&self, id: &ContentId, slot: Slot, why: &str, pack: &Pack) {
-        if !self.write_index().remove(id, slot) {
-            return;
+        let Some(state) = self.write_index().remove(id, slot) else { return };
+        {
+            let mut books = lock(&self.books);
+            books.damaged += 1;
+            if state != State::Unverified {
+                books.note_gone(id);
+            }
         }
-        lock(&self.books).damaged += 1;
         let now = ambient::now();
         let mut warned = lock(&self.read_warned);
         if warned.is_none_or(|last| now.since(last) >= WARN_EVERY) {
@@ -288,10 +292,15 @@ impl DiskCache {
             }
             let mut index = self.write_index();
             names.retain(|found| index.lies_at(&found.header.id, number, found.offset));
+            let counted: Vec<ContentId> =
+                names.iter().map(|found| found.header.id).filter(|id| index.is_verified(id)).collect();
             index.remove_pack(number);
             let removed = before.saturating_sub(index.entries()) as u64;
             drop(index);
-            lock(&self.books).evicted += removed;
+            let mut books = lock(&self.books);
+            books.evicted += removed;
+            counted.iter().for_each(|id| books.note_gone(id));
+            drop(books);
             if let Err(error) = pack.unlink() {
                 tracing::warn!(pack = %pack.path().display(), "cannot remove an evicted pack: {error}");
             }
@@ -421,7 +430,7 @@ impl ChunkStore for DiskCache {
         {
             tracing::warn!(pack = %closed.path().display(), "a full pack could not be synced: {error}");
         }
-        lock(&self.books).note(id, header.plain_len, origin);
+        lock(&self.books).note_stored(id, header.plain_len, origin);
         Ok(())
     }
 

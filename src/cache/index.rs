@@ -2,15 +2,15 @@
 
 use super::pack::Pack;
 use super::policy::PackUse;
-use crate::model::ContentId;
+use crate::model::{ContentId, NumberIndex, Rows};
 use crate::store::Origin;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Bytes of the digest that the table is keyed by. With 12, an entry has 24 bytes and 150 000 chunks
-/// cost 6.5 MiB. Two chunks that share them would share a slot: the header in the pack, which holds
-/// the whole name, is compared at each read, so the loser is merely absent.
-const KEY_BYTES: usize = 12;
+/// Bytes of the digest that the table is keyed by. With 8, an entry has 20 bytes and a million chunks
+/// cost 28 MB; that two of ten million share them happens once in 370 000 caches. Two chunks that do share a slot: the
+/// header in the pack, which holds the whole name, is compared at each read, so the loser is merely absent.
+const KEY_BYTES: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key([u8; KEY_BYTES]);
@@ -20,6 +20,11 @@ impl Key {
         let mut key = [0; KEY_BYTES];
         key.copy_from_slice(&id.digest()[..KEY_BYTES]);
         Self(key)
+    }
+
+    /// Well mixed, and not keyed: what is in the table was verified, so its name is a hash that nobody chose.
+    fn hash(self) -> u64 {
+        u64::from_le_bytes(self.0)
     }
 }
 
@@ -91,59 +96,108 @@ impl Slot {
     }
 }
 
+/// A row of the table.
+#[derive(Clone, Copy)]
+struct Entry {
+    key: Key,
+    slot: Slot,
+}
+
+/// The pack of a row that is not in use: packs are numbered from 0 and do not get that far.
+const VACANT: u32 = u32::MAX;
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self { key: Key([0; KEY_BYTES]), slot: Slot { pack: VACANT, offset: 0, packed: 0 } }
+    }
+}
+
 /// The table of chunks and the open packs.
 #[derive(Default)]
 pub(super) struct Index {
-    slots: HashMap<Key, Slot>,
+    entries: Rows<Entry>,
+    by_key: NumberIndex,
     packs: BTreeMap<u32, Arc<Pack>>,
     /// The pack that records are appended to.
     active: Option<u32>,
 }
 
 impl Index {
+    fn number(&self, key: Key) -> Option<u32> {
+        self.by_key.find(key.hash(), |number| self.entries.get(number).is_some_and(|entry| entry.key == key))
+    }
+
+    fn slot(&self, id: &ContentId) -> Option<Slot> {
+        self.entries.get(self.number(Key::of(id))?).map(|entry| entry.slot)
+    }
+
     pub(super) fn contains(&self, id: &ContentId) -> bool {
-        self.slots.contains_key(&Key::of(id))
+        self.number(Key::of(id)).is_some()
     }
 
     pub(super) fn find(&self, id: &ContentId) -> Option<(Slot, Arc<Pack>)> {
-        let slot = *self.slots.get(&Key::of(id))?;
+        let slot = self.slot(id)?;
         let pack = self.packs.get(&slot.pack)?;
         Some((slot, Arc::clone(pack)))
     }
 
     pub(super) fn put(&mut self, id: &ContentId, slot: Slot) {
-        self.slots.insert(Key::of(id), slot);
+        debug_assert!(slot.pack != VACANT, "a pack with the number {VACANT}");
+        let key = Key::of(id);
+        let known = self.number(key);
+        if let Some(entry) = known.and_then(|number| self.entries.get_mut(number)) {
+            entry.slot = slot;
+            return;
+        }
+        let number = self.entries.insert(Entry { key, slot });
+        let entries = &self.entries;
+        self.by_key.insert(key.hash(), number, |number| hash_in(entries, number));
     }
 
     /// Marks a chunk that was found at start as verified. False when another was first, or it is gone.
     pub(super) fn verified(&mut self, id: &ContentId, slot: Slot) -> bool {
-        match self.slots.get_mut(&Key::of(id)) {
-            Some(now) if *now == slot && slot.state() == State::Unverified => {
-                *now = slot.with(State::Cache);
+        let number = self.number(Key::of(id));
+        match number.and_then(|number| self.entries.get_mut(number)) {
+            Some(now) if now.slot == slot && slot.state() == State::Unverified => {
+                now.slot = slot.with(State::Cache);
                 true
             }
             _ => false,
         }
     }
 
-    /// Forgets a chunk, if it still lies at `slot`, whatever was verified meanwhile.
-    pub(super) fn remove(&mut self, id: &ContentId, slot: Slot) -> bool {
-        let key = Key::of(id);
-        let same = self.slots.get(&key).is_some_and(|now| now.pack == slot.pack && now.offset == slot.offset);
-        same && self.slots.remove(&key).is_some()
+    /// Whether a chunk is here and was verified in this run.
+    pub(super) fn is_verified(&self, id: &ContentId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.state() != State::Unverified)
+    }
+
+    /// Forgets a chunk, if it still lies at `slot`, whatever was verified meanwhile: that is returned.
+    pub(super) fn remove(&mut self, id: &ContentId, slot: Slot) -> Option<State> {
+        let now = self.slot(id).filter(|now| now.pack == slot.pack && now.offset == slot.offset)?;
+        self.forget(self.number(Key::of(id))?);
+        Some(now.state())
+    }
+
+    fn forget(&mut self, number: u32) {
+        let entries = &self.entries;
+        self.by_key.remove(hash_in(entries, number), number, |number| hash_in(entries, number));
+        self.entries.remove(number);
     }
 
     /// Takes a pack out, with all chunks in it.
     pub(super) fn remove_pack(&mut self, number: u32) -> Option<Arc<Pack>> {
         let pack = self.packs.remove(&number)?;
-        self.slots.retain(|_, slot| slot.pack != number);
+        for row in 0..self.entries.end() {
+            if self.entries.get(row).is_some_and(|entry| entry.slot.pack == number) {
+                self.forget(row);
+            }
+        }
         Some(pack)
     }
 
     /// Whether the chunk lies in the record of pack `number` at `offset`.
     pub(super) fn lies_at(&self, id: &ContentId, number: u32, offset: u64) -> bool {
-        let slot = self.slots.get(&Key::of(id));
-        slot.is_some_and(|slot| slot.pack == number && u64::from(slot.offset) == offset)
+        self.slot(id).is_some_and(|slot| slot.pack == number && u64::from(slot.offset) == offset)
     }
 
     pub(super) fn add_pack(&mut self, pack: Arc<Pack>) {
@@ -168,7 +222,7 @@ impl Index {
     }
 
     pub(super) fn entries(&self) -> usize {
-        self.slots.len()
+        self.entries.len()
     }
 
     pub(super) fn packs(&self) -> usize {
@@ -194,6 +248,10 @@ impl Index {
     }
 }
 
+fn hash_in(entries: &Rows<Entry>, number: u32) -> u64 {
+    entries.get(number).map_or(0, |entry| entry.key.hash())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,7 +259,14 @@ mod tests {
 
     #[test]
     fn an_entry_is_as_small_as_promised() {
-        assert_eq!(size_of::<(Key, Slot)>(), 24);
+        assert_eq!(size_of::<Entry>(), 20);
+        let mut index = Index::default();
+        for number in 0..100_000u32 {
+            let id = ContentId::of(&number.to_le_bytes());
+            index.put(&id, Slot::new(0, number, 1, State::Unverified));
+        }
+        let bytes = index.entries.bytes() + index.by_key.bytes();
+        assert!(bytes < 29 * 100_000, "{bytes} bytes");
     }
 
     #[test]
@@ -219,6 +284,7 @@ mod tests {
         let slot = Slot::new(1, 0, 1, State::Unverified);
         index.put(&id, slot);
         assert!(index.verified(&id, slot) && !index.verified(&id, slot));
-        assert!(index.remove(&id, slot) && !index.contains(&id));
+        assert_eq!(index.remove(&id, slot), Some(State::Cache));
+        assert!(!index.contains(&id));
     }
 }

@@ -7,6 +7,7 @@
 //! good only once the first reply has come.
 
 mod accept;
+mod meet;
 mod pool;
 
 pub(super) use accept::DoorBook;
@@ -311,6 +312,14 @@ pub enum ConnectError {
         /// Where.
         address: SocketAddr,
         /// Why.
+        detail: String,
+    },
+    /// An address of which it was not known whose it is does not lead to a member.
+    #[error("no member of this mesh at {address}: {detail}")]
+    NoMember {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
         detail: String,
     },
     /// Too many connections are in use.

@@ -226,24 +226,53 @@ fn octets(value: &[u8]) -> Option<Vec<u8>> {
     rest.is_empty().then(|| octets.as_ref().to_vec())
 }
 
+/// Whom a client wants to find at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// This node.
+    Node(NodeId),
+    /// Whichever member is there.
+    Anybody,
+}
+
+impl From<NodeId> for Wanted {
+    fn from(node: NodeId) -> Self {
+        Self::Node(node)
+    }
+}
+
+impl Wanted {
+    /// The node that was wanted, when `found` is another.
+    fn missed(self, found: NodeId) -> Option<NodeId> {
+        match self {
+            Self::Node(node) if node != found => Some(node),
+            Self::Node(_) | Self::Anybody => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Verifier {
     rules: Rules,
     /// Whom a client wants to find at the other end.
-    wanted: Option<NodeId>,
+    wanted: Option<Wanted>,
 }
 
 impl Verifier {
     fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
         let verified = self.rules.judge(certificate, now).and_then(|verified| {
             let Some(wanted) = self.wanted else { return Ok(()) };
+            let found = match &verified {
+                Verified::Member(member) => Some(member.node),
+                Verified::Named(node, _) => Some(*node),
+                Verified::Joiner(..) | Verified::Lapsed(_) => None,
+            };
+            if let Some(found) = found
+                && let Some(expected) = wanted.missed(found)
+            {
+                return Err(Refusal::WrongNode { found, expected });
+            }
             match verified {
-                Verified::Member(found) if found.node != wanted => {
-                    Err(Refusal::WrongNode { found: found.node, expected: wanted })
-                }
-                Verified::Named(found, _) if found != wanted => {
-                    Err(Refusal::WrongNode { found, expected: wanted })
-                }
                 Verified::Member(_) | Verified::Named(..) => Ok(()),
                 // Nobody is served by a node that is no member itself.
                 Verified::Joiner(..) | Verified::Lapsed(_) => Err(Refusal::NoCredential),
@@ -370,7 +399,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub(super) fn client_config(
     certified: &Arc<CertifiedKey>,
     rules: Rules,
-    wanted: NodeId,
+    wanted: impl Into<Wanted>,
     alpns: &[&[u8]],
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, TlsError> {
     let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
@@ -378,7 +407,7 @@ pub(super) fn client_config(
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| failed(&e))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { rules, wanted: Some(wanted) }))
+        .with_custom_certificate_verifier(Arc::new(Verifier { rules, wanted: Some(wanted.into()) }))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
     config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     config.resumption = rustls::client::Resumption::disabled();

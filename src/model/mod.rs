@@ -8,6 +8,7 @@ pub mod limits;
 mod name;
 mod place;
 mod rng;
+mod rows;
 mod time;
 
 pub use id::{Algorithm, ContentId, NodeId, ParseIdError};
@@ -15,6 +16,7 @@ pub use label::{CellLabel, ParseCellError};
 pub use name::{ParseNameError, RepositoryName};
 pub use place::{ChunkRef, Place};
 pub use rng::{Generator, Rng, mix};
+pub use rows::{NumberIndex, Rows};
 pub use time::{Time, UnixTime};
 
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 
 /// Fetches into a store what it has, unless it fails: the fetch path's double.
-struct Far {
+pub(in crate::agent) struct Far {
     chunks: HashMap<ContentId, Bytes>,
     store: Arc<MemoryChunks>,
     /// Reads that fail before the first that does not.
@@ -35,6 +35,13 @@ impl ChunkSource for Far {
     }
 }
 
+impl Far {
+    /// How often it was asked.
+    pub(in crate::agent) fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+}
+
 const CHUNK_BYTES: u32 = 1000;
 
 fn chunk(bytes: &[u8]) -> ChunkRef {
@@ -45,7 +52,7 @@ fn chunk(bytes: &[u8]) -> ChunkRef {
 }
 
 /// A revision with one file of ten chunks, and a source of it with `failures` into a store of `room_bytes`.
-fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot, Arc<Far>, FillParts) {
+pub(in crate::agent) fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot, Arc<Far>, FillParts) {
     let mut chunks = HashMap::new();
     let mut keep = |bytes: Vec<u8>| {
         let reference = chunk(&bytes);

@@ -5,12 +5,13 @@
 //! verified bytes are always welcome.
 
 use super::super::conduct::Offence;
-use super::super::dht::{DhtKey, Neighbour};
+use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::ports::UpstreamFailure;
 use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, Source};
 use super::super::transfer::{self, Reply};
 use super::super::wire::{Holder, REQUEST_MAX_CHUNKS, Request};
 use super::counters::{add, count};
+use super::providers::{self, Provider};
 use super::task::{Driver, Message, PeerReply, TaskLinks};
 use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName};
 use bytes::Bytes;
@@ -101,7 +102,10 @@ impl Driver {
                     self.send_asks(full);
                 }
                 match output {
-                    Output::FetchUpstream { chunk } => upstream.push(chunk),
+                    Output::FetchUpstream { chunk } => {
+                        self.region_used();
+                        upstream.push(chunk);
+                    }
                     Output::CancelUpstream { chunk } => {
                         upstream.retain(|other| *other != chunk);
                         self.cancel_upstream(chunk);
@@ -114,6 +118,16 @@ impl Driver {
             }
         }
         self.fetch_upstream(upstream);
+        self.announce_turns();
+    }
+
+    /// Segments of which nothing is stored any more are not announced again, until there is something.
+    fn announce_turns(&mut self) {
+        for (id, stored) in self.content.take_turns() {
+            let Some(dht) = self.dht() else { continue };
+            let key = DhtKey::segment(&id);
+            if stored { dht.announce(key, Urgency::Fresh) } else { dht.withdraw(key) }
+        }
     }
 
     fn carry_out_one(&mut self, output: Output) {
@@ -123,8 +137,11 @@ impl Driver {
             Output::Answer { ask, answer, load } => self.answer(ask, &answer, load),
             Output::FindProviders { segment } => self.find_providers(segment),
             Output::Announce { segment } => {
-                if let (Some(id), Some(dht)) = (self.content.segment(segment), self.dht()) {
-                    dht.announce(DhtKey::segment(&id));
+                if let Some((id, obtained)) = self.content.announced(segment)
+                    && let Some(dht) = self.dht()
+                {
+                    let urgency = if obtained { Urgency::Fresh } else { Urgency::Found };
+                    dht.announce(DhtKey::segment(&id), urgency);
                 }
             }
             Output::Deliver { chunk } => self.deliver(chunk),
@@ -151,22 +168,25 @@ impl Driver {
     pub(super) fn report(&self, node: NodeId, offence: Offence) {
         if let Some(network) = &self.links.network {
             network.endpoint.report(node, offence);
+            if let Some(dht) = network.dht.as_ref().filter(|_| network.endpoint.is_banned(&node)) {
+                dht.forget(node);
+            }
         }
     }
 
     fn batch(&mut self, batch: &mut Option<Batch>, peer: Peer, chunk: Chunk, class: Class) {
         let Some(entry) = self.content.get(chunk) else { return };
-        let (reference, repository) = (entry.chunk, &entry.repository);
+        let (reference, repository) = (entry.chunk, entry.repository);
         if let Some(open) = batch
             && open.peer == peer
             && open.class == class
-            && open.repository == *repository
+            && open.repository == repository
             && open.chunks.len() < REQUEST_MAX_CHUNKS
         {
             open.chunks.push((chunk, reference));
             return;
         }
-        let new = Batch { peer, class, repository: repository.clone(), chunks: vec![(chunk, reference)] };
+        let new = Batch { peer, class, repository, chunks: vec![(chunk, reference)] };
         if let Some(full) = batch.replace(new) {
             self.send_asks(full);
         }
@@ -181,7 +201,11 @@ impl Driver {
             return;
         };
         let (endpoint, node, addr) = (network.endpoint.clone(), entry.node, entry.addr);
+        let elsewhere = entry.cell.as_ref() != Some(&self.cell);
         add(&self.links.counters.asks_sent, chunks.len() as u64);
+        if elsewhere {
+            self.region_used();
+        }
         let (withdraw, withdrawn) = mpsc::channel(chunks.len());
         let mut numbers = Vec::with_capacity(chunks.len());
         for (index, (chunk, _)) in chunks.iter().enumerate() {
@@ -275,9 +299,7 @@ impl Driver {
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
         let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
             .into_iter()
-            .filter_map(|chunk| {
-                self.content.get(chunk).map(|entry| (entry.repository.clone(), entry.chunk, chunk))
-            })
+            .filter_map(|chunk| self.content.get(chunk).map(|entry| (entry.repository, entry.chunk, chunk)))
             .collect();
         wanted.sort_by(|a, b| {
             let key = |w: &(RepositoryName, ChunkRef, Chunk)| (w.1.place.segment, w.1.place.offset);
@@ -375,27 +397,35 @@ impl Driver {
             return;
         };
         let (dht, inbox) = (dht.clone(), self.links.inbox.clone());
+        let endpoint = self.links.network.as_ref().map(|network| network.endpoint.clone());
         tokio::spawn(async move {
-            let providers = dht.find(DhtKey::segment(&id)).await;
+            let found = dht.find(DhtKey::segment(&id)).await;
+            let providers = match endpoint {
+                Some(endpoint) => providers::reach(&endpoint, found).await,
+                None => Vec::new(),
+            };
             let _ = inbox.send(Message::Found { segment, providers }).await;
         });
     }
 
-    /// The DHT named providers. Their cells are not known yet; they are dialled by name, so that a lie leads nowhere.
-    pub(super) fn found(&mut self, segment: Segment, providers: Vec<(NodeId, SocketAddr)>) {
-        let mut peers = Vec::with_capacity(providers.len());
-        let me = self.node;
-        for (node, addr) in providers.into_iter().filter(|(node, _)| *node != me) {
-            // Of who is up, a better address is known than the DHT's; of the own cell, SWIM knows all.
-            let known = |peer: &Peer| {
-                self.is_own_member(*peer) || self.peers.get(*peer).is_some_and(|entry| entry.up)
-            };
-            if let Some(known) = self.peers.number(&node).filter(known) {
-                peers.push(known);
-            } else if let Some(peer) = self.meet(node, addr, None) {
-                self.set_up(peer, true);
-                peers.push(peer);
+    /// The DHT named providers, who were dialled by name, so that a lie leads nowhere. The nearest are for the core.
+    pub(super) fn found(&mut self, segment: Segment, providers: Vec<Provider>) {
+        let nearest = providers::nearest(providers, self.cell.region());
+        let mut peers = Vec::with_capacity(nearest.len());
+        for Provider { neighbour, rtt } in nearest {
+            let Neighbour { node, addr, membership } = neighbour;
+            if node == self.node {
+                continue;
             }
+            let Some(peer) = self.meet_member(addr, &membership) else { continue };
+            if let Some(entry) = self.peers.get_mut(peer) {
+                entry.rtt = Some(rtt);
+            }
+            // Of the own cell, SWIM knows who is up.
+            if !self.is_own_member(peer) {
+                self.set_up(peer, true);
+            }
+            peers.push(peer);
         }
         self.input(Input::Providers { segment, peers });
     }

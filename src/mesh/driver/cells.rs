@@ -1,7 +1,16 @@
 //! The other cells of the region: which there are, and who is in them.
 //!
-//! The first members of each cell by rank announce the region's key in the DHT. Whoever is found is
-//! dialled by name; its certificate tells its cell, and one of each cell tells the cell's members, whose
+//! Lease homes are computed from these views, and where two cells see the region differently a chunk leaves the strata
+//! twice. So a view is looked after when it matters:
+//! * *at the start*, often, until somebody was found, then ever more rarely;
+//! * *when it is used*: before this node asks another cell or the strata, a view that is older than [`FRESH`] is
+//!   refreshed, while the fetch goes on;
+//! * *when a member of another cell fails*, and *when a node of a cell that is not known yet comes*: at once.
+//!
+//! Who knows cells? The first members of each cell by rank announce the region's key in the DHT. Contacts (from
+//! tickets, from before a restart, from DNS or multicast) are asked as well, and whoever is asked for the members of its
+//! cell also names a few members of each other cell that it knows. So a region finds together without a DHT, too. Whoever is
+//! found is dialled by name; its certificate tells its cell, and one of each cell tells the cell's members, whose
 //! certificates are checked. The loop gets the result as a [`CellView`].
 
 use super::super::dht::{Dht, DhtKey};
@@ -12,26 +21,46 @@ use super::task::Message;
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, Time, limits};
 use futures::StreamExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Cells of the region that are kept track of.
-const CELLS_MAX: usize = 256;
+pub(super) const CELLS_MAX: usize = 256;
 /// Contacts of one look-up that are dialled, and how many at once.
 const CONTACTS_MAX: usize = 64;
 const DIALS_AT_ONCE: usize = 8;
-/// Known members of a cell that are asked again.
-const CONTACTS_OF_CELL: usize = 3;
-/// How often the region is looked up and each cell asked for its members,
-const REFRESH_EVERY: Duration = Duration::from_secs(30);
-/// at first, while no other cell was found,
+/// Members of a cell that are asked again, and named to others.
+pub(super) const CONTACTS_OF_CELL: usize = 3;
+/// Pause between two searches of the region: at first, and at most. A search asks the DHT, which costs a small mesh a
+/// connection with most of its members, and takes a list of each cell.
 const SEARCH_FIRST: Duration = Duration::from_secs(1);
-/// and at least between two rounds, when a member of another cell failed.
-const REFRESH_PAUSE: Duration = Duration::from_secs(2);
+const SEARCH_LATER: Duration = Duration::from_secs(900);
+const SEARCH_GROWTH: u32 = 4;
+/// Least pause between two searches that somebody wanted.
+const SEARCH_LEAST: Duration = Duration::from_secs(60);
+/// How old a view may be when it is used, and how much older for each member of its cells: a list is 350 bytes a
+/// member (10 s and 30 ms: at most 12 KB/s while it is used).
+const FRESH: Duration = Duration::from_secs(10);
+const FRESH_MEMBER: Duration = Duration::from_millis(30);
+/// Least pause between two rounds, when a member of another cell failed.
+const FAILED_LEAST: Duration = Duration::from_secs(2);
+/// Hints that may wait for the watch; one too many is no loss, the next fetch gives another.
+pub(super) const HINTS_MAX: usize = 64;
+
+/// Why the region should be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// The view is being used.
+    Used,
+    /// A member of another cell does not answer.
+    Failed,
+    /// A node that may know another cell, or be in one.
+    Contact(NodeId, SocketAddr),
+}
 
 /// The members of another cell of the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,127 +69,284 @@ pub(super) struct CellView {
     pub(super) members: BTreeMap<NodeId, (SocketAddr, MembershipCert)>,
 }
 
-/// Whom to ask about a cell, and how it went.
+/// Whom to ask about a cell, and when it was last told.
 struct Known {
-    view: CellView,
+    contacts: Vec<(NodeId, SocketAddr)>,
+    members: usize,
     asked: Time,
 }
 
+/// What the watch is started with.
+pub(super) struct Watch {
+    pub(super) endpoint: Endpoint,
+    pub(super) dht: Option<Dht>,
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) hints: mpsc::Receiver<Hint>,
+    pub(super) contacts: Vec<(NodeId, SocketAddr)>,
+    pub(super) stop: CancellationToken,
+}
+
 /// Looks until it is stopped.
-pub(super) async fn watch(
-    endpoint: Endpoint,
-    dht: Dht,
-    inbox: mpsc::Sender<Message>,
-    refresh: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    let mut cells: BTreeMap<CellLabel, Known> = BTreeMap::new();
-    let mut pause = SEARCH_FIRST;
+pub(super) async fn watch(watch: Watch) {
+    let Watch { endpoint, dht, inbox, mut hints, contacts, stop } = watch;
+    let own = endpoint.identity().membership().cell.clone();
+    let mut region = Region {
+        own,
+        endpoint,
+        dht,
+        inbox,
+        cells: BTreeMap::new(),
+        contacts: contacts.into_iter().take(CONTACTS_MAX).collect(),
+        looked: Time::ZERO,
+        searched: Time::ZERO,
+        pause: SEARCH_FIRST,
+    };
     loop {
+        let due = (region.searched + region.pause).since(ambient::now());
+        let work = async {
+            tokio::select! {
+                biased;
+                hint = hints.recv() => match hint {
+                    Some(hint) => region.heed(hint).await,
+                    None => std::future::pending().await,
+                },
+                () = tokio::time::sleep(due) => region.search().await,
+            }
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = round(&endpoint, &dht, &inbox, &mut cells) => {}
+            () = work => {}
         }
-        if !cells.is_empty() {
-            pause = REFRESH_EVERY;
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-            () = refresh.notified() => tokio::time::sleep(REFRESH_PAUSE).await,
-        }
-        // Alone in the region is the rule in a small mesh: look ever more rarely.
-        pause = (pause * 2).min(REFRESH_EVERY);
     }
 }
 
-/// One look at the region: new contacts, then the cells whose view is old.
-async fn round(
-    endpoint: &Endpoint,
-    dht: &Dht,
-    inbox: &mpsc::Sender<Message>,
-    cells: &mut BTreeMap<CellLabel, Known>,
-) {
-    let began = ambient::now();
-    let own = endpoint.identity().membership().cell.clone();
-    let mut contacts: Vec<(NodeId, SocketAddr)> = dht.find(DhtKey::region(own.region())).await;
-    // Those who answered before know their cells better than the DHT does.
-    for known in cells.values() {
-        contacts
-            .extend(known.view.members.iter().take(CONTACTS_OF_CELL).map(|(node, (addr, _))| (*node, *addr)));
-    }
-    contacts.retain(|(node, _)| *node != endpoint.node());
-    contacts.sort_unstable();
-    contacts.dedup_by_key(|(node, _)| *node);
-    contacts.truncate(CONTACTS_MAX + CONTACTS_OF_CELL * cells.len());
-    let mut asked = futures::stream::iter(contacts)
-        .map(|(node, addr)| ask(endpoint, &own, node, addr))
-        .buffer_unordered(DIALS_AT_ONCE);
-    while let Some(found) = asked.next().await {
-        match found {
-            Some(Found::Own { node, addr }) => {
-                let _ = inbox.send(Message::SwimContact { node, addr }).await;
-            }
-            Some(Found::Other(view)) => {
-                let full = cells.len() >= CELLS_MAX && !cells.contains_key(&view.cell);
-                // Of two answers about one cell in a round, the first counts.
-                let again = cells.get(&view.cell).is_some_and(|known| known.asked >= began);
-                if !full && !again {
-                    cells.insert(view.cell.clone(), Known { view: view.clone(), asked: ambient::now() });
-                    let _ = inbox.send(Message::Cell(view)).await;
+struct Region {
+    own: CellLabel,
+    endpoint: Endpoint,
+    dht: Option<Dht>,
+    inbox: mpsc::Sender<Message>,
+    cells: BTreeMap<CellLabel, Known>,
+    /// Nodes that may know more, oldest first.
+    contacts: VecDeque<(NodeId, SocketAddr)>,
+    /// When the cells were last asked, and when the DHT was.
+    looked: Time,
+    searched: Time,
+    pause: Duration,
+}
+
+impl Region {
+    async fn heed(&mut self, hint: Hint) {
+        let now = ambient::now();
+        match hint {
+            Hint::Used => {
+                let members = self.cells.values().map(|known| known.members).sum::<usize>();
+                let fresh = FRESH + FRESH_MEMBER * u32::try_from(members).unwrap_or(u32::MAX);
+                if now.since(self.searched) >= SEARCH_LEAST.max(fresh) {
+                    self.search().await;
+                } else if now.since(self.looked) >= fresh {
+                    self.refresh().await;
                 }
             }
-            None => {}
+            Hint::Failed => {
+                if now.since(self.looked) >= FAILED_LEAST {
+                    self.refresh().await;
+                }
+            }
+            Hint::Contact(node, addr) => {
+                let known = self.cells.values().any(|known| known.contacts.contains(&(node, addr)));
+                if !known && self.remember(node, addr) {
+                    self.ask_all(vec![vec![(node, addr)]]).await;
+                }
+            }
         }
     }
-    // A cell of which nobody answers: nobody there can be a home.
-    let silent: Vec<CellLabel> =
-        cells.iter().filter(|(_, known)| known.asked < began).map(|(cell, _)| cell.clone()).collect();
-    for cell in silent {
-        cells.remove(&cell);
-        let _ = inbox.send(Message::Cell(CellView { cell, members: BTreeMap::new() })).await;
+
+    /// Keeps a contact; whether it is a new one.
+    fn remember(&mut self, node: NodeId, addr: SocketAddr) -> bool {
+        if node == self.endpoint.node() || self.contacts.contains(&(node, addr)) {
+            return false;
+        }
+        if self.contacts.len() >= CONTACTS_MAX {
+            self.contacts.pop_front();
+        }
+        self.contacts.push_back((node, addr));
+        true
+    }
+
+    /// Looks for cells that are not known yet, and asks those that are.
+    async fn search(&mut self) {
+        let before: Vec<CellLabel> = self.cells.keys().cloned().collect();
+        let mut contacts: Vec<(NodeId, SocketAddr)> = match &self.dht {
+            Some(dht) => dht.find(DhtKey::region(self.own.region())).await,
+            None => Vec::new(),
+        };
+        contacts.truncate(CONTACTS_MAX);
+        contacts.extend(self.contacts.iter().copied());
+        self.round(contacts).await;
+        self.searched = ambient::now();
+        let changed = !self.cells.keys().eq(before.iter());
+        // A region that is still growing together is looked at often; alone in it is the rule in a small mesh.
+        self.pause = if changed { SEARCH_FIRST } else { (self.pause * SEARCH_GROWTH).min(SEARCH_LATER) };
+    }
+
+    /// Asks the cells that are known.
+    async fn refresh(&mut self) {
+        self.round(Vec::new()).await;
+    }
+
+    /// Asks those who answered before, who know their cells best, and `others`.
+    async fn round(&mut self, others: Vec<(NodeId, SocketAddr)>) {
+        let began = ambient::now();
+        let known = self.cells.values().map(|known| known.contacts.clone());
+        let groups = known.chain(others.into_iter().map(|contact| vec![contact])).collect();
+        self.ask_all(groups).await;
+        // A cell of which nobody answers: nobody there can be a home.
+        let silent: Vec<CellLabel> = self
+            .cells
+            .iter()
+            .filter(|(_, known)| known.asked < began)
+            .map(|(cell, _)| cell.clone())
+            .collect();
+        for cell in silent {
+            self.cells.remove(&cell);
+            let view = CellView { cell, members: BTreeMap::new() };
+            let _ = self.inbox.send(Message::Cell(view)).await;
+        }
+        self.looked = ambient::now();
+    }
+
+    /// Asks one of each group, and then those whom they named, each node once.
+    async fn ask_all(&mut self, groups: Vec<Vec<(NodeId, SocketAddr)>>) {
+        let began = ambient::now();
+        let mut seen = BTreeSet::from([self.endpoint.node()]);
+        let claims = Claims::default();
+        let mut open = groups;
+        // Each step asks only nodes that were not asked before, and there is a most of them.
+        while !open.is_empty() && seen.len() < 2 * CONTACTS_MAX + CONTACTS_OF_CELL * CELLS_MAX {
+            for group in &mut open {
+                group.retain(|(node, _)| seen.insert(*node));
+            }
+            let (endpoint, own, claims) = (&self.endpoint, &self.own, &claims);
+            let asks: Vec<Option<Found>> = futures::stream::iter(std::mem::take(&mut open))
+                .map(|group| ask_one(endpoint, own, claims, group))
+                .buffer_unordered(DIALS_AT_ONCE)
+                .collect()
+                .await;
+            for found in asks.into_iter().flatten() {
+                open.extend(self.take(found, began).await.into_iter().map(|contact| vec![contact]));
+            }
+        }
+    }
+
+    /// Hands on what was found; whom to ask next.
+    async fn take(&mut self, found: Found, began: Time) -> Vec<(NodeId, SocketAddr)> {
+        let Found { own, view, named } = found;
+        if let Some((node, addr)) = own {
+            let _ = self.inbox.send(Message::SwimContact { node, addr }).await;
+        }
+        if let Some(view) = view {
+            let full = self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&view.cell);
+            // Of two answers about one cell in a round, the first counts.
+            let again = self.cells.get(&view.cell).is_some_and(|known| known.asked >= began);
+            if !full && !again {
+                let contacts =
+                    view.members.iter().take(CONTACTS_OF_CELL).map(|(n, (a, _))| (*n, *a)).collect();
+                let known = Known { contacts, members: view.members.len(), asked: ambient::now() };
+                self.cells.insert(view.cell.clone(), known);
+                let _ = self.inbox.send(Message::Cell(view)).await;
+            }
+        }
+        let is_new = |(cell, _, _): &(CellLabel, NodeId, SocketAddr)| {
+            self.cells.get(cell).is_none_or(|known| known.asked < began)
+        };
+        named.into_iter().filter(is_new).map(|(_, node, addr)| (node, addr)).collect()
     }
 }
 
-enum Found {
-    /// A member of this node's own cell.
-    Own { node: NodeId, addr: SocketAddr },
-    /// Another cell of the region.
-    Other(CellView),
+/// What one node told.
+#[derive(Default)]
+struct Found {
+    /// It is a member of this node's own cell.
+    own: Option<(NodeId, SocketAddr)>,
+    /// The members of its cell, if that is another.
+    view: Option<CellView>,
+    /// Members of further cells of the region.
+    named: Vec<(CellLabel, NodeId, SocketAddr)>,
 }
 
-/// Asks one node for the members of its cell, unless it is of this cell or another region.
-async fn ask(endpoint: &Endpoint, own: &CellLabel, node: NodeId, addr: SocketAddr) -> Option<Found> {
-    let connection = match endpoint.connection(node, addr).await {
-        Ok(connection) => connection,
-        Err(error) => {
-            tracing::debug!(%error, "asking another cell");
-            return None;
-        }
-    };
-    let cell = connection.membership().cell.clone();
-    if cell == *own {
-        return Some(Found::Own { node, addr });
+/// How often each cell was asked for its members in one round: a list may be long, so once, and once more should that
+/// fail.
+#[derive(Default)]
+struct Claims(Mutex<BTreeMap<CellLabel, u8>>);
+
+impl Claims {
+    const EACH: u8 = 2;
+
+    fn claim(&self, cell: &CellLabel) -> bool {
+        let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let claimed = claims.entry(cell.clone()).or_default();
+        *claimed = claimed.saturating_add(1);
+        *claimed <= Self::EACH
     }
-    if cell.region() != own.region() {
-        return None;
+
+    fn is_done(&self, cell: &CellLabel) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(cell.clone(), Self::EACH);
     }
-    let trust = endpoint.identity().trust();
-    match transfer::members(&connection, trust, ambient::unix_now()).await {
-        Ok(list) => {
-            let members = list
-                .into_iter()
-                .filter(|(certificate, _)| certificate.cell == cell)
-                .filter_map(|(member, addresses)| Some((member.node, (*addresses.first()?, member))))
-                .take(limits::CELL_MAX_MEMBERS)
-                .collect();
-            Some(Found::Other(CellView { cell, members }))
+}
+
+/// Asks the members of a group in turn until one answers.
+async fn ask_one(
+    endpoint: &Endpoint,
+    own: &CellLabel,
+    claims: &Claims,
+    group: Vec<(NodeId, SocketAddr)>,
+) -> Option<Found> {
+    for (node, addr) in group {
+        let connection = match endpoint.connection(node, addr).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::debug!(%error, "asking another cell");
+                continue;
+            }
+        };
+        let cell = connection.membership().cell.clone();
+        let is_own = cell == *own;
+        let found_own = || is_own.then(|| Found { own: Some((node, addr)), ..Found::default() });
+        if cell.region() != own.region() || !claims.claim(&cell) {
+            return found_own();
         }
-        Err(error) => {
-            tracing::debug!(%node, %error, "asking for the members of another cell");
-            None
+        match transfer::members(&connection, endpoint.identity().trust(), ambient::unix_now()).await {
+            Ok(list) => {
+                claims.is_done(&cell);
+                let mut found = sort_out(own, &cell, list);
+                found.own = is_own.then_some((node, addr));
+                return Some(found);
+            }
+            Err(error) => {
+                tracing::debug!(%node, %error, "asking for the members of another cell");
+                if is_own {
+                    return found_own();
+                }
+            }
         }
     }
+    None
+}
+
+/// Who is in the asked node's cell, and whom it named in others of the region.
+fn sort_out(own: &CellLabel, cell: &CellLabel, list: Vec<(MembershipCert, Vec<SocketAddr>)>) -> Found {
+    let mut found = Found::default();
+    let mut view = CellView { cell: cell.clone(), members: BTreeMap::new() };
+    for (certificate, addresses) in list.into_iter().take(limits::CELL_MAX_MEMBERS) {
+        let Some(addr) = addresses.first().copied() else { continue };
+        if certificate.cell == *cell {
+            view.members.insert(certificate.node, (addr, certificate));
+        } else if certificate.cell != *own && certificate.cell.region() == own.region() {
+            found.named.push((certificate.cell.clone(), certificate.node, addr));
+        }
+    }
+    found.named.truncate(CONTACTS_OF_CELL * CELLS_MAX);
+    found.view = (cell != own).then_some(view);
+    found
 }

@@ -4,73 +4,115 @@
 //! A chunk is interned by its whole [`ChunkRef`], so that a reference that lies about a chunk's length
 //! or place cannot spoil the honest one. Numbers are used again: when the book is full, a chunk that
 //! nobody wants, asks for or fetches makes room (second chance, Corbató 1968).
+//!
+//! A node may know a million chunks, so a row has 52 bytes: what the chunks of a slice or a segment share is
+//! written there, and rows are found through an index that keeps no keys.
 
 use super::super::proto::{Chunk, ContentUpdate, Segment, Slice};
-use crate::model::{ChunkRef, ContentId, RepositoryName, mix};
+use crate::model::{Algorithm, ChunkRef, ContentId, NumberIndex, Place, RepositoryName, Rows, limits, mix};
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
 /// Chunks that are looked at for one that may go, before an intern is refused.
-const LOOKS_MAX: usize = 1_024;
+const LOOKS_MAX: u32 = 1_024;
+/// References with one chunk's name that are kept: an honest one for each segment that holds the chunk (most often
+/// one), the rest are lies. A further one takes the place of another that is not in use.
+const REFERENCES_MAX: usize = 8;
 
 /// A chunk that has a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
+    /// How it is referred to.
     pub(super) chunk: ChunkRef,
-    /// Under which name it was last wanted or asked for.
+    /// The repository in which its segment is to be found.
     pub(super) repository: RepositoryName,
     /// Whether the core was told that it is stored.
     pub(super) stored: bool,
-    /// Tasks and requests that still speak of this number.
-    pins: u32,
-    slice: Slice,
-    used: bool,
 }
 
-struct SliceEntry {
+/// A chunk, as it is kept. A number's row that is not in use has the algorithm 0.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    digest: [u8; 32],
+    slice: u32,
+    plain_len: u32,
+    stored_len: u32,
+    ordinal: u32,
+    /// Where the frame begins in its slice (20 bits), the algorithm (4 bits), and two flags.
+    packed: u32,
+}
+
+const OFFSET_BITS: u32 = limits::SLICE_BYTES.ilog2();
+const ALGORITHM_SHIFT: u32 = 24;
+const STORED: u32 = 1 << 28;
+const USED: u32 = 1 << 29;
+
+impl Row {
+    fn new(chunk: &ChunkRef, slice: Slice) -> Self {
+        let mut digest = [0; 32];
+        digest[..chunk.id.digest().len()].copy_from_slice(chunk.id.digest());
+        let offset = u32::try_from(chunk.place.offset % limits::SLICE_BYTES).unwrap_or(0);
+        Self {
+            digest,
+            slice: slice.0,
+            plain_len: chunk.plain_len,
+            stored_len: chunk.place.stored_len,
+            ordinal: chunk.place.ordinal,
+            packed: offset | (chunk.id.algorithm() as u32) << ALGORITHM_SHIFT | USED,
+        }
+    }
+
+    fn id(&self) -> Option<ContentId> {
+        let algorithm = match self.packed >> ALGORITHM_SHIFT & 0xf {
+            1 => Algorithm::Blake3,
+            2 => Algorithm::Sha1,
+            3 => Algorithm::Ripemd160,
+            4 => Algorithm::Shake128,
+            _ => return None,
+        };
+        ContentId::new(algorithm, &self.digest[..algorithm.digest_len()]).ok()
+    }
+
+    fn offset(&self) -> u64 {
+        u64::from(self.packed & ((1 << OFFSET_BITS) - 1))
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        self.packed & flag != 0
+    }
+
+    fn set(&mut self, flag: u32, on: bool) {
+        if on { self.packed |= flag } else { self.packed &= !flag }
+    }
+}
+
+/// A slice, as it is kept.
+#[derive(Clone, Copy)]
+struct SliceRow {
     segment: Segment,
-    name: (ContentId, u32),
+    /// Its number in the segment.
+    number: u32,
     chunks: u32,
+}
+
+impl Default for SliceRow {
+    fn default() -> Self {
+        Self { segment: Segment(0), number: 0, chunks: 0 }
+    }
 }
 
 struct SegmentEntry {
     id: ContentId,
+    /// Whose reader named it last, or who asked first: where the strata have it.
+    repository: RepositoryName,
     slices: u32,
-}
-
-/// Rows by number, with the numbers that are free.
-struct Table<T> {
-    rows: Vec<Option<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> Table<T> {
-    const fn new() -> Self {
-        Self { rows: Vec::new(), free: Vec::new() }
-    }
-
-    fn insert(&mut self, row: T) -> u32 {
-        if let Some(number) = self.free.pop() {
-            self.rows[number as usize] = Some(row);
-            return number;
-        }
-        let number = u32::try_from(self.rows.len()).expect("the book is bounded far below u32::MAX");
-        self.rows.push(Some(row));
-        number
-    }
-
-    fn get(&self, number: u32) -> Option<&T> {
-        self.rows.get(number as usize)?.as_ref()
-    }
-
-    fn get_mut(&mut self, number: u32) -> Option<&mut T> {
-        self.rows.get_mut(number as usize)?.as_mut()
-    }
-
-    fn remove(&mut self, number: u32) -> Option<T> {
-        let row = self.rows.get_mut(number as usize)?.take()?;
-        self.free.push(number);
-        Some(row)
-    }
+    /// Chunks of it that the core holds for stored.
+    stored: u32,
+    /// Whether a chunk of it was obtained in this run.
+    obtained: bool,
+    /// Whether it was announced.
+    announced: bool,
 }
 
 /// What the caller tells the core after interning.
@@ -84,80 +126,154 @@ pub(super) struct Changes {
 
 /// The book of content.
 pub(super) struct ContentBook {
-    chunks: Table<Entry>,
-    by_ref: HashMap<ChunkRef, Chunk>,
-    by_id: HashMap<ContentId, SmallVec<[Chunk; 1]>>,
-    slices: Table<SliceEntry>,
-    by_slice: HashMap<(ContentId, u32), Slice>,
+    chunks: Rows<Row>,
+    /// Tasks and requests that still speak of a number: of the few that are in use.
+    pins: HashMap<Chunk, u32>,
+    /// By the hash of the chunk's name: all references with one name are candidates of one hash.
+    by_id: NumberIndex,
+    slices: Rows<SliceRow>,
+    by_slice: HashMap<(Segment, u32), Slice>,
     segments: HashMap<Segment, SegmentEntry>,
     by_segment: HashMap<ContentId, Segment>,
     /// Never used again, because the core remembers which numbers it announced.
     next_segment: u32,
-    hand: usize,
+    hand: u32,
     max: usize,
+    /// See [`ContentBook::take_turns`].
+    turns: Vec<(ContentId, bool)>,
+    /// Keyed, because peers choose the names that they ask for.
+    hasher: RandomState,
 }
 
 impl ContentBook {
     /// An empty book for at most `max` chunks.
     pub(super) fn new(max: usize) -> Self {
         Self {
-            chunks: Table::new(),
-            by_ref: HashMap::new(),
-            by_id: HashMap::new(),
-            slices: Table::new(),
+            chunks: Rows::default(),
+            pins: HashMap::new(),
+            by_id: NumberIndex::default(),
+            slices: Rows::default(),
             by_slice: HashMap::new(),
             segments: HashMap::new(),
             by_segment: HashMap::new(),
             next_segment: 0,
             hand: 0,
             max,
+            turns: Vec::new(),
+            hasher: RandomState::new(),
         }
     }
 
     /// The number of a chunk, and what the core has to be told first. `None`: the book is full of
-    /// chunks that are in use.
+    /// chunks that are in use, or the reference is out of all bounds.
     pub(super) fn intern(
         &mut self,
         chunk: ChunkRef,
         repository: &RepositoryName,
     ) -> Option<(Chunk, Changes)> {
-        if let Some(number) = self.by_ref.get(&chunk) {
-            let entry = self.chunks.get_mut(number.0).expect("an indexed chunk has a row");
-            entry.used = true;
-            if entry.repository != *repository {
-                entry.repository = repository.clone();
+        let hash = self.hasher.hash_one(chunk.id);
+        let same_name = self.with_id(&chunk.id);
+        if let Some(known) = same_name.iter().find(|number| self.reference(number.0) == Some(chunk)) {
+            if let Some(row) = self.chunks.get_mut(known.0) {
+                row.set(USED, true);
             }
-            return Some((*number, Changes::default()));
+            return Some((*known, Changes::default()));
+        }
+        if chunk.place.slice() == u32::MAX {
+            return None;
         }
         let mut changes = Changes::default();
-        if self.by_ref.len() >= self.max {
+        if same_name.len() >= REFERENCES_MAX {
+            let idle = |number: &&Chunk| !self.pins.contains_key(number);
+            let victim = *same_name.iter().find(idle)?;
+            changes.forgotten = self.remove(victim).map(|stored| (victim, stored));
+        } else if self.chunks.len() >= self.max {
             changes.forgotten = Some(self.make_room()?);
         }
-        let slice = self.intern_slice(chunk.place.segment, chunk.place.slice());
-        let entry =
-            Entry { chunk, repository: repository.clone(), stored: false, pins: 0, slice, used: true };
-        let number = Chunk(self.chunks.insert(entry));
-        self.by_ref.insert(chunk, number);
-        self.by_id.entry(chunk.id).or_default().push(number);
+        let slice = self.intern_slice(chunk.place.segment, chunk.place.slice(), repository);
+        let number = self.chunks.insert(Row::new(&chunk, slice));
+        let (chunks, hasher) = (&self.chunks, &self.hasher);
+        self.by_id.insert(hash, number, |number| hash_in(chunks, hasher, number));
         changes.learned = Some(ContentUpdate::Learned {
-            chunk: number,
+            chunk: Chunk(number),
             slice,
             segment: self.slices.get(slice.0).map_or(Segment(0), |row| row.segment),
             slice_key: slice_key(&chunk.place.segment, chunk.place.slice()),
             part: chunk.place.part(),
             len_bytes: chunk.place.stored_len.max(1),
         });
-        Some((number, changes))
+        Some((Chunk(number), changes))
+    }
+
+    /// A reader on this node found the chunk in `repository`: that counts for more than what peers call it.
+    pub(super) fn found_in(&mut self, number: Chunk, repository: &RepositoryName) {
+        let slice = self.chunks.get(number.0).and_then(|row| self.slices.get(row.slice));
+        if let Some(segment) = slice.and_then(|slice| self.segments.get_mut(&slice.segment))
+            && segment.repository != *repository
+        {
+            segment.repository = repository.clone();
+        }
+    }
+
+    /// How a number's chunk is referred to.
+    fn reference(&self, number: u32) -> Option<ChunkRef> {
+        let row = self.chunks.get(number)?;
+        let slice = self.slices.get(row.slice)?;
+        let place = Place {
+            segment: self.segments.get(&slice.segment)?.id,
+            ordinal: row.ordinal,
+            offset: u64::from(slice.number) * limits::SLICE_BYTES + row.offset(),
+            stored_len: row.stored_len,
+        };
+        Some(ChunkRef { id: row.id()?, plain_len: row.plain_len, place })
     }
 
     /// The chunk behind a number.
-    pub(super) fn get(&self, number: Chunk) -> Option<&Entry> {
-        self.chunks.get(number.0)
+    pub(super) fn get(&self, number: Chunk) -> Option<Entry> {
+        let chunk = self.reference(number.0)?;
+        let row = self.chunks.get(number.0)?;
+        let segment = self.slices.get(row.slice).and_then(|slice| self.segments.get(&slice.segment))?;
+        Some(Entry { chunk, repository: segment.repository.clone(), stored: row.has(STORED) })
     }
 
     /// The number of a chunk, if it has one.
     pub(super) fn number(&self, chunk: &ChunkRef) -> Option<Chunk> {
-        self.by_ref.get(chunk).copied()
+        self.with_id(&chunk.id).into_iter().find(|number| self.reference(number.0) == Some(*chunk))
+    }
+
+    /// A chunk has just been obtained: its segment is news to others.
+    pub(super) fn obtained(&mut self, number: Chunk) {
+        if let Some(segment) = self.segment_of(number) {
+            segment.obtained = true;
+        }
+    }
+
+    /// The core announces a segment. Its name, and whether something of it was obtained in this run.
+    pub(super) fn announced(&mut self, number: Segment) -> Option<(ContentId, bool)> {
+        let segment = self.segments.get_mut(&number)?;
+        segment.announced = true;
+        Some((segment.id, segment.obtained))
+    }
+
+    /// Announced segments of which nothing is stored any more, or again something, since the last call.
+    pub(super) fn take_turns(&mut self) -> Vec<(ContentId, bool)> {
+        std::mem::take(&mut self.turns)
+    }
+
+    fn segment_of(&mut self, number: Chunk) -> Option<&mut SegmentEntry> {
+        let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
+        self.segments.get_mut(&slice.segment)
+    }
+
+    /// Counts what is stored of a segment.
+    fn count_stored(&mut self, number: Chunk, stored: bool) {
+        let Some(segment) = self.segment_of(number) else { return };
+        segment.stored = if stored { segment.stored + 1 } else { segment.stored.saturating_sub(1) };
+        let turn = segment.stored == u32::from(stored) && segment.announced;
+        let id = segment.id;
+        if turn {
+            self.turns.push((id, stored));
+        }
     }
 
     /// The segment behind a number.
@@ -183,53 +299,83 @@ impl ContentBook {
 
     /// All numbers whose chunks have this name, whatever their references say beside it.
     pub(super) fn with_id(&self, id: &ContentId) -> SmallVec<[Chunk; 1]> {
-        self.by_id.get(id).cloned().unwrap_or_default()
+        let is = |number: &u32| self.chunks.get(*number).and_then(Row::id).as_ref() == Some(id);
+        let found = self.by_id.candidates(self.hasher.hash_one(id)).filter(is).map(Chunk);
+        let mut found: SmallVec<[Chunk; 1]> = found.collect();
+        // Where they stand in the index depends on the hasher's key.
+        found.sort_unstable();
+        found
     }
 
     /// Notes whether the core holds a chunk for stored; says whether that is a change.
     pub(super) fn set_stored(&mut self, number: Chunk, stored: bool) -> bool {
-        self.chunks
-            .get_mut(number.0)
-            .is_some_and(|entry| std::mem::replace(&mut entry.stored, stored) != stored)
+        let changes = self.in_use(number).is_some_and(|row| {
+            let changes = row.has(STORED) != stored;
+            row.set(STORED, stored);
+            changes
+        });
+        if changes {
+            self.count_stored(number, stored);
+        }
+        changes
     }
 
     /// Keeps a number from being given away until as many [`ContentBook::unpin`]s.
     pub(super) fn pin(&mut self, number: Chunk) {
-        if let Some(entry) = self.chunks.get_mut(number.0) {
-            entry.pins += 1;
+        if self.in_use(number).is_some() {
+            *self.pins.entry(number).or_default() += 1;
         }
     }
 
     /// The end of a [`ContentBook::pin`].
     pub(super) fn unpin(&mut self, number: Chunk) {
-        if let Some(entry) = self.chunks.get_mut(number.0) {
-            debug_assert!(entry.pins > 0, "unpinned once too often");
-            entry.pins = entry.pins.saturating_sub(1);
+        let Some(pins) = self.pins.get_mut(&number) else {
+            debug_assert!(self.in_use(number).is_none(), "unpinned once too often");
+            return;
+        };
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&number);
         }
     }
 
-    fn intern_slice(&mut self, segment: ContentId, number: u32) -> Slice {
-        if let Some(slice) = self.by_slice.get(&(segment, number)) {
-            if let Some(row) = self.slices.get_mut(slice.0) {
-                row.chunks += 1;
-            }
-            return *slice;
-        }
+    fn in_use(&mut self, number: Chunk) -> Option<&mut Row> {
+        self.chunks.get_mut(number.0).filter(|row| row.packed != 0)
+    }
+
+    fn intern_slice(&mut self, segment: ContentId, number: u32, repository: &RepositoryName) -> Slice {
         let segment_number = match self.by_segment.get(&segment) {
             Some(known) => *known,
             None => {
                 let new = Segment(self.next_segment);
                 self.next_segment = self.next_segment.wrapping_add(1);
-                self.segments.insert(new, SegmentEntry { id: segment, slices: 0 });
+                let repository = repository.clone();
+                self.segments.insert(
+                    new,
+                    SegmentEntry {
+                        id: segment,
+                        repository,
+                        slices: 0,
+                        stored: 0,
+                        obtained: false,
+                        announced: false,
+                    },
+                );
                 self.by_segment.insert(segment, new);
                 new
             }
         };
+        let name = (segment_number, number);
+        if let Some(slice) = self.by_slice.get(&name) {
+            if let Some(row) = self.slices.get_mut(slice.0) {
+                row.chunks += 1;
+            }
+            return *slice;
+        }
         if let Some(row) = self.segments.get_mut(&segment_number) {
             row.slices += 1;
         }
-        let name = (segment, number);
-        let slice = Slice(self.slices.insert(SliceEntry { segment: segment_number, name, chunks: 1 }));
+        let slice = Slice(self.slices.insert(SliceRow { segment: segment_number, number, chunks: 1 }));
         self.by_slice.insert(name, slice);
         slice
     }
@@ -239,35 +385,38 @@ impl ContentBook {
     fn make_room(&mut self) -> Option<(Chunk, bool)> {
         let mut second_best = None;
         for _ in 0..LOOKS_MAX {
-            self.hand = (self.hand + 1) % self.chunks.rows.len().max(1);
-            let Some(entry) = self.chunks.rows[self.hand].as_mut().filter(|entry| entry.pins == 0) else {
+            self.hand = (self.hand + 1) % self.chunks.end().max(1);
+            let candidate = Chunk(self.hand);
+            if self.pins.contains_key(&candidate) {
                 continue;
-            };
-            if !std::mem::take(&mut entry.used) {
+            }
+            let Some(row) = self.in_use(candidate) else { continue };
+            let used = row.has(USED);
+            row.set(USED, false);
+            if !used {
                 second_best = Some(self.hand);
                 break;
             }
             second_best.get_or_insert(self.hand);
         }
-        let number = Chunk(u32::try_from(second_best?).ok()?);
+        let number = Chunk(second_best?);
         self.remove(number).map(|stored| (number, stored))
     }
 
     fn remove(&mut self, number: Chunk) -> Option<bool> {
-        let entry = self.chunks.remove(number.0)?;
-        self.by_ref.remove(&entry.chunk);
-        if let Some(numbers) = self.by_id.get_mut(&entry.chunk.id) {
-            numbers.retain(|other| *other != number);
-            if numbers.is_empty() {
-                self.by_id.remove(&entry.chunk.id);
-            }
+        if self.chunks.get(number.0).is_some_and(|row| row.has(STORED)) {
+            self.count_stored(number, false);
         }
-        let slice = self.slices.get_mut(entry.slice.0)?;
+        let (chunks, hasher) = (&self.chunks, &self.hasher);
+        let hash_of = |number: u32| hash_in(chunks, hasher, number);
+        self.by_id.remove(hash_of(number.0), number.0, hash_of);
+        let row = self.chunks.remove(number.0)?;
+        let slice = self.slices.get_mut(row.slice)?;
         slice.chunks -= 1;
         if slice.chunks == 0
-            && let Some(gone) = self.slices.remove(entry.slice.0)
+            && let Some(gone) = self.slices.remove(row.slice)
         {
-            self.by_slice.remove(&gone.name);
+            self.by_slice.remove(&(gone.segment, gone.number));
             if let Some(segment) = self.segments.get_mut(&gone.segment) {
                 segment.slices -= 1;
                 if segment.slices == 0
@@ -277,8 +426,12 @@ impl ContentBook {
                 }
             }
         }
-        Some(entry.stored)
+        Some(row.has(STORED))
     }
+}
+
+fn hash_in(chunks: &Rows<Row>, hasher: &RandomState, number: u32) -> u64 {
+    chunks.get(number).and_then(Row::id).map_or(0, |id| hasher.hash_one(id))
 }
 
 /// Rendezvous key of a slice: the same on all nodes.
@@ -289,7 +442,6 @@ fn slice_key(segment: &ContentId, slice: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Place;
 
     fn chunk(number: u8, offset: u64) -> ChunkRef {
         let place = Place { segment: ContentId::of(&[number / 10]), ordinal: 0, offset, stored_len: 10 };
@@ -313,6 +465,67 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(intern(&mut book, honest), (a, Changes::default()));
         assert_eq!(book.with_id(&honest.id).as_slice(), [a, b]);
+    }
+
+    #[test]
+    fn lies_about_one_chunk_take_each_others_place() {
+        let mut book = ContentBook::new(100);
+        let honest = chunk(1, 0);
+        let (number, _) = intern(&mut book, honest);
+        book.pin(number);
+        for lie in 0..50 {
+            intern(&mut book, ChunkRef { plain_len: 11 + lie, ..honest });
+            assert!(book.with_id(&honest.id).len() <= REFERENCES_MAX);
+        }
+        assert_eq!(book.number(&honest), Some(number), "the one that is in use stays");
+        book.unpin(number);
+    }
+
+    #[test]
+    fn a_reader_corrects_what_a_peer_called_the_repository() {
+        let mut book = ContentBook::new(10);
+        let (other, own) = ("other.example".parse().unwrap(), repository());
+        let (number, _) = book.intern(chunk(1, 0), &other).unwrap();
+        book.found_in(number, &own);
+        book.intern(chunk(1, 0), &other).unwrap();
+        assert_eq!(book.get(number).unwrap().repository, own);
+    }
+
+    #[test]
+    fn a_known_chunk_takes_less_than_sixty_six_bytes() {
+        assert_eq!(size_of::<Row>(), 52);
+        let mut book = ContentBook::new(200_000);
+        let count = 200_000u64;
+        for n in 0..count {
+            let place = Place {
+                segment: ContentId::of(&(n / 128).to_le_bytes()),
+                ordinal: 0,
+                offset: (n % 128) << 16,
+                stored_len: 1 << 16,
+            };
+            intern(&mut book, ChunkRef { id: ContentId::of(&n.to_le_bytes()), plain_len: 1, place });
+        }
+        let slices = book.by_slice.capacity() * 14 + book.slices.bytes();
+        let segments = (book.segments.capacity() + book.by_segment.capacity()) * 80;
+        let bytes = book.chunks.bytes() + book.by_id.bytes() + slices + segments;
+        assert!(bytes as u64 / count < 66, "{} bytes a chunk", bytes as u64 / count);
+    }
+
+    #[test]
+    fn an_announced_segment_is_given_up_with_its_last_chunk_and_comes_back_with_the_next() {
+        let mut book = ContentBook::new(10);
+        let numbers = [1, 2].map(|n| intern(&mut book, chunk(n, 0)).0);
+        let segment = chunk(1, 0).place.segment;
+        numbers.iter().for_each(|number| assert!(book.set_stored(*number, true)));
+        book.obtained(numbers[0]);
+        assert_eq!(book.announced(Segment(0)), Some((segment, true)));
+        book.set_stored(numbers[0], false);
+        assert_eq!(book.take_turns(), []);
+        book.set_stored(numbers[1], false);
+        book.set_stored(numbers[0], true);
+        assert_eq!(book.take_turns(), [(segment, false), (segment, true)]);
+        book.remove(numbers[0]);
+        assert_eq!(book.take_turns(), [(segment, false)], "its number was given away");
     }
 
     #[test]
@@ -345,7 +558,7 @@ mod tests {
         assert!(book.set_stored(numbers[2], true));
         let (new, changes) = intern(&mut book, chunk(30, 0));
         assert_eq!(changes.forgotten, Some((numbers[2], true)), "stored: to be evicted first");
-        assert_eq!((new, book.by_ref.len()), (numbers[2], 3), "the number is used again");
+        assert_eq!((new, book.chunks.len()), (numbers[2], 3), "the number is used again");
         assert_eq!(book.get(new).unwrap().chunk, chunk(30, 0));
         assert!(book.with_id(&chunk(2, 0).id).is_empty());
         book.pin(new);
@@ -360,6 +573,6 @@ mod tests {
         for number in 0..100 {
             intern(&mut book, chunk(number, u64::from(number) << 20));
         }
-        assert_eq!((book.by_slice.len(), book.segments.len(), book.slices.rows.len()), (1, 1, 1));
+        assert_eq!((book.by_slice.len(), book.segments.len(), book.slices.len()), (1, 1, 1));
     }
 }

@@ -1,6 +1,6 @@
 //! What the loop does about members, other cells and news.
 
-use super::super::dht::{DhtKey, Neighbour};
+use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::membership::{MembershipCert, Role};
 use super::super::ports::{News, NewsVerdict};
 use super::super::proto::{Input, NewsId, Peer};
@@ -8,7 +8,7 @@ use super::super::renewal::View;
 use super::super::swim::MemberEvent;
 use super::super::transfer;
 use super::super::wire::{MEMBERS_PER_FRAME, MemberRecord, RenewReply};
-use super::cells::CellView;
+use super::cells::{CONTACTS_OF_CELL, CellView, Hint};
 use super::counters::count;
 use super::peers::PeerEntry;
 use super::possession::TELLING_MAX;
@@ -29,16 +29,22 @@ const JUDGING_MAX: usize = 32;
 /// Documents that are handed on at once; beyond, they wait for an exchange.
 const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
-const SYNC_PAUSE: Duration = Duration::from_secs(30);
+const SYNC_PAUSE: Duration = Duration::from_secs(60);
 const SYNC_SPREAD_S: usize = 30;
 /// How often peers are looked through for those whose certificate has expired.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
 
+/// Least pause between two hints that the view of the region is being used.
+const USED_LEAST: Duration = Duration::from_secs(1);
+
 /// Members' certificates, and what is due.
 pub(super) struct Gossip {
     members: BTreeMap<NodeId, (SocketAddr, Bytes)>,
+    /// A few members of each other cell of the region.
+    others: BTreeMap<CellLabel, Vec<(SocketAddr, Bytes)>>,
+    used: Option<Time>,
     announcing: bool,
     generator: Generator,
     sync_due: Time,
@@ -55,6 +61,8 @@ impl Gossip {
     pub(super) fn new(generator: Generator) -> Self {
         Self {
             members: BTreeMap::new(),
+            others: BTreeMap::new(),
+            used: None,
             announcing: false,
             generator,
             sync_due: Time::ZERO,
@@ -71,6 +79,11 @@ impl Gossip {
     pub(super) fn members(&self) -> impl Iterator<Item = (SocketAddr, &Bytes)> {
         self.members.values().map(|(addr, certificate)| (*addr, certificate))
     }
+
+    /// A few members of each other cell of the region that is known, and their certificates.
+    pub(super) fn others(&self) -> impl Iterator<Item = (SocketAddr, &Bytes)> {
+        self.others.values().flatten().map(|(addr, certificate)| (*addr, certificate))
+    }
 }
 
 impl Driver {
@@ -84,7 +97,7 @@ impl Driver {
                     self.set_up(peer, true);
                 }
                 if let Some(dht) = self.dht() {
-                    dht.add_address(node, addr);
+                    dht.add_member(Neighbour { node, addr, membership });
                 }
             }
             MemberEvent::Renewed { node, certificate } => {
@@ -108,6 +121,9 @@ impl Driver {
                 }
                 if let Some(network) = &self.links.network {
                     network.endpoint.disconnect(&node);
+                }
+                if let Some(dht) = self.dht() {
+                    dht.down(node);
                 }
             }
         }
@@ -137,6 +153,10 @@ impl Driver {
             let mut updates = Vec::new();
             self.peers.certify(peer, membership, &mut updates);
             self.tell_peers(updates);
+            if let (Some(entry), Some(dht)) = (self.peers.get(peer), self.dht()) {
+                let (node, addr) = (membership.node, entry.addr);
+                dht.add_member(Neighbour { node, addr, membership: membership.clone() });
+            }
         }
     }
 
@@ -252,7 +272,7 @@ impl Driver {
         }
         self.gossip.announcing = wanted;
         for key in [DhtKey::cell(&self.cell), DhtKey::region(self.cell.region())] {
-            if wanted { dht.announce(key) } else { dht.withdraw(key) }
+            if wanted { dht.announce(key, Urgency::Fresh) } else { dht.withdraw(key) }
         }
     }
 
@@ -264,7 +284,11 @@ impl Driver {
     /// There is a connection with somebody, and so a certificate with its cell.
     pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
         let Neighbour { node, addr, membership } = neighbour;
-        let own = membership.cell == self.cell;
+        let cell = &membership.cell;
+        let own = *cell == self.cell;
+        if !own && cell.region() == self.cell.region() && !self.gossip.others.contains_key(cell) {
+            self.hint(Hint::Contact(node, addr));
+        }
         if let Some(peer) = self.meet_member(addr, &membership) {
             if !own {
                 self.set_up(peer, true);
@@ -281,15 +305,36 @@ impl Driver {
     pub(super) fn unreachable(&mut self, peer: Peer) {
         if !self.is_own_member(peer) {
             self.set_up(peer, false);
-            if let Some(network) = &self.links.network {
-                network.refresh.notify_one();
-            }
+            self.hint(Hint::Failed);
+        }
+    }
+
+    fn hint(&self, hint: Hint) {
+        if let Some(network) = &self.links.network {
+            // A hint too many is no loss.
+            let _ = network.hints.try_send(hint);
+        }
+    }
+
+    /// Another cell, or the strata, are being asked: the view of the region should be fresh.
+    pub(super) fn region_used(&mut self) {
+        let now = ambient::now();
+        if self.gossip.used.is_none_or(|last| now.since(last) >= USED_LEAST) {
+            self.gossip.used = Some(now);
+            self.hint(Hint::Used);
         }
     }
 
     /// The members of another cell, as one of them told.
     pub(super) fn cell_seen(&mut self, view: CellView) {
         let CellView { cell, members } = view;
+        if members.is_empty() {
+            self.gossip.others.remove(&cell);
+        } else {
+            let few = members.values().take(CONTACTS_OF_CELL);
+            let contacts = few.map(|(addr, member)| (*addr, member.bytes().clone())).collect();
+            self.gossip.others.insert(cell.clone(), contacts);
+        }
         let left: Vec<Peer> = self
             .peers
             .others()

@@ -13,18 +13,22 @@
 //! A node that joined no mesh runs the same loop without a network: it has no peers, is its own home and
 //! takes everything from the strata.
 
+mod bootstrap;
 mod carry;
 mod cells;
 mod content;
 mod counters;
 mod gossip;
 mod journal;
+mod mdns;
 mod news;
 mod peers;
 mod possession;
+mod providers;
 mod recent;
 mod recorder;
 mod serve;
+mod settle;
 mod task;
 #[cfg(test)]
 pub(super) mod tests;
@@ -36,7 +40,7 @@ use journal::Stories;
 pub use journal::{Happened, Step, Story};
 
 use super::conduct::{Conduct, Offence};
-use super::dht::{Dht, DhtCounters, DhtKey, DhtStart, Neighbour};
+use super::dht::{Dht, DhtCounters, DhtKey, DhtStart, Neighbour, Spread, Urgency};
 use super::endpoint::{DoorBook, DoorCounts, Endpoint};
 use super::join::Introductions;
 use super::membership::MembershipCert;
@@ -50,16 +54,20 @@ use super::ticket::Contact;
 use super::transfer::{PeerRequest, serve};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use bootstrap::Bootstrap;
 use bytes::Bytes;
+use cells::Hint;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use mdns::Lan;
 use recorder::Recorder;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use task::{Driver, Links, Message};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -92,7 +100,12 @@ pub struct Network {
     pub addr: SocketAddr,
     /// Members to begin with: from the ticket, and those known before a restart.
     pub contacts: Vec<Contact>,
-    /// Whether to take part in the DHT. Without it, other regions and cells are not found.
+    /// Where to look for members when nobody who is known answers: `HOST:PORT` each, looked up anew each time.
+    pub bootstrap: Vec<String>,
+    /// Whether to look for members on the local network as well, and to answer those who look.
+    pub mdns: bool,
+    /// Whether to take part in the DHT. Without it, other regions are not found, and other cells of this one only
+    /// through contacts.
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
@@ -363,16 +376,32 @@ pub(super) struct Linked {
     pub(super) endpoint: Endpoint,
     pub(super) swim: Swim,
     pub(super) dht: Option<Dht>,
-    /// Woken when a member of another cell fails.
-    pub(super) refresh: Arc<Notify>,
+    /// Tells the watch over other cells when to look.
+    hints: mpsc::Sender<Hint>,
+    /// Peers that are believed to be alive.
+    seen: Arc<AtomicUsize>,
+    /// Whether there is anybody to wait for at the start.
+    has_contacts: bool,
     /// Where this node is an authority.
     pub(super) office: Option<Arc<Office>>,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, office, tamper } =
-        network;
+    let Network {
+        endpoint,
+        libp2p,
+        chunks,
+        datagrams,
+        addr,
+        contacts,
+        bootstrap,
+        mdns,
+        dht,
+        tuning,
+        office,
+        tamper,
+    } = network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -387,18 +416,41 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     let identity = Arc::clone(endpoint.identity());
     let swim = Swim::start(identity, addr, contacts.clone(), &tuning, datagrams, send, events);
     tokio::spawn(pass_members(members, inbox.clone()));
-    let refresh = Arc::new(Notify::new());
     let dht = if dht {
-        let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p };
+        let contacts = contacts.clone();
+        let spread = Spread::default();
+        let start = DhtStart { endpoint: endpoint.clone(), addr, contacts, incoming: libp2p, spread };
         let (dht, neighbours) = Dht::start(start)?;
         tokio::spawn(pass_neighbours(neighbours, inbox.clone()));
-        let look =
-            cells::watch(endpoint.clone(), dht.clone(), inbox.clone(), Arc::clone(&refresh), stop.clone());
-        tokio::spawn(look);
         Some(dht)
     } else {
         None
     };
+    let has_contacts = !contacts.is_empty() || !bootstrap.is_empty() || mdns;
+    let (hints, heard) = mpsc::channel(cells::HINTS_MAX);
+    tokio::spawn(cells::watch(cells::Watch {
+        endpoint: endpoint.clone(),
+        dht: dht.clone(),
+        inbox: inbox.clone(),
+        hints: heard,
+        contacts,
+        stop: stop.clone(),
+    }));
+    let seen = Arc::new(AtomicUsize::new(0));
+    let lan = if mdns { lan(&endpoint, addr) } else { None };
+    if lan.is_some() || !bootstrap.is_empty() {
+        let bootstrap = Bootstrap {
+            endpoint: endpoint.clone(),
+            dht: dht.clone(),
+            inbox: inbox.clone(),
+            hints: hints.clone(),
+            names: bootstrap,
+            lan,
+            seen: Arc::clone(&seen),
+            stop: stop.clone(),
+        };
+        tokio::spawn(bootstrap.run());
+    }
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
     let asked = match tamper {
@@ -407,7 +459,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     tokio::spawn(pass_requests(asked, inbox.clone()));
     if let (Some(dht), Some(_)) = (&dht, &office) {
-        dht.announce(DhtKey::authorities(&endpoint.identity().trust().mesh()));
+        dht.announce(DhtKey::authorities(&endpoint.identity().trust().mesh()), Urgency::Fresh);
     }
     let renewing = Renewing {
         endpoint: endpoint.clone(),
@@ -416,7 +468,19 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));
-    Ok(Linked { endpoint, swim, dht, refresh, office })
+    Ok(Linked { endpoint, swim, dht, hints, seen, has_contacts, office })
+}
+
+/// The local network. A node that cannot have it does without.
+fn lan(endpoint: &Endpoint, addr: SocketAddr) -> Option<Lan> {
+    let mesh = endpoint.identity().membership().mesh;
+    match Lan::open(&mesh, endpoint.node(), addr) {
+        Ok(lan) => Some(lan),
+        Err(error) => {
+            tracing::warn!(%addr, %error, "members on the local network are not looked for");
+            None
+        }
+    }
 }
 
 fn viewed_by(inbox: mpsc::Sender<Message>) -> Box<dyn Fn() -> BoxFuture<'static, View> + Send + Sync> {

@@ -48,6 +48,8 @@ pub(super) struct PeerBook {
     by_node: HashMap<NodeId, Peer>,
     cells: HashMap<CellLabel, u32>,
     regions: HashMap<String, u32>,
+    /// Others that are up.
+    up: usize,
 }
 
 /// This node's own number.
@@ -62,6 +64,7 @@ impl PeerBook {
             by_node: HashMap::new(),
             cells: HashMap::new(),
             regions: HashMap::new(),
+            up: 0,
         };
         let mut updates = Vec::new();
         let me = book.meet(node, addr, Some(cell), &mut updates);
@@ -143,6 +146,9 @@ impl PeerBook {
         {
             entry.up = up;
             updates.push(if up { PeerUpdate::Up { peer } } else { PeerUpdate::Down { peer } });
+            if peer != ME {
+                self.up = if up { self.up + 1 } else { self.up.saturating_sub(1) };
+            }
         }
     }
 
@@ -159,6 +165,11 @@ impl PeerBook {
     /// The peer behind a number, to change its books.
     pub(super) fn get_mut(&mut self, peer: Peer) -> Option<&mut PeerEntry> {
         self.rows.get_mut(peer.0 as usize)?.as_mut()
+    }
+
+    /// How many others are believed to be alive.
+    pub(super) fn up(&self) -> usize {
+        self.up
     }
 
     /// All peers but this node.

@@ -6,7 +6,7 @@ use super::super::wire::{Holder, MemberRecord};
 use super::counters::{add, count};
 use super::peers::ME;
 use super::task::{Driver, Message};
-use crate::model::ContentId;
+use crate::model::{ContentId, limits};
 use std::collections::HashMap;
 
 /// Asks of peers that are kept track of. The core's own bound is lower.
@@ -219,13 +219,13 @@ impl Driver {
         Some(MemberRecord { certificate, addresses: vec![entry.addr] })
     }
 
-    /// The members of this cell that are up, this node first.
+    /// The members of this cell that are up, this node first, and a few of each other cell of the region: who asks
+    /// need not find those by itself.
     fn member_records(&self) -> Vec<MemberRecord> {
         let own = self.own_record();
-        let others = self.gossip.members().map(|(addr, certificate)| MemberRecord {
-            certificate: certificate.to_vec(),
-            addresses: vec![addr],
+        let others = self.gossip.members().chain(self.gossip.others()).map(|(addr, certificate)| {
+            MemberRecord { certificate: certificate.to_vec(), addresses: vec![addr] }
         });
-        own.into_iter().chain(others).collect()
+        own.into_iter().chain(others).take(limits::CELL_MAX_MEMBERS).collect()
     }
 }

@@ -21,9 +21,11 @@ use super::gossip::Gossip;
 use super::journal::{Books, Journal};
 use super::news::NewsBook;
 use super::peers::{ME, PeerBook, PeerEntry};
+use super::providers::Provider;
 use super::recent::Recent;
 use super::recorder::Recorder;
 use super::serve::UploadBook;
+use super::settle::{Held, Settling};
 use super::wants::WantBook;
 use super::{FAREWELL, Linked, MemberStatus, PeerStatus};
 use crate::ambient;
@@ -31,6 +33,7 @@ use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +42,8 @@ use tokio_util::sync::CancellationToken;
 const TURN_MAX: usize = 64;
 /// How often the loop looks for readers that went away, and for what is due.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
-/// Chunks that have numbers. A row takes about 350 bytes here and 40 in the core (guess: 64 GiB of 64 KiB chunks).
+const CHORES_IDLE: Duration = Duration::from_secs(1);
+/// Chunks that have numbers. A row takes about 65 bytes here and 15 in the core (guess: 64 GiB of 64 KiB chunks).
 const CHUNKS_MAX: usize = 1 << 20;
 
 /// What a peer said to an ask of this node.
@@ -89,7 +93,7 @@ pub(super) enum Message {
     /// A node that claims this node's own cell and may not be known to SWIM.
     SwimContact { node: NodeId, addr: SocketAddr },
     /// The DHT answered.
-    Found { segment: Segment, providers: Vec<(NodeId, SocketAddr)> },
+    Found { segment: Segment, providers: Vec<Provider> },
     /// A document that was judged fresh, and adopted.
     FreshNews { news: News, from: Option<NodeId> },
     /// A document that was judged forged.
@@ -185,6 +189,8 @@ pub(super) struct Driver {
     pub(super) gossip: Gossip,
     pub(super) cell: CellLabel,
     pub(super) node: NodeId,
+    /// While this node waits for the first peers.
+    pub(super) settling: Option<Settling>,
 }
 
 impl Driver {
@@ -198,6 +204,7 @@ impl Driver {
         cell: CellLabel,
     ) -> Self {
         let (peers, updates) = PeerBook::new(node, addr, &cell);
+        let settling = Settling::begin(&links, ambient::now());
         let mut driver = Self {
             core: Core::new(start),
             out: Outbox::default(),
@@ -216,6 +223,7 @@ impl Driver {
             gossip: Gossip::new(ambient::generator()),
             cell,
             node,
+            settling,
         };
         driver.tell_peers(updates);
         let own = driver.links.network.as_ref().map(|network| network.endpoint.identity().membership());
@@ -228,8 +236,7 @@ impl Driver {
     /// Runs until the mesh is stopped.
     pub(super) async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         let stop = self.links.stop.clone();
-        let mut chores = tokio::time::interval(CHORES_EVERY);
-        chores.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut chores_due = Time::ZERO;
         self.announce_cell();
         loop {
             let pause = self.core.next_deadline().unwrap_or(Time::NEVER).since(ambient::now());
@@ -238,7 +245,12 @@ impl Driver {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => self.input(Input::Tick),
-                _ = chores.tick() => self.chores(),
+                () = tokio::time::sleep(chores_due.since(ambient::now())) => {
+                    self.chores();
+                    // Without readers nobody goes away.
+                    let idle = self.settling.is_none() && self.wants.is_empty();
+                    chores_due = ambient::now() + if idle { CHORES_IDLE } else { CHORES_EVERY };
+                }
                 message = messages.recv() => {
                     let Some(message) = message else { return };
                     self.take(message);
@@ -255,13 +267,19 @@ impl Driver {
     fn take(&mut self, message: Message) {
         match message {
             Message::Want { repository, chunk, class, deadline, reply } => {
-                self.want(&repository, chunk, class, deadline, reply);
+                if let Some(settling) = &mut self.settling {
+                    settling.hold(Held { repository, chunk, class, deadline, reply });
+                } else {
+                    self.want(&repository, chunk, class, deadline, reply);
+                }
             }
             Message::Offer { repository, chunks } => {
                 for chunk in
                     chunks.into_iter().filter(|chunk| self.links.local.holds(&chunk.id)).collect::<Vec<_>>()
                 {
-                    self.intern(chunk, &repository);
+                    if let Some(number) = self.intern(chunk, &repository) {
+                        self.content.found_in(number, &repository);
+                    }
                 }
             }
             Message::Removed(id) => self.gone(&id),
@@ -378,6 +396,7 @@ impl Driver {
         self.recent.insert(chunk.id, bytes, from);
         for number in self.content.with_id(&chunk.id) {
             let Some(entry) = self.content.get(number) else { continue };
+            self.content.obtained(number);
             if entry.chunk == chunk {
                 self.content.set_stored(number, true);
                 self.input(Input::Arrived { chunk: number, from });
@@ -407,6 +426,9 @@ impl Driver {
         let mut updates = Vec::new();
         self.peers.set_up(peer, up, &mut updates);
         self.tell_peers(updates);
+        if let Some(network) = &self.links.network {
+            network.seen.store(self.peers.up(), Ordering::Relaxed);
+        }
     }
 
     fn connected(&mut self, neighbour: Neighbour, rtt: Duration) {
@@ -446,6 +468,7 @@ impl Driver {
     fn chores(&mut self) {
         self.heed_trust();
         self.links.counters.set_core(self.core.counts());
+        self.settle();
         self.drop_withdrawn_wants();
         self.gossip_chores();
     }

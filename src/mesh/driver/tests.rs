@@ -1,5 +1,7 @@
 //! Whole nodes in one process, with real endpoints on loopback and a node in memory under each.
 
+mod region;
+
 use super::super::endpoint::{EndpointConfig, Incoming};
 use super::super::identity::Identity;
 use super::super::identity::tests::TestMesh;
@@ -153,12 +155,14 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) cell: &'static str,
     pub(in crate::mesh) dht: bool,
     pub(in crate::mesh) record: Option<Box<dyn Write + Send>>,
+    pub(in crate::mesh) bootstrap: Vec<String>,
+    pub(in crate::mesh) mdns: bool,
     pub(in crate::mesh) office: Option<Arc<Office>>,
 }
 
 impl Options {
     pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None, office: None }
+        Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false, office: None }
     }
 }
 
@@ -204,6 +208,8 @@ impl TestNode {
             datagrams,
             addr,
             contacts,
+            bootstrap: options.bootstrap,
+            mdns: options.mdns,
             dht,
             tuning: Tuning::default(),
             tamper: None,

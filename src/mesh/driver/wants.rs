@@ -35,6 +35,13 @@ pub(super) struct WantBook {
     waiters: usize,
 }
 
+impl WantBook {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_chunk.is_empty()
+    }
+}
+
 impl Driver {
     /// A reader wants a chunk.
     pub(super) fn want(
@@ -53,6 +60,7 @@ impl Driver {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         };
+        self.content.found_in(number, repository);
         let waiting = self.wants.by_chunk.entry(number).or_default();
         if waiting.waiters.is_empty() {
             self.content.pin(number);

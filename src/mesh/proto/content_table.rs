@@ -2,12 +2,33 @@
 
 use super::{Chunk, Content, ContentUpdate, Segment, Slice};
 
+/// Eight bytes, because a node may know a million chunks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct ChunkRow {
-    slice: u32,
+    /// The slice in the low 24 bits, the part in the next six, and [`KNOWN`].
+    packed: u32,
     len_bytes: u32,
-    part: u8,
-    known: bool,
+}
+
+const SLICE_BITS: u32 = 24;
+const KNOWN: u32 = 1 << 31;
+
+impl ChunkRow {
+    fn new(slice: Slice, part: u8, len_bytes: u32) -> Self {
+        Self { packed: slice.0 | u32::from(part.min(63)) << SLICE_BITS | KNOWN, len_bytes }
+    }
+
+    fn slice(self) -> u32 {
+        self.packed & ((1 << SLICE_BITS) - 1)
+    }
+
+    fn part(self) -> u8 {
+        (self.packed >> SLICE_BITS & 63) as u8
+    }
+
+    fn is_known(self) -> bool {
+        self.packed & KNOWN != 0
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +67,8 @@ impl ContentTable {
     pub fn apply(&mut self, update: &ContentUpdate, limit: u32) -> Result<Option<Slice>, NumberTooLarge> {
         match *update {
             ContentUpdate::Learned { chunk, slice, segment, slice_key, part, len_bytes } => {
-                if let Some(found) = [chunk.0, slice.0].into_iter().find(|number| *number >= limit) {
+                let bounds = [(chunk.0, limit), (slice.0, limit.min(1 << SLICE_BITS))];
+                if let Some((found, limit)) = bounds.into_iter().find(|(number, limit)| number >= limit) {
                     return Err(NumberTooLarge { found, limit });
                 }
                 self.forget(chunk);
@@ -56,8 +78,7 @@ impl ContentTable {
                     row.chunks = 0;
                 }
                 *row = SliceRow { key: slice_key, segment: segment.0, chunks: row.chunks + 1 };
-                let part = part.min(63);
-                *at(&mut self.chunks, chunk.0) = ChunkRow { slice: slice.0, len_bytes, part, known: true };
+                *at(&mut self.chunks, chunk.0) = ChunkRow::new(slice, part, len_bytes);
                 Ok(replaced.then_some(slice))
             }
             ContentUpdate::Belongs { slice, .. } if slice.0 >= limit => {
@@ -74,13 +95,13 @@ impl ContentTable {
 
     /// Whether the chunk's number means something.
     pub fn knows(&self, chunk: Chunk) -> bool {
-        self.chunks.get(chunk.0 as usize).is_some_and(|row| row.known)
+        self.chunks.get(chunk.0 as usize).is_some_and(|row| row.is_known())
     }
 
     fn forget(&mut self, chunk: Chunk) {
-        let Some(row) = self.chunks.get_mut(chunk.0 as usize).filter(|row| row.known) else { return };
-        row.known = false;
-        let slice = &mut self.slices[row.slice as usize];
+        let Some(row) = self.chunks.get_mut(chunk.0 as usize).filter(|row| row.is_known()) else { return };
+        row.packed &= !KNOWN;
+        let slice = &mut self.slices[row.slice() as usize];
         slice.chunks = slice.chunks.saturating_sub(1);
     }
 
@@ -99,7 +120,7 @@ fn at<T: Clone + Default>(rows: &mut Vec<T>, number: u32) -> &mut T {
 
 impl Content for ContentTable {
     fn slice(&self, chunk: Chunk) -> Slice {
-        Slice(self.row(chunk).slice)
+        Slice(self.row(chunk).slice())
     }
 
     fn segment(&self, slice: Slice) -> Segment {
@@ -107,7 +128,7 @@ impl Content for ContentTable {
     }
 
     fn part(&self, chunk: Chunk) -> u8 {
-        self.row(chunk).part
+        self.row(chunk).part()
     }
 
     fn len_bytes(&self, chunk: Chunk) -> u32 {
@@ -149,6 +170,11 @@ mod tests {
         let mut table = ContentTable::default();
         assert_eq!(table.apply(&learned(10, 0, 1), 10), Err(NumberTooLarge { found: 10, limit: 10 }));
         assert_eq!(table.apply(&learned(0, 11, 1), 10), Err(NumberTooLarge { found: 11, limit: 10 }));
+        let far = 1 << SLICE_BITS;
+        assert_eq!(
+            table.apply(&learned(0, far, 1), u32::MAX),
+            Err(NumberTooLarge { found: far, limit: far })
+        );
         assert_eq!(table, ContentTable::default());
     }
 }

@@ -1,0 +1,146 @@
+//! Finding the mesh again when nobody who is known answers: host names and addresses from the settings, and the
+//! neighbours of the local network.
+//!
+//! Names are looked up anew each time, all their addresses are tried, and whoever answers counts only once its
+//! certificate was checked. As long as this node sees somebody, nothing is done.
+
+use super::super::dht::{Dht, Neighbour};
+use super::super::endpoint::Endpoint;
+use super::cells::Hint;
+use super::mdns::Lan;
+use super::task::Message;
+use futures::StreamExt;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Pauses between two attempts while nobody is seen: at first, and at most (guess: a name that changed is found
+/// within a minute, and a resolver is not bothered by a fleet that is cut off).
+const PAUSE_FIRST: Duration = Duration::from_secs(2);
+const PAUSE_LATER: Duration = Duration::from_secs(60);
+/// How long other contacts have before names are asked, and how often it is looked whether somebody is seen.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest look-up of one name.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
+/// Most addresses of one name that are tried, and how many at once.
+const ADDRESSES_MAX: usize = 32;
+const DIALS_AT_ONCE: usize = 8;
+/// Members that are enough to begin with: they tell of the others.
+const ENOUGH: usize = 3;
+
+/// What is needed to find the mesh again.
+pub(super) struct Bootstrap {
+    pub(super) endpoint: Endpoint,
+    pub(super) dht: Option<Dht>,
+    pub(super) inbox: mpsc::Sender<Message>,
+    pub(super) hints: mpsc::Sender<Hint>,
+    /// `HOST:PORT` each.
+    pub(super) names: Vec<String>,
+    /// The neighbours of the local network, if they are to be asked.
+    pub(super) lan: Option<Lan>,
+    /// Peers that are believed to be alive.
+    pub(super) seen: Arc<AtomicUsize>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Bootstrap {
+    /// Runs until it is stopped.
+    pub(super) async fn run(self) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.look() => {}
+        }
+    }
+
+    async fn look(mut self) {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            match &mut self.lan {
+                // Others are answered however many this node sees.
+                Some(lan) => {
+                    let _ = tokio::time::timeout(PATIENCE, lan.listen()).await;
+                }
+                None => tokio::time::sleep(PATIENCE).await,
+            }
+            if self.seen.load(Ordering::Relaxed) > 0 {
+                pause = PAUSE_FIRST;
+                continue;
+            }
+            let mut addresses = resolve(&self.names).await;
+            if let Some(lan) = &mut self.lan {
+                addresses.extend(lan.ask().await);
+            }
+            let found = self.dial(addresses).await;
+            if found == 0 && !self.names.is_empty() {
+                tracing::info!(names = ?self.names, next_s = pause.as_secs(), "no member found yet");
+            }
+            match &mut self.lan {
+                Some(lan) => {
+                    let _ = tokio::time::timeout(pause, lan.listen()).await;
+                }
+                None => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(PAUSE_LATER);
+        }
+    }
+
+    /// Dials addresses until enough members were found, and introduces them.
+    async fn dial(&self, addresses: BTreeSet<SocketAddr>) -> usize {
+        let mut dials = futures::stream::iter(addresses)
+            .map(|address| async move { (address, self.endpoint.connect_any(address).await) })
+            .buffer_unordered(DIALS_AT_ONCE);
+        let mut found = 0;
+        while let Some((address, result)) = dials.next().await {
+            let connection = match result {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::debug!(%error, "looking for a member");
+                    continue;
+                }
+            };
+            let neighbour = Neighbour::of(&connection);
+            tracing::info!(node = %neighbour.node, %address, "found a member");
+            if let Some(dht) = &self.dht {
+                dht.add_contact(neighbour.node, neighbour.addr);
+            }
+            let _ = self.hints.try_send(Hint::Contact(neighbour.node, neighbour.addr));
+            let _ = self.inbox.send(Message::Neighbour(neighbour)).await;
+            found += 1;
+            if found >= ENOUGH {
+                break;
+            }
+        }
+        found
+    }
+}
+
+/// All addresses of all names. A name that cannot be looked up now is left out.
+async fn resolve(names: &[String]) -> BTreeSet<SocketAddr> {
+    let mut found = BTreeSet::new();
+    for name in names {
+        match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host(name)).await {
+            Ok(Ok(addresses)) => found.extend(addresses.take(ADDRESSES_MAX)),
+            Ok(Err(error)) => tracing::debug!(name, %error, "looking up a name"),
+            Err(_) => tracing::debug!(name, "looking up a name takes too long"),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_of_all_names_are_found_and_a_bad_name_hides_none() {
+        let names = ["localhost:7400".into(), "no-such-host.invalid:1".into(), "192.0.2.1:7".into()];
+        let found = resolve(&names).await;
+        assert!(found.contains(&"192.0.2.1:7".parse().unwrap()));
+        assert!(found.iter().any(|addr| addr.ip().is_loopback() && addr.port() == 7400), "{found:?}");
+    }
+}

@@ -1,0 +1,95 @@
+//! The first moments: a node that has just started knows nobody, so it would be the home of everything, and take from
+//! the strata what its neighbours hold.
+//!
+//! What readers want is held back until the first peer has been seen and had a moment to name the others, or until
+//! [`PATIENCE`] is over. A node without contacts has nobody to wait for.
+
+use super::Linked;
+use super::task::{Driver, Links, WantReply};
+use crate::ambient;
+use crate::mesh::ports::ObtainError;
+use crate::model::{ChunkRef, Class, RepositoryName, Time};
+use std::time::Duration;
+
+/// Longest time that a reader waits for the first peer (guess: two rounds of asking contacts, less than a reader
+/// minds once).
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Time from the first peer on for the others (guess: membership spreads in a few rounds of 200 ms).
+const GRACE: Duration = Duration::from_millis(600);
+/// Wishes that are held back (guess: more than readers have within the patience).
+const HELD_MAX: usize = 16_384;
+
+/// A wish that is held back.
+pub(super) struct Held {
+    pub(super) repository: RepositoryName,
+    pub(super) chunk: ChunkRef,
+    pub(super) class: Class,
+    pub(super) deadline: Time,
+    pub(super) reply: WantReply,
+}
+
+/// The wishes of the first moments.
+pub(super) struct Settling {
+    until: Time,
+    met: bool,
+    held: Vec<Held>,
+}
+
+impl Settling {
+    /// `None`: there is nobody to wait for.
+    pub(super) fn begin(links: &Links, now: Time) -> Option<Self> {
+        let has_contacts = |linked: &Linked| linked.has_contacts;
+        links.network.as_ref().is_some_and(has_contacts).then(|| Self {
+            until: now + PATIENCE,
+            met: false,
+            held: Vec::new(),
+        })
+    }
+
+    /// Holds a wish back.
+    pub(super) fn hold(&mut self, wish: Held) {
+        if self.held.len() < HELD_MAX {
+            self.held.push(wish);
+        } else {
+            let _ = wish.reply.send(Err(ObtainError::TooMany));
+        }
+    }
+
+    /// Whether it is over. The first peer shortens it.
+    fn is_over(&mut self, peers: usize, now: Time) -> bool {
+        if peers > 0 && !self.met {
+            self.met = true;
+            self.until = self.until.min(now + GRACE);
+        }
+        self.until <= now
+    }
+}
+
+impl Driver {
+    /// Lets what was held back go once this node knows its neighbours.
+    pub(super) fn settle(&mut self) {
+        let peers = self.peers.up();
+        if !self.settling.as_mut().is_some_and(|settling| settling.is_over(peers, ambient::now())) {
+            return;
+        }
+        let Some(settling) = self.settling.take() else { return };
+        for Held { repository, chunk, class, deadline, reply } in settling.held {
+            self.want(&repository, chunk, class, deadline, reply);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_peer_ends_the_wait_soon_and_without_one_it_ends_all_the_same() {
+        let new = || Settling { until: Time::ZERO + PATIENCE, met: false, held: Vec::new() };
+        let at = |millis| Time::ZERO + Duration::from_millis(millis);
+        let mut lonely = new();
+        assert!(!lonely.is_over(0, at(2_999)) && lonely.is_over(0, at(3_000)));
+        let mut met = new();
+        assert!(!met.is_over(1, at(100)) && !met.is_over(5, at(699)) && met.is_over(5, at(700)));
+    }
+}
