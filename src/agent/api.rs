@@ -4,7 +4,7 @@
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
 use crate::mesh::Role;
-use crate::model::{CellLabel, NodeId, RepositoryName, Revision, UnixTime};
+use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
@@ -206,6 +206,72 @@ pub struct PeerStatus {
     pub sent_bytes: u64,
     /// Bytes of chunks taken from it.
     pub received_bytes: u64,
+}
+
+/// `POST /v1/why`: where the chunks of a file came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyRequest {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// A regular file of its newest revision, from the root of the tree.
+    pub path: String,
+}
+
+/// Answer to `POST /v1/why`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The revision that was looked at.
+    pub revision: Revision,
+    /// The file.
+    pub path: String,
+    /// Its plain bytes.
+    pub bytes: u64,
+    /// Its chunks, of which the first are told.
+    pub chunks_total: usize,
+    /// Its chunks, in the order of the file.
+    pub chunks: Vec<WhyChunk>,
+}
+
+/// One chunk of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyChunk {
+    /// Its name.
+    pub chunk: ContentId,
+    /// Its plain bytes.
+    pub bytes: u32,
+    /// If it is in the cache: `cache` (it was there when the agent started), `peers` or `strata`.
+    pub cached_from: Option<String>,
+    /// How it came here, if that was lately.
+    pub story: Option<WhyStory>,
+}
+
+/// How a chunk came to this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyStory {
+    /// When it was first wanted, in milliseconds before now.
+    pub began_ms_ago: u64,
+    /// For whom on this node; `None`: for a neighbour only.
+    pub class: Option<Class>,
+    /// From its beginning to the last step.
+    pub took_us: u64,
+    /// Steps that are left out before the last.
+    pub omitted: u32,
+    /// What happened, in order.
+    pub steps: Vec<WhyStep>,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyStep {
+    /// Since the story began.
+    pub after_us: u64,
+    /// What happened, in words.
+    pub what: String,
+    /// The node that it concerns.
+    pub node: Option<NodeId>,
 }
 
 /// Answer to `POST /v1/announce`, whose body is a signed root.

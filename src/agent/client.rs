@@ -3,7 +3,7 @@
 use super::api::{
     ANSWER_MAX_BYTES, AddRepository, Announced, AuthorityStatus, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
-    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest,
+    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest, Why, WhyRequest,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -167,6 +167,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn invite(&self, request: &InviteRequest) -> Result<Invitation, ClientError> {
         self.json(Method::POST, "/v1/invite", self.body(request)?).await
+    }
+
+    /// Asks where the chunks of a file came from.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn why(&self, request: &WhyRequest) -> Result<Why, ClientError> {
+        self.json(Method::POST, "/v1/why", self.body(request)?).await
     }
 
     /// The members that the agent knows, and who was revoked.
@@ -371,6 +379,11 @@ mod tests {
             Box::pin(async move {
                 let message = format!("{} is not mounted", request.directory.display());
                 Err(Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`"))
+            })
+        }
+        fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+            Box::pin(async move {
+                Err(Refusal::new(RefusalKind::NotFound, format!("there is no {}", request.path)))
             })
         }
         fn announce(&self, root: Bytes) -> BoxFuture<'_, Result<Announced, Refusal>> {

@@ -4,7 +4,7 @@
 //! last the answers of the control API. Stopping goes the other way round. Each step of it has a
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
-use super::api::Peers;
+use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
 use super::mounter::{KernelMounter, ReadBook};
@@ -18,7 +18,7 @@ use crate::config::Settings;
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
-    Mesh, MeshStart, Network, Office, OfficeConfig, bootstrap, proto,
+    Mesh, MeshStart, Network, Office, OfficeConfig, Tamper, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -43,12 +43,17 @@ const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
 const FLUSH_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
-#[derive(Clone, Debug)]
 pub struct Options {
     /// All settings.
     pub settings: Settings,
+    /// What is to be mounted, whatever was mounted before.
+    pub mounts: Vec<MountRequest>,
     /// Where to record everything that reaches the core.
     pub record_inputs: Option<PathBuf>,
+    /// The core's constants.
+    pub core: proto::Settings,
+    /// Tampers with what peers ask; `None` in every honest agent.
+    pub tamper: Option<Tamper>,
 }
 
 /// Runs an agent until `stop` is ready, and stops it in order.
@@ -77,7 +82,7 @@ struct Agent {
 
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { settings, record_inputs } = options;
+        let Options { settings, mounts: declared, record_inputs, core, tamper } = options;
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;
@@ -98,7 +103,8 @@ impl Agent {
         ));
 
         let contacts = Contacts::open(state.contacts());
-        let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
+        let network =
+            identity.map(|identity| join_network(&settings, identity, &contacts, tamper)).transpose()?;
         let (network, joins, membership) = match network {
             Some((network, joins, membership)) => (Some(network), Some(joins), Some(membership)),
             None => (None, None, None),
@@ -110,7 +116,7 @@ impl Agent {
             settings: proto::Settings {
                 origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
                 origin_burst_bytes: settings.origin_burst_bytes.0,
-                ..proto::Settings::default()
+                ..core
             },
             record,
         })
@@ -136,6 +142,7 @@ impl Agent {
         let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
+        mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
             started,
             settings,
@@ -228,6 +235,7 @@ fn join_network(
     settings: &Settings,
     identity: Arc<Identity>,
     contacts: &Contacts,
+    tamper: Option<Tamper>,
 ) -> Result<(Network, Joins, Membership), AgentError> {
     let office = match identity.mesh_keys() {
         Some(_) => match Office::open(identity.clone(), office_config(settings)) {
@@ -262,6 +270,7 @@ fn join_network(
         contacts: known,
         dht: settings.dht,
         tuning: Default::default(),
+        tamper,
         office: office.clone(),
     };
     Ok((network, joins, Membership { identity, address, office }))

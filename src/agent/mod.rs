@@ -16,7 +16,9 @@ mod mounts;
 mod node;
 mod server;
 mod state;
+mod why;
 
+pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;
 pub use lifecycle::{Options, run};

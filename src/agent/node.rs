@@ -4,12 +4,13 @@ use super::api::{
     AddRepository, Announced, AuthorityStatus, CacheStatus, Invitation, InviteRequest, Members, MeshStatus,
     MountRequest, MountStatus, Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind,
     Repositories as RepositoryList, RepositoryStatus, RevokeRequest, Revoked, RotateRequest, Rotated, Status,
-    UnmountRequest, VERSION,
+    UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
 use super::server::Control;
+use super::why::why;
 use crate::ambient;
 use crate::cache::DiskCache;
 use crate::config::Settings;
@@ -338,6 +339,10 @@ impl Control for Node {
 
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
         async move { self.make_ticket(request) }.boxed()
+    }
+
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+        why(self, request).boxed()
     }
 
     fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>> {

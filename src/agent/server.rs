@@ -4,7 +4,7 @@
 use super::api::{
     AddRepository, Announced, AuthorityStatus, BODY_MAX_BYTES, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
-    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest,
+    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest, Why, WhyRequest,
 };
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
@@ -46,6 +46,8 @@ pub trait Control: Send + Sync + 'static {
     fn add_repository(&self, request: AddRepository) -> BoxFuture<'_, Result<RepositoryStatus, Refusal>>;
     /// Makes a ticket.
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>>;
+    /// Where the chunks of a file came from.
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>>;
     /// The members that it knows, and who was revoked.
     fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>>;
     /// The mesh's authority, as it sees it.
@@ -99,6 +101,7 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
                 .post(add_repository),
         )
         .route("/v1/invite", post(invite))
+        .route("/v1/why", post(why))
         .route(
             "/v1/members",
             get(|State(c): State<Arc<dyn Control>>| async move { bounded(c.members()).await }),
@@ -170,6 +173,10 @@ async fn add_repository(State(control): State<Arc<dyn Control>>, body: Bytes) ->
 
 async fn invite(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Invitation> {
     bounded(control.invite(parse(&body)?)).await
+}
+
+async fn why(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Why> {
+    bounded(control.why(parse(&body)?)).await
 }
 
 async fn revoke(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Revoked> {

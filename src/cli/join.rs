@@ -56,7 +56,8 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     Ok(())
 }
 
-fn explain(error: JoinError) -> CliError {
+/// What a person can do about it.
+pub(super) fn explain(error: JoinError) -> CliError {
     let failed = CliError::failed(&error);
     match error {
         JoinError::Identity(IdentityError::AlreadyAMember { .. }) => {

@@ -6,7 +6,10 @@ use crate::agent::Client;
 use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
 use crate::mesh::{Identity, IdentityError, REASON_MAX_BYTES, Role, TICKET_MAX_USES};
 use crate::model::{CellLabel, NodeId, RepositoryName};
+use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longest validity of a ticket: 30 days. Who holds it may join until then, so short is better.
@@ -141,6 +144,9 @@ pub(super) struct Invite {
     /// Address of this node in the ticket, HOST:PORT; may be repeated [default: where the agent can be reached].
     #[arg(long = "address", value_name = "ADDR")]
     addresses: Vec<String>,
+    /// Write the ticket into FILE (mode 0600) instead of printing it.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    out: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -171,8 +177,12 @@ fn invite(args: Invite) -> Result<(), CliError> {
     if args.json {
         return print_json(&invitation);
     }
-    // The ticket alone on standard output, so that a script can pass it on.
-    println!("{}", invitation.ticket);
+    match &args.out {
+        Some(file) => write_ticket(file, &invitation.ticket)
+            .map_err(|error| CliError::failed(format!("{}: {error}", file.display())))?,
+        // Alone on standard output, so that a script can pass it on.
+        None => println!("{}", invitation.ticket),
+    }
     let addresses: Vec<_> = invitation.addresses.iter().map(ToString::to_string).collect();
     let machines =
         if invitation.uses == 1 { "one machine".into() } else { format!("{} machines", invitation.uses) };
@@ -184,6 +194,16 @@ fn invite(args: Invite) -> Result<(), CliError> {
         addresses.join(" or ")
     );
     Ok(())
+}
+
+/// Writes beside and renames, so that who waits for the file never sees a part of it.
+fn write_ticket(file: &Path, ticket: &str) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    let mut options = std::fs::File::options();
+    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    writeln!(new, "{ticket}")?;
+    new.sync_all()?;
+    std::fs::rename(&beside, file)
 }
 
 /// What a member may read, for people.

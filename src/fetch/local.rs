@@ -177,21 +177,23 @@ impl Local for LocalNode {
         async move { tokio::task::spawn_blocking(keep).await.unwrap_or(false) }.boxed()
     }
 
-    fn fetch_upstream(
-        &self,
+    fn fetch_upstream<'a>(
+        &'a self,
         repository: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>> {
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
         async move {
             let strata = match self.strata(&repository) {
                 Ok(strata) => strata,
                 Err(failure) => return vec![Err(failure); chunks.len()],
             };
-            let fetch = strata.retrying.fetch_chunks(&repository, &chunks);
+            let fetch = strata.retrying.fetch_each(&repository, &chunks, arrived);
             match tokio::time::timeout(self.options.fetch_max, fetch).await {
-                Ok(results) => {
-                    results.into_iter().map(|result| result.map_err(|error| failure(&error))).collect()
-                }
+                Ok(results) => results
+                    .into_iter()
+                    .map(|result| result.map(drop).map_err(|error| failure(&error)))
+                    .collect(),
                 Err(_) => {
                     let detail = format!("nothing after {} s", self.options.fetch_max.as_secs());
                     vec![Err(UpstreamFailure::Unreachable(detail)); chunks.len()]

@@ -62,7 +62,9 @@ pub use conduct::Offence;
 #[cfg(feature = "node")]
 pub use dht::DhtCounters;
 #[cfg(feature = "node")]
-pub use driver::{MemberStatus, Mesh, MeshCounts, MeshStart, Network, PeerStatus};
+pub use driver::{
+    Happened, MemberStatus, Mesh, MeshCounts, MeshStart, Network, PeerStatus, Step, Story, Tamper,
+};
 #[cfg(feature = "node")]
 pub use endpoint::{
     Admitted, Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,
@@ -83,6 +85,8 @@ pub use mesh_trust::{MeshTrust, TrustChangeError};
 pub use office::{Office, OfficeConfig, OfficeCounts};
 #[cfg(feature = "node")]
 pub use ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained, UpstreamFailure};
+#[cfg(feature = "node")]
+pub use proto::Failure;
 #[cfg(feature = "node")]
 pub use registry::MemberConnection;
 #[cfg(feature = "node")]

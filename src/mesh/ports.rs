@@ -78,13 +78,15 @@ pub trait Local: Send + Sync + 'static {
     /// `false`: the store refused (full, failing); the caller still delivers them.
     fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool>;
 
-    /// Takes chunks of one repository from its strata, verified. One result a chunk, in their order.
-    /// Ends within a bounded time. Neighbouring frames are taken in one request.
-    fn fetch_upstream(
-        &self,
+    /// Takes chunks of one repository from its strata, verified. Each is told to `arrived` with its position among
+    /// `chunks` as soon as it is there, at most once; `arrived` does not block. The result says of each, in their order,
+    /// whether it was. Ends within a bounded time. Neighbouring frames are taken in one request.
+    fn fetch_upstream<'a>(
+        &'a self,
         repository: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>>;
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>>;
 
     /// Judges a document from `News` and, when it is fresh, adopts it durably.
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict>;

@@ -18,6 +18,7 @@ mod cells;
 mod content;
 mod counters;
 mod gossip;
+mod journal;
 mod news;
 mod peers;
 mod recent;
@@ -30,6 +31,8 @@ mod wants;
 
 use counters::MeshCounters;
 pub use counters::MeshCounts;
+use journal::Stories;
+pub use journal::{Happened, Step, Story};
 
 use super::conduct::{Conduct, Offence};
 use super::dht::{Dht, DhtCounters, DhtKey, DhtStart, Neighbour};
@@ -92,9 +95,14 @@ pub struct Network {
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
+    /// Stands between peers' requests and this node: `None` in every honest node.
+    pub tamper: Option<Tamper>,
     /// Where this node is an authority.
     pub office: Option<Arc<Office>>,
 }
+
+/// Takes what peers ask and passes on what it does not answer itself. The lab and tests make liars with it.
+pub type Tamper = Box<dyn FnOnce(mpsc::Receiver<PeerRequest>) -> mpsc::Receiver<PeerRequest> + Send>;
 
 /// What a mesh is started with.
 pub struct MeshStart {
@@ -148,6 +156,7 @@ pub struct Mesh {
     swim: Option<Arc<SwimCounters>>,
     defence: Option<(Arc<Conduct>, Arc<DoorBook>)>,
     news: watch::Receiver<u64>,
+    stories: Stories,
     local: Arc<dyn Local>,
     stop: CancellationToken,
     running: Mutex<Option<JoinHandle<()>>>,
@@ -192,9 +201,22 @@ impl Mesh {
                 Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
             }
         };
+        let stories = driver.journal.stories();
         let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, defence, news, local, stop, running, _stop_on_drop }))
+        Ok(Arc::new(Self {
+            inbox,
+            counters,
+            dht,
+            swim,
+            defence,
+            news,
+            stories,
+            local,
+            stop,
+            running,
+            _stop_on_drop,
+        }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -252,6 +274,11 @@ impl Mesh {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Status(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// How a chunk came to this node, if that was lately.
+    pub fn story(&self, id: &ContentId) -> Option<Story> {
+        self.stories.get(id)
     }
 
     /// The counters.
@@ -343,7 +370,8 @@ pub(super) struct Linked {
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, office } = network;
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, office, tamper } =
+        network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -372,6 +400,10 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
+    let asked = match tamper {
+        Some(tamper) => tamper(asked),
+        None => asked,
+    };
     tokio::spawn(pass_requests(asked, inbox.clone()));
     if let (Some(dht), Some(_)) = (&dht, &office) {
         dht.announce(DhtKey::authorities(&endpoint.identity().trust().mesh()));

@@ -18,6 +18,7 @@ use super::cells::CellView;
 use super::content::ContentBook;
 use super::counters::{MeshCounters, count};
 use super::gossip::Gossip;
+use super::journal::{Books, Journal};
 use super::news::NewsBook;
 use super::peers::{ME, PeerBook, PeerEntry};
 use super::recent::Recent;
@@ -171,6 +172,7 @@ pub(super) struct Driver {
     /// Decided and not yet carried out, oldest first.
     pub(super) decided: Vec<Output>,
     recorder: Option<Recorder>,
+    pub(super) journal: Journal,
     pub(super) links: Links,
     pub(super) content: ContentBook,
     pub(super) peers: PeerBook,
@@ -201,6 +203,7 @@ impl Driver {
             out: Outbox::default(),
             decided: Vec::new(),
             recorder,
+            journal: Journal::default(),
             links,
             content: ContentBook::new(CHUNKS_MAX),
             peers,
@@ -303,13 +306,15 @@ impl Driver {
     /// The only way to the core. What it decides waits in `decided`.
     pub(super) fn apply(&mut self, event: Event) {
         let now = ambient::now();
-        let recorded = self.recorder.as_ref().map(|_| event.clone());
+        let noted = event.clone();
         if let Err(error) = self.core.apply(now, event, &mut self.out) {
             // The books are far below the core's bound.
             tracing::error!(%error, "the core refused an event");
         }
-        if let (Some(recorder), Some(event)) = (&self.recorder, recorded) {
-            recorder.record(now, &event, self.out.as_slice());
+        let books = Books { peers: &self.peers, content: &self.content };
+        self.journal.note(now, &noted, self.out.as_slice(), &books);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(now, &noted, self.out.as_slice());
         }
         self.decided.extend(self.out.drain());
     }

@@ -91,15 +91,16 @@ impl Local for Memory {
         async move { keep }.boxed()
     }
 
-    fn fetch_upstream(
-        &self,
+    fn fetch_upstream<'a>(
+        &'a self,
         _: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>> {
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
         async move {
             let struggles = self.stratum.struggles.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(if struggles { 1_500 } else { 20 })).await;
-            let one = |chunk: &ChunkRef| {
+            let one = |(position, chunk): (usize, &ChunkRef)| {
                 if struggles && self.stratum.failed.lock().unwrap().insert(chunk.id) {
                     return Err(UpstreamFailure::Unreachable("try again".into()));
                 }
@@ -108,9 +109,11 @@ impl Local for Memory {
                 }
                 *self.stratum.given.lock().unwrap().entry(chunk.id).or_default() += 1;
                 let found = self.stratum.content.lock().unwrap().get(&chunk.id).cloned();
-                found.ok_or_else(|| UpstreamFailure::Unreachable("404".into()))
+                let bytes = found.ok_or_else(|| UpstreamFailure::Unreachable("404".into()))?;
+                arrived(position, &bytes);
+                Ok(())
             };
-            chunks.iter().map(one).collect()
+            chunks.iter().enumerate().map(one).collect()
         }
         .boxed()
     }
@@ -203,6 +206,7 @@ impl TestNode {
             contacts,
             dht,
             tuning: Tuning::default(),
+            tamper: None,
             office: options.office,
         };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
