@@ -4,7 +4,7 @@
 //! the mesh's id and their address. Anybody on the network can answer, and can listen: an answer is only an address to
 //! dial, and what is found there must show a certificate of this mesh. Over IPv4, on the network of the node's own address.
 
-use super::super::membership::MeshId;
+use super::super::authority::MeshId;
 use crate::ambient;
 use crate::model::{NodeId, Time};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
