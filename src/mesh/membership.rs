@@ -427,7 +427,10 @@ mod tests {
         assert_eq!(read.bytes(), &bytes, "it is shown to others as it was signed");
         bytes[0] = VERSION + 1;
         let error = MembershipCert::verify(&bytes, &keys.public(), NOW).unwrap_err();
-        assert!(error.to_string().contains("version 2") && error.to_string().contains("version 1"), "{error}");
+        assert!(
+            error.to_string().contains("version 2") && error.to_string().contains("version 1"),
+            "{error}"
+        );
     }
 
     #[test]

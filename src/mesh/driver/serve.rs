@@ -53,8 +53,9 @@ impl Driver {
             PeerRequest::News { from, news } => self.judge(news, from),
             PeerRequest::AllNews { reply } => {
                 let local = self.links.local.clone();
-                // It may read the disk.
-                tokio::task::spawn_blocking(move || {
+                // It is in memory, but there may be thousands: not in the loop. Not on a thread for blocking work
+                // either, whose end no test with a seed could foresee.
+                tokio::spawn(async move {
                     let _ = reply.send(local.all_news());
                 });
             }
