@@ -91,7 +91,7 @@ pub trait Local: Send + Sync + 'static {
     /// Judges a document from `News` and, when it is fresh, adopts it durably.
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict>;
 
-    /// The newest root of every known repository and all cards: what a new member is told.
+    /// The newest root of every known repository and all cards, from memory: what a new member is told.
     fn all_news(&self) -> Vec<News>;
 }
 

@@ -54,8 +54,9 @@ impl Driver {
             PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
                 let links = self.links.for_task();
-                // It may read the disk.
-                tokio::task::spawn_blocking(move || {
+                // It is in memory, but there may be thousands: not in the loop. Not on a thread for blocking work
+                // either, whose end no test with a seed could foresee.
+                tokio::spawn(async move {
                     let mut news = links.trust.map(|trust| trust.documents()).unwrap_or_default();
                     news.extend(links.local.all_news());
                     let _ = reply.send(news);
