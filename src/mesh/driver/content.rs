@@ -243,7 +243,7 @@ impl ContentBook {
 
     /// A chunk has just been obtained: its segment is news to others.
     pub(super) fn obtained(&mut self, number: Chunk) {
-        if let Some(segment) = self.segment_of(number) {
+        if let Some(segment) = self.segment_entry(number) {
             segment.obtained = true;
         }
     }
@@ -260,14 +260,14 @@ impl ContentBook {
         std::mem::take(&mut self.turns)
     }
 
-    fn segment_of(&mut self, number: Chunk) -> Option<&mut SegmentEntry> {
+    fn segment_entry(&mut self, number: Chunk) -> Option<&mut SegmentEntry> {
         let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
         self.segments.get_mut(&slice.segment)
     }
 
     /// Counts what is stored of a segment.
     fn count_stored(&mut self, number: Chunk, stored: bool) {
-        let Some(segment) = self.segment_of(number) else { return };
+        let Some(segment) = self.segment_entry(number) else { return };
         segment.stored = if stored { segment.stored + 1 } else { segment.stored.saturating_sub(1) };
         let turn = segment.stored == u32::from(stored) && segment.announced;
         let id = segment.id;
@@ -284,7 +284,7 @@ impl ContentBook {
     /// The number of the segment that a chunk lies in.
     pub(super) fn segment_of(&self, number: Chunk) -> Option<Segment> {
         let slice = self.chunks.get(number.0)?.slice;
-        self.slices.get(slice.0).map(|row| row.segment)
+        self.slices.get(slice).map(|row| row.segment)
     }
 
     /// All numbers whose chunks have this name, whatever their references say beside it.

@@ -176,11 +176,11 @@ impl Driver {
     /// Holders as a peer is told of them: none that may not read the repository itself.
     fn named(&self, ask: Ask, holders: &[Peer]) -> Vec<Holder> {
         let chunk = self.uploads.by_ask.get(&ask).and_then(|upload| self.content.get(upload.chunk));
-        let Some(repository) = chunk.map(|entry| &entry.repository) else { return Vec::new() };
+        let Some(repository) = chunk.map(|entry| entry.repository) else { return Vec::new() };
         holders
             .iter()
             .filter_map(|peer| self.peers.get(*peer))
-            .filter(|entry| entry.may_read(repository))
+            .filter(|entry| entry.may_read(&repository))
             .map(|entry| Holder { node: entry.node, address: entry.addr })
             .collect()
     }
