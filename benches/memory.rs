@@ -62,7 +62,7 @@ fn now() -> UnixTime {
 
 fn certify(keys: &MeshKeys, node: NodeId) -> MembershipCert {
     let membership = Membership {
-        mesh: keys.public().mesh(),
+        mesh: keys.mesh(),
         node,
         cell: CELL.parse().unwrap(),
         role: Role::Member,
@@ -247,7 +247,7 @@ fn main() -> ExitCode {
 
     let key = NodeKey::generate();
     let certificate = certify(&keys, key.node());
-    let asker = Arc::new(Identity::new(key, certificate, *identity.authority(), None).unwrap());
+    let asker = Arc::new(Identity::new(key, certificate, identity.trust().clone(), None).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(ask_for_all(asker, agent, addr, chunks));
     let known = show(&format!("{chunks} chunks known, verified and served"));

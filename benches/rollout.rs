@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// In this order; the clean run first, with which the one among liars is compared.
-const SCENARIOS: [&str; 9] =
+const SCENARIOS: [&str; 8] =
     ["flash-crowd", "killed", "container-start", "four-cells", "stratum-dies", "cut", "liars", "revision"];
 
 /// What is printed: title, path in the JSON object, digits.
