@@ -10,6 +10,8 @@ use super::{Answer, Chunk, Content, Failure, GiveUp, Holders, Nearness, Node, Ou
 use crate::model::{Rng, Time};
 use std::time::Duration;
 
+/// Longest first pause before a busy peer is asked again (guess: a chunk of 64 KiB at 5 Mbit/s).
+const PAUSE_MOST: Duration = Duration::from_millis(100);
 /// Doublings of the pause before a busy peer is asked again.
 const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
@@ -58,7 +60,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         if fetch.again.is_some() {
             let least = Duration::from_micros(u64::from(self.settings.backoff_us));
-            let first = self.pace.transfer(fetch.len_bytes, 1, least);
+            let first = self.pace.transfer(fetch.len_bytes, 1, [least, PAUSE_MOST.max(least)]);
             return self.pause(fetch, u32::try_from(first.as_micros()).unwrap_or(u32::MAX));
         }
         loop {
@@ -175,7 +177,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
         fetch.waits = false;
-        fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+        fetch.due = self.patience(fetch.len_bytes);
         if fetch.stage == Stage::Peek
             && let Some(usual) = self.speeds.usual(peer, fetch.len_bytes)
         {
@@ -188,10 +190,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.watch(fetch);
     }
 
-    /// How long a source may go without progress: the core does not see bytes, so their length counts.
-    pub(super) fn patience(&self, len_bytes: u32, millis_first: u32) -> Time {
-        let slow = u64::from(len_bytes) * 1_000 / u64::from(self.settings.slowest_bytes_per_s.max(1));
-        self.now + millis(millis_first) + Duration::from_millis(slow)
+    /// How long a peer may go without progress: the core does not see bytes, so their length counts; and so does what else
+    /// is under way to this node and shares its link.
+    pub(super) fn patience(&self, len_bytes: u32) -> Time {
+        let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
+        let alone = Duration::from_millis(u64::from(len_bytes) * 1_000 / slowest);
+        let longest = 2 * millis(self.settings.ask_ms);
+        self.now + millis(self.settings.ask_ms) + alone.max(self.pace.down.takes(slowest).min(longest))
     }
 
     /// Waits a random while, longer at each round, before somebody busy is asked again.
@@ -245,7 +250,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     return self.advance(fetch, out);
                 }
                 fetch.waits = true;
-                fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+                fetch.due = self.patience(fetch.len_bytes);
                 self.timers.arm(Timer::Fetch, fetch.due);
                 self.fetches.put(fetch);
             }
@@ -302,7 +307,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn give_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let chunk = fetch.chunk;
         self.release(&fetch, Mark::Nothing, out);
-        self.upstream.note_hopeless(chunk, self.patience(0, self.settings.ask_ms));
+        let until = self.now + millis(self.settings.ask_ms);
+        self.upstream.note_hopeless(chunk, until);
         for waiter in std::mem::take(&mut fetch.waiters) {
             let holders = self.known_holders(chunk, waiter.peer);
             self.answer(waiter.ask, Answer::Missing { holders }, out);
