@@ -204,6 +204,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
+        // Ten milliseconds count as a visit: with long pauses, too, who says `Busy` for ever is left after seconds.
+        let long = u8::try_from(micros / 10_000).unwrap_or(u8::MAX);
+        fetch.rounds = fetch.rounds.saturating_add(long);
         fetch.at = At::Pause;
         fetch.due = self.now + Duration::from_micros(micros);
         self.timers.arm(Timer::Fetch, fetch.due);
