@@ -10,8 +10,8 @@ use super::{Answer, Chunk, Content, Failure, GiveUp, Holders, Nearness, Node, Ou
 use crate::model::{Rng, Time};
 use std::time::Duration;
 
-/// Longest first pause before a busy peer is asked again (guess: a chunk of 64 KiB at 5 Mbit/s).
-const PAUSE_MOST: Duration = Duration::from_millis(100);
+/// Longest first pause before a busy peer is asked again (guess: a chunk of 64 KiB at 10 Mbit/s).
+const PAUSE_MOST: Duration = Duration::from_millis(50);
 /// Doublings of the pause before a busy peer is asked again.
 const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
@@ -204,8 +204,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
-        // Ten milliseconds count as a visit: with long pauses, too, who says `Busy` for ever is left after seconds.
-        let long = u8::try_from(micros / 10_000).unwrap_or(u8::MAX);
+        // Each four milliseconds count as a visit: with long pauses, too, who says `Busy` for ever is left after seconds.
+        let long = u8::try_from(micros / 4_000).unwrap_or(u8::MAX);
         fetch.rounds = fetch.rounds.saturating_add(long);
         fetch.at = At::Pause;
         fetch.due = self.now + Duration::from_micros(micros);
