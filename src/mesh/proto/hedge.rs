@@ -60,7 +60,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         } else if let Some((peer, named)) = self.second_source(&mut fetch, self.now >= stalled) {
             self.speeds.pay();
             self.counts.hedges += 1;
-            let due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+            let due = self.patience(fetch.len_bytes);
             fetch.tried.push(peer);
             fetch.hedge = Some(Asked { peer, since: self.now, due, named, waits: false });
             out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
@@ -98,7 +98,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                     return self.hedge_over(fetch, true, out);
                 }
-                let due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+                let due = self.patience(fetch.len_bytes);
                 fetch.hedge = Some(Asked { waits: true, due, ..hedge });
                 self.timers.arm(Timer::Fetch, due);
                 self.fetches.put(fetch);

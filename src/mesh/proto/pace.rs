@@ -16,9 +16,9 @@ use crate::model::{Class, Time};
 use std::time::Duration;
 
 /// Bytes that may be under way while the speed is not known: eight slices.
-const UNKNOWN_BYTES: u64 = 8 << 20;
+const UNKNOWN_BYTES: u64 = 1 << 18;
 /// Shortest busy time that is measured (guess: several ways there and back, and many steps of any clock).
-const SPAN_MIN: Duration = Duration::from_millis(50);
+const SPAN_MIN: Duration = Duration::from_millis(25);
 /// Bytes that must end within it, as a multiple of those under way: what was begun before it and ends within it may make
 /// the estimate too large by the inverse (guess).
 const TURNS_MIN: u64 = 2;
@@ -74,6 +74,14 @@ impl Meter {
     /// Bytes a second, as far as it is known.
     pub(super) fn rate(&self) -> Option<u64> {
         Some(self.best[0].max(self.best[1])).filter(|rate| *rate > 0)
+    }
+
+    /// How long the link takes for all that is under way, at `slowest` bytes a second at least: an estimate from a time in
+    /// which others stalled must not make this node patient.
+    pub(super) fn takes(&self, slowest: u64) -> Duration {
+        let rate = self.rate().unwrap_or(slowest).max(slowest);
+        let nanos = u128::from(self.bytes) * 1_000_000_000 / u128::from(rate.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// What the link moves in `span`, if that is known.
@@ -162,7 +170,7 @@ impl Pace {
         count == 0
             || (bytes < settings.upload_queue_bytes
                 && ((count < settings.queue_even as usize
-                    && bytes < self.up.within(soon).unwrap_or(UNKNOWN_BYTES))
+                    && bytes < self.up.within(soon).unwrap_or(settings.upload_queue_bytes))
                     || bytes < self.up.bytes / 4))
     }
 
@@ -172,7 +180,7 @@ impl Pace {
             least: settings.window_min,
             even: settings.window_even,
             span: Duration::from_millis(u64::from(settings.window_ms)),
-            unknown_bytes: UNKNOWN_BYTES,
+            unknown_bytes: 2 * UNKNOWN_BYTES,
         };
         // A want waits twice: until somebody has time for it, and until it has come.
         let twice = (under_way.0.div_ceil(2), under_way.1 / 2);
@@ -196,12 +204,12 @@ impl Pace {
             && self.has_room(&self.strata, now, bounds)
     }
 
-    /// How long `count` chunks of `len_bytes` take on this node's link, at least `least`, and a second at most. Others' links are
-    /// taken to be like this one.
-    pub(super) fn transfer(&self, len_bytes: u32, count: u32, least: Duration) -> Duration {
+    /// How long `count` chunks of `len_bytes` take on this node's link, within the bounds. Others' links are taken to be like
+    /// this one.
+    pub(super) fn transfer(&self, len_bytes: u32, count: u32, [least, most]: [Duration; 2]) -> Duration {
         let rate = self.down.rate().max(self.up.rate());
         let nanos = rate.map_or(0, |rate| u64::from(len_bytes).saturating_mul(1_000_000_000) / rate);
-        Duration::from_nanos(nanos).saturating_mul(count).min(Duration::from_secs(1)).max(least)
+        Duration::from_nanos(nanos).saturating_mul(count).min(most).max(least)
     }
 }
 
@@ -277,7 +285,7 @@ mod tests {
             })
         };
         // 100 kbit/s: one chunk takes five seconds.
-        assert_eq!(most(12.5e3, Duration::from_millis(100)), settings.uploads_even, "while nothing is known");
+        assert_eq!(most(12.5e3, Duration::from_millis(100)), settings.uploads_min, "as few as can be");
         let mut slow = Pace::default();
         run(&mut slow, 12.5e3, 200.0, |pace| pace.up.count < 4);
         slow.up.begin(at(300.0), CHUNK);
@@ -334,10 +342,10 @@ mod tests {
     fn times_follow_the_length_within_their_bounds() {
         let mut pace = Pace::default();
         let ms = Duration::from_millis;
-        assert_eq!(pace.transfer(CHUNK, 1, ms(2)), ms(2), "nothing is known");
+        assert_eq!(pace.transfer(CHUNK, 1, [ms(2), ms(100)]), ms(2), "nothing is known");
         run(&mut pace, 25e5, 5.0, |pace| pace.up.count < 8);
-        let one = pace.transfer(CHUNK, 1, ms(2));
+        let one = pace.transfer(CHUNK, 1, [ms(2), ms(100)]);
         assert!((ms(17)..ms(30)).contains(&one), "{one:?}");
-        assert_eq!(pace.transfer(1 << 30, 4, ms(2)), ms(1_000));
+        assert_eq!(pace.transfer(1 << 30, 4, [ms(2), ms(100)]), ms(100));
     }
 }

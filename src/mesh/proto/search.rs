@@ -10,6 +10,8 @@ use super::{Answer, Chunk, Content, Failure, GiveUp, Holders, Nearness, Node, Ou
 use crate::model::{Rng, Time};
 use std::time::Duration;
 
+/// Longest first pause before a busy peer is asked again (guess: a chunk of 64 KiB at 10 Mbit/s).
+const PAUSE_MOST: Duration = Duration::from_millis(50);
 /// Doublings of the pause before a busy peer is asked again.
 const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
@@ -58,7 +60,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         if fetch.again.is_some() {
             let least = Duration::from_micros(u64::from(self.settings.backoff_us));
-            let first = self.pace.transfer(fetch.len_bytes, 1, least);
+            let first = self.pace.transfer(fetch.len_bytes, 1, [least, PAUSE_MOST.max(least)]);
             return self.pause(fetch, u32::try_from(first.as_micros()).unwrap_or(u32::MAX));
         }
         loop {
@@ -186,7 +188,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
         fetch.waits = false;
-        fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+        fetch.due = self.patience(fetch.len_bytes);
         if fetch.stage == Stage::Peek
             && let Some(usual) = self.speeds.usual(peer, fetch.len_bytes)
         {
@@ -199,10 +201,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.watch(fetch);
     }
 
-    /// How long a source may go without progress: the core does not see bytes, so their length counts.
-    pub(super) fn patience(&self, len_bytes: u32, millis_first: u32) -> Time {
-        let slow = u64::from(len_bytes) * 1_000 / u64::from(self.settings.slowest_bytes_per_s.max(1));
-        self.now + millis(millis_first) + Duration::from_millis(slow)
+    /// How long a peer may go without progress: the core does not see bytes, so their length counts; and so does what else
+    /// is under way to this node and shares its link.
+    pub(super) fn patience(&self, len_bytes: u32) -> Time {
+        let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
+        let alone = Duration::from_millis(u64::from(len_bytes) * 1_000 / slowest);
+        let longest = 2 * millis(self.settings.ask_ms);
+        self.now + millis(self.settings.ask_ms) + alone.max(self.pace.down.takes(slowest).min(longest))
     }
 
     /// How long a source may say `Wait`. An authority may be getting the chunk, over others and from the strata; who was
@@ -220,6 +225,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
+        // Each four milliseconds count as a visit: with long pauses, too, who says `Busy` for ever is left after seconds.
+        let long = u8::try_from(micros / 4_000).unwrap_or(u8::MAX);
+        fetch.rounds = fetch.rounds.saturating_add(long);
         fetch.at = At::Pause;
         fetch.due = self.now + Duration::from_micros(micros);
         self.timers.arm(Timer::Fetch, fetch.due);
@@ -270,7 +278,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     return self.advance(fetch, out);
                 }
                 fetch.waits = true;
-                fetch.due = self.patience(fetch.len_bytes, self.settings.ask_ms);
+                fetch.due = self.patience(fetch.len_bytes);
                 self.timers.arm(Timer::Fetch, fetch.due);
                 self.fetches.put(fetch);
             }
@@ -334,7 +342,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn give_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let chunk = fetch.chunk;
         self.release(&fetch, Mark::Nothing, out);
-        self.upstream.note_hopeless(chunk, self.patience(0, self.settings.ask_ms));
+        let until = self.now + millis(self.settings.ask_ms);
+        self.upstream.note_hopeless(chunk, until);
         for waiter in std::mem::take(&mut fetch.waiters) {
             let holders = self.known_holders(chunk, waiter.peer);
             self.answer(waiter.ask, Answer::Missing { holders }, out);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Wanted chunks that are under way at once in any case (guess: half of the even number).
+    /// Wanted chunks that are under way at once in any case: some of them may stand at a liar who says `Wait` (swarms: with 8 wants ran late).
     pub window_min: u32,
     /// As many if they take no longer than `window_ms`; beyond that only what is on its way (simulated: twice `uploads_even`, since a
     /// want waits for its turn and then for its bytes; with less links stand idle, with more asks outnumber the places in the queues).
@@ -192,7 +192,7 @@ impl Default for Settings {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
         Self {
-            window_min: 8,
+            window_min: 16,
             window_even: 24,
             window_ms: 1_000,
             window_bytes: 64 * MIB,

@@ -443,11 +443,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         short: bool,
         out: &mut Outbox,
     ) {
+        let most = Duration::from_millis(u64::from(self.settings.keep_alive_ms));
         let span = if short {
-            let least = Duration::from_millis(u64::from(self.settings.waiter_ms));
-            self.pace.transfer(fetch.len_bytes, SHORT_WAIT_TRANSFERS, least)
+            let least = Duration::from_millis(u64::from(self.settings.waiter_ms)).min(most);
+            self.pace.transfer(fetch.len_bytes, SHORT_WAIT_TRANSFERS, [least, most])
         } else {
-            Duration::from_millis(u64::from(self.settings.keep_alive_ms))
+            most
         };
         let due = self.now + span;
         fetch.waiters.push(Waiter { ask, peer, class, due, short });

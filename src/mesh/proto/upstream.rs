@@ -13,6 +13,8 @@ use crate::model::{Rng, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
 
+/// Doublings of the patience with the strata (guess: four times a lease is longer than most readers wait).
+const UPSTREAM_DOUBLINGS_MAX: u8 = 2;
 /// Chunks of which it is remembered that no source was found (guess).
 const HOPELESS_MAX: usize = 64;
 
@@ -94,8 +96,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.at = At::Strata;
             self.pace.strata.begin(self.now, fetch.len_bytes);
             // All that is under way shares the link.
-            let bytes = u32::try_from(self.pace.strata.bytes).unwrap_or(u32::MAX);
-            fetch.due = self.patience(bytes, self.settings.lease_ms);
+            let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
+            let lease = Duration::from_millis(u64::from(self.settings.lease_ms));
+            // Who was too impatient once, because many homes share a slow stratum, waits twice as long.
+            let longer = 1_u32 << fetch.upstream_tries.min(UPSTREAM_DOUBLINGS_MAX);
+            fetch.due = self.now + longer * (lease + self.pace.strata.takes(slowest));
             fetch.upstream_tries += 1;
             out.push(Output::FetchUpstream { chunk: fetch.chunk });
             self.timers.arm(Timer::Fetch, fetch.due);
