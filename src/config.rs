@@ -96,6 +96,12 @@ pub struct Settings {
     /// Whether the node takes part in the DHT, through which cells find each other. Default `true`;
     /// a mesh of a single cell can do without.
     pub dht: bool,
+    /// On an authority: life of the certificates that it issues. Default 86 400, a day: a node that is off for a
+    /// night renews in time, and one that was lost is out in a day even if nobody revokes it (a guess).
+    pub certificate_life_s: u64,
+    /// On an authority: how long after it lapsed a certificate is still renewed. Default 604 800, a week: a fleet
+    /// that was switched off comes back without new tickets (a guess).
+    pub renewal_grace_s: u64,
 }
 
 impl Default for Settings {
@@ -119,6 +125,8 @@ impl Default for Settings {
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
             dht: true,
+            certificate_life_s: 86_400,
+            renewal_grace_s: 7 * 86_400,
         }
     }
 }
@@ -250,6 +258,13 @@ impl Settings {
                 &self.origin_budget_bytes_per_s,
                 "0 (no budget) or at least 64 KiB",
             );
+        }
+        if !(6..=30 * 86_400).contains(&self.certificate_life_s) {
+            let allowed = "6 (for tests) to 2592000 (30 days)";
+            return refuse("certificate_life_s", &self.certificate_life_s, allowed);
+        }
+        if self.renewal_grace_s > 30 * 86_400 {
+            return refuse("renewal_grace_s", &self.renewal_grace_s, "at most 2592000 (30 days)");
         }
         if let Some(url) = &self.proxy
             && !url.starts_with("http://")
@@ -455,6 +470,8 @@ mod tests {
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("certificate_life_s = 5", "certificate_life_s", "5"),
+            ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),
             ("log_format = \"xml\"", "log_format", "xml"),
             ("dht = \"perhaps\"", "dht", "perhaps"),
         ] {

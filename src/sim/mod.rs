@@ -13,6 +13,7 @@ mod fluid;
 mod fluid_oracle;
 mod reader;
 mod report;
+mod rollout;
 mod scenario;
 pub mod swarm;
 #[cfg(test)]
@@ -21,4 +22,5 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use report::{Report, simulate};
+pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

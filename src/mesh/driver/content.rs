@@ -175,6 +175,12 @@ impl ContentBook {
         self.by_slice.get(&(*segment, slice)).copied()
     }
 
+    /// The number of the segment that a chunk lies in.
+    pub(super) fn segment_of(&self, number: Chunk) -> Option<Segment> {
+        let slice = self.chunks.get(number.0)?.slice;
+        self.slices.get(slice.0).map(|row| row.segment)
+    }
+
     /// All numbers whose chunks have this name, whatever their references say beside it.
     pub(super) fn with_id(&self, id: &ContentId) -> SmallVec<[Chunk; 1]> {
         self.by_id.get(id).cloned().unwrap_or_default()

@@ -45,12 +45,16 @@ impl Driver {
             PeerRequest::News { from, news } => self.judge(news, from),
             PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
-                let local = self.links.local.clone();
+                let links = self.links.for_task();
                 // It may read the disk.
                 tokio::task::spawn_blocking(move || {
-                    let _ = reply.send(local.all_news());
+                    let mut news = links.trust.map(|trust| trust.documents()).unwrap_or_default();
+                    news.extend(links.local.all_news());
+                    let _ = reply.send(news);
                 });
             }
+            PeerRequest::Renew { shown, reply } => self.renewal_wanted(shown, reply),
+            PeerRequest::Shown { from, certificate } => self.shown(from, certificate),
             PeerRequest::Members { reply } => {
                 let _ = reply.send(self.member_records());
             }
@@ -158,7 +162,7 @@ impl Driver {
                 }
                 return;
             }
-            Answer::Busy { holders } | Answer::Missing { holders } => self.named(holders),
+            Answer::Busy { holders } | Answer::Missing { holders } => self.named(ask, holders),
         };
         let Some(reply) = self.end_upload(ask).and_then(|upload| upload.reply) else { return };
         if matches!(answer, Answer::Busy { .. }) {
@@ -170,21 +174,28 @@ impl Driver {
         }
     }
 
-    fn named(&self, holders: &[Peer]) -> Vec<Holder> {
+    /// Holders as a peer is told of them: none that may not read the repository itself.
+    fn named(&self, ask: Ask, holders: &[Peer]) -> Vec<Holder> {
+        let chunk = self.uploads.by_ask.get(&ask).and_then(|upload| self.content.get(upload.chunk));
+        let Some(repository) = chunk.map(|entry| &entry.repository) else { return Vec::new() };
         holders
             .iter()
             .filter_map(|peer| self.peers.get(*peer))
+            .filter(|entry| entry.may_read(repository))
             .map(|entry| Holder { node: entry.node, address: entry.addr })
             .collect()
     }
 
+    /// This node, as others are told of it.
+    pub(super) fn own_record(&self) -> Option<MemberRecord> {
+        let (network, entry) = (self.links.network.as_ref()?, self.peers.get(ME)?);
+        let certificate = network.endpoint.identity().membership().bytes().to_vec();
+        Some(MemberRecord { certificate, addresses: vec![entry.addr] })
+    }
+
     /// The members of this cell that are up, this node first.
     fn member_records(&self) -> Vec<MemberRecord> {
-        let Some(network) = &self.links.network else { return Vec::new() };
-        let own = self.peers.get(ME).map(|entry| MemberRecord {
-            certificate: network.endpoint.identity().membership().bytes().to_vec(),
-            addresses: vec![entry.addr],
-        });
+        let own = self.own_record();
         let others = self.gossip.members().map(|(addr, certificate)| MemberRecord {
             certificate: certificate.to_vec(),
             addresses: vec![addr],

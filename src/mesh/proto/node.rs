@@ -114,6 +114,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::Arrived { chunk, from } => self.arrived(chunk, from, out),
             Input::Failed { chunk, from: Source::Peer(peer), why } => self.peer_failed(chunk, peer, why, out),
             Input::Failed { chunk, from: Source::Strata, why } => self.strata_failed(chunk, why, out),
+            Input::Progress { chunk } => self.strata_progress(chunk),
             Input::Told { peer, chunk, answer, load } => self.told(peer, chunk, answer, load, out),
             Input::Asked { peer, ask, chunk, class } => self.asked(peer, ask, chunk, class, out),
             Input::AskGone { ask } => self.ask_ended(ask, false, out),

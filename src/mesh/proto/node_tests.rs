@@ -407,6 +407,19 @@ fn a_lease_lapses_without_progress() {
 }
 
 #[test]
+fn a_lease_lasts_while_the_strata_send_something_of_the_same_call() {
+    let mut one = One::new(1, Settings::default());
+    one.want(CHUNK, Class::Read);
+    for _ in 0..20 {
+        let outputs = one.pass(Duration::from_millis(1_500));
+        assert!(!outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+        one.input(Input::Progress { chunk: CHUNK });
+    }
+    let outputs = one.pass(Duration::from_secs(7));
+    assert!(outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+}
+
+#[test]
 fn a_home_announces_each_segment_once_and_in_its_time() {
     let mut one = One::new(1, Settings::default());
     for chunk in (0..16).map(Chunk) {

@@ -105,6 +105,11 @@ pub enum Input {
         /// Why.
         why: Failure,
     },
+    /// The strata sent something of the call that also carries this chunk: its lease is used, the chunk may still come.
+    Progress {
+        /// What.
+        chunk: Chunk,
+    },
     /// A peer that was asked says something instead of data.
     Told {
         /// Who speaks.

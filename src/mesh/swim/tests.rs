@@ -5,6 +5,7 @@ use super::protocol::{Action, Now, Protocol};
 use super::*;
 use crate::model::{Generator, Rng as _, Time};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Mutex;
 
 /// A mesh whose "signatures" are keyed hashes: as unforgeable for a test, and cheap in numbers.
 #[derive(Clone)]
@@ -14,9 +15,13 @@ struct TestNode {
     cell: CellLabel,
     /// Bytes that make the certificate longer.
     padding: usize,
+    /// When its certificate was issued, in seconds; it lives for [`LIFE_S`].
+    issued: Arc<AtomicU64>,
+    /// Who was revoked, as all members of the swarm believe.
+    revoked: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
-const EXPIRES: UnixTime = UnixTime(START_S + 100_000);
+const LIFE_S: u64 = 100_000;
 const START_S: u64 = 1_700_000_000;
 
 fn mac(key: &[u8], message: &[u8]) -> [u8; 64] {
@@ -29,7 +34,14 @@ fn mac(key: &[u8], message: &[u8]) -> [u8; 64] {
 
 impl TestNode {
     fn new(number: u8, mesh: u8, cell: &str) -> Self {
-        Self { node: NodeId([number; 32]), mesh, cell: cell.parse().unwrap(), padding: 0 }
+        Self {
+            node: NodeId([number; 32]),
+            mesh,
+            cell: cell.parse().unwrap(),
+            padding: 0,
+            issued: Arc::new(AtomicU64::new(START_S)),
+            revoked: Arc::default(),
+        }
     }
 }
 
@@ -41,7 +53,9 @@ impl Credentials for TestNode {
         self.cell.clone()
     }
     fn certificate(&self) -> Bytes {
-        let body = [&self.node.0, &vec![b' '; self.padding][..], self.cell.as_str().as_bytes()].concat();
+        let issued = self.issued.load(Ordering::Relaxed).to_be_bytes();
+        let padding = vec![b' '; self.padding];
+        let body = [&self.node.0, &issued[..], &padding, self.cell.as_str().as_bytes()].concat();
         [&mac(&[self.mesh], &body)[..], &body].concat().into()
     }
     fn sign(&self, message: &[u8]) -> [u8; 64] {
@@ -52,12 +66,19 @@ impl Credentials for TestNode {
     }
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
         let (seal, body) = certificate.split_first_chunk::<64>()?;
-        if *seal != mac(&[self.mesh], body) || now >= EXPIRES {
+        let (node, rest) = body.split_first_chunk::<32>()?;
+        let (issued, cell) = rest.split_first_chunk::<8>()?;
+        let (node, issued) = (NodeId(*node), UnixTime(u64::from_be_bytes(*issued)));
+        let expires = UnixTime(issued.0 + LIFE_S);
+        let revoked = self.revoked.lock().unwrap().contains(&node);
+        if *seal != mac(&[self.mesh], body) || now >= expires || revoked {
             return None;
         }
-        let (node, cell) = body.split_first_chunk::<32>()?;
         let cell = std::str::from_utf8(cell).ok()?.trim_start().parse().ok()?;
-        Some(Admission { node: NodeId(*node), cell, expires: EXPIRES })
+        Some(Admission { node, cell, issued, expires })
+    }
+    fn beliefs(&self) -> u64 {
+        self.revoked.lock().unwrap().len() as u64
     }
 }
 
@@ -70,6 +91,10 @@ struct Swarm {
     now: Time,
     members: Vec<Option<Protocol<TestNode>>>,
     up: Vec<BTreeSet<NodeId>>,
+    /// Who was heard of with a renewed certificate.
+    renewed: Vec<BTreeSet<NodeId>>,
+    issued: Vec<Arc<AtomicU64>>,
+    revoked: Arc<Mutex<BTreeSet<NodeId>>>,
     wire: BinaryHeap<std::cmp::Reverse<(Time, u64, usize, usize)>>,
     bodies: BTreeMap<u64, Vec<u8>>,
     sent: u64,
@@ -87,12 +112,16 @@ struct Swarm {
 impl Swarm {
     fn new(members: usize, seed: u64) -> Self {
         let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
+        let revoked: Arc<Mutex<BTreeSet<NodeId>>> = Arc::default();
+        let mut clocks = Vec::new();
         let swims = (0..members)
             .map(|number| {
                 let contacts = if number == 0 { vec![] } else { vec![(NodeId([0; 32]), addr(0))] };
                 // The certificates of some are so long that they travel apart from large packets.
-                let padding = if number % 3 == 0 { 690 } else { 0 };
-                let node = TestNode { padding, ..TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1") };
+                let padding = if number % 3 == 0 { 680 } else { 0 };
+                let node = TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1");
+                let node = TestNode { padding, revoked: revoked.clone(), ..node };
+                clocks.push(node.issued.clone());
                 let generator = Generator::stream(seed, number as u64);
                 Some(Protocol::new(node, addr(number), contacts, &Tuning::default(), now, generator))
             })
@@ -101,6 +130,9 @@ impl Swarm {
             now: Time::ZERO,
             members: swims,
             up: vec![BTreeSet::new(); members],
+            renewed: vec![BTreeSet::new(); members],
+            issued: clocks,
+            revoked,
             wire: BinaryHeap::new(),
             bodies: BTreeMap::new(),
             sent: 0,
@@ -138,6 +170,10 @@ impl Swarm {
                 Action::Up { node, certificate, .. } => {
                     assert!(!certificate.is_empty());
                     self.up[number].insert(node);
+                }
+                Action::Renewed { node, .. } => {
+                    assert!(self.up[number].contains(&node), "renewed without up");
+                    self.renewed[number].insert(node);
                 }
                 Action::Moved(_) => {}
                 Action::Down(node) => {
@@ -213,6 +249,37 @@ fn a_hundred_members_all_see_all_and_a_killed_one_is_noticed_by_all() {
     let before = swarm.up.clone();
     swarm.run(Duration::from_secs(20), |_| false);
     assert_eq!(swarm.up, before, "nobody else was suspected to death");
+}
+
+#[test]
+fn a_revoked_member_is_turned_out_at_once_by_all_and_stays_out_although_it_goes_on_speaking() {
+    let mut swarm = Swarm::new(8, 5);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    let out = NodeId([3; 32]);
+    swarm.revoked.lock().unwrap().insert(out);
+    let gone = |swarm: &Swarm| (0..8).all(|n| n == 3 || !swarm.up[n].contains(&out));
+    assert!(swarm.run(Duration::from_millis(500), gone), "{:?}", swarm.up);
+    assert!(!swarm.run(Duration::from_secs(60), |swarm| !gone(swarm)), "it came back");
+    assert!((0..8).all(|n| n == 3 || swarm.up[n].len() == 6), "nobody else went: {:?}", swarm.up);
+    assert!(swarm.refusals.contains(&Refusal::BadCertificate), "it went on speaking");
+}
+
+#[test]
+fn renewed_certificates_are_heard_of_by_all_before_the_old_ones_end_and_nobody_goes_down() {
+    let mut swarm = Swarm::new(6, 8);
+    // The 60th percent of their lives comes after 50 seconds.
+    for issued in &swarm.issued {
+        issued.store(START_S + 50 - LIFE_S * 60 / 100, Ordering::Relaxed);
+    }
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    for issued in &swarm.issued {
+        issued.store(START_S, Ordering::Relaxed);
+    }
+    let all_heard = |swarm: &Swarm| swarm.renewed.iter().all(|heard| heard.len() == 5);
+    let before = Duration::from_secs(45).saturating_sub(swarm.now.since(Time::ZERO));
+    assert!(!swarm.run(before, all_heard), "nobody asks before it is time");
+    assert!(swarm.run(Duration::from_secs(120), all_heard), "{:?}", swarm.renewed);
+    assert!(swarm.lost.is_empty(), "{:?}", swarm.lost);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{Link, World, run};
 use crate::mesh::conduct::{BAN, Offence};
 use crate::mesh::driver::tests::{Options, Stratum, TestNode, chunk, repository, root};
 use crate::mesh::swim::{Swim, Tuning};
-use crate::mesh::tls::{self, Rules, Wanted};
+use crate::mesh::tls::{self, Rules};
 use crate::mesh::transfer::{self, FrameReader, Reply, TransferError};
 use crate::mesh::wire::{DataHeader, Holder, Message, REQUEST_MAX_CHUNKS, Request, Told, VERSION};
 use crate::mesh::{Alpn, Identity, Incoming, MemberConnection, News, NewsVerdict, Obtained};
@@ -45,9 +45,9 @@ impl Raw {
         node: &TestNode,
         alpns: &[&[u8]],
     ) -> Result<Connection, quinn::ConnectionError> {
-        let rules = Rules { authority: *self.identity.authority(), mesh_keys: None };
-        let wanted = Wanted { node: node.identity.node(), certifying: false };
-        let tls = tls::client_config(self.identity.certified(), rules, wanted, alpns).unwrap();
+        let rules = Rules::Member { trust: self.identity.trust().clone(), desk: None };
+        let wanted = node.identity.node();
+        let tls = tls::client_config(&self.identity.certified(), rules, wanted, alpns).unwrap();
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         if let Some(window) = self.window_bytes {
             let mut transport = quinn::TransportConfig::default();

@@ -48,6 +48,15 @@ fn message() -> impl Strategy<Value = Message> {
         (0u16..256).prop_map(Message::Withdraw),
         document().prop_map(|d| Message::News(News::Root(d))),
         document().prop_map(|d| Message::News(News::Card(d))),
+        document().prop_map(|d| Message::News(News::Charter(d))),
+        document().prop_map(|d| Message::News(News::Revocations(d))),
+        document().prop_map(Message::Certificate),
+        Just(Message::Renew),
+        document().prop_map(|d| Message::Renewed(RenewReply::Granted {
+            certificate: d,
+            seed: Some(Secret([7; 32]))
+        })),
+        Just(Message::Renewed(RenewReply::TooLate { lapsed: UnixTime(7), grace_s: 9 })),
         Just(Message::AllNews),
         Just(Message::Members),
         (0u16..256, any::<u8>(), 0..=limits::PLAIN_MAX_BYTES)
@@ -68,6 +77,7 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Message::Refused(RefusedBecause::Scope)),
         Just(Message::JoinRequest(JoinRequest { cell: "eu/a/r1".parse().unwrap() })),
         (document(), members()).prop_map(|(certificate, members)| Message::JoinReply(JoinReply::Granted {
+            seed: None,
             certificate,
             members
         })),
@@ -165,6 +175,13 @@ fn an_unknown_type_is_skipped_and_an_unknown_encoding_refused() {
     assert_eq!(Message::from_body(NEWS, &[NEWS_KINDS, 1, 2, 3]), Ok(None), "a newer kind of document");
     let known = Message::News(News::Card(vec![1])).to_frame().unwrap();
     assert_eq!(known[HEADER_BYTES], NEWS_KINDS - 1, "the last kind that is known");
+    let later_kind = encode(TRUST, &(9u8, b"whatever".to_vec())).unwrap();
+    assert_eq!(Message::from_body(TRUST, &later_kind[HEADER_BYTES..]), Ok(None));
+    // A document of trust never comes as an ordinary one, which a node of version 1 would not skip.
+    let disguised = encode(NEWS, &News::Charter(vec![1])).unwrap();
+    assert_eq!(Message::from_body(NEWS, &disguised[HEADER_BYTES..]), Ok(None));
+    let frame = Message::News(News::Revocations(vec![1])).to_frame().unwrap();
+    assert_eq!(frame[0], TRUST);
     let header = DataHeader { index: 0, encoding: 1, len: 5 };
     assert!(header.encoding().unwrap_err().to_string().contains("is 1"));
     assert_eq!(DataHeader::plain(0, 5).encoding(), Ok(Encoding::Plain));

@@ -131,6 +131,8 @@ impl Ledger {
             Input::Failed { chunk, from: Source::Strata, .. } => {
                 self.fetching.remove(&chunk);
             }
+            // It only moves a deadline.
+            Input::Progress { .. } => {}
             Input::Told { peer, chunk, ref answer, .. } => {
                 if *answer != Answer::Wait {
                     self.asks.remove(&(chunk, peer));
