@@ -91,8 +91,8 @@ async fn a_node_without_scope_is_told_of_nothing_named_to_nobody_and_served_noth
 #[tokio::test]
 async fn certificates_are_renewed_under_open_connections_and_those_outlive_the_old_one() {
     let (mesh, stratum) = (TestMesh::new(), Stratum::with(4));
-    let (a, office) = authority(&mesh, Duration::from_secs(8), &stratum);
-    let member = in_cell(&mesh, "default/default/default", Scope::All, 6);
+    let (a, office) = authority(&mesh, Duration::from_secs(20), &stratum);
+    let member = in_cell(&mesh, "default/default/default", Scope::All, 20);
     let b = TestNode::start_as(member, Options::cell("unused"), &[&a], &stratum);
     all_see(&[&a, &b], 1).await;
     let first = b.identity.membership();
