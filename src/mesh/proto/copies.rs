@@ -192,7 +192,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 continue;
             }
             self.counts.copies_asked += 1;
-            let due = self.patience(self.content.len_bytes(chunk), self.settings.ask_ms);
+            let due = self.patience(self.content.len_bytes(chunk));
             self.copies.asked.push((peer, chunk, due));
             out.push(Output::Ask { peer, chunk, class: Class::Fill });
         }

@@ -95,12 +95,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.upstream.line.swap_remove(index);
             fetch.at = At::Strata;
             self.pace.strata.begin(self.now, fetch.len_bytes);
-            // All that is under way shares the link.
-            let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
-            let lease = Duration::from_millis(u64::from(self.settings.lease_ms));
             // Who was too impatient once, because many homes share a slow stratum, waits twice as long.
             let longer = 1_u32 << fetch.upstream_tries.min(UPSTREAM_DOUBLINGS_MAX);
-            fetch.due = self.now + longer * (lease + self.pace.strata.takes(slowest));
+            fetch.due = self.now + longer * self.lease();
             fetch.upstream_tries += 1;
             out.push(Output::FetchUpstream { chunk: fetch.chunk });
             self.timers.arm(Timer::Fetch, fetch.due);
@@ -142,10 +139,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.retry_upstream(fetch, out);
     }
 
+    /// How long a lease is good without progress: all that is under way shares the link.
+    fn lease(&self) -> Duration {
+        let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
+        Duration::from_millis(u64::from(self.settings.lease_ms)) + self.pace.strata.takes(slowest)
+    }
+
     /// The strata are at work on it: the lease is good for as long again.
     pub(super) fn strata_progress(&mut self, chunk: Chunk) {
         let Some(mut fetch) = self.take_at(chunk, At::Strata) else { return };
-        fetch.due = self.patience(fetch.len_bytes, self.settings.lease_ms);
+        fetch.due = fetch.due.max(self.now + self.lease());
         self.timers.arm(Timer::Fetch, fetch.due);
         self.fetches.put(fetch);
     }
