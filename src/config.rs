@@ -74,6 +74,10 @@ pub struct Settings {
     /// Bytes that may be taken from strata at once after a pause, when there is a budget. Default 64 MiB: eight
     /// segments (a guess).
     pub origin_burst_bytes: ByteSize,
+    /// Homes of a slice in this cell that keep a copy of what one of them got from strata or other cells, 1 to 3. Default
+    /// 1: each further one costs the cell a copy of everything it reads, which is the operator's to decide. Alike on all
+    /// members of a cell.
+    pub min_copies: u8,
     /// Largest UDP payload. Default 1 452: what fits an Ethernet frame with IPv6. Up to 6 550 where
     /// all links carry jumbo frames, which halves the CPU a byte (measured); more does not work,
     /// because ten segments must fit into 64 KiB.
@@ -92,6 +96,12 @@ pub struct Settings {
     /// Whether the node takes part in the DHT, through which cells find each other. Default `true`;
     /// a mesh of a single cell can do without.
     pub dht: bool,
+    /// On an authority: life of the certificates that it issues. Default 86 400, a day: a node that is off for a
+    /// night renews in time, and one that was lost is out in a day even if nobody revokes it (a guess).
+    pub certificate_life_s: u64,
+    /// On an authority: how long after it lapsed a certificate is still renewed. Default 604 800, a week: a fleet
+    /// that was switched off comes back without new tickets (a guess).
+    pub renewal_grace_s: u64,
 }
 
 impl Default for Settings {
@@ -108,12 +118,15 @@ impl Default for Settings {
             cache_free_floor_bytes: ByteSize(1 << 30),
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),
+            min_copies: 1,
             mtu_bytes: 1_452,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
             dht: true,
+            certificate_life_s: 86_400,
+            renewal_grace_s: 7 * 86_400,
         }
     }
 }
@@ -235,6 +248,9 @@ impl Settings {
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
+        if !(1..=3).contains(&self.min_copies) {
+            return refuse("min_copies", &self.min_copies, "1 to 3");
+        }
         if (1..64 << 10).contains(&self.origin_budget_bytes_per_s.0) {
             // Below, a chunk of 4 MiB takes longer than any reader waits.
             return refuse(
@@ -242,6 +258,13 @@ impl Settings {
                 &self.origin_budget_bytes_per_s,
                 "0 (no budget) or at least 64 KiB",
             );
+        }
+        if !(6..=30 * 86_400).contains(&self.certificate_life_s) {
+            let allowed = "6 (for tests) to 2592000 (30 days)";
+            return refuse("certificate_life_s", &self.certificate_life_s, allowed);
+        }
+        if self.renewal_grace_s > 30 * 86_400 {
+            return refuse("renewal_grace_s", &self.renewal_grace_s, "at most 2592000 (30 days)");
         }
         if let Some(url) = &self.proxy
             && !url.starts_with("http://")
@@ -442,10 +465,13 @@ mod tests {
             ("cache_quota_bytes = -1", "cache_quota_bytes", "-1"),
             ("mtu_bytes = 9000", "mtu_bytes", "9000"),
             ("mtu_bytes = 70000", "mtu_bytes", "70000"),
+            ("min_copies = 4", "min_copies", "4"),
             ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("certificate_life_s = 5", "certificate_life_s", "5"),
+            ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),
             ("log_format = \"xml\"", "log_format", "xml"),
             ("dht = \"perhaps\"", "dht", "perhaps"),
         ] {

@@ -18,6 +18,7 @@
 //! * [`ambient`]: the only file that reads clocks and the kernel's random generator.
 //! * [`seldom`]: warnings that others can provoke, at a bounded pace.
 //! * [`sim`]: the fleet simulator, which runs the same [`mesh::proto`] in virtual time.
+//! * [`lab`]: real agents in network namespaces, behind shaped links, among faults, measured.
 //! * [`cli`]: one file a verb; the only place that reads arguments, environment and home.
 //!
 //! Built without the feature `node`, the library holds `model`, `mesh::proto`, `sim` and the
@@ -40,6 +41,8 @@ pub mod config;
 pub mod fetch;
 #[cfg(feature = "node")]
 pub mod fs;
+#[cfg(feature = "node")]
+pub mod lab;
 pub mod mesh;
 pub mod model;
 #[cfg(feature = "node")]

@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::{Stratum, make_tree, publish};
 use starling::fetch::{Books, LocalNode, StrataOptions};
-use starling::mesh::{Local, News, NewsVerdict};
+use starling::mesh::{AuthorityKey, Charter, Local, MeshTrust, News, NewsVerdict};
 use starling::model::{ContentId, RepositoryName, UnixTime};
 use starling::store::{MemoryChunks, Origin};
 use starling::trust::{Fingerprint, Repositories, RepositoryCard, SignedCard};
@@ -39,7 +39,7 @@ fn node(registry: &Path, room_bytes: u64) -> (LocalNode, Arc<Repositories>, Arc<
         Arc::new(MemoryChunks::new(room_bytes)),
         noted.clone(),
         repositories.clone(),
-        Some(public),
+        Some(Arc::new(MeshTrust::in_memory(Charter::founded_by(AuthorityKey::from_bytes(&public).unwrap())))),
         HttpClient::new(HttpOptions::default()).unwrap(),
         StrataOptions::default(),
     );
@@ -89,12 +89,14 @@ async fn documents_are_judged_and_strata_follow_the_card() {
     // The stratum moves: the next card says where to.
     let catalog = newest.root().root_catalog;
     first.kill();
-    assert!(node.fetch_upstream(name(), vec![catalog]).await[0].is_err());
+    assert!(node.fetch_upstream(name(), vec![catalog], &|_, _| panic!("nothing came")).await[0].is_err());
     let second_base = tempfile::tempdir().unwrap();
     let second = Stratum::serve(&to, second_base.path());
     assert_eq!(node.judge(News::Card(signed(&second.url, 2, &AUTHORITY).to_vec())).await, NewsVerdict::Fresh);
-    let bytes = node.fetch_upstream(name(), vec![catalog]).await.remove(0).unwrap();
-    assert_eq!(ContentId::of(&bytes), catalog.id);
+    let came = Mutex::new(Vec::new());
+    let hear = |position: usize, bytes: &Bytes| came.lock().unwrap().push((position, ContentId::of(bytes)));
+    node.fetch_upstream(name(), vec![catalog], &hear).await.remove(0).unwrap();
+    assert_eq!(*came.lock().unwrap(), [(0, catalog.id)]);
 }
 
 #[tokio::test]

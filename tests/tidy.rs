@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fs", &["ambient", "catalog", "chunk"]),
     ("sim", &["mesh/proto", "cache/policy"]),
     ("config", &[]),
+    ("lab", &["agent", "ambient", "config", "mesh", "mesh/proto", "sim", "upstream"]),
     (
         "agent",
         &[

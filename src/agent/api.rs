@@ -3,7 +3,8 @@
 //! HTTP/1.1 with JSON bodies under `/v1`. Fields may be added within version 1; what a client does
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
-use crate::model::{CellLabel, NodeId, RepositoryName, Revision, UnixTime};
+use crate::mesh::Role;
+use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
@@ -207,6 +208,72 @@ pub struct PeerStatus {
     pub received_bytes: u64,
 }
 
+/// `POST /v1/why`: where the chunks of a file came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyRequest {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// A regular file of its newest revision, from the root of the tree.
+    pub path: String,
+}
+
+/// Answer to `POST /v1/why`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The revision that was looked at.
+    pub revision: Revision,
+    /// The file.
+    pub path: String,
+    /// Its plain bytes.
+    pub bytes: u64,
+    /// Its chunks, of which the first are told.
+    pub chunks_total: usize,
+    /// Its chunks, in the order of the file.
+    pub chunks: Vec<WhyChunk>,
+}
+
+/// One chunk of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyChunk {
+    /// Its name.
+    pub chunk: ContentId,
+    /// Its plain bytes.
+    pub bytes: u32,
+    /// If it is in the cache: `cache` (it was there when the agent started), `peers` or `strata`.
+    pub cached_from: Option<String>,
+    /// How it came here, if that was lately.
+    pub story: Option<WhyStory>,
+}
+
+/// How a chunk came to this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyStory {
+    /// When it was first wanted, in milliseconds before now.
+    pub began_ms_ago: u64,
+    /// For whom on this node; `None`: for a neighbour only.
+    pub class: Option<Class>,
+    /// From its beginning to the last step.
+    pub took_us: u64,
+    /// Steps that are left out before the last.
+    pub omitted: u32,
+    /// What happened, in order.
+    pub steps: Vec<WhyStep>,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyStep {
+    /// Since the story began.
+    pub after_us: u64,
+    /// What happened, in words.
+    pub what: String,
+    /// The node that it concerns.
+    pub node: Option<NodeId>,
+}
+
 /// Answer to `POST /v1/announce`, whose body is a signed root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announced {
@@ -226,6 +293,18 @@ pub struct InviteRequest {
     pub expires_s: u64,
     /// Addresses for the ticket. Empty: those at which this agent can be reached.
     pub addresses: Vec<SocketAddr>,
+    /// How many machines it lets in; one by default.
+    #[serde(default)]
+    pub uses: Option<u32>,
+    /// What they may do; an ordinary member by default.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// What they may read; everything when it is empty.
+    #[serde(default)]
+    pub repositories: Vec<RepositoryName>,
+    /// Where they are; by default they say so themselves.
+    #[serde(default)]
+    pub cell: Option<CellLabel>,
 }
 
 /// Answer to `POST /v1/invite`.
@@ -237,6 +316,138 @@ pub struct Invitation {
     pub expires: UnixTime,
     /// The addresses in it.
     pub addresses: Vec<SocketAddr>,
+    /// How many machines it lets in.
+    pub uses: u32,
+    /// What they may do.
+    pub role: Role,
+    /// What they may read; `None`: everything.
+    pub repositories: Option<Vec<RepositoryName>>,
+    /// Where they are; `None`: they say so themselves.
+    pub cell: Option<CellLabel>,
+}
+
+/// `GET /v1/members`: the members whose certificates this node has seen, and who was revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// All, this node included, by cell and name.
+    pub members: Vec<MemberInfo>,
+    /// Revocations that still matter.
+    pub revoked: Vec<Revoked>,
+}
+
+/// A member, by its newest certificate that is known here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Who.
+    pub node: NodeId,
+    /// Its cell.
+    pub cell: CellLabel,
+    /// What it may do.
+    pub role: Role,
+    /// What it may read; `None`: everything.
+    pub repositories: Option<Vec<RepositoryName>>,
+    /// When its certificate was issued.
+    pub issued: UnixTime,
+    /// When its certificate expires.
+    pub expires: UnixTime,
+    /// Whether it is believed to be alive.
+    pub up: bool,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// Open connections of this node with it, of all kinds.
+    #[serde(default)]
+    pub connections: usize,
+    /// Whether it is this node.
+    pub this: bool,
+}
+
+/// `POST /v1/revoke`: ends a membership. Only on an authority. Answered with a [`Revoked`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// Whose.
+    pub node: NodeId,
+    /// Why, for people; all members can read it.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// A revocation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Whose membership ended.
+    pub node: NodeId,
+    /// When.
+    pub at: UnixTime,
+    /// Until when it is listed.
+    pub until: UnixTime,
+    /// Why.
+    pub reason: String,
+    /// Number of the list that holds it.
+    pub number: u64,
+    /// Whether the node was an authority: then it knows the key, which must be rotated.
+    #[serde(default)]
+    pub authority: bool,
+}
+
+/// `POST /v1/rotate`: gives the authority a new key. Only on an authority.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    /// Seconds for which the old key counts beside the new one; twice the life of a certificate by default.
+    #[serde(default)]
+    pub overlap_s: Option<u64>,
+}
+
+/// Answer to `POST /v1/rotate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// Number of the new key; the mesh's first is 1.
+    pub key_number: usize,
+    /// The new public key, in hexadecimal digits.
+    pub key: String,
+    /// Until when the old one counts.
+    pub old_keys_until: UnixTime,
+    /// Repository cards that were signed anew.
+    pub cards: usize,
+}
+
+/// `GET /v1/authority`: the mesh's authority as this node sees it, and its own office if it is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityStatus {
+    /// The mesh.
+    pub mesh: String,
+    /// Number of the newest key; the mesh's first is 1.
+    pub key_number: usize,
+    /// The newest public key, in hexadecimal digits.
+    pub key: String,
+    /// Until when older keys count beside it, during a rotation.
+    pub old_keys_until: Option<UnixTime>,
+    /// Number of the newest list of revocations; 0 when nobody was ever revoked.
+    pub revocations: u64,
+    /// Nodes that are revoked now.
+    pub revoked: usize,
+    /// Authorities that this node knows.
+    pub authorities: Vec<MemberInfo>,
+    /// Life of the certificates that this node issues, in seconds; `None`: it is no authority.
+    pub certificate_life_s: Option<u64>,
+    /// How long after it lapsed this node still renews a certificate, in seconds; `None`: it is no authority.
+    pub renewal_grace_s: Option<u64>,
+    /// What this node did as an authority.
+    pub counts: Option<OfficeCounts>,
+}
+
+/// What an authority did since its agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfficeCounts {
+    /// Joiners certified.
+    pub joined: u64,
+    /// Joiners refused.
+    pub refused: u64,
+    /// Certificates renewed.
+    pub renewed: u64,
+    /// Renewals denied.
+    pub denied: u64,
 }
 
 /// Why a request was refused, in kinds that a program can tell apart.

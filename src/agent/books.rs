@@ -2,7 +2,7 @@
 
 use super::api::{MountStatus, Peers};
 use super::metrics::{Family, encode};
-use super::node::Node;
+use super::node::{Membership, Node};
 use crate::ambient;
 use crate::cache::{ByOrigin, CacheStatistics};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,7 @@ pub(super) fn text(node: &Node, peers: &Peers) -> String {
     ];
     families.extend(cache(&node.cache.statistics()));
     families.extend(mesh(node));
+    families.extend(node.membership.as_ref().map(membership).unwrap_or_default());
     families.extend(directory(node));
     encode(families)
 }
@@ -30,6 +31,32 @@ fn members(node: &Node, peers: &Peers) -> Family {
     Family::gauge("members", "Members of the mesh as this node sees them, itself included.")
         .with("state", "up", up + own)
         .with("state", "down", peers.peers.len() as u64 - up)
+}
+
+/// What ends, and who ended it.
+fn membership(membership: &Membership) -> Vec<Family> {
+    let trust = membership.identity.trust();
+    let left = trust.end_of(&membership.identity.membership()).0.saturating_sub(ambient::unix_now().0);
+    let mut families = vec![
+        Family::gauge("certificate_left", "Time until this node's certificate ends; 0 once it has lapsed.")
+            .seconds()
+            .is(left),
+        Family::gauge("revoked", "Nodes whose revocation is listed.")
+            .is(trust.revocations().entries().count() as u64),
+        Family::gauge("authority_key", "Number of the authority's newest key that this node knows.")
+            .is(trust.charter().number() as u64),
+    ];
+    if let Some(office) = &membership.office {
+        let counts = office.counts();
+        families.push(
+            Family::counter("certifications", "What this node decided as an authority.")
+                .with("kind", "joined", counts.joined)
+                .with("kind", "refused", counts.refused)
+                .with("kind", "renewed", counts.renewed)
+                .with("kind", "denied", counts.denied),
+        );
+    }
+    families
 }
 
 fn mounts(mounts: &[MountStatus]) -> Family {
@@ -110,6 +137,21 @@ fn mesh(node: &Node) -> Vec<Family> {
             .with("outcome", "made", counts.core.hedges)
             .with("outcome", "won", counts.core.hedges_won)
             .with("outcome", "held", counts.core.hedges_held),
+        Family::counter(
+            "possession_messages",
+            "What neighbours were told of what is held here, and what they told.",
+        )
+        .with("kind", "told", counts.core.possession_told)
+        .with("kind", "heard", counts.core.possession_heard)
+        .with("kind", "refused", counts.core.possession_refused),
+        Family::counter("possession_false_claims", "Chunks that a peer claimed to hold and did not have.")
+            .is(counts.core.possession_false),
+        Family::counter(
+            "copies",
+            "Copies for the declared minimum: made here, and asks of others to make one.",
+        )
+        .with("kind", "made", counts.core.copies_made)
+        .with("kind", "asked", counts.core.copies_asked),
         Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
             .is(counts.core.origin_delays),
         Family::counter(

@@ -1,8 +1,9 @@
 //! The client of the control API, and of an agent's open HTTP address.
 
 use super::api::{
-    ANSWER_MAX_BYTES, AddRepository, Announced, Invitation, InviteRequest, MountRequest, MountStatus, Mounts,
-    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest,
+    ANSWER_MAX_BYTES, AddRepository, Announced, AuthorityStatus, Invitation, InviteRequest, Members,
+    MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
+    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest, Why, WhyRequest,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -168,6 +169,46 @@ impl Client {
         self.json(Method::POST, "/v1/invite", self.body(request)?).await
     }
 
+    /// Asks where the chunks of a file came from.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn why(&self, request: &WhyRequest) -> Result<Why, ClientError> {
+        self.json(Method::POST, "/v1/why", self.body(request)?).await
+    }
+
+    /// The members that the agent knows, and who was revoked.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn members(&self) -> Result<Members, ClientError> {
+        self.json(Method::GET, "/v1/members", Bytes::new()).await
+    }
+
+    /// The mesh's authority as the agent sees it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn authority(&self) -> Result<AuthorityStatus, ClientError> {
+        self.json(Method::GET, "/v1/authority", Bytes::new()).await
+    }
+
+    /// Ends a membership.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke(&self, request: &RevokeRequest) -> Result<Revoked, ClientError> {
+        self.json(Method::POST, "/v1/revoke", self.body(request)?).await
+    }
+
+    /// Gives the authority a new key.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rotate(&self, request: &RotateRequest) -> Result<Rotated, ClientError> {
+        self.json(Method::POST, "/v1/rotate", self.body(request)?).await
+    }
+
     /// Hands a signed root to the agent, which judges it and hands it on.
     ///
     /// # Errors
@@ -287,7 +328,7 @@ impl Client {
 mod tests {
     use super::super::server::{Control, ControlSocket, control_router, open_router};
     use super::*;
-    use crate::model::Revision;
+    use crate::model::{NodeId, Revision, UnixTime};
     use futures::future::BoxFuture;
     use std::sync::{Arc, Mutex};
 
@@ -340,6 +381,11 @@ mod tests {
                 Err(Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`"))
             })
         }
+        fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+            Box::pin(async move {
+                Err(Refusal::new(RefusalKind::NotFound, format!("there is no {}", request.path)))
+            })
+        }
         fn announce(&self, root: Bytes) -> BoxFuture<'_, Result<Announced, Refusal>> {
             self.announced.lock().unwrap().push(root);
             Box::pin(async {
@@ -360,6 +406,21 @@ mod tests {
         }
         fn invite(&self, _: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
             Box::pin(async { Err(Refusal::new(RefusalKind::NotAllowed, "not an authority")) })
+        }
+        fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>> {
+            Box::pin(async { Ok(Members { members: Vec::new(), revoked: Vec::new() }) })
+        }
+        fn authority(&self) -> BoxFuture<'_, Result<AuthorityStatus, Refusal>> {
+            Box::pin(async { Err(Refusal::new(RefusalKind::NotAllowed, "not a member")) })
+        }
+        fn revoke(&self, request: RevokeRequest) -> BoxFuture<'_, Result<Revoked, Refusal>> {
+            let RevokeRequest { node, reason } = request;
+            let (at, until) = (UnixTime(1), UnixTime(2));
+            Box::pin(async move { Ok(Revoked { node, at, until, reason, number: 3, authority: false }) })
+        }
+        fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>> {
+            let old_keys_until = UnixTime(request.overlap_s.unwrap_or_default());
+            Box::pin(async move { Ok(Rotated { key_number: 2, key: "ff".into(), old_keys_until, cards: 0 }) })
         }
         fn metrics(&self) -> BoxFuture<'_, String> {
             Box::pin(async { "starling_x 1\n# EOF\n".into() })
@@ -399,6 +460,13 @@ mod tests {
                 strata: vec!["http://x".into()],
             };
             assert_eq!(client.add_repository(&add).await.unwrap().strata, add.strata);
+            let revoke = RevokeRequest { node: NodeId([7; 32]), reason: "lost".into() };
+            let revoked = client.revoke(&revoke).await.unwrap();
+            assert_eq!((revoked.node, revoked.reason, revoked.number), (revoke.node, revoke.reason, 3));
+            let rotated = client.rotate(&RotateRequest { overlap_s: Some(9) }).await.unwrap();
+            assert_eq!((rotated.key_number, rotated.old_keys_until), (2, UnixTime(9)));
+            assert!(client.members().await.unwrap().members.is_empty());
+            assert!(client.authority().await.is_err());
             assert_eq!(client.metrics().await.unwrap(), double.metrics().await);
             let root = Bytes::from_static(&[0, 255, 7]);
             assert!(client.announce(root.clone()).await.unwrap().fresh);

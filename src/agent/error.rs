@@ -2,7 +2,7 @@
 
 use super::server::SocketError;
 use crate::cache::CacheError;
-use crate::mesh::{EndpointError, IdentityError, JoinError};
+use crate::mesh::{EndpointError, IdentityError, StateError};
 use crate::trust::RegistryError;
 use std::io;
 use std::net::SocketAddr;
@@ -39,7 +39,7 @@ pub enum AgentError {
     Endpoint(#[from] EndpointError),
     /// The desk at which an authority certifies others.
     #[error("joining desk: {0}")]
-    Desk(#[from] JoinError),
+    Desk(#[from] StateError),
     /// The mesh's driver.
     #[error("mesh: {0}")]
     Mesh(io::Error),

@@ -4,7 +4,7 @@
 //! last the answers of the control API. Stopping goes the other way round. Each step of it has a
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
-use super::api::Peers;
+use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
 use super::mounter::{KernelMounter, ReadBook};
@@ -17,8 +17,8 @@ use crate::cache::{CacheConfig, DiskCache};
 use crate::config::Settings;
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
-    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinDesk, Local, Mesh, MeshStart,
-    Network, bootstrap, proto,
+    Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
+    Mesh, MeshStart, Network, Office, OfficeConfig, Tamper, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -43,12 +43,17 @@ const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
 const FLUSH_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// What an agent is started with.
-#[derive(Clone, Debug)]
 pub struct Options {
     /// All settings.
     pub settings: Settings,
+    /// What is to be mounted, whatever was mounted before.
+    pub mounts: Vec<MountRequest>,
     /// Where to record everything that reaches the core.
     pub record_inputs: Option<PathBuf>,
+    /// The core's constants.
+    pub core: proto::Settings,
+    /// Tampers with what peers ask; `None` in every honest agent.
+    pub tamper: Option<Tamper>,
 }
 
 /// Runs an agent until `stop` is ready, and stops it in order.
@@ -77,7 +82,7 @@ struct Agent {
 
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { settings, record_inputs } = options;
+        let Options { settings, mounts: declared, record_inputs, core, tamper } = options;
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
         let socket = ControlSocket::open(&settings.socket)?;
@@ -87,20 +92,21 @@ impl Agent {
         let http = HttpClient::new(HttpOptions { proxy: settings.proxy.clone(), ..HttpOptions::default() })
             .map_err(|e| AgentError::Strata(e.to_string()))?;
         let identity = identity(&settings)?;
-        let authority = identity.as_ref().map(|identity| identity.authority().to_bytes());
+        let trust = identity.as_ref().map(|identity| identity.trust().clone());
         let local = Arc::new(LocalNode::new(
             cache.clone(),
             cache.clone(),
             registry.clone(),
-            authority,
+            trust,
             http.clone(),
             StrataOptions::default(),
         ));
 
         let contacts = Contacts::open(state.contacts());
-        let network = identity.map(|identity| join_network(&settings, identity, &contacts)).transpose()?;
+        let network =
+            identity.map(|identity| join_network(&settings, identity, &contacts, tamper)).transpose()?;
         let (network, joins, membership) = match network {
-            Some((network, joins, membership)) => (Some(network), joins, Some(membership)),
+            Some((network, joins, membership)) => (Some(network), Some(joins), Some(membership)),
             None => (None, None, None),
         };
         let record = record_inputs.map(|path| recording(&path)).transpose()?;
@@ -110,11 +116,20 @@ impl Agent {
             settings: proto::Settings {
                 origin_bytes_per_s: settings.origin_budget_bytes_per_s.0,
                 origin_burst_bytes: settings.origin_burst_bytes.0,
-                ..proto::Settings::default()
+                min_copies: settings.min_copies,
+                ..core
             },
             record,
         })
         .map_err(AgentError::Mesh)?;
+        let office = membership.as_ref().and_then(|membership| membership.office.clone());
+        let joins = match (office, joins) {
+            (Some(office), Some(joins)) => {
+                let desk = JoinDesk::open(office, &settings.state_dir, mesh.introductions())?;
+                Some(tokio::spawn(desk.run(joins)))
+            }
+            _ => None,
+        };
         let removed = Arc::downgrade(&mesh);
         cache.on_removal(Box::new(move |id| {
             if let Some(mesh) = removed.upgrade() {
@@ -128,6 +143,7 @@ impl Agent {
         let mounter = KernelMounter::new(local, fetcher, cache.clone(), reads.clone());
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
+        mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
             started,
             settings,
@@ -188,8 +204,8 @@ fn cache_config(settings: &Settings) -> CacheConfig {
     }
 }
 
-/// The membership, if there is one that counts. A node whose membership has expired goes on without
-/// the mesh: its mounts and its strata are worth more than its pride.
+/// The membership, if there is one. A node whose membership has lapsed starts all the same: nobody serves it until
+/// an authority has renewed it, and its mounts and its strata are there meanwhile.
 fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
     match Identity::load(&settings.state_dir) {
         Ok(identity) => Ok(Some(Arc::new(identity))),
@@ -205,12 +221,33 @@ fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
     }
 }
 
-/// Opens the endpoint. The joins of others are served only by an authority.
+fn office_config(settings: &Settings) -> OfficeConfig {
+    OfficeConfig {
+        life: Duration::from_secs(settings.certificate_life_s),
+        grace: Duration::from_secs(settings.renewal_grace_s),
+    }
+}
+
+/// The joiners that an authority serves once the mesh is there.
+type Joins = mpsc::Receiver<JoinConnection>;
+
+/// Opens the endpoint, and where this node is an authority its office.
 fn join_network(
     settings: &Settings,
     identity: Arc<Identity>,
     contacts: &Contacts,
-) -> Result<(Network, Option<JoinHandle<()>>, Membership), AgentError> {
+    tamper: Option<Tamper>,
+) -> Result<(Network, Joins, Membership), AgentError> {
+    let office = match identity.mesh_keys() {
+        Some(_) => match Office::open(identity.clone(), office_config(settings)) {
+            Ok(office) => Some(office),
+            Err(error) => {
+                tracing::error!(%error, "this authority certifies nobody");
+                None
+            }
+        },
+        None => None,
+    };
     let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
     let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
     let bound = endpoint.local_addr()?;
@@ -220,19 +257,11 @@ fn join_network(
     }
     let Incoming { libp2p, chunks, joins, datagrams } = incoming;
     let mut known = contacts.known().to_vec();
-    match bootstrap(&settings.state_dir, identity.authority()) {
+    match bootstrap(&settings.state_dir, identity.trust()) {
         Ok(members) => known
             .extend(members.into_iter().map(|(member, addresses)| Contact { node: member.node, addresses })),
         Err(error) => tracing::warn!(%error, "the members named at the join are not known any more"),
     }
-    let joins = match identity.mesh_keys() {
-        // A joiner is told of this node, which it has just reached; it learns of the others here.
-        Some(_) => {
-            let desk = JoinDesk::open(&identity, &settings.state_dir)?;
-            Some(tokio::spawn(desk.run(joins, Vec::new)))
-        }
-        None => None,
-    };
     let network = Network {
         endpoint,
         libp2p,
@@ -242,8 +271,10 @@ fn join_network(
         contacts: known,
         dht: settings.dht,
         tuning: Default::default(),
+        tamper,
+        office: office.clone(),
     };
-    Ok((network, joins, Membership { identity, address }))
+    Ok((network, joins, Membership { identity, address, office }))
 }
 
 /// The address under which others can reach a socket that listens on `bound`.

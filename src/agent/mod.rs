@@ -3,6 +3,7 @@
 //! [`run`] is the composition root. [`api`] is what can be asked of a running agent, [`Client`] asks.
 
 pub mod api;
+mod authority;
 mod books;
 mod client;
 mod contacts;
@@ -15,7 +16,9 @@ mod mounts;
 mod node;
 mod server;
 mod state;
+mod why;
 
+pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;
 pub use lifecycle::{Options, run};

@@ -130,6 +130,29 @@ impl MountTable {
         })
     }
 
+    /// Adds what is to be mounted in any case, as failed until [`Self::tend`] mounts it. A line that there is already for
+    /// the same directory is replaced: what is declared today counts.
+    ///
+    /// # Errors
+    /// When there are too many, or the list cannot be written.
+    pub(super) fn declare(&self, mounts: Vec<MountRequest>) -> io::Result<()> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let mut entries = self.lock();
+        for MountRequest { repository, directory, fill } in mounts {
+            let state = State::Failed { problem: "not mounted yet".into() };
+            let entry = Entry { repository, state, wants_fill: fill, fill: None, warned: None };
+            entries.insert(directory, entry);
+        }
+        if entries.len() > MOUNTS_MAX {
+            let found = entries.len();
+            return Err(io::Error::other(format!("{found} mounts are declared, {MOUNTS_MAX} are the most")));
+        }
+        drop(entries);
+        self.remember()
+    }
+
     /// All mounts, by directory.
     pub(super) fn list(&self) -> Vec<MountStatus> {
         self.lock().iter().map(|(directory, entry)| status(directory, entry)).collect()
@@ -393,6 +416,20 @@ impl MountTable {
             }
             State::Active { .. } | State::Failed { .. } => entry.fill = None,
         }
+    }
+
+    /// The tree of the newest revision of a repository that is known here.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is none, or its root catalog cannot be had.
+    pub(super) async fn newest_tree(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<(Arc<dyn Tree>, Revision), Refusal> {
+        let root = self.newest_root(repository).await?;
+        let unavailable = |problem: String| Refusal::new(RefusalKind::Unavailable, problem);
+        let tree = self.mounter.open(&root).await.map_err(unavailable)?;
+        Ok((tree, root.root().revision))
     }
 
     fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {

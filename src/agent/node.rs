@@ -1,18 +1,20 @@
 //! What the control API can ask of a running agent.
 
 use super::api::{
-    AddRepository, Announced, CacheStatus, Invitation, InviteRequest, MeshStatus, MountRequest, MountStatus,
-    Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind, Repositories as RepositoryList,
-    RepositoryStatus, Status, UnmountRequest, VERSION,
+    AddRepository, Announced, AuthorityStatus, CacheStatus, Invitation, InviteRequest, Members, MeshStatus,
+    MountRequest, MountStatus, Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind,
+    Repositories as RepositoryList, RepositoryStatus, RevokeRequest, Revoked, RotateRequest, Rotated, Status,
+    UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
 use super::server::Control;
+use super::why::why;
 use crate::ambient;
 use crate::cache::DiskCache;
 use crate::config::Settings;
-use crate::mesh::{Contact, Identity, Mesh, News, NewsVerdict, Ticket};
+use crate::mesh::{Identity, Mesh, News, NewsVerdict, Office};
 use crate::model::{ContentId, RepositoryName, Revision, Time};
 use crate::trust::{Fingerprint, Repositories, RepositoryCard, SignedCard, SignedRoot};
 use crate::upstream::{HttpClient, Upstream, UpstreamError};
@@ -24,9 +26,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-
-/// Longest validity of a ticket, in seconds: 30 days. Who holds it may join until then.
-const TICKET_MAX_S: u64 = 30 * 86_400;
 
 /// How long a mount waits for a repository's card: a member that has just joined hears of the mesh's
 /// repositories within a second or two (a guess with room for a busy machine).
@@ -58,6 +57,8 @@ pub(super) struct Membership {
     pub(super) identity: Arc<Identity>,
     /// Where others reach it.
     pub(super) address: SocketAddr,
+    /// Where it is an authority.
+    pub(super) office: Option<Arc<Office>>,
 }
 
 impl Node {
@@ -101,11 +102,11 @@ impl Node {
     /// The repositories for which the mesh's authority vouches.
     fn spread(&self) -> BTreeSet<RepositoryName> {
         let Some(membership) = &self.membership else { return BTreeSet::new() };
-        let authority = membership.identity.authority().to_bytes();
+        let keys = membership.identity.trust().all_keys();
         let cards = self.registry.signed_cards();
         cards
             .iter()
-            .filter_map(|card| SignedCard::verify(card, &authority).ok())
+            .filter_map(|card| keys.iter().find_map(|key| SignedCard::verify(card, &key.to_bytes()).ok()))
             .map(|card| card.name)
             .collect()
     }
@@ -230,26 +231,6 @@ impl Node {
             .hint("is it up, and is the URL right? `starling stratum serve DIR` serves a published folder"))
     }
 
-    fn make_ticket(&self, request: InviteRequest) -> Result<Invitation, Refusal> {
-        let authority = self.membership.as_ref().and_then(|m| Some((m, m.identity.mesh_keys()?)));
-        let Some((membership, keys)) = authority else {
-            return Err(Refusal::new(RefusalKind::NotAllowed, "this node is not an authority of a mesh")
-                .hint("ask on the node where `starling mesh init` was run"));
-        };
-        if !(1..=TICKET_MAX_S).contains(&request.expires_s) {
-            let message =
-                format!("a ticket counts for 1 to {TICKET_MAX_S} seconds, not {}", request.expires_s);
-            return Err(Refusal::new(RefusalKind::Invalid, message));
-        }
-        let addresses =
-            if request.addresses.is_empty() { vec![membership.address] } else { request.addresses };
-        let contact = Contact { node: membership.identity.node(), addresses: addresses.clone() };
-        let expires = ambient::unix_now().after(Duration::from_secs(request.expires_s));
-        let ticket = Ticket::issue(keys, vec![contact], expires)
-            .map_err(|error| Refusal::new(RefusalKind::Invalid, error))?;
-        Ok(Invitation { ticket: ticket.to_string(), expires, addresses })
-    }
-
     fn mesh_status(&self, peers: &Peers) -> Option<MeshStatus> {
         let membership = self.membership.as_ref()?;
         let certificate = membership.identity.membership();
@@ -358,6 +339,26 @@ impl Control for Node {
 
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>> {
         async move { self.make_ticket(request) }.boxed()
+    }
+
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>> {
+        why(self, request).boxed()
+    }
+
+    fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>> {
+        self.member_list().boxed()
+    }
+
+    fn authority(&self) -> BoxFuture<'_, Result<AuthorityStatus, Refusal>> {
+        self.authority_status().boxed()
+    }
+
+    fn revoke(&self, request: RevokeRequest) -> BoxFuture<'_, Result<Revoked, Refusal>> {
+        self.revoke_member(request).boxed()
+    }
+
+    fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>> {
+        self.rotate_key(request).boxed()
     }
 
     fn metrics(&self) -> BoxFuture<'_, String> {

@@ -2,8 +2,9 @@
 //! needs no permission. Transport only; [`Control`] decides.
 
 use super::api::{
-    AddRepository, Announced, BODY_MAX_BYTES, Invitation, InviteRequest, MountRequest, MountStatus, Mounts,
-    Peers, Refusal, RefusalKind, Repositories, RepositoryStatus, Status, UnmountRequest,
+    AddRepository, Announced, AuthorityStatus, BODY_MAX_BYTES, Invitation, InviteRequest, Members,
+    MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
+    RevokeRequest, Revoked, RotateRequest, Rotated, Status, UnmountRequest, Why, WhyRequest,
 };
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
@@ -45,6 +46,16 @@ pub trait Control: Send + Sync + 'static {
     fn add_repository(&self, request: AddRepository) -> BoxFuture<'_, Result<RepositoryStatus, Refusal>>;
     /// Makes a ticket.
     fn invite(&self, request: InviteRequest) -> BoxFuture<'_, Result<Invitation, Refusal>>;
+    /// Where the chunks of a file came from.
+    fn why(&self, request: WhyRequest) -> BoxFuture<'_, Result<Why, Refusal>>;
+    /// The members that it knows, and who was revoked.
+    fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>>;
+    /// The mesh's authority, as it sees it.
+    fn authority(&self) -> BoxFuture<'_, Result<AuthorityStatus, Refusal>>;
+    /// Ends a membership.
+    fn revoke(&self, request: RevokeRequest) -> BoxFuture<'_, Result<Revoked, Refusal>>;
+    /// Gives the authority a new key.
+    fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>>;
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> BoxFuture<'_, String>;
 }
@@ -90,6 +101,17 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
                 .post(add_repository),
         )
         .route("/v1/invite", post(invite))
+        .route("/v1/why", post(why))
+        .route(
+            "/v1/members",
+            get(|State(c): State<Arc<dyn Control>>| async move { bounded(c.members()).await }),
+        )
+        .route(
+            "/v1/authority",
+            get(|State(c): State<Arc<dyn Control>>| async move { bounded(c.authority()).await }),
+        )
+        .route("/v1/revoke", post(revoke))
+        .route("/v1/rotate", post(rotate))
         .merge(open_routes())
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
@@ -151,6 +173,18 @@ async fn add_repository(State(control): State<Arc<dyn Control>>, body: Bytes) ->
 
 async fn invite(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Invitation> {
     bounded(control.invite(parse(&body)?)).await
+}
+
+async fn why(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Why> {
+    bounded(control.why(parse(&body)?)).await
+}
+
+async fn revoke(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Revoked> {
+    bounded(control.revoke(parse(&body)?)).await
+}
+
+async fn rotate(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Rotated> {
+    bounded(control.rotate(parse(&body)?)).await
 }
 
 async fn announce(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Announced> {

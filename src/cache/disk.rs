@@ -110,6 +110,11 @@ impl DiskCache {
         Ok(cache)
     }
 
+    /// Where a chunk that is here came from.
+    pub fn origin(&self, id: &ContentId) -> Option<Origin> {
+        self.read_index().find(id).map(|(slot, _)| slot.state().origin())
+    }
+
     /// Counts a chunk that was obtained from `origin`, whether or not it could be stored.
     ///
     /// Each distinct chunk is counted once a run, whoever notes it: `insert` does for what it

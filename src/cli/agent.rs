@@ -1,8 +1,11 @@
 //! `starling agent`: run this machine's agent: mounts, cache, mesh member.
 
 use super::CliError;
-use crate::agent::{AgentError, Options, run as run_agent};
+use super::first_start::FirstStart;
+use crate::agent::api::MountRequest;
+use crate::agent::{AgentError, Options, Tamper, run as run_agent};
 use crate::config::{DEFAULT_FILE, LogFormat, Settings};
+use crate::mesh::proto;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 #[command(after_help = "Examples:
   starling agent
   starling agent --state /srv/starling --listen 0.0.0.0:7400 --http 127.0.0.1:9400
+  starling agent --join /run/secrets/ticket --cell eu/a/rack12 --mount sw.example.org:/mnt/sw
   STARLING_LOG_FILTER=debug starling agent --config ./agent.toml
 
 It logs to standard error, says `ready` when it serves, and ends on SIGTERM or SIGINT after it has
@@ -48,15 +52,35 @@ pub(super) struct Args {
     /// Do without the DHT.
     #[arg(long)]
     no_dht: bool,
+    /// Mount a repository as soon as it is known, REPO:DIR, with `:fill` at the end to bring all of it into the
+    /// cache; may be repeated. DIR is made if it is not there.
+    #[arg(long = "mount", value_name = "REPO:DIR[:fill]", value_parser = parse_mount)]
+    mounts: Vec<MountRequest>,
+    #[command(flatten)]
+    first_start: FirstStart,
     /// Record everything that reaches the core, for `starling core-replay`.
     #[arg(long, value_name = "FILE")]
     record_inputs: Option<PathBuf>,
+    /// The core's constants (JSON), for experiments: all nodes of a mesh should have the same.
+    #[arg(long, value_name = "FILE", hide = true)]
+    core_settings: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
+    run_tampered(args, None)
+}
+
+/// Runs an agent; with `tamper`, what peers ask of it goes through that first. Only the lab does that.
+pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
     start_logging(&settings)?;
-    let options = Options { settings, record_inputs: args.record_inputs };
+    for mount in &args.mounts {
+        std::fs::create_dir_all(&mount.directory)
+            .map_err(|error| CliError::failed(format!("{}: {error}", mount.directory.display())))?;
+    }
+    let core = core_settings(args.core_settings.as_deref())?;
+    let Args { mounts, record_inputs, first_start, .. } = args;
+    let options = Options { settings, mounts, record_inputs, core, tamper };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -66,11 +90,38 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
                 _ = int.recv() => {}
             }
         };
+        tokio::pin!(stop);
+        tokio::select! {
+            member = first_start.carry_out(&options.settings.state_dir) => member?,
+            () = &mut stop => return Ok(()),
+        }
         run_agent(options, stop).await.map_err(explain)
     });
     // Whatever still blocks (a disk that hangs) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// `REPO:DIR` or `REPO:DIR:fill`.
+fn parse_mount(text: &str) -> Result<MountRequest, String> {
+    let (repository, directory) = text.split_once(':').ok_or_else(|| format!("`{text}` is not REPO:DIR"))?;
+    let repository = repository.parse().map_err(|error| format!("`{repository}`: {error}"))?;
+    let (directory, fill) = match directory.strip_suffix(":fill") {
+        Some(directory) => (directory, true),
+        None => (directory, false),
+    };
+    let directory = PathBuf::from(directory);
+    if !directory.is_absolute() {
+        return Err(format!("`{}` is not an absolute path", directory.display()));
+    }
+    Ok(MountRequest { repository, directory, fill })
+}
+
+fn core_settings(file: Option<&Path>) -> Result<proto::Settings, CliError> {
+    let Some(file) = file else { return Ok(proto::Settings::default()) };
+    let wrong = |error: &dyn std::fmt::Display| CliError::usage(format!("{}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
 }
 
 fn explain(error: AgentError) -> CliError {
@@ -160,6 +211,17 @@ mod tests {
         assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
         assert_eq!((settings.mtu_bytes, settings.dht, settings.read_deadline_ms), (6_550, false, 6_000));
         assert_eq!(settings.state_dir, Path::new("/s"));
+    }
+
+    #[test]
+    fn mounts_are_declared_with_name_and_place() {
+        let mount = parse_mount("sw.example.org:/mnt/a:b:fill").unwrap();
+        assert_eq!((mount.repository.as_str(), mount.fill), ("sw.example.org", true));
+        assert_eq!(mount.directory, Path::new("/mnt/a:b"));
+        assert!(!parse_mount("sw.example.org:/mnt/sw").unwrap().fill);
+        for bad in ["sw.example.org", "sw.example.org:mnt", ":/mnt", "a b:/mnt"] {
+            assert!(parse_mount(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

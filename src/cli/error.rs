@@ -49,3 +49,14 @@ impl From<std::io::Error> for CliError {
         Self::failed(error)
     }
 }
+
+#[cfg(feature = "node")]
+impl From<crate::lab::ProcessError> for CliError {
+    fn from(error: crate::lab::ProcessError) -> Self {
+        let failed = Self::failed(&error);
+        match error.hint() {
+            Some(hint) => failed.hint(hint),
+            None => failed,
+        }
+    }
+}

@@ -16,8 +16,9 @@ pub(super) struct Args {
     /// The ticket.
     ticket: String,
     /// Where this machine is: REGION/ZONE/RACK. Nodes with the same label know each other well.
-    #[arg(long, value_name = "R/Z/R", default_value_t)]
-    cell: CellLabel,
+    /// [default: the ticket's, else default/default/default]
+    #[arg(long, value_name = "R/Z/R")]
+    cell: Option<CellLabel>,
     #[command(flatten)]
     state: StateArgs,
     /// Replace the membership that this machine has; its key stays.
@@ -38,26 +39,31 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             "mesh": membership.mesh.to_string(),
             "node": membership.node,
             "cell": membership.cell,
+            "role": membership.role,
+            "repositories": membership.scope.names(),
             "expires": membership.expires,
         }));
     }
     println!(
-        "this node, {}, is a member of mesh {} in cell {} until {}",
+        "this node, {}, is a member of mesh {} in cell {} with the role {} until {}, and then renewed by its agent",
         membership.node.short(),
         membership.mesh,
         membership.cell,
+        membership.role,
         membership.expires
     );
     eprintln!("run `starling agent` now");
     Ok(())
 }
 
-fn explain(error: JoinError) -> CliError {
+/// What a person can do about it.
+pub(super) fn explain(error: JoinError) -> CliError {
     let failed = CliError::failed(&error);
     match error {
         JoinError::Identity(IdentityError::AlreadyAMember { .. }) => {
             failed.hint("one state folder belongs to one mesh: choose another with --state, or give --force")
         }
+        JoinError::Ticket(TicketError::Cell { .. }) => failed.hint("leave --cell away"),
         JoinError::Unreachable { .. } => {
             failed.hint("is `starling agent` running there, and is its UDP port reachable from here?")
         }
@@ -74,7 +80,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = Args {
             ticket: "starling-ticket-nonsense".into(),
-            cell: CellLabel::default(),
+            cell: None,
             state: StateArgs::at(dir.path()),
             force: false,
             json: false,

@@ -1,11 +1,15 @@
-//! `starling mesh`: make a mesh and invite machines into it.
+//! `starling mesh`: make a mesh, invite machines into it, see its members, and end memberships.
 
 use super::CliError;
-use super::ask::{AgentArgs, StateArgs, block_on, print_json};
-use crate::agent::api::InviteRequest;
-use crate::mesh::{Identity, IdentityError};
-use crate::model::CellLabel;
+use super::ask::{AgentArgs, StateArgs, block_on, print_json, table};
+use crate::agent::Client;
+use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
+use crate::mesh::{Identity, IdentityError, REASON_MAX_BYTES, Role, TICKET_MAX_USES};
+use crate::model::{CellLabel, NodeId, RepositoryName};
+use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longest validity of a ticket: 30 days. Who holds it may join until then, so short is better.
@@ -30,48 +34,318 @@ Then run `starling agent` here, and `starling mesh invite` for each further mach
         #[arg(long)]
         json: bool,
     },
-    /// Print a ticket with which a machine may join. Asks the agent of an authority.
+    /// Print a ticket with which machines may join. Asks the agent of an authority.
     #[command(after_help = "Examples:
   starling mesh invite
   starling mesh invite --expires 10m --address node-1.example.org:7400
+  starling mesh invite --uses 40 --expires 24h --cell eu-west/a/rack12 --repo sw.example.org
+  starling mesh invite --role authority
 
-A ticket is worth a membership until it expires: hand it over as you would a password.")]
-    Invite {
+A ticket is worth a membership until it expires: hand it over as you would a password. One with the role
+`authority` is worth the whole mesh. Only the authority that printed a ticket accepts it.")]
+    Invite(Invite),
+    /// Show the members that this node knows: who, where, what they may do and read, until when.
+    #[command(after_help = "Examples:
+  starling mesh members
+  starling mesh members --json | jq '.members[] | select(.up | not)'
+
+A node knows the members of its own cell, those of its region's other cells, and whoever it has met elsewhere.
+Certificates are renewed by the agents from half of their life on; one that is close to its end belongs to a
+node that is off or cut off.")]
+    Members {
         #[command(flatten)]
         agent: AgentArgs,
-        /// How long the ticket counts: a number with s, m, h or d; at most 30d.
-        #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = parse_span)]
-        expires: Duration,
-        /// Address of this node in the ticket, HOST:PORT; may be repeated [default: where the agent can be reached].
-        #[arg(long = "address", value_name = "ADDR")]
-        addresses: Vec<String>,
+        /// Also show who was revoked.
+        #[arg(long)]
+        revoked: bool,
+        /// Print one JSON object, revocations included.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a node's membership at once, everywhere. Asks the agent of an authority.
+    #[command(after_help = "Examples:
+  starling mesh revoke 3f9a04c1d2 --reason 'disk sold'
+
+All members close their connections with the node within seconds and accept none. Its certificate is not renewed,
+and tickets from before the revocation that it used, or that it could use, are void. To take the node in again,
+print a new ticket and run `starling join TICKET --force` there.")]
+    Revoke {
+        #[command(flatten)]
+        agent: AgentArgs,
+        /// The node: its name, or the beginning of it that no other member's name has.
+        node: String,
+        /// Why; at most 64 bytes, which all members can read.
+        #[arg(long, default_value = "", value_parser = parse_reason)]
+        reason: String,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give the mesh's authority a new key. Asks the agent of an authority.
+    #[command(after_help = "Examples:
+  starling mesh rotate
+  starling mesh rotate --overlap 7d
+
+The mesh keeps its name. The new key is signed by the old one and spreads to all members, which have their
+certificates renewed under it; the old key counts beside it until the overlap has passed. Tickets stay good.
+Nodes that are off for longer than the overlap come back if the authority still renews their certificates
+(`renewal_grace_s`), else with a new ticket.")]
+    Rotate {
+        #[command(flatten)]
+        agent: AgentArgs,
+        /// How long the old key counts: a number with s, m, h or d [default: twice the life of a certificate].
+        #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+        overlap: Option<Duration>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the mesh's authority as this node sees it: keys, revocations, who certifies, and what this node did.
+    #[command(after_help = "Examples:
+  starling mesh authority
+  starling mesh authority --json | jq .certificate_life_s
+
+An authority is a member like others whose agent also certifies joiners and renews certificates. The first node of
+a mesh is one; `starling mesh invite --role authority` makes further ones, each of which can do all of it. Set
+`certificate_life_s` and `renewal_grace_s` alike on all of them.")]
+    Authority {
+        #[command(flatten)]
+        agent: AgentArgs,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
 }
 
+/// Arguments of `mesh invite`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Invite {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// How long the ticket counts: a number with s, m, h or d; at most 30d.
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = parse_span)]
+    expires: Duration,
+    /// How many machines it lets in.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "one_time",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(TICKET_MAX_USES)))]
+    uses: u32,
+    /// For one machine only, which is the default.
+    #[arg(long)]
+    one_time: bool,
+    /// What they may do: member, seed (home of more, named to joiners first) or authority (certifies others).
+    #[arg(long, value_name = "ROLE", default_value = "member")]
+    role: Role,
+    /// A repository that they may read; may be repeated [default: all].
+    #[arg(long = "repo", value_name = "NAME")]
+    repositories: Vec<RepositoryName>,
+    /// Where they are: REGION/ZONE/RACK [default: they say so themselves].
+    #[arg(long, value_name = "R/Z/R")]
+    cell: Option<CellLabel>,
+    /// Address of this node in the ticket, HOST:PORT; may be repeated [default: where the agent can be reached].
+    #[arg(long = "address", value_name = "ADDR")]
+    addresses: Vec<String>,
+    /// Write the ticket into FILE (mode 0600) instead of printing it.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    out: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
 pub(super) fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Init { state, cell, json } => init(&state, cell, json),
-        Command::Invite { agent, expires, addresses, json } => {
-            let request = InviteRequest { expires_s: expires.as_secs(), addresses: resolve(&addresses)? };
-            let client = agent.client();
-            let invitation = block_on(async { Ok(client.invite(&request).await?) })?;
-            if json {
-                return print_json(&invitation);
-            }
-            // The ticket alone on standard output, so that a script can pass it on.
-            println!("{}", invitation.ticket);
-            let addresses: Vec<_> = invitation.addresses.iter().map(ToString::to_string).collect();
-            eprintln!(
-                "good until {}, for machines that reach {}",
-                invitation.expires,
-                addresses.join(" or ")
-            );
-            Ok(())
-        }
+        Command::Invite(args) => invite(args),
+        Command::Members { agent, revoked, json } => members(&agent.client(), revoked, json),
+        Command::Revoke { agent, node, reason, json } => revoke(&agent.client(), &node, reason, json),
+        Command::Rotate { agent, overlap, json } => rotate(&agent.client(), overlap, json),
+        Command::Authority { agent, json } => authority(&agent.client(), json),
     }
+}
+
+fn invite(args: Invite) -> Result<(), CliError> {
+    let request = InviteRequest {
+        expires_s: args.expires.as_secs(),
+        addresses: resolve(&args.addresses)?,
+        uses: Some(args.uses),
+        role: Some(args.role),
+        repositories: args.repositories,
+        cell: args.cell,
+    };
+    let client = args.agent.client();
+    let invitation = block_on(async { Ok(client.invite(&request).await?) })?;
+    if args.json {
+        return print_json(&invitation);
+    }
+    match &args.out {
+        Some(file) => write_ticket(file, &invitation.ticket)
+            .map_err(|error| CliError::failed(format!("{}: {error}", file.display())))?,
+        // Alone on standard output, so that a script can pass it on.
+        None => println!("{}", invitation.ticket),
+    }
+    let addresses: Vec<_> = invitation.addresses.iter().map(ToString::to_string).collect();
+    let machines =
+        if invitation.uses == 1 { "one machine".into() } else { format!("{} machines", invitation.uses) };
+    eprintln!(
+        "good until {}, for {machines} with the role {} that may read {} and reach {}",
+        invitation.expires,
+        invitation.role,
+        readable(invitation.repositories.as_deref()),
+        addresses.join(" or ")
+    );
+    Ok(())
+}
+
+/// Writes beside and renames, so that who waits for the file never sees a part of it.
+fn write_ticket(file: &Path, ticket: &str) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    let mut options = std::fs::File::options();
+    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    writeln!(new, "{ticket}")?;
+    new.sync_all()?;
+    std::fs::rename(&beside, file)
+}
+
+/// What a member may read, for people.
+fn readable(repositories: Option<&[RepositoryName]>) -> String {
+    let names =
+        |names: &[RepositoryName]| names.iter().map(RepositoryName::as_str).collect::<Vec<_>>().join(",");
+    repositories.map_or_else(|| "everything".to_owned(), names)
+}
+
+fn members(client: &Client, revoked: bool, json: bool) -> Result<(), CliError> {
+    let list = block_on(async { Ok(client.members().await?) })?;
+    if json {
+        return print_json(&list);
+    }
+    print!("{}", member_table(&list.members));
+    if revoked {
+        let rows: Vec<_> = list
+            .revoked
+            .iter()
+            .map(|entry| {
+                [entry.node.to_string(), entry.at.to_string(), entry.until.to_string(), entry.reason.clone()]
+            })
+            .collect();
+        println!("\n{}", table(["REVOKED", "AT", "LISTED UNTIL", "REASON"], &rows).trim_end());
+    }
+    Ok(())
+}
+
+fn member_table(members: &[MemberInfo]) -> String {
+    let rows: Vec<_> = members
+        .iter()
+        .map(|member| {
+            let state = if member.this {
+                "this"
+            } else if member.up {
+                "up"
+            } else {
+                "down"
+            };
+            [
+                member.node.short(),
+                member.cell.to_string(),
+                member.role.to_string(),
+                readable(member.repositories.as_deref()),
+                member.expires.to_string(),
+                state.to_owned(),
+                member.address.to_string(),
+            ]
+        })
+        .collect();
+    table(["NODE", "CELL", "ROLE", "MAY READ", "CERTIFIED UNTIL", "STATE", "ADDRESS"], &rows)
+}
+
+fn revoke(client: &Client, node: &str, reason: String, json: bool) -> Result<(), CliError> {
+    let revoked = block_on(async {
+        let node = match node.parse::<NodeId>() {
+            Ok(node) => node,
+            Err(_) => find(node, &client.members().await?)?,
+        };
+        Ok(client.revoke(&RevokeRequest { node, reason }).await?)
+    })?;
+    if json {
+        return print_json(&revoked);
+    }
+    println!("{} is revoked (list {}, {})", revoked.node, revoked.number, revoked.at);
+    if revoked.authority {
+        eprintln!("it was an authority and knows the mesh's key: run `starling mesh rotate` now");
+    }
+    Ok(())
+}
+
+/// The one member whose name begins with `text`.
+fn find(text: &str, list: &Members) -> Result<NodeId, CliError> {
+    let wanted = text.to_ascii_lowercase();
+    let mut fits = list
+        .members
+        .iter()
+        .map(|member| member.node)
+        .filter(|node| !wanted.is_empty() && node.to_string().starts_with(&wanted));
+    match (fits.next(), fits.next()) {
+        (Some(node), None) => Ok(node),
+        (Some(_), Some(_)) => {
+            Err(CliError::usage(format!("several members' names begin with `{text}`"))
+                .hint("give more digits"))
+        }
+        (None, _) => Err(CliError::usage(format!("no member that this node knows is named `{text}`")).hint(
+            "`starling mesh members` lists them; a node that is not listed is revoked by its whole name",
+        )),
+    }
+}
+
+fn rotate(client: &Client, overlap: Option<Duration>, json: bool) -> Result<(), CliError> {
+    let request = RotateRequest { overlap_s: overlap.map(|overlap| overlap.as_secs()) };
+    let rotated = block_on(async { Ok(client.rotate(&request).await?) })?;
+    if json {
+        return print_json(&rotated);
+    }
+    println!("the authority has key {}, {}", rotated.key_number, rotated.key);
+    eprintln!(
+        "the old key counts until {}; {} repository cards were signed anew",
+        rotated.old_keys_until, rotated.cards
+    );
+    Ok(())
+}
+
+fn authority(client: &Client, json: bool) -> Result<(), CliError> {
+    let status = block_on(async { Ok(client.authority().await?) })?;
+    if json {
+        return print_json(&status);
+    }
+    print!("{}", authority_text(&status));
+    Ok(())
+}
+
+fn authority_text(status: &AuthorityStatus) -> String {
+    let mut lines = vec![
+        format!("mesh         {}", status.mesh),
+        format!("key          {} (number {})", status.key, status.key_number),
+    ];
+    if let Some(until) = status.old_keys_until {
+        lines.push(format!("older keys   count until {until}"));
+    }
+    lines.push(format!("revoked      {} nodes (list {})", status.revoked, status.revocations));
+    match (status.certificate_life_s, status.renewal_grace_s, &status.counts) {
+        (Some(life), Some(grace), Some(counts)) => {
+            lines.push(format!("this node    certifies for {life} s, renews up to {grace} s late"));
+            lines.push(format!(
+                "so far       {} joined, {} refused, {} renewed, {} denied",
+                counts.joined, counts.refused, counts.renewed, counts.denied
+            ));
+        }
+        _ => lines.push("this node    is no authority".to_owned()),
+    }
+    lines.join("\n") + "\n\n" + &member_table(&status.authorities)
+}
+
+/// A reason that fits a revocation.
+fn parse_reason(text: &str) -> Result<String, String> {
+    if text.len() > REASON_MAX_BYTES {
+        return Err(format!("{} bytes; a reason has at most {REASON_MAX_BYTES}", text.len()));
+    }
+    Ok(text.to_owned())
 }
 
 fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> {
@@ -165,5 +439,39 @@ mod tests {
         init(&state, CellLabel::default(), true).unwrap();
         let error = init(&state, CellLabel::default(), true).unwrap_err().to_string();
         assert!(error.contains("--state"), "{error}");
+    }
+
+    fn member(node: u8) -> MemberInfo {
+        MemberInfo {
+            node: NodeId([node; 32]),
+            cell: "eu/a/r1".parse().unwrap(),
+            role: Role::Seed,
+            repositories: Some(vec!["sw.example.org".parse().unwrap()]),
+            issued: crate::model::UnixTime(0),
+            expires: crate::model::UnixTime(951_782_400),
+            up: true,
+            address: "10.0.0.1:7400".parse().unwrap(),
+            connections: 2,
+            this: false,
+        }
+    }
+
+    #[test]
+    fn a_member_is_found_by_the_beginning_of_its_name_if_it_is_the_only_one() {
+        let list = Members { members: vec![member(0x12), member(0x13)], revoked: vec![] };
+        assert_eq!(find("12", &list).unwrap(), NodeId([0x12; 32]));
+        for (bad, says) in [("1", "several"), ("2", "no member"), ("", "no member")] {
+            let error = find(bad, &list).unwrap_err();
+            assert!(error.to_string().contains(says) && error.code() == 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn members_are_shown_with_role_scope_and_the_end_of_their_certificate() {
+        let text = member_table(&[member(0x12)]);
+        for part in ["1212121212", "eu/a/r1", "seed", "sw.example.org", "2000-02-29T00:00:00Z", "up"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(readable(None), "everything");
     }
 }

@@ -15,7 +15,13 @@ mod core_replay;
 mod demo;
 mod error;
 #[cfg(feature = "node")]
+mod first_start;
+#[cfg(feature = "node")]
+mod health;
+#[cfg(feature = "node")]
 mod join;
+#[cfg(feature = "node")]
+mod lab;
 #[cfg(feature = "node")]
 mod mesh;
 #[cfg(feature = "node")]
@@ -34,6 +40,8 @@ mod stratum;
 mod swarm;
 #[cfg(feature = "node")]
 mod umount;
+#[cfg(feature = "node")]
+mod why;
 
 #[cfg(feature = "node")]
 #[doc(hidden)]
@@ -75,10 +83,16 @@ enum Command {
     /// Show what the agent is doing.
     Status(status::Args),
     #[cfg(feature = "node")]
+    /// Tell by the exit code whether an agent or a stratum is fit for work.
+    Health(health::Args),
+    #[cfg(feature = "node")]
     /// Show the members that the agent knows.
     Peers(peers::Args),
     #[cfg(feature = "node")]
-    /// Make a mesh and invite machines into it.
+    /// Tell where each chunk of a file came from, and how long each step took.
+    Why(why::Args),
+    #[cfg(feature = "node")]
+    /// Make a mesh, invite machines into it, see its members, end memberships.
     #[command(subcommand)]
     Mesh(mesh::Command),
     #[cfg(feature = "node")]
@@ -96,6 +110,13 @@ enum Command {
     #[cfg(feature = "node")]
     /// Publish, serve, join, mount and read back on this machine, with real processes.
     Demo(demo::Args),
+    #[cfg(feature = "node")]
+    /// Run a scenario with real agents in network namespaces of this machine, and measure it.
+    Lab(lab::Args),
+    #[cfg(feature = "node")]
+    /// Run an agent that lies to its peers. Only the lab starts it.
+    #[command(hide = true)]
+    LabLiar(lab::LiarArgs),
     /// Replay recorded decisions of an agent and compare them byte for byte.
     CoreReplay(core_replay::Args),
 }
@@ -118,7 +139,11 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "node")]
         Command::Status(args) => status::run(args),
         #[cfg(feature = "node")]
+        Command::Health(args) => health::run(args),
+        #[cfg(feature = "node")]
         Command::Peers(args) => peers::run(args),
+        #[cfg(feature = "node")]
+        Command::Why(args) => why::run(args),
         #[cfg(feature = "node")]
         Command::Mesh(args) => mesh::run(args),
         #[cfg(feature = "node")]
@@ -129,6 +154,10 @@ pub fn main() -> ExitCode {
         Command::Swarm(args) => swarm::run(args),
         #[cfg(feature = "node")]
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "node")]
+        Command::Lab(args) => lab::run(args),
+        #[cfg(feature = "node")]
+        Command::LabLiar(args) => lab::run_liar(args),
         Command::CoreReplay(args) => core_replay::run(args),
     };
     match result {
@@ -138,4 +167,22 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.code())
         }
     }
+}
+
+/// Environment variables that are settings of an agent of this machine, not of those that a command starts.
+#[cfg(feature = "node")]
+fn own_variables() -> Vec<std::ffi::OsString> {
+    let ours =
+        |name: &std::ffi::OsString| name.to_string_lossy().starts_with(crate::config::ENVIRONMENT_PREFIX);
+    std::env::vars_os().map(|(name, _)| name).filter(ours).collect()
+}
+
+/// Starts this program again, with outputs and logs in `folder`.
+#[cfg(feature = "node")]
+fn launcher(folder: &std::path::Path) -> Result<crate::lab::Launcher, CliError> {
+    Ok(crate::lab::Launcher {
+        executable: std::env::current_exe()?,
+        folder: folder.to_owned(),
+        hidden: own_variables(),
+    })
 }

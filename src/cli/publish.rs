@@ -2,6 +2,7 @@
 
 use super::CliError;
 use super::ask::block_on;
+use crate::agent::api::AddRepository;
 use crate::agent::{AgentAddress, Client};
 use crate::ambient;
 use crate::chunk::{Chunking, MAX_LEVEL};
@@ -54,6 +55,10 @@ pub(super) struct Args {
     /// Hand the new root to an agent: its socket, or HOST:PORT of its http_listen; may be repeated
     #[arg(long, value_name = "ADDR|SOCKET", value_parser = agent_address)]
     announce: Vec<AgentAddress>,
+    /// With --announce: URL at which others find what lies in --to. An agent that does not know the repository is told of
+    /// it first, as by `starling repo add`; may be repeated
+    #[arg(long = "stratum", value_name = "URL", requires = "announce")]
+    strata: Vec<String>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -64,7 +69,7 @@ fn agent_address(text: &str) -> Result<AgentAddress, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, json } = args;
+    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, strata, json } = args;
     let started = ambient::now();
     let tree = open_tree(&tree)?;
     let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
@@ -96,15 +101,25 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         print_outcome(&repo, &keys, &outcome, seconds);
     }
-    announce(&agents, &outcome)
+    let card = AddRepository { repository: repo, fingerprint: keys.fingerprint().to_string(), strata };
+    announce(&agents, &outcome, &card)
 }
 
 /// Hands the root to all agents named. One that refuses does not keep the others from hearing of it.
-fn announce(agents: &[AgentAddress], outcome: &Outcome) -> Result<(), CliError> {
+fn announce(agents: &[AgentAddress], outcome: &Outcome, card: &AddRepository) -> Result<(), CliError> {
     let mut failed = Vec::new();
     for address in agents {
         let root = outcome.root.bytes().clone();
-        let told = block_on(async { Ok(Client::at(address.clone()).announce(root).await?) });
+        let told = block_on(async {
+            let agent = Client::at(address.clone());
+            if !card.strata.is_empty() {
+                let known = agent.repositories().await?.repositories;
+                if known.iter().all(|known| known.repository != card.repository) {
+                    agent.add_repository(card).await?;
+                }
+            }
+            Ok(agent.announce(root).await?)
+        });
         match told {
             Ok(told) => eprintln!("announced revision {} to {address}", told.revision),
             Err(error) => failed.push(format!("{address}: {error}")),

@@ -57,9 +57,12 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         table(&args.file, &timed)
     };
     writeln!(std::io::stdout(), "{text}")?;
-    if report.completed < report.nodes {
-        let missing = report.nodes - report.completed;
-        return Err(CliError::failed(format!("{missing} of {} nodes did not get all content", report.nodes)));
+    if report.rollout.completed < report.rollout.nodes {
+        let missing = report.rollout.nodes - report.rollout.completed;
+        return Err(CliError::failed(format!(
+            "{missing} of {} nodes did not get all content",
+            report.rollout.nodes
+        )));
     }
     Ok(())
 }
@@ -91,14 +94,23 @@ fn show(progress: Progress) {
 fn table(path: &Path, timed: &Timed<'_>) -> String {
     let report = timed.report;
     let rows = [
-        ("scenario", format!("{} (seed {})", path.display(), report.seed)),
-        ("nodes", format!("{} of {} completed", report.completed, report.nodes)),
-        ("bound", format!("{:.4} s, bound by {}", report.bound_s, report.binding_term.text())),
-        ("makespan", format!("{:.4} s = {:.3} x bound", report.makespan_s, report.makespan_over_bound)),
-        ("p50 / p99", format!("{:.4} s / {:.4} s", report.p50_s, report.p99_s)),
-        ("left the stratum", format!("{} bytes = {:.4} copies", report.strata_bytes, report.strata_copies)),
-        ("into a cell", format!("at most {:.4} copies", report.most_into_a_cell_copies)),
-        ("given by a node", format!("at most {:.4} copies", report.most_given_copies)),
+        ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
+        ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
+        (
+            "bound",
+            format!("{:.4} s, bound by {}", report.rollout.bound_s, report.rollout.binding_term.text()),
+        ),
+        (
+            "makespan",
+            format!("{:.4} s = {:.3} x bound", report.rollout.makespan_s, report.rollout.makespan_over_bound),
+        ),
+        ("p50 / p99", format!("{:.4} s / {:.4} s", report.rollout.p50_s, report.rollout.p99_s)),
+        (
+            "left the stratum",
+            format!("{} bytes = {:.4} copies", report.rollout.strata_bytes, report.rollout.strata_copies),
+        ),
+        ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
+        ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),

@@ -1,9 +1,10 @@
 //! The node under the mesh: its store, its strata, its judgement of signed documents.
 
-use crate::mesh::{Local, News, NewsVerdict, UpstreamFailure};
+use crate::ambient;
+use crate::mesh::{Local, MeshTrust, News, NewsVerdict, UpstreamFailure};
 use crate::model::{ChunkRef, ContentId, RepositoryName};
 use crate::store::{ChunkStore, Origin};
-use crate::trust::{CardVerdict, Repositories, RootVerdict};
+use crate::trust::{CardError, CardVerdict, Repositories, RootVerdict, SignedCard};
 use crate::upstream::{HttpClient, RetryPolicy, Retrying, Several, Upstream, UpstreamError};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -56,8 +57,8 @@ pub struct LocalNode {
     store: Arc<dyn ChunkStore>,
     books: Arc<dyn Books>,
     repositories: Arc<Repositories>,
-    /// The public key that signs repository cards; `None` for a node outside a mesh.
-    authority: Option<[u8; 32]>,
+    /// Whose signature counts on repository cards; `None` for a node outside a mesh.
+    trust: Option<Arc<MeshTrust>>,
     http: HttpClient,
     options: StrataOptions,
     /// One entry a repository with a card, which the registry bounds.
@@ -70,11 +71,11 @@ impl LocalNode {
         store: Arc<dyn ChunkStore>,
         books: Arc<dyn Books>,
         repositories: Arc<Repositories>,
-        authority: Option<[u8; 32]>,
+        trust: Option<Arc<MeshTrust>>,
         http: HttpClient,
         options: StrataOptions,
     ) -> Self {
-        Self { store, books, repositories, authority, http, options, strata: Mutex::default() }
+        Self { store, books, repositories, trust, http, options, strata: Mutex::default() }
     }
 
     /// Asks all strata of a repository for its root and judges what they have. Returns at the
@@ -176,21 +177,23 @@ impl Local for LocalNode {
         async move { tokio::task::spawn_blocking(keep).await.unwrap_or(false) }.boxed()
     }
 
-    fn fetch_upstream(
-        &self,
+    fn fetch_upstream<'a>(
+        &'a self,
         repository: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>> {
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
         async move {
             let strata = match self.strata(&repository) {
                 Ok(strata) => strata,
                 Err(failure) => return vec![Err(failure); chunks.len()],
             };
-            let fetch = strata.retrying.fetch_chunks(&repository, &chunks);
+            let fetch = strata.retrying.fetch_each(&repository, &chunks, arrived);
             match tokio::time::timeout(self.options.fetch_max, fetch).await {
-                Ok(results) => {
-                    results.into_iter().map(|result| result.map_err(|error| failure(&error))).collect()
-                }
+                Ok(results) => results
+                    .into_iter()
+                    .map(|result| result.map(drop).map_err(|error| failure(&error)))
+                    .collect(),
                 Err(_) => {
                     let detail = format!("nothing after {} s", self.options.fetch_max.as_secs());
                     vec![Err(UpstreamFailure::Unreachable(detail)); chunks.len()]
@@ -201,16 +204,11 @@ impl Local for LocalNode {
     }
 
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict> {
-        let (repositories, authority) = (self.repositories.clone(), self.authority);
-        blocking(move || match (news, authority) {
+        let (repositories, trust) = (self.repositories.clone(), self.trust.clone());
+        blocking(move || match (news, trust) {
             (News::Root(root), _) => accept_root(&repositories, &root),
-            (News::Card(_), None) => NewsVerdict::Unjudged,
-            (News::Card(card), Some(authority)) => match repositories.accept_card(&card, &authority) {
-                Ok(CardVerdict::Fresh(_)) => NewsVerdict::Fresh,
-                Ok(CardVerdict::Known) => NewsVerdict::Known,
-                Ok(CardVerdict::Invalid(_)) => NewsVerdict::Invalid,
-                Err(error) => undecided(&error),
-            },
+            (News::Card(card), Some(trust)) => accept_card(&repositories, &card, &trust),
+            (News::Card(_), None) | (News::Charter(_) | News::Revocations(_), _) => NewsVerdict::Unjudged,
         })
         .boxed()
     }
@@ -230,6 +228,27 @@ impl Local for LocalNode {
 /// Runs what may wait for the disk. A panic in it leaves the document unjudged.
 async fn blocking(judge: impl FnOnce() -> NewsVerdict + Send + 'static) -> NewsVerdict {
     tokio::task::spawn_blocking(judge).await.unwrap_or(NewsVerdict::Unjudged)
+}
+
+/// By the authority's keys that count. A card that none of them signed may be signed by a newer one, of which this
+/// node has not heard: that is no reason to turn its bearer away.
+fn accept_card(repositories: &Repositories, card: &[u8], trust: &MeshTrust) -> NewsVerdict {
+    let mut verdict = NewsVerdict::Unjudged;
+    for key in trust.counting_keys(ambient::unix_now()) {
+        match SignedCard::verify(card, &key.to_bytes()) {
+            Ok(_) => {
+                return match repositories.accept_card(card, &key.to_bytes()) {
+                    Ok(CardVerdict::Fresh(_)) => NewsVerdict::Fresh,
+                    Ok(CardVerdict::Known) => NewsVerdict::Known,
+                    Ok(CardVerdict::Invalid(_)) => NewsVerdict::Invalid,
+                    Err(error) => undecided(&error),
+                };
+            }
+            Err(CardError::Signature) => {}
+            Err(_) => verdict = NewsVerdict::Invalid,
+        }
+    }
+    verdict
 }
 
 fn accept_root(repositories: &Repositories, root: &[u8]) -> NewsVerdict {

@@ -19,7 +19,7 @@ use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
 use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
 use super::ticket::TicketProof;
-use super::tls::{self, Rules, TlsError, Verified, Wanted};
+use super::tls::{self, Rules, TlsError, Verified};
 use super::transfer::SEND_WINDOW_BYTES;
 use super::wire::{VERSION, VERSION_OLDEST};
 use crate::model::NodeId;
@@ -27,6 +27,7 @@ use bytes::Bytes;
 use pool::Pool;
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +42,7 @@ pub enum Alpn {
     Libp2p,
     /// Chunks, news and lists of members.
     Chunks,
-    /// Joining. Only joiners ask for it, only authorities offer it.
+    /// Joining, and late renewal. Only authorities offer it.
     Join,
 }
 
@@ -51,7 +52,7 @@ impl Alpn {
         match self {
             Self::Libp2p => "libp2p",
             Self::Chunks => "starling/2",
-            Self::Join => "starling-join/1",
+            Self::Join => "starling-join/2",
         }
     }
 
@@ -326,13 +327,22 @@ pub enum ConnectError {
     Closing,
 }
 
-/// A joiner's connection, on which nothing but joining is served.
+/// Why a node may speak to an authority's desk.
+#[derive(Debug)]
+pub enum Admitted {
+    /// It proved that it holds a ticket. Whether the ticket has expired or was used is still to be checked.
+    Ticket(TicketProof),
+    /// It is or was a member, and not revoked. Whether it may be renewed is still to be checked.
+    Member(MembershipCert),
+}
+
+/// A connection on which nothing but joining and renewal is served.
 #[derive(Debug)]
 pub struct JoinConnection {
     /// The joiner.
     pub node: NodeId,
-    /// Its proof, which was found right. Whether the ticket has expired or was used is still to be checked.
-    pub proof: TicketProof,
+    /// Why it was let in.
+    pub admitted: Admitted,
     /// The connection.
     pub quinn: quinn::Connection,
 }
@@ -344,7 +354,7 @@ pub struct Incoming {
     pub libp2p: mpsc::Receiver<MemberConnection>,
     /// Chunk connections that members opened.
     pub chunks: mpsc::Receiver<MemberConnection>,
-    /// Connections of joiners; only an authority gets any.
+    /// Connections of joiners, and of members to be renewed; only an authority gets any.
     pub joins: mpsc::Receiver<JoinConnection>,
     /// Membership datagrams and where they came from. Whoever reads them checks who signed them.
     pub datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
@@ -419,7 +429,7 @@ impl Endpoint {
         if identity.mesh_keys().is_some() {
             alpns.push(Alpn::Join.name().as_bytes());
         }
-        let tls = tls::server_config(identity.certified(), rules, &alpns)?;
+        let tls = tls::server_config(identity.clone(), rules, &alpns)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
             .transport_config(config.transport(ACCEPTED)?)
@@ -542,6 +552,21 @@ impl Endpoint {
         self.inner.shared.registry.is_banned(node)
     }
 
+    /// A member has shown a renewed certificate, which was verified: its connections go on until that one ends.
+    pub(super) fn renewed(&self, certificate: &MembershipCert) {
+        self.inner.shared.registry.renewed(certificate);
+    }
+
+    /// How many open connections there are with each node, both planes and directions.
+    pub(super) fn connections_by_node(&self) -> HashMap<NodeId, usize> {
+        self.inner.shared.registry.by_node()
+    }
+
+    /// One open connection for chunks with each node that has one.
+    pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
+        self.inner.shared.registry.one_of_each()
+    }
+
     /// Closes all connections and accepts none. Waits, at most `wait`, until the peers were told.
     pub async fn close(&self, wait: Duration) {
         self.inner.shared.close();
@@ -554,7 +579,8 @@ impl Endpoint {
 
 /// The rules by which a member judges others.
 pub(super) fn rules(identity: &Identity) -> Rules {
-    Rules { authority: *identity.authority(), mesh_keys: identity.mesh_keys().cloned() }
+    let desk = identity.mesh_keys().map(|_| identity.key().ticket_key());
+    Rules::Member { trust: identity.trust().clone(), desk }
 }
 
 /// The certificate that the peer of a connection showed, judged now.
@@ -588,8 +614,7 @@ impl Shared {
         }
         let rules = rules(&self.identity);
         let offered = alpn.names(self.config.versions);
-        let wanted = Wanted { node, certifying: false };
-        let tls = tls::client_config(self.identity.certified(), rules.clone(), wanted, &offered)
+        let tls = tls::client_config(&self.identity.certified(), rules.clone(), node, &offered)
             .map_err(|error| ConnectError::Tls(Arc::new(error)))?;
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         client.transport_config(self.transport.clone());
@@ -641,7 +666,7 @@ impl Shared {
                 Err("it is this node itself".into())
             }
             Verified::Member(membership) => Ok(membership),
-            Verified::Joiner(..) => Err("it is no member".into()),
+            Verified::Joiner(..) | Verified::Lapsed(_) | Verified::Named(..) => Err("it is no member".into()),
         }
     }
 }

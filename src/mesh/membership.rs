@@ -1,57 +1,84 @@
 //! Membership certificates: who is a member of a mesh, where it is and what it may read.
 //!
-//! A mesh is named by its authority: the mesh's id is a hash of the authority's public key. The
-//! authority signs a certificate for each member. As bytes (`docs/mesh-protocol.md`): version,
+//! The mesh's authority signs a certificate for each member. As bytes (`docs/mesh-protocol.md`): version,
 //! length of the body, body, signature over the raw body. The signature is checked before the body
-//! is looked at.
+//! is looked at. Whether a certificate counts is more than its own signature and time: see
+//! [`super::MeshTrust`].
 
+use super::authority::{AuthorityKey, MeshId, MeshKeys, SIGNATURE_BYTES};
 use crate::model::{CellLabel, NodeId, RepositoryName, UnixTime};
-use crate::trust::{CardError, RepositoryCard, SignedCard};
 use bytes::Bytes;
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Deref;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most bytes of a certificate: it must fit a membership datagram together with an announcement.
 pub const MEMBERSHIP_MAX_BYTES: usize = 800;
 /// Most repositories that a certificate lists. (The byte bound is usually met first.)
 pub const SCOPE_MAX_REPOSITORIES: usize = 32;
-/// How far ahead of this node's clock a certificate may be issued, in seconds (guess: clocks without
-/// a time server drift by minutes).
-const CLOCK_SKEW_S: u64 = 300;
+/// How far ahead of this node's clock a certificate may be issued, in seconds: clocks may differ by 300
+/// (guess: without a time server they drift by minutes), and a certificate that follows a revocation is
+/// issued that much ahead of its authority's clock.
+const CLOCK_SKEW_S: u64 = 600;
+/// Longest life of a certificate, and longest that a ticket counts: what a revocation must outlive.
+pub const CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Shortest life of a certificate: half of it must suffice to reach an authority (guess; less than minutes
+/// is for tests).
+pub const CERTIFICATE_LIFE_MIN: Duration = Duration::from_secs(6);
+/// Life of a certificate unless the authority is set otherwise: a node that is off for a night renews in
+/// time, and one that was lost is out in a day even if nobody revokes it (guess).
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(86_400);
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 3;
-const SIGNATURE_BYTES: usize = 64;
 const DOMAIN: &str = "starling membership certificate 1";
-const MESH_ID_CONTEXT: &str = "starling 2026-11 mesh id of an authority key";
-const TICKET_CONTEXT: &str = "starling 2026-11 ticket key of an authority";
-
-/// The name of a mesh: a hash of its authority's public key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MeshId(pub [u8; 32]);
-
-impl fmt::Display for MeshId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for MeshId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MeshId({}…)", data_encoding::HEXLOWER.encode(&self.0[..5]))
-    }
-}
 
 /// What a member may do beyond reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// An ordinary member.
     Member,
     /// A member that certifies others; it holds the authority's key.
     Authority,
+    /// A member with much disk and bandwidth: it is home of [`SEED_SHARE`] times as many slices as an
+    /// ordinary one, and joiners are told of it first.
+    Seed,
+}
+
+/// How many ordinary members' share of slices a seed has (guess: ten times the disk, and some caution).
+pub const SEED_SHARE: u16 = 4;
+
+/// A text that is no role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not a role: write member, seed or authority")]
+pub struct ParseRoleError {
+    /// The offending text, shortened.
+    pub found: String,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Member => "member",
+            Self::Authority => "authority",
+            Self::Seed => "seed",
+        })
+    }
+}
+
+impl FromStr for Role {
+    type Err = ParseRoleError;
+    fn from_str(text: &str) -> Result<Self, ParseRoleError> {
+        match text {
+            "member" => Ok(Self::Member),
+            "authority" => Ok(Self::Authority),
+            "seed" => Ok(Self::Seed),
+            other => Err(ParseRoleError { found: other.chars().take(32).collect() }),
+        }
+    }
 }
 
 /// Which repositories a member may read from its neighbours.
@@ -69,6 +96,47 @@ impl Scope {
         match self {
             Self::All => true,
             Self::Only(names) => names.contains(repository),
+        }
+    }
+
+    /// The repositories, or nothing when it is all of them.
+    pub fn names(&self) -> Option<&[RepositoryName]> {
+        match self {
+            Self::All => None,
+            Self::Only(names) => Some(names),
+        }
+    }
+
+    /// All when `names` is empty, else only these.
+    ///
+    /// # Errors
+    /// [`MembershipError::Malformed`] when there are more than [`SCOPE_MAX_REPOSITORIES`].
+    pub fn of_names(mut names: Vec<RepositoryName>) -> Result<Self, MembershipError> {
+        names.sort_unstable();
+        names.dedup();
+        let scope = if names.is_empty() { Self::All } else { Self::Only(names) };
+        scope.check()?;
+        Ok(scope)
+    }
+
+    pub(super) fn check(&self) -> Result<(), MembershipError> {
+        match self {
+            Self::Only(names) if names.len() > SCOPE_MAX_REPOSITORIES => Err(MembershipError::Malformed {
+                detail: format!("{} repositories listed, at most {SCOPE_MAX_REPOSITORIES}", names.len()),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Only(names) => {
+                let names: Vec<_> = names.iter().map(RepositoryName::as_str).collect();
+                f.write_str(&names.join(","))
+            }
         }
     }
 }
@@ -110,7 +178,7 @@ pub enum MembershipError {
         found: u8,
     },
     /// Not signed by this mesh's authority.
-    #[error("the membership certificate is not signed by the authority of mesh {mesh}")]
+    #[error("the membership certificate is not signed by a key that counts in mesh {mesh}")]
     Signature {
         /// The mesh that was expected.
         mesh: MeshId,
@@ -153,98 +221,28 @@ pub enum MembershipError {
         /// When.
         at: UnixTime,
     },
+    /// Its authority has taken it back.
+    #[error("the membership of {node} was revoked at {at}")]
+    Revoked {
+        /// The member.
+        node: NodeId,
+        /// When.
+        at: UnixTime,
+    },
+    /// Signed by an authority key that was rotated out.
+    #[error("the membership of {node} is signed by an authority key that was retired at {at}")]
+    RetiredKey {
+        /// The member.
+        node: NodeId,
+        /// When.
+        at: UnixTime,
+    },
     /// Thirty-two bytes that are no ed25519 public key.
     #[error("not an ed25519 public key: {}", data_encoding::HEXLOWER.encode(.0))]
     Key([u8; 32]),
 }
 
-/// The public key of a mesh's authority: all that is needed to recognise its members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AuthorityKey(VerifyingKey);
-
-impl AuthorityKey {
-    /// Reads a public key.
-    ///
-    /// # Errors
-    /// [`MembershipError::Key`] when the bytes are not a (strong) ed25519 public key.
-    pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, MembershipError> {
-        let key = VerifyingKey::from_bytes(bytes).map_err(|_| MembershipError::Key(*bytes))?;
-        if key.is_weak() { Err(MembershipError::Key(*bytes)) } else { Ok(Self(key)) }
-    }
-
-    /// The key as bytes.
-    pub fn to_bytes(&self) -> [u8; 32] {
-        self.0.to_bytes()
-    }
-
-    /// The mesh that this authority governs.
-    pub fn mesh(&self) -> MeshId {
-        MeshId(blake3::derive_key(MESH_ID_CONTEXT, self.0.as_bytes()))
-    }
-
-    /// Whether the authority signed `body` for the purpose `domain`.
-    pub fn verify(&self, domain: &str, body: &[u8], signature: &[u8; SIGNATURE_BYTES]) -> bool {
-        self.0.verify_strict(&signed_message(domain, body), &Signature::from_bytes(signature)).is_ok()
-    }
-}
-
-/// What is signed: the purpose, a zero byte, the raw body. So no signature counts for another purpose.
-pub(super) fn signed_message(domain: &str, body: &[u8]) -> Vec<u8> {
-    debug_assert!(!domain.contains('\0'), "a purpose ends at the first zero byte");
-    [domain.as_bytes(), &[0], body].concat()
-}
-
-/// Whether `node` signed `body` for the purpose `domain`.
-pub fn node_signed(node: &NodeId, domain: &str, body: &[u8], signature: &[u8; SIGNATURE_BYTES]) -> bool {
-    VerifyingKey::from_bytes(&node.0).is_ok_and(|key| {
-        key.verify_strict(&signed_message(domain, body), &Signature::from_bytes(signature)).is_ok()
-    })
-}
-
-/// The authority's key pair. Whoever holds it decides who is a member.
-pub struct MeshKeys {
-    signing: SigningKey,
-}
-
-impl fmt::Debug for MeshKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MeshKeys({:?})", self.public().mesh())
-    }
-}
-
 impl MeshKeys {
-    /// The keys of a new mesh.
-    pub fn generate() -> Self {
-        Self::from_seed(&crate::ambient::secret())
-    }
-
-    /// The keys that grow from a stored seed.
-    pub(super) fn from_seed(seed: &[u8; 32]) -> Self {
-        Self { signing: SigningKey::from_bytes(seed) }
-    }
-
-    pub(super) fn seed(&self) -> &[u8; 32] {
-        self.signing.as_bytes()
-    }
-
-    /// The public half.
-    pub fn public(&self) -> AuthorityKey {
-        AuthorityKey(self.signing.verifying_key())
-    }
-
-    /// Signs `body` for the purpose `domain`; [`AuthorityKey::verify`] checks it.
-    pub fn sign(&self, domain: &str, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
-        self.signing.sign(&signed_message(domain, body)).to_bytes()
-    }
-
-    /// Signs a repository card, so that all members adopt it.
-    ///
-    /// # Errors
-    /// [`CardError`] when the card is out of bounds.
-    pub fn sign_card(&self, card: &RepositoryCard) -> Result<Vec<u8>, CardError> {
-        SignedCard::sign(card, self.seed())
-    }
-
     /// Certifies a member.
     ///
     /// # Errors
@@ -252,7 +250,7 @@ impl MeshKeys {
     /// [`MembershipError::Malformed`] when the scope lists too many repositories,
     /// [`MembershipError::Length`] when the certificate would be longer than [`MEMBERSHIP_MAX_BYTES`].
     pub fn certify(&self, membership: Membership) -> Result<MembershipCert, MembershipError> {
-        membership.check_shape(self.public().mesh())?;
+        membership.check_shape(self.mesh())?;
         let body = postcard::to_allocvec(&membership)
             .map_err(|error| MembershipError::Malformed { detail: error.to_string() })?;
         let total = HEADER_BYTES + body.len() + SIGNATURE_BYTES;
@@ -266,12 +264,7 @@ impl MeshKeys {
         bytes.extend(body_len.to_be_bytes());
         bytes.extend(&body);
         bytes.extend(self.sign(DOMAIN, &body));
-        Ok(MembershipCert { membership: Arc::new(membership), bytes: bytes.into() })
-    }
-
-    /// The key from which the secrets of this authority's tickets are derived.
-    pub(super) fn ticket_key(&self) -> [u8; 32] {
-        blake3::derive_key(TICKET_CONTEXT, self.seed())
+        Ok(MembershipCert { signed: Arc::new((membership, self.public())), bytes: bytes.into() })
     }
 }
 
@@ -280,12 +273,7 @@ impl Membership {
         if self.mesh != mesh {
             return Err(MembershipError::WrongMesh { found: self.mesh, expected: mesh });
         }
-        match &self.scope {
-            Scope::Only(names) if names.len() > SCOPE_MAX_REPOSITORIES => Err(MembershipError::Malformed {
-                detail: format!("{} repositories listed, at most {SCOPE_MAX_REPOSITORIES}", names.len()),
-            }),
-            _ => Ok(()),
-        }
+        self.scope.check()
     }
 
     /// Whether the certificate counts at `now`.
@@ -305,27 +293,25 @@ impl Membership {
 
 /// A verified membership certificate: its statement and the signed bytes. Cheap to clone.
 ///
-/// It exists only if the signature was right; whether it has expired is asked anew each time
-/// ([`Membership::check_time`]).
+/// It exists only if the signature was right; whether it counts now is asked anew each time
+/// ([`super::MeshTrust::check`]).
 #[derive(Clone, PartialEq, Eq)]
 pub struct MembershipCert {
-    membership: Arc<Membership>,
+    /// What it states, and who signed it: shared, because every peer and connection holds one.
+    signed: Arc<(Membership, AuthorityKey)>,
     bytes: Bytes,
 }
 
 impl MembershipCert {
-    /// Reads a certificate and checks signature, mesh and time.
+    /// Reads a certificate of `mesh` that one of `keys` signed. It may have expired.
     ///
     /// # Errors
     /// [`MembershipError`] says what is wrong.
-    pub fn verify(bytes: &[u8], authority: &AuthorityKey, now: UnixTime) -> Result<Self, MembershipError> {
-        let certificate = Self::verify_signature(bytes, authority)?;
-        certificate.check_time(now)?;
-        Ok(certificate)
-    }
-
-    /// As [`MembershipCert::verify`], but an expired certificate passes.
-    pub(super) fn verify_signature(bytes: &[u8], authority: &AuthorityKey) -> Result<Self, MembershipError> {
+    pub(super) fn read(
+        bytes: &[u8],
+        mesh: MeshId,
+        keys: impl IntoIterator<Item = AuthorityKey>,
+    ) -> Result<Self, MembershipError> {
         if !(HEADER_BYTES + SIGNATURE_BYTES..=MEMBERSHIP_MAX_BYTES).contains(&bytes.len()) {
             return Err(MembershipError::Length { len: bytes.len(), expected: MEMBERSHIP_MAX_BYTES });
         }
@@ -340,18 +326,26 @@ impl MembershipCert {
         };
         let signature: &[u8; SIGNATURE_BYTES] =
             signature.try_into().map_err(|_| MembershipError::Length { len: bytes.len(), expected })?;
-        let mesh = authority.mesh();
-        if !authority.verify(DOMAIN, body, signature) {
-            return Err(MembershipError::Signature { mesh });
-        }
+        let signer = keys
+            .into_iter()
+            .find(|key| key.verify(DOMAIN, body, signature))
+            .ok_or(MembershipError::Signature { mesh })?;
         let malformed = |detail: String| MembershipError::Malformed { detail };
-        let (membership, rest) =
+        // What follows is signed, too, and for those who know it.
+        let (membership, _newer) =
             postcard::take_from_bytes::<Membership>(body).map_err(|error| malformed(error.to_string()))?;
-        if !rest.is_empty() {
-            return Err(malformed(format!("{} bytes after its end", rest.len())));
-        }
         membership.check_shape(mesh)?;
-        Ok(Self { membership: Arc::new(membership), bytes: Bytes::copy_from_slice(bytes) })
+        Ok(Self { signed: Arc::new((membership, signer)), bytes: Bytes::copy_from_slice(bytes) })
+    }
+
+    /// Whether it replaces the certificate `known` of the same node.
+    pub(super) fn supersedes(&self, known: &Self) -> bool {
+        self.issued > known.issued || (self.issued == known.issued && self.bytes != known.bytes)
+    }
+
+    /// The authority's key that signed it.
+    pub fn signer(&self) -> AuthorityKey {
+        self.signed.1
     }
 
     /// The signed bytes, to show to others.
@@ -363,13 +357,13 @@ impl MembershipCert {
 impl Deref for MembershipCert {
     type Target = Membership;
     fn deref(&self) -> &Membership {
-        &self.membership
+        &self.signed.0
     }
 }
 
 impl fmt::Debug for MembershipCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.membership.fmt(f)
+        self.signed.0.fmt(f)
     }
 }
 
@@ -382,7 +376,7 @@ mod tests {
 
     fn statement(keys: &MeshKeys) -> Membership {
         Membership {
-            mesh: keys.public().mesh(),
+            mesh: keys.mesh(),
             node: NodeId([7; 32]),
             cell: "eu/a/r1".parse().unwrap(),
             role: Role::Member,
@@ -392,11 +386,15 @@ mod tests {
         }
     }
 
+    fn read(bytes: &[u8], keys: &MeshKeys) -> Result<MembershipCert, MembershipError> {
+        MembershipCert::read(bytes, keys.mesh(), [keys.public()])
+    }
+
     #[test]
     fn a_certificate_survives_bytes_and_says_what_was_certified() {
         let keys = MeshKeys::generate();
         let signed = keys.certify(statement(&keys)).unwrap();
-        let read = MembershipCert::verify(signed.bytes(), &keys.public(), NOW).unwrap();
+        let read = read(signed.bytes(), &keys).unwrap();
         assert_eq!((&*read, &read), (&statement(&keys), &signed));
         assert!(read.scope.covers(&"sw.example.org".parse().unwrap()));
         assert!(!read.scope.covers(&"other.example.org".parse().unwrap()));
@@ -407,20 +405,50 @@ mod tests {
         let (keys, foreign) = (MeshKeys::generate(), MeshKeys::generate());
         let signed = keys.certify(statement(&keys)).unwrap();
         let check =
-            |authority: &MeshKeys, now| MembershipCert::verify(signed.bytes(), &authority.public(), now);
+            |authority: &MeshKeys, now| read(signed.bytes(), authority).and_then(|cert| cert.check_time(now));
         assert!(matches!(check(&foreign, NOW), Err(MembershipError::Signature { .. })));
         assert!(matches!(check(&keys, UnixTime(NOW.0 + 100)), Err(MembershipError::Expired { .. })));
-        assert!(matches!(check(&keys, UnixTime(NOW.0 - 301)), Err(MembershipError::NotYet { .. })));
+        assert!(matches!(check(&keys, UnixTime(NOW.0 - 601)), Err(MembershipError::NotYet { .. })));
         assert!(matches!(foreign.certify(statement(&keys)), Err(MembershipError::WrongMesh { .. })));
     }
 
     #[test]
-    fn a_signature_for_another_purpose_does_not_count() {
+    fn what_a_newer_authority_adds_is_ignored_and_another_version_is_refused_by_its_number() {
         let keys = MeshKeys::generate();
-        let signature = keys.sign("one", b"body");
-        assert!(keys.public().verify("one", b"body", &signature));
-        assert!(!keys.public().verify("two", b"body", &signature));
-        assert!(!keys.public().verify("one", b"other", &signature));
+        let signed = keys.certify(statement(&keys)).unwrap();
+        let body = &signed.bytes()[HEADER_BYTES..signed.bytes().len() - SIGNATURE_BYTES];
+        let longer = [body, b"a field of a newer program"].concat();
+        let mut bytes = vec![VERSION];
+        bytes.extend(u16::try_from(longer.len()).unwrap().to_be_bytes());
+        bytes.extend(&longer);
+        bytes.extend(keys.sign(DOMAIN, &longer));
+        let certificate = read(&bytes, &keys).unwrap();
+        assert_eq!(*certificate, *signed);
+        assert_eq!(certificate.bytes(), &bytes, "it is shown to others as it was signed");
+        bytes[0] = VERSION + 1;
+        let error = read(&bytes, &keys).unwrap_err().to_string();
+        let (newer, ours) = (format!("version {}", VERSION + 1), format!("version {VERSION}"));
+        assert!(error.contains(&newer) && error.contains(&ours), "{error}");
+    }
+
+    #[test]
+    fn a_clock_that_is_minutes_off_refuses_nobody() {
+        let keys = MeshKeys::generate();
+        let signed = keys.certify(statement(&keys)).unwrap();
+        for skew in [-300, -60, 60] {
+            assert_eq!(signed.check_time(UnixTime(NOW.0.saturating_add_signed(skew))), Ok(()), "{skew}");
+        }
+    }
+
+    #[test]
+    fn roles_and_scopes_are_read_as_they_are_written() {
+        for role in [Role::Member, Role::Authority, Role::Seed] {
+            assert_eq!(role.to_string().parse(), Ok(role));
+        }
+        assert!("root".parse::<Role>().unwrap_err().to_string().contains("root"));
+        let two = ["b.example.org", "a.example.org", "b.example.org"].map(|name| name.parse().unwrap());
+        assert_eq!(Scope::of_names(two.to_vec()).unwrap().to_string(), "a.example.org,b.example.org");
+        assert_eq!(Scope::of_names(vec![]).unwrap(), Scope::All);
     }
 
     #[test]
@@ -442,13 +470,13 @@ mod tests {
             let mut bytes = keys.certify(statement(&keys)).unwrap().bytes().to_vec();
             let at = at % bytes.len();
             bytes[at] ^= flip;
-            prop_assert!(MembershipCert::verify(&bytes, &keys.public(), NOW).is_err());
+            prop_assert!(read(&bytes, &keys).is_err());
         }
 
         #[test]
         fn arbitrary_bytes_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
             let keys = MeshKeys::from_seed(&[9; 32]);
-            prop_assert!(MembershipCert::verify(&bytes, &keys.public(), NOW).is_err());
+            prop_assert!(read(&bytes, &keys).is_err());
         }
 
         #[test]
@@ -458,7 +486,7 @@ mod tests {
             bytes.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
             bytes.extend(&body);
             bytes.extend(keys.sign(DOMAIN, &body));
-            prop_assert!(MembershipCert::verify(&bytes, &keys.public(), NOW).is_err());
+            let _ = read(&bytes, &keys);
         }
     }
 }

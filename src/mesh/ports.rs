@@ -1,6 +1,7 @@
 //! What the mesh needs of the node it runs on. The fetch path implements it; tests use a double.
 
 use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use crate::trust::{SignedCard, SignedRoot};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
@@ -18,13 +19,38 @@ pub enum UpstreamFailure {
     WrongBytes(String),
 }
 
-/// A document that spreads through the mesh. Both kinds are signed and verified before they spread.
+/// A document that spreads through the mesh. All kinds are signed and verified before they spread.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum News {
     /// A repository's signed root, as published.
     Root(Vec<u8>),
     /// A repository card, signed by the mesh's authority.
     Card(Vec<u8>),
+    /// The mesh's charter: its authority's keys. Judged by the mesh itself, never by [`Local::judge`].
+    Charter(Vec<u8>),
+    /// The mesh's list of revocations. Judged by the mesh itself, never by [`Local::judge`].
+    Revocations(Vec<u8>),
+}
+
+impl News {
+    /// The signed bytes.
+    pub fn document(&self) -> &[u8] {
+        match self {
+            Self::Root(document)
+            | Self::Card(document)
+            | Self::Charter(document)
+            | Self::Revocations(document) => document,
+        }
+    }
+
+    /// The repository that the document says it is about; `None` when it concerns the whole mesh, or does not say.
+    pub fn repository(&self) -> Option<RepositoryName> {
+        match self {
+            Self::Root(document) => SignedRoot::claimed_repository(document).ok(),
+            Self::Card(document) => SignedCard::read_stored(document).ok().map(|card| card.name),
+            Self::Charter(_) | Self::Revocations(_) => None,
+        }
+    }
 }
 
 /// What the node says of a document that came in.
@@ -52,13 +78,15 @@ pub trait Local: Send + Sync + 'static {
     /// `false`: the store refused (full, failing); the caller still delivers them.
     fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool>;
 
-    /// Takes chunks of one repository from its strata, verified. One result a chunk, in their order.
-    /// Ends within a bounded time. Neighbouring frames are taken in one request.
-    fn fetch_upstream(
-        &self,
+    /// Takes chunks of one repository from its strata, verified. Each is told to `arrived` with its position among
+    /// `chunks` as soon as it is there, at most once; `arrived` does not block. The result says of each, in their order,
+    /// whether it was. Ends within a bounded time. Neighbouring frames are taken in one request.
+    fn fetch_upstream<'a>(
+        &'a self,
         repository: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>>;
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>>;
 
     /// Judges a document from `News` and, when it is fresh, adopts it durably.
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict>;

@@ -3,12 +3,13 @@
 use super::conduct::{BAN, Conduct, Offence, Use};
 use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
+use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
 use crate::model::{NodeId, Time, UnixTime};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -23,8 +24,8 @@ const BANS_MAX: usize = 4_096;
 
 /// A live connection with a member of the mesh, whose membership was verified.
 ///
-/// Cheap to clone. It is closed when the last clone is dropped, when the node is banned, and when the
-/// membership expires.
+/// Cheap to clone. It is closed when the last clone is dropped, when the node is banned or revoked, and when the
+/// membership ends, unless the peer has shown a renewed one.
 #[derive(Clone)]
 pub struct MemberConnection {
     inner: Arc<Inner>,
@@ -35,10 +36,17 @@ struct Inner {
     quinn: quinn::Connection,
     alpn: Alpn,
     version: u8,
-    membership: MembershipCert,
+    node: NodeId,
+    membership: RwLock<MembershipCert>,
     /// Shared by all connections with the node.
     asks: Arc<Semaphore>,
     registry: Arc<Registry>,
+}
+
+impl Inner {
+    fn membership(&self) -> MembershipCert {
+        self.membership.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Drop for Inner {
@@ -57,12 +65,12 @@ impl fmt::Debug for MemberConnection {
 impl MemberConnection {
     /// The peer.
     pub fn node(&self) -> NodeId {
-        self.inner.membership.node
+        self.inner.node
     }
 
-    /// The peer's membership, verified at the handshake.
-    pub fn membership(&self) -> &MembershipCert {
-        &self.inner.membership
+    /// The peer's membership: the newest that it has shown.
+    pub fn membership(&self) -> MembershipCert {
+        self.inner.membership()
     }
 
     /// The protocol that was agreed on.
@@ -118,7 +126,6 @@ impl MemberConnection {
 
 struct Live {
     node: NodeId,
-    expires: UnixTime,
     connection: Weak<Inner>,
 }
 
@@ -182,34 +189,62 @@ impl Registry {
         let asks = own.first().map_or_else(fresh, |inner| inner.asks.clone());
         let number = state.next;
         state.next += 1;
-        let expires = membership.expires;
+        let membership = RwLock::new(membership);
         let inner =
-            Arc::new(Inner { number, quinn, alpn, version, membership, asks, registry: self.clone() });
-        state.live.insert(number, Live { node, expires, connection: Arc::downgrade(&inner) });
+            Arc::new(Inner { number, quinn, alpn, version, node, membership, asks, registry: self.clone() });
+        state.live.insert(number, Live { node, connection: Arc::downgrade(&inner) });
         drop(state);
         Ok(MemberConnection { inner })
     }
 
     /// Closes the connections for which `which` holds. Not under the lock: the last handle may be dropped here.
-    fn close_where(&self, code: CloseCode, which: impl Fn(&Live) -> bool) {
-        let doomed: Vec<Arc<Inner>> = self
-            .lock()
-            .live
-            .values()
-            .filter(|live| which(live))
-            .filter_map(|live| live.connection.upgrade())
-            .collect();
-        for inner in doomed {
+    fn close_where(&self, code: CloseCode, which: impl Fn(&Inner) -> bool) {
+        for inner in self.live().into_iter().filter(|inner| which(inner)) {
             inner.quinn.close(code.into(), code.reason());
         }
     }
 
-    pub(super) fn disconnect(&self, node: &NodeId, code: CloseCode) {
-        self.close_where(code, |live| live.node == *node);
+    fn live(&self) -> Vec<Arc<Inner>> {
+        self.lock().live.values().filter_map(|live| live.connection.upgrade()).collect()
     }
 
-    pub(super) fn close_expired(&self, now: UnixTime) {
-        self.close_where(CloseCode::Refused, |live| now >= live.expires);
+    pub(super) fn disconnect(&self, node: &NodeId, code: CloseCode) {
+        self.close_where(code, |inner| inner.node == *node);
+    }
+
+    /// Closes the connections with those whose membership does not count at `now`: expired, revoked, or signed by
+    /// a key that has retired.
+    pub(super) fn close_ended(&self, trust: &MeshTrust, now: UnixTime) {
+        self.close_where(CloseCode::Refused, |inner| trust.check(&inner.membership(), now).is_err());
+    }
+
+    /// A node has shown a certificate that was verified: its connections live as long as the newest that it showed.
+    pub(super) fn renewed(&self, certificate: &MembershipCert) {
+        for inner in self.live().into_iter().filter(|inner| inner.node == certificate.node) {
+            let mut known = inner.membership.write().unwrap_or_else(PoisonError::into_inner);
+            if certificate.supersedes(&known) {
+                *known = certificate.clone();
+            }
+        }
+    }
+
+    /// How many open connections there are with each node.
+    pub(super) fn by_node(&self) -> HashMap<NodeId, usize> {
+        let mut counts = HashMap::new();
+        for inner in self.live().into_iter().filter(|inner| inner.quinn.close_reason().is_none()) {
+            *counts.entry(inner.node).or_default() += 1;
+        }
+        counts
+    }
+
+    /// One open connection for chunks with each node.
+    pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
+        let mut seen = HashMap::new();
+        let open = |inner: &Arc<Inner>| inner.alpn == Alpn::Chunks && inner.quinn.close_reason().is_none();
+        for inner in self.live().into_iter().filter(open) {
+            seen.entry(inner.node).or_insert(MemberConnection { inner });
+        }
+        seen.into_values().collect()
     }
 
     /// Notes what a node did; bans it when it was too much.

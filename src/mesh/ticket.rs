@@ -1,13 +1,15 @@
 //! Tickets: what an operator hands to a machine so that it may join.
 //!
-//! A ticket is one line of text. It names the authority, where it can be reached, until when the
-//! ticket counts, and a secret. The secret is derived from a key of the authority, the ticket's
-//! number and its expiry, so the authority keeps no table of the tickets that it issued, and nobody
-//! can prolong one. The joiner never shows the secret: it shows a MAC of its own key
+//! A ticket is one line of text. It names the mesh, the authority that issued it and where that is reached,
+//! its terms (until when, for how many machines, with which role and scope, in which cell), and a secret. The
+//! secret is derived from a key of that authority's node, the ticket's number and its terms, so the authority
+//! keeps no table of the tickets that it issued, nobody can alter one, and no other authority accepts it: who
+//! counts the uses is the one who knows them. The joiner never shows the secret: it shows a MAC of its own key
 //! ([`TicketProof`]), so a proof is of no use to anybody else.
 
-use super::membership::{AuthorityKey, MembershipError, MeshId, MeshKeys};
-use crate::model::{NodeId, UnixTime};
+use super::authority::MeshId;
+use super::membership::{MembershipError, Role, Scope};
+use crate::model::{CellLabel, NodeId, UnixTime};
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -19,13 +21,17 @@ pub const TICKET_MAX_CONTACTS: usize = 4;
 /// Most addresses of one node in a ticket or a list of members.
 pub const CONTACT_MAX_ADDRESSES: usize = 8;
 const PREFIX: &str = "starling-ticket-";
-/// Most characters of a ticket: four authorities with eight addresses each need less.
-const TEXT_MAX_CHARS: usize = 2_048;
-const VERSION: u8 = 1;
+/// Most machines that one ticket lets in (guess: a large rack row's worth, a few times over).
+pub const TICKET_MAX_USES: u32 = 10_000;
+/// Most bytes of a ticket's terms: what fits a membership certificate fits here.
+const TERMS_MAX_BYTES: usize = 800;
+/// Most characters of a ticket: the longest terms and four nodes with eight addresses each need less.
+const TEXT_MAX_CHARS: usize = 4_096;
+const VERSION: u8 = 2;
 /// Bytes of the check sum that finds copying errors.
 const CHECK_BYTES: usize = 4;
 const CHECK_CONTEXT: &str = "starling 2026-11 check sum of a ticket";
-const PROOF_DOMAIN: &[u8] = b"starling ticket proof 1\0";
+const PROOF_DOMAIN: &[u8] = b"starling ticket proof 2\0";
 
 /// A node and where it can be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +84,29 @@ pub enum TicketError {
         /// The mesh at hand.
         expected: MeshId,
     },
+    /// Terms that no authority would keep.
+    #[error("a ticket for {uses} machines: 1 to {TICKET_MAX_USES} are possible")]
+    Uses {
+        /// The number asked for.
+        uses: u32,
+    },
+    /// Terms that are too long.
+    #[error("the terms of the ticket take {len} bytes, at most {TERMS_MAX_BYTES} are possible")]
+    Terms {
+        /// Their length.
+        len: usize,
+    },
+    /// Role or scope.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The ticket is for another cell than the one asked for.
+    #[error("the ticket is for the cell {ticket}, not for {asked}")]
+    Cell {
+        /// The ticket's.
+        ticket: CellLabel,
+        /// What was asked for.
+        asked: CellLabel,
+    },
     /// A ticket must name somebody.
     #[error(
         "{contacts} authorities with {addresses} addresses: a ticket names 1 to {TICKET_MAX_CONTACTS}, each with 1 to {CONTACT_MAX_ADDRESSES} addresses"
@@ -90,21 +119,77 @@ pub enum TicketError {
     },
 }
 
+/// What a ticket grants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// When it was issued, which tells it from one that was issued before a revocation.
+    pub issued: UnixTime,
+    /// The first second at which it no longer counts.
+    pub expires: UnixTime,
+    /// How many machines it lets in, at most [`TICKET_MAX_USES`].
+    pub uses: u32,
+    /// What they may do.
+    pub role: Role,
+    /// What they may read.
+    pub scope: Scope,
+    /// Where they are; `None`: they say so themselves.
+    pub cell: Option<CellLabel>,
+}
+
+impl Terms {
+    fn bytes(&self) -> Result<Vec<u8>, TicketError> {
+        if !(1..=TICKET_MAX_USES).contains(&self.uses) {
+            return Err(TicketError::Uses { uses: self.uses });
+        }
+        self.scope.check()?;
+        let bytes = postcard::to_allocvec(self)
+            .map_err(|error| MembershipError::Malformed { detail: error.to_string() })?;
+        if bytes.len() > TERMS_MAX_BYTES {
+            return Err(TicketError::Terms { len: bytes.len() });
+        }
+        Ok(bytes)
+    }
+
+    /// The cell of a joiner that asks for `asked`, or says nothing.
+    ///
+    /// # Errors
+    /// [`TicketError::Cell`] when the ticket is for another.
+    pub fn cell_for(&self, asked: Option<CellLabel>) -> Result<CellLabel, TicketError> {
+        match (&self.cell, asked) {
+            (Some(ticket), Some(asked)) if *ticket != asked => {
+                Err(TicketError::Cell { ticket: ticket.clone(), asked })
+            }
+            (Some(ticket), _) => Ok(ticket.clone()),
+            (None, asked) => Ok(asked.unwrap_or_default()),
+        }
+    }
+}
+
+/// The key of one authority's tickets.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct TicketKey(pub(super) [u8; 32]);
+
+impl fmt::Debug for TicketKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKey")
+    }
+}
+
 /// What an operator hands to a machine so that it may join. Worth a membership: handle it as a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
-    authority: AuthorityKey,
+    mesh: MeshId,
     id: TicketId,
-    expires: UnixTime,
+    terms: Terms,
     secret: [u8; 32],
     contacts: Vec<Contact>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Body {
-    authority: [u8; 32],
+    mesh: MeshId,
     id: TicketId,
-    expires: UnixTime,
+    terms: Terms,
     secret: [u8; 32],
     contacts: Vec<Contact>,
 }
@@ -112,19 +197,16 @@ struct Body {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("mesh", &self.mesh())
+            .field("mesh", &self.mesh)
             .field("id", &self.id)
-            .field("expires", &self.expires)
+            .field("terms", &self.terms)
             .field("contacts", &self.contacts)
             .finish_non_exhaustive()
     }
 }
 
-fn secret(keys: &MeshKeys, id: TicketId, expires: UnixTime) -> [u8; 32] {
-    let mut message = [0; 24];
-    message[..16].copy_from_slice(&id.0);
-    message[16..].copy_from_slice(&expires.0.to_be_bytes());
-    *blake3::keyed_hash(&keys.ticket_key(), &message).as_bytes()
+fn secret(key: &TicketKey, id: TicketId, terms: &[u8]) -> [u8; 32] {
+    *blake3::keyed_hash(&key.0, &[&id.0, terms].concat()).as_bytes()
 }
 
 fn proof_mac(secret: &[u8; 32], node: &NodeId) -> blake3::Hash {
@@ -141,24 +223,26 @@ fn check_contacts(contacts: &[Contact]) -> Result<(), TicketError> {
 }
 
 impl Ticket {
-    /// A new ticket of the authority `keys`, which joiners find at `contacts`, good until `expires`.
+    /// A new ticket of the authority with the key `key`, which joiners find at `contacts`.
     ///
     /// # Errors
-    /// [`TicketError::Contacts`] when it names nobody, or too many.
-    pub fn issue(keys: &MeshKeys, contacts: Vec<Contact>, expires: UnixTime) -> Result<Self, TicketError> {
+    /// [`TicketError::Contacts`] when it names nobody, or too many; [`TicketError::Uses`],
+    /// [`TicketError::Terms`] or [`TicketError::Membership`] when the terms are out of bounds.
+    pub(super) fn issue(
+        key: &TicketKey,
+        mesh: MeshId,
+        contacts: Vec<Contact>,
+        terms: Terms,
+    ) -> Result<Self, TicketError> {
         check_contacts(&contacts)?;
         let id = TicketId(crate::ambient::secret());
-        Ok(Self { authority: keys.public(), id, expires, secret: secret(keys, id, expires), contacts })
+        let secret = secret(key, id, &terms.bytes()?);
+        Ok(Self { mesh, id, terms, secret, contacts })
     }
 
-    /// The mesh into which it lets.
+    /// The mesh that it leads to.
     pub fn mesh(&self) -> MeshId {
-        self.authority.mesh()
-    }
-
-    /// Its authority's key.
-    pub fn authority(&self) -> &AuthorityKey {
-        &self.authority
+        self.mesh
     }
 
     /// Its number.
@@ -166,12 +250,12 @@ impl Ticket {
         self.id
     }
 
-    /// The first second at which it no longer counts.
-    pub fn expires(&self) -> UnixTime {
-        self.expires
+    /// What it grants.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
-    /// The authorities to ask, best first.
+    /// The authority that issued it: the node, and where to ask it, best first.
     pub fn contacts(&self) -> &[Contact] {
         &self.contacts
     }
@@ -181,21 +265,22 @@ impl Ticket {
     /// # Errors
     /// [`TicketError::Expired`].
     pub fn check_time(&self, now: UnixTime) -> Result<(), TicketError> {
-        if now >= self.expires { Err(TicketError::Expired { at: self.expires }) } else { Ok(()) }
+        if now >= self.terms.expires { Err(TicketError::Expired { at: self.terms.expires }) } else { Ok(()) }
     }
 
     /// What the joiner `node` shows of it.
     pub(super) fn prove(&self, node: &NodeId) -> TicketProof {
-        TicketProof { id: self.id, expires: self.expires, mac: *proof_mac(&self.secret, node).as_bytes() }
+        let mac = *proof_mac(&self.secret, node).as_bytes();
+        TicketProof { id: self.id, terms: self.terms.clone(), mac }
     }
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let body = Body {
-            authority: self.authority.to_bytes(),
+            mesh: self.mesh,
             id: self.id,
-            expires: self.expires,
+            terms: self.terms.clone(),
             secret: self.secret,
             contacts: self.contacts.clone(),
         };
@@ -239,66 +324,61 @@ impl FromStr for Ticket {
         if *version != VERSION {
             return Err(malformed(&format!("version {version}; this program knows version {VERSION}")));
         }
-        let (body, rest) =
+        // What follows is for newer programs.
+        let (body, _newer) =
             postcard::take_from_bytes::<Body>(body).map_err(|error| malformed(&error.to_string()))?;
-        if !rest.is_empty() {
-            return Err(malformed(&format!("{} bytes after its end", rest.len())));
-        }
         check_contacts(&body.contacts)?;
-        let authority = AuthorityKey::from_bytes(&body.authority)
-            .map_err(|error: MembershipError| malformed(&error.to_string()))?;
-        let Body { id, expires, secret, contacts, .. } = body;
-        Ok(Self { authority, id, expires, secret, contacts })
+        body.terms.bytes()?;
+        let Body { mesh, id, terms, secret, contacts } = body;
+        Ok(Self { mesh, id, terms, secret, contacts })
     }
 }
 
 /// What a joiner's TLS certificate carries instead of a membership: that it knows a ticket's secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TicketProof {
     /// The ticket.
     pub id: TicketId,
-    /// The ticket's expiry. The MAC counts for no other.
-    pub expires: UnixTime,
+    /// What the ticket grants. The MAC counts for no other terms.
+    pub terms: Terms,
     mac: [u8; 32],
 }
 
 impl TicketProof {
-    /// Bytes of a proof.
-    pub(super) const BYTES: usize = 1 + 16 + 8 + 32;
-
-    /// The proof as bytes: version, number, expiry (big-endian), MAC.
-    pub(super) fn to_bytes(self) -> [u8; Self::BYTES] {
-        let mut bytes = [VERSION; Self::BYTES];
-        bytes[1..17].copy_from_slice(&self.id.0);
-        bytes[17..25].copy_from_slice(&self.expires.0.to_be_bytes());
-        bytes[25..].copy_from_slice(&self.mac);
-        bytes
+    /// The proof as bytes: version, number, MAC, terms (postcard).
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let terms = self.terms.bytes().unwrap_or_default();
+        [&[VERSION][..], &self.id.0, &self.mac, &terms].concat()
     }
 
-    /// Reads a proof; `None` when it is of another version or length.
+    /// Reads a proof; `None` when it is of another version or malformed.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = bytes.split_first()?;
         let (id, rest) = rest.split_first_chunk()?;
-        let (expires, mac) = rest.split_first_chunk()?;
-        let mac = mac.try_into().ok()?;
-        (*version == VERSION).then_some(Self {
-            id: TicketId(*id),
-            expires: UnixTime(u64::from_be_bytes(*expires)),
-            mac,
-        })
+        let (mac, rest) = rest.split_first_chunk()?;
+        if *version != VERSION || rest.len() > TERMS_MAX_BYTES {
+            return None;
+        }
+        let (terms, []) = postcard::take_from_bytes::<Terms>(rest).ok()? else { return None };
+        terms.bytes().ok()?;
+        Some(Self { id: TicketId(*id), terms, mac: *mac })
     }
 
-    /// Whether `node` knows the secret of a ticket of the authority `keys`. Says nothing of its expiry.
-    pub(super) fn is_right(&self, keys: &MeshKeys, node: &NodeId) -> bool {
+    /// Whether `node` knows the secret of a ticket with the key `key`. Says nothing of its expiry.
+    pub(super) fn is_right(&self, key: &TicketKey, node: &NodeId) -> bool {
+        let Ok(terms) = self.terms.bytes() else { return false };
         // The comparison of two BLAKE3 hashes takes the same time wherever they differ.
-        proof_mac(&secret(keys, self.id, self.expires), node) == blake3::Hash::from_bytes(self.mac)
+        proof_mac(&secret(key, self.id, &terms), node) == blake3::Hash::from_bytes(self.mac)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const KEY: TicketKey = TicketKey([1; 32]);
+    const MESH: MeshId = MeshId([2; 32]);
 
     fn contacts() -> Vec<Contact> {
         vec![Contact {
@@ -307,13 +387,31 @@ mod tests {
         }]
     }
 
-    fn ticket(keys: &MeshKeys) -> Ticket {
-        Ticket::issue(keys, contacts(), UnixTime(2_000_000_000)).unwrap()
+    fn terms() -> Terms {
+        Terms {
+            issued: UnixTime(1_900_000_000),
+            expires: UnixTime(2_000_000_000),
+            uses: 1,
+            role: Role::Member,
+            scope: Scope::All,
+            cell: None,
+        }
+    }
+
+    /// A ticket with terms altered by `change`.
+    pub(in crate::mesh) fn ticket(key: &TicketKey, mesh: MeshId, change: impl FnOnce(&mut Terms)) -> Ticket {
+        let mut terms = terms();
+        change(&mut terms);
+        Ticket::issue(key, mesh, contacts(), terms).unwrap()
+    }
+
+    fn plain() -> Ticket {
+        ticket(&KEY, MESH, |_| ())
     }
 
     #[test]
     fn a_ticket_survives_copying_as_one_line_in_any_case_and_with_spaces_around() {
-        let ticket = ticket(&MeshKeys::generate());
+        let ticket = plain();
         let text = ticket.to_string();
         assert!(text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{text}");
         assert_eq!(text.parse::<Ticket>().unwrap(), ticket);
@@ -323,44 +421,52 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_holds_no_private_key() {
-        let keys = MeshKeys::generate();
-        let text = ticket(&keys).to_string();
+    fn a_ticket_holds_no_key() {
+        let text = plain().to_string();
         let bytes = BASE32_NOPAD.decode(text[PREFIX.len()..].to_uppercase().as_bytes()).unwrap();
         let holds =
             |secret: &[u8]| bytes.windows(8).any(|window| secret.windows(8).any(|part| part == window));
-        assert!(holds(&keys.public().to_bytes()), "the search would find a key that is there");
-        assert!(!holds(keys.seed()));
-        assert!(!holds(&keys.ticket_key()));
+        assert!(holds(&MESH.0), "the search would find a key that is there");
+        assert!(!holds(&KEY.0));
     }
 
     #[test]
     fn expiry_is_said_with_its_time() {
-        let ticket = ticket(&MeshKeys::generate());
+        let ticket = plain();
         assert_eq!(ticket.check_time(UnixTime(1_999_999_999)), Ok(()));
         let error = ticket.check_time(UnixTime(2_000_000_000)).unwrap_err();
         assert!(error.to_string().contains("2033-05-18T03:33:20Z"), "{error}");
     }
 
     #[test]
-    fn a_proof_counts_for_one_node_one_expiry_and_one_authority() {
-        let (keys, foreign) = (MeshKeys::generate(), MeshKeys::generate());
+    fn a_proof_counts_for_one_node_the_terms_as_issued_and_one_authority() {
         let (node, other) = (NodeId([1; 32]), NodeId([2; 32]));
-        let proof = ticket(&keys).prove(&node);
-        assert_eq!(TicketProof::from_bytes(&proof.to_bytes()), Some(proof));
-        assert!(proof.is_right(&keys, &node));
-        assert!(!proof.is_right(&keys, &other));
-        assert!(!proof.is_right(&foreign, &node));
-        assert!(!TicketProof { expires: UnixTime(3_000_000_000), ..proof }.is_right(&keys, &node));
-        assert!(!TicketProof { id: TicketId([0; 16]), ..proof }.is_right(&keys, &node));
+        let scope = Scope::Only(vec!["sw.example.org".parse().unwrap()]);
+        let proof = ticket(&KEY, MESH, |terms| terms.scope = scope).prove(&node);
+        assert_eq!(TicketProof::from_bytes(&proof.to_bytes()), Some(proof.clone()));
+        assert!(proof.is_right(&KEY, &node));
+        assert!(!proof.is_right(&KEY, &other));
+        assert!(!proof.is_right(&TicketKey([9; 32]), &node));
+        assert!(!TicketProof { id: TicketId([0; 16]), ..proof.clone() }.is_right(&KEY, &node));
+        let changes: [fn(&mut Terms); 5] = [
+            |terms| terms.expires.0 += 1,
+            |terms| terms.issued.0 += 1,
+            |terms| terms.uses += 1,
+            |terms| terms.role = Role::Authority,
+            |terms| terms.scope = Scope::All,
+        ];
+        for change in changes {
+            let mut altered = proof.clone();
+            change(&mut altered.terms);
+            assert!(!altered.is_right(&KEY, &node), "{altered:?}");
+        }
     }
 
     #[test]
     fn a_ticket_names_somebody_and_not_too_many() {
-        let keys = MeshKeys::generate();
-        let issue = |contacts| Ticket::issue(&keys, contacts, UnixTime(1)).is_ok();
+        let issue = |contacts| Ticket::issue(&KEY, MESH, contacts, terms()).is_ok();
         let with = |count: usize, addresses: usize| -> Vec<Contact> {
-            let addresses = vec!["10.0.0.1:1".parse().unwrap(); addresses];
+            let addresses = vec!["[2001:db8::1]:40000".parse().unwrap(); addresses];
             vec![Contact { node: NodeId([0; 32]), addresses }; count]
         };
         assert!(issue(with(TICKET_MAX_CONTACTS, CONTACT_MAX_ADDRESSES)));
@@ -369,18 +475,42 @@ mod tests {
         {
             assert!(!issue(with(count, addresses)), "{count} {addresses}");
         }
-        let largest =
-            Ticket::issue(&keys, with(TICKET_MAX_CONTACTS, CONTACT_MAX_ADDRESSES), UnixTime(1)).unwrap();
+        let names = (0..24).map(|n| format!("{n:0>28}").parse().unwrap()).collect();
+        let terms = Terms { scope: Scope::Only(names), ..terms() };
+        let contacts = with(TICKET_MAX_CONTACTS, CONTACT_MAX_ADDRESSES);
+        let largest = Ticket::issue(&KEY, MESH, contacts, terms).unwrap();
         assert!(
             largest.to_string().parse::<Ticket>().is_ok(),
             "the longest ticket is not too long to be read"
         );
     }
 
+    #[test]
+    fn terms_out_of_bounds_are_refused_with_their_value() {
+        let issue = |terms| Ticket::issue(&KEY, MESH, contacts(), terms).unwrap_err();
+        for uses in [0, TICKET_MAX_USES + 1] {
+            assert_eq!(issue(Terms { uses, ..terms() }), TicketError::Uses { uses });
+        }
+        let names = (0..32).map(|n| format!("{n:0>100}").parse().unwrap()).collect();
+        let error = issue(Terms { scope: Scope::Only(names), ..terms() });
+        assert!(matches!(error, TicketError::Terms { len } if len > 3_000), "{error}");
+    }
+
+    #[test]
+    fn a_ticket_for_a_cell_is_for_no_other() {
+        let cell = |text: &str| text.parse::<CellLabel>().unwrap();
+        let bound = Terms { cell: Some(cell("eu/a/r1")), ..terms() };
+        assert_eq!(bound.cell_for(None), Ok(cell("eu/a/r1")));
+        assert_eq!(bound.cell_for(Some(cell("eu/a/r1"))), Ok(cell("eu/a/r1")));
+        assert!(matches!(bound.cell_for(Some(cell("eu/a/r2"))), Err(TicketError::Cell { .. })));
+        assert_eq!(terms().cell_for(Some(cell("eu/a/r2"))), Ok(cell("eu/a/r2")));
+        assert_eq!(terms().cell_for(None), Ok(CellLabel::default()));
+    }
+
     proptest! {
         #[test]
         fn an_altered_ticket_is_refused(at in 0usize..300, letter in "[a-z2-7]") {
-            let text = ticket(&MeshKeys::from_seed(&[1; 32])).to_string();
+            let text = plain().to_string();
             let at = PREFIX.len() + at % (text.len() - PREFIX.len());
             let altered = format!("{}{letter}{}", &text[..at], &text[at + 1..]);
             prop_assume!(altered != text);
@@ -399,6 +529,7 @@ mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..300)
         ) {
             let mut bytes = [&[VERSION][..], &body].concat();
+            let _ = TicketProof::from_bytes(&bytes);
             let check = check_sum(&bytes);
             bytes.extend(check);
             let text = format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes));

@@ -3,11 +3,12 @@
 //! A certificate is self-signed, made anew at each start, and carries two extensions: libp2p's own
 //! (critical: it binds the certificate to the node's key) and one that says why the node may come in:
 //! its membership, or a joiner's proof that it was invited. Both sides check both. Sessions are never
-//! resumed, so that every connection is judged.
+//! resumed, so that every connection is judged. A renewed membership is shown from the next handshake on.
 
-use super::identity::{NodeKey, node_of};
-use super::membership::{AuthorityKey, MembershipCert, MembershipError, MeshKeys, Role};
-use super::ticket::TicketProof;
+use super::identity::{Identity, NodeKey, node_of};
+use super::membership::{MembershipCert, MembershipError};
+use super::mesh_trust::MeshTrust;
+use super::ticket::{TicketKey, TicketProof};
 use crate::model::{NodeId, UnixTime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -59,10 +60,8 @@ pub(super) enum Refusal {
     Membership(#[from] MembershipError),
     #[error("a joiner's certificate, and this node does not certify")]
     NotAnAuthority,
-    #[error("the ticket proof is not of a ticket of this mesh")]
+    #[error("the ticket proof is not of a ticket of this authority")]
     TicketProof,
-    #[error("a member that is not an authority cannot let anybody join")]
-    NotCertifying,
 }
 
 /// Why a node may come in.
@@ -81,6 +80,10 @@ pub(super) enum Verified {
     Member(MembershipCert),
     /// A node that holds a ticket of this authority, expired or not.
     Joiner(NodeId, TicketProof),
+    /// A node whose membership no longer counts, but was not revoked; only an authority takes notice.
+    Lapsed(MembershipCert),
+    /// A node that is known by its key alone, and the membership that it shows, not yet verified.
+    Named(NodeId, Vec<u8>),
 }
 
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
@@ -133,11 +136,16 @@ fn oid_text(parts: &[u64]) -> String {
 
 /// The rules by which this node judges certificates.
 #[derive(Clone, Debug)]
-pub(super) struct Rules {
-    /// Whose signature makes a member.
-    pub(super) authority: AuthorityKey,
-    /// The authority's keys, where joiners are let in.
-    pub(super) mesh_keys: Option<Arc<MeshKeys>>,
+pub(super) enum Rules {
+    /// A member's: by what it believes of its mesh.
+    Member {
+        /// Who counts as a member.
+        trust: Arc<MeshTrust>,
+        /// The key of its tickets, where joiners are let in.
+        desk: Option<TicketKey>,
+    },
+    /// A joiner's, which was told whom to trust by its ticket, and cannot judge memberships yet.
+    ByName,
 }
 
 impl Rules {
@@ -150,29 +158,47 @@ impl Rules {
             .map_err(|error| Refusal::NotLibp2p(error.to_string()))
             .map(|parsed| node_of(&parsed.peer_id()))?
             .ok_or_else(|| Refusal::NotLibp2p("its key is not ed25519".into()))?;
-        match credential_bytes(certificate)? {
-            (Some(membership), None) => {
-                let membership = MembershipCert::verify(&membership, &self.authority, now)?;
-                if membership.node != node {
-                    return Err(
-                        MembershipError::WrongNode { certified: membership.node, shown_by: node }.into()
-                    );
-                }
-                Ok(Verified::Member(membership))
+        match (credential_bytes(certificate)?, self) {
+            ((Some(membership), None), Self::ByName) => Ok(Verified::Named(node, membership)),
+            ((Some(membership), None), Self::Member { trust, desk }) => {
+                judge_member(&membership, node, trust, desk.is_some(), now)
             }
-            (None, Some(proof)) => {
-                let keys = self.mesh_keys.as_ref().ok_or(Refusal::NotAnAuthority)?;
+            ((None, Some(proof)), Self::Member { desk: Some(key), .. }) => {
                 let proof = TicketProof::from_bytes(&proof).ok_or(Refusal::Malformed)?;
                 // An expired ticket passes here: the join protocol can say so, a TLS alert cannot.
-                if proof.is_right(keys, &node) {
+                if proof.is_right(key, &node) {
                     Ok(Verified::Joiner(node, proof))
                 } else {
                     Err(Refusal::TicketProof)
                 }
             }
-            (None, None) => Err(Refusal::NoCredential),
-            (Some(_), Some(_)) => Err(Refusal::Malformed),
+            ((None, Some(_)), _) => Err(Refusal::NotAnAuthority),
+            ((None, None), _) => Err(Refusal::NoCredential),
+            ((Some(_), Some(_)), _) => Err(Refusal::Malformed),
         }
+    }
+}
+
+/// A membership that counts, or, where `certifying`, one that lapsed and may be renewed.
+fn judge_member(
+    bytes: &[u8],
+    node: NodeId,
+    trust: &MeshTrust,
+    certifying: bool,
+    now: UnixTime,
+) -> Result<Verified, Refusal> {
+    let verified = match trust.verify(bytes, now) {
+        Ok(membership) => Verified::Member(membership),
+        Err(MembershipError::Expired { .. } | MembershipError::Signature { .. }) if certifying => {
+            Verified::Lapsed(trust.verify_lapsed(bytes)?)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match &verified {
+        Verified::Member(shown) | Verified::Lapsed(shown) if shown.node != node => {
+            Err(MembershipError::WrongNode { certified: shown.node, shown_by: node }.into())
+        }
+        _ => Ok(verified),
     }
 }
 
@@ -200,19 +226,11 @@ fn octets(value: &[u8]) -> Option<Vec<u8>> {
     rest.is_empty().then(|| octets.as_ref().to_vec())
 }
 
-/// Whom a client wants to find at the other end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    /// The node that was dialled.
-    pub(super) node: NodeId,
-    /// Whether it must be able to certify.
-    pub(super) certifying: bool,
-}
-
 #[derive(Debug)]
 struct Verifier {
     rules: Rules,
-    wanted: Option<Wanted>,
+    /// Whom a client wants to find at the other end.
+    wanted: Option<NodeId>,
 }
 
 impl Verifier {
@@ -220,22 +238,23 @@ impl Verifier {
         let verified = self.rules.judge(certificate, now).and_then(|verified| {
             let Some(wanted) = self.wanted else { return Ok(()) };
             match verified {
-                Verified::Member(m) if m.node != wanted.node => {
-                    Err(Refusal::WrongNode { found: m.node, expected: wanted.node })
+                Verified::Member(found) if found.node != wanted => {
+                    Err(Refusal::WrongNode { found: found.node, expected: wanted })
                 }
-                Verified::Member(m) if wanted.certifying && m.role != Role::Authority => {
-                    Err(Refusal::NotCertifying)
+                Verified::Named(found, _) if found != wanted => {
+                    Err(Refusal::WrongNode { found, expected: wanted })
                 }
-                Verified::Member(_) => Ok(()),
+                Verified::Member(_) | Verified::Named(..) => Ok(()),
                 // Nobody is served by a node that is no member itself.
-                Verified::Joiner(..) => Err(Refusal::NoCredential),
+                Verified::Joiner(..) | Verified::Lapsed(_) => Err(Refusal::NoCredential),
             }
         });
         verified.map_err(|refusal| {
             tracing::debug!(%refusal, "TLS certificate refused");
-            // The alert tells the other side as much as it may know: that it is too old, or not welcome.
+            // The alert tells the other side as much as it may know: that it is too old, revoked, or not welcome.
             rustls::Error::InvalidCertificate(match refusal {
                 Refusal::Membership(MembershipError::Expired { .. }) => CertificateError::Expired,
+                Refusal::Membership(MembershipError::Revoked { .. }) => CertificateError::Revoked,
                 Refusal::WrongNode { .. } => CertificateError::NotValidForName,
                 _ => CertificateError::ApplicationVerificationFailure,
             })
@@ -351,7 +370,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub(super) fn client_config(
     certified: &Arc<CertifiedKey>,
     rules: Rules,
-    wanted: Wanted,
+    wanted: NodeId,
     alpns: &[&[u8]],
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, TlsError> {
     let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
@@ -367,9 +386,19 @@ pub(super) fn client_config(
     quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| failed(&e))
 }
 
+/// Shows whatever certificate the identity has at the moment.
+#[derive(Debug)]
+struct Current(Arc<Identity>);
+
+impl rustls::server::ResolvesServerCert for Current {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.certified())
+    }
+}
+
 /// The server's side, offering the protocols `alpns`.
 pub(super) fn server_config(
-    certified: &Arc<CertifiedKey>,
+    identity: Arc<Identity>,
     rules: Rules,
     alpns: &[&[u8]],
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, TlsError> {
@@ -378,7 +407,7 @@ pub(super) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| failed(&e))?
         .with_client_cert_verifier(Arc::new(Verifier { rules, wanted: None }))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
+        .with_cert_resolver(Arc::new(Current(identity)));
     config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -388,16 +417,15 @@ pub(super) fn server_config(
 #[cfg(test)]
 mod tests {
     use super::super::identity::tests::TestMesh;
-    use super::super::ticket::{Contact, Ticket};
+    use super::super::ticket::tests::ticket;
     use super::*;
 
-    fn rules(mesh: &TestMesh, authority: bool) -> Rules {
-        Rules { authority: mesh.keys().public(), mesh_keys: authority.then(|| Arc::new(mesh.keys())) }
+    fn rules(mesh: &TestMesh, desk: Option<TicketKey>) -> Rules {
+        Rules::Member { trust: mesh.trust(), desk }
     }
 
-    fn joiner(mesh: &TestMesh, key: &NodeKey, for_node: NodeId) -> Arc<CertifiedKey> {
-        let contact = Contact { node: NodeId([1; 32]), addresses: vec!["127.0.0.1:1".parse().unwrap()] };
-        let ticket = Ticket::issue(&mesh.keys(), vec![contact], UnixTime(1)).unwrap();
+    fn joiner(mesh: &TestMesh, desk: &TicketKey, key: &NodeKey, for_node: NodeId) -> Arc<CertifiedKey> {
+        let ticket = ticket(desk, mesh.keys().mesh(), |_| ());
         make_certificate(key, &Credential::Joiner(ticket.prove(&for_node))).unwrap()
     }
 
@@ -407,44 +435,66 @@ mod tests {
         let member = mesh.member();
         let certificate = &member.certified().cert[0];
         let now = crate::ambient::unix_now();
-        let judged = rules(&mesh, false).judge(certificate, now).unwrap();
-        assert!(matches!(judged, Verified::Member(m) if m == *member.membership()));
-        let refused = rules(&foreign, false).judge(certificate, now).unwrap_err();
+        let judged = rules(&mesh, None).judge(certificate, now).unwrap();
+        assert!(matches!(judged, Verified::Member(m) if m == member.membership()));
+        let refused = rules(&foreign, None).judge(certificate, now).unwrap_err();
         assert!(matches!(refused, Refusal::Membership(MembershipError::Signature { .. })));
-        let refused = rules(&mesh, false).judge(certificate, UnixTime(now.0 + 3_600)).unwrap_err();
+        let refused = rules(&mesh, None).judge(certificate, UnixTime(now.0 + 3_600)).unwrap_err();
         assert!(matches!(refused, Refusal::Membership(MembershipError::Expired { .. })));
     }
 
     #[test]
     fn a_membership_that_was_copied_from_another_node_is_refused() {
         let mesh = TestMesh::new();
-        let stolen = mesh.member().membership().clone();
+        let stolen = mesh.member().membership();
         let thief = make_certificate(&NodeKey::generate(), &Credential::Member(stolen)).unwrap();
-        let refused = rules(&mesh, true).judge(&thief.cert[0], crate::ambient::unix_now()).unwrap_err();
+        let refused = rules(&mesh, Some(TicketKey([1; 32])))
+            .judge(&thief.cert[0], crate::ambient::unix_now())
+            .unwrap_err();
         assert!(matches!(refused, Refusal::Membership(MembershipError::WrongNode { .. })));
     }
 
     #[test]
-    fn a_joiner_is_recognised_by_authorities_only_and_with_its_own_proof_only() {
+    fn a_joiner_is_recognised_by_the_authority_of_its_ticket_only_and_with_its_own_proof_only() {
         let mesh = TestMesh::new();
-        let key = NodeKey::generate();
+        let (key, desk) = (NodeKey::generate(), NodeKey::generate().ticket_key());
         let now = crate::ambient::unix_now();
-        let own = joiner(&mesh, &key, key.node());
-        let judged = rules(&mesh, true).judge(&own.cert[0], now).unwrap();
+        let own = joiner(&mesh, &desk, &key, key.node());
+        let judged = rules(&mesh, Some(desk.clone())).judge(&own.cert[0], now).unwrap();
         assert!(matches!(judged, Verified::Joiner(node, _) if node == key.node()));
         let refused =
             |rules: Rules, certified: &CertifiedKey| rules.judge(&certified.cert[0], now).unwrap_err();
-        assert_eq!(refused(rules(&mesh, false), &own), Refusal::NotAnAuthority);
-        assert_eq!(refused(rules(&TestMesh::new(), true), &own), Refusal::TicketProof);
-        let stolen = joiner(&mesh, &key, NodeId([9; 32]));
-        assert_eq!(refused(rules(&mesh, true), &stolen), Refusal::TicketProof);
+        assert_eq!(refused(rules(&mesh, None), &own), Refusal::NotAnAuthority);
+        assert_eq!(refused(Rules::ByName, &own), Refusal::NotAnAuthority);
+        let other = NodeKey::generate().ticket_key();
+        assert_eq!(refused(rules(&mesh, Some(other)), &own), Refusal::TicketProof);
+        let stolen = joiner(&mesh, &desk, &key, NodeId([9; 32]));
+        assert_eq!(refused(rules(&mesh, Some(desk)), &stolen), Refusal::TicketProof);
+    }
+
+    #[test]
+    fn a_lapsed_membership_is_noticed_by_authorities_only_and_a_revoked_one_by_nobody() {
+        let mesh = TestMesh::new();
+        let member = mesh.member();
+        let (certificate, now) = (&member.certified().cert[0], crate::ambient::unix_now());
+        let late = UnixTime(now.0 + 3_600);
+        let trust = mesh.trust();
+        let authority = Rules::Member { trust: trust.clone(), desk: Some(TicketKey([1; 32])) };
+        assert!(matches!(authority.judge(certificate, now), Ok(Verified::Member(_))));
+        assert!(matches!(authority.judge(certificate, late), Ok(Verified::Lapsed(_))));
+        assert!(rules(&mesh, None).judge(certificate, late).is_err());
+        trust.revoke(&mesh.keys(), member.node(), String::new(), now).unwrap();
+        for at in [now, late] {
+            let refused = authority.judge(certificate, at).unwrap_err();
+            assert!(matches!(refused, Refusal::Membership(MembershipError::Revoked { .. })), "{refused}");
+        }
     }
 
     #[test]
     fn a_plain_libp2p_certificate_is_refused() {
         let mesh = TestMesh::new();
         let (certificate, _) = libp2p_tls::certificate::generate(&NodeKey::generate().libp2p()).unwrap();
-        let refused = rules(&mesh, true).judge(&certificate, crate::ambient::unix_now()).unwrap_err();
+        let refused = rules(&mesh, None).judge(&certificate, crate::ambient::unix_now()).unwrap_err();
         assert_eq!(refused, Refusal::NoCredential);
     }
 

@@ -11,12 +11,13 @@ mod serve;
 mod talk;
 
 pub use ask::{Asking, Reply, ask};
+pub(super) use serve::may_hear;
 pub use serve::{Ask, AskReply, PeerRequest, serve};
-pub use talk::{all_news, members, push_news};
+pub use talk::{all_news, members, push_news, tell_possession};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
 pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
-pub(super) use talk::verified;
+pub(super) use talk::{Renewal, lapsed_or_not, renew, show, take_rest};
 
 use super::conduct::Offence;
 use super::proto::Failure;

@@ -6,6 +6,10 @@
 //! unknown version is refused. Every length is checked before memory is taken for it. `docs/mesh-protocol.md` holds
 //! the table.
 
+mod possession;
+
+pub use possession::{POSSESSION_MAX_SLICES, SliceHeld};
+
 use super::ticket::{CONTACT_MAX_ADDRESSES, TicketId};
 use crate::mesh::{MEMBERSHIP_MAX_BYTES, News};
 use crate::model::{Algorithm, CellLabel, ChunkRef, Class, NodeId, RepositoryName, UnixTime, limits};
@@ -219,6 +223,8 @@ pub enum JoinReply {
     Granted {
         /// The joiner's certificate.
         certificate: Vec<u8>,
+        /// The authority's key, for a joiner that is to be an authority.
+        seed: Option<Secret>,
         /// Members to begin with, at most [`MEMBERS_PER_FRAME`].
         members: Vec<MemberRecord>,
     },
@@ -227,12 +233,58 @@ pub enum JoinReply {
         /// When it expired.
         at: UnixTime,
     },
-    /// Another node has used the ticket.
+    /// As many nodes as the ticket is for have used it.
     Used {
         /// The ticket.
         ticket: TicketId,
     },
+    /// The ticket is from before the revocation of this node, or of one that it let in.
+    Revoked {
+        /// When that was.
+        at: UnixTime,
+    },
     /// The authority cannot certify now.
+    Unable {
+        /// Why, for people.
+        detail: String,
+    },
+}
+
+/// An authority's secret key on its way to another authority, over a connection that is encrypted and whose
+/// ends have proved their names. Never shown in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub [u8; 32]);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// What an authority answers to a member that wants its certificate renewed. The documents of trust and
+/// members follow in frames of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RenewReply {
+    /// Here it is.
+    Granted {
+        /// The renewed certificate.
+        certificate: Vec<u8>,
+        /// The authority's newest key, for another authority.
+        seed: Option<Secret>,
+    },
+    /// The membership was taken back.
+    Revoked {
+        /// When.
+        at: UnixTime,
+    },
+    /// The membership lapsed too long ago: only a new ticket helps.
+    TooLate {
+        /// When it lapsed.
+        lapsed: UnixTime,
+        /// How long afterwards it can be renewed, in seconds.
+        grace_s: u64,
+    },
+    /// The authority cannot, or it is too soon.
     Unable {
         /// Why, for people.
         detail: String,
@@ -250,8 +302,14 @@ pub enum Message {
     News(News),
     /// A wish for every newest document; answered by [`Message::News`] frames until the stream ends.
     AllNews,
+    /// A wish for a renewed certificate, answered by [`Message::Renewed`], documents and members.
+    Renew,
+    /// The speaker's own certificate, renewed while the connection stands; answered by [`Message::NewsAck`].
+    Certificate(Vec<u8>),
     /// A wish for the members of the peer's cell; answered by [`Message::MemberList`] frames until the stream ends.
     Members,
+    /// What the speaker holds, 1 to [`POSSESSION_MAX_SLICES`] slices; answered by [`Message::PossessionAck`].
+    Possession(Vec<SliceHeld>),
     /// A chunk's bytes follow.
     Data(DataHeader),
     /// The chunk is under way: data follows later.
@@ -262,10 +320,14 @@ pub enum Message {
     Missing(Told),
     /// The document came in (not: was adopted).
     NewsAck,
+    /// What the peer holds came in (not: is believed).
+    PossessionAck,
     /// Members, at most [`MEMBERS_PER_FRAME`].
     MemberList(Vec<MemberRecord>),
     /// The request as a whole is not served.
     Refused(RefusedBecause),
+    /// The answer to a wish for renewal.
+    Renewed(RenewReply),
     /// A joiner's wish.
     JoinRequest(JoinRequest),
     /// The answer to it.
@@ -280,6 +342,9 @@ const WITHDRAW: u8 = 2;
 const NEWS: u8 = 3;
 const ALL_NEWS: u8 = 4;
 const MEMBERS: u8 = 5;
+const RENEW: u8 = 6;
+const TRUST: u8 = 7;
+const POSSESSION: u8 = 8;
 const DATA: u8 = 16;
 const WAIT: u8 = 17;
 const BUSY: u8 = 18;
@@ -287,8 +352,15 @@ const MISSING: u8 = 19;
 const NEWS_ACK: u8 = 20;
 const MEMBER_LIST: u8 = 21;
 const REFUSED: u8 = 22;
+const RENEWED: u8 = 23;
+const POSSESSION_ACK: u8 = 25;
 const JOIN_REQUEST: u8 = 32;
 const JOIN_REPLY: u8 = 33;
+
+/// Kinds of documents in a frame of type [`TRUST`]. One that is not known is skipped, as an unknown type is.
+const TRUST_CHARTER: u8 = 0;
+const TRUST_REVOCATIONS: u8 = 1;
+const TRUST_CERTIFICATE: u8 = 2;
 
 /// A frame's type and length, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,9 +417,15 @@ impl Message {
         match self {
             Self::Request(body) => encode(REQUEST, body),
             Self::Withdraw(index) => encode(WITHDRAW, index),
+            Self::News(News::Charter(document)) => encode(TRUST, &(TRUST_CHARTER, document)),
+            Self::News(News::Revocations(document)) => encode(TRUST, &(TRUST_REVOCATIONS, document)),
+            Self::Certificate(document) => encode(TRUST, &(TRUST_CERTIFICATE, document)),
             Self::News(body) => encode(NEWS, body),
             Self::AllNews => encode(ALL_NEWS, &()),
             Self::Members => encode(MEMBERS, &()),
+            Self::Renew => encode(RENEW, &()),
+            Self::Possession(body) => encode(POSSESSION, body),
+            Self::PossessionAck => encode(POSSESSION_ACK, &()),
             Self::Data(body) => encode(DATA, body),
             Self::Wait(body) => encode(WAIT, body),
             Self::Busy(body) => encode(BUSY, body),
@@ -355,6 +433,7 @@ impl Message {
             Self::NewsAck => encode(NEWS_ACK, &()),
             Self::MemberList(body) => encode(MEMBER_LIST, body),
             Self::Refused(body) => encode(REFUSED, body),
+            Self::Renewed(body) => encode(RENEWED, body),
             Self::JoinRequest(body) => encode(JOIN_REQUEST, body),
             Self::JoinReply(body) => encode(JOIN_REPLY, body),
         }
@@ -371,8 +450,18 @@ impl Message {
             // A document of a kind that only newer versions know.
             NEWS if body.first().is_some_and(|kind| *kind >= NEWS_KINDS) => return Ok(None),
             NEWS => Self::News(decode(kind, body)?),
+            TRUST => match decode::<(u8, Vec<u8>)>(kind, body)? {
+                (TRUST_CHARTER, document) => Self::News(News::Charter(document)),
+                (TRUST_REVOCATIONS, document) => Self::News(News::Revocations(document)),
+                (TRUST_CERTIFICATE, document) => Self::Certificate(document),
+                _ => return Ok(None),
+            },
             ALL_NEWS => decode(kind, body).map(|()| Self::AllNews)?,
             MEMBERS => decode(kind, body).map(|()| Self::Members)?,
+            RENEW => decode(kind, body).map(|()| Self::Renew)?,
+            RENEWED => Self::Renewed(decode(kind, body)?),
+            POSSESSION => Self::Possession(decode(kind, body)?),
+            POSSESSION_ACK => decode(kind, body).map(|()| Self::PossessionAck)?,
             DATA => Self::Data(decode(kind, body)?),
             WAIT => Self::Wait(decode(kind, body)?),
             BUSY => Self::Busy(decode(kind, body)?),
@@ -397,6 +486,7 @@ impl Message {
                 if found > HOLDERS_MAX { Err(bounds("holders named", found, HOLDERS_MAX)) } else { Ok(()) }
             }
             Self::Withdraw(index) => check_index(*index),
+            Self::Possession(slices) => possession::check(slices),
             Self::Data(header) => {
                 check_index(header.index)?;
                 if header.len > limits::PLAIN_MAX_BYTES {
@@ -404,8 +494,8 @@ impl Message {
                 }
                 Ok(())
             }
-            Self::News(News::Root(document) | News::Card(document)) => {
-                let found = document.len();
+            Self::News(news) => {
+                let found = news.document().len();
                 if found > limits::ROOT_MAX_BYTES {
                     return Err(bounds("bytes of a document", found, limits::ROOT_MAX_BYTES));
                 }
@@ -417,9 +507,15 @@ impl Message {
                 }
                 members.iter().try_for_each(check_member)
             }
+            Self::Certificate(certificate) | Self::Renewed(RenewReply::Granted { certificate, .. }) => {
+                check_certificate(certificate)
+            }
             Self::AllNews
             | Self::Members
+            | Self::Renew
+            | Self::Renewed(_)
             | Self::NewsAck
+            | Self::PossessionAck
             | Self::Refused(_)
             | Self::JoinRequest(_)
             | Self::JoinReply(_) => Ok(()),
@@ -434,10 +530,15 @@ fn check_index(index: u16) -> Result<(), WireError> {
     Ok(())
 }
 
-fn check_member(member: &MemberRecord) -> Result<(), WireError> {
-    if member.certificate.len() > MEMBERSHIP_MAX_BYTES {
-        return Err(bounds("bytes of a membership", member.certificate.len(), MEMBERSHIP_MAX_BYTES));
+fn check_certificate(certificate: &[u8]) -> Result<(), WireError> {
+    if certificate.len() > MEMBERSHIP_MAX_BYTES {
+        return Err(bounds("bytes of a membership", certificate.len(), MEMBERSHIP_MAX_BYTES));
     }
+    Ok(())
+}
+
+fn check_member(member: &MemberRecord) -> Result<(), WireError> {
+    check_certificate(&member.certificate)?;
     if member.addresses.len() > CONTACT_MAX_ADDRESSES {
         return Err(bounds("addresses of a member", member.addresses.len(), CONTACT_MAX_ADDRESSES));
     }

@@ -236,6 +236,8 @@ pub(super) enum Event {
     Data { chunk: Chunk, from: Source },
     /// The last byte of an upload left.
     Sent { ask: Ask },
+    /// A peer tells what it holds.
+    Possession { from: u32, slices: Vec<(Slice, u64)> },
     /// The DHT answers.
     Providers { segment: Segment, peers: Vec<Peer> },
     /// The deadline that was asked for.
@@ -383,6 +385,9 @@ impl Machine {
             Event::Providers { segment, peers } => {
                 self.node.handle(now, Input::Providers { segment, peers }, out);
             }
+            Event::Possession { from, slices } => {
+                self.node.handle(now, Input::Possession { peer: Peer(from), slices }, out);
+            }
             Event::Wake => {
                 if self.wake != now {
                     return; // An earlier wake-up was asked for since.
@@ -481,6 +486,9 @@ impl Machine {
             Output::GiveUp { .. } => {
                 self.given_up += 1;
                 return self.note_end(now);
+            }
+            Output::TellPossession { to, slices } => {
+                Effect::Send(to.0, Event::Possession { from: me, slices })
             }
             // Nobody publishes and nobody lies in these scenarios.
             Output::Spread { .. } | Output::Distrust { .. } => return,

@@ -3,6 +3,8 @@
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
 //! network (`fluid`) and the least possible time to compare with (`bound`).
+//!
+//! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
 mod bound;
 mod churn;
@@ -13,6 +15,7 @@ mod fluid;
 mod fluid_oracle;
 mod reader;
 mod report;
+mod rollout;
 mod scenario;
 pub mod swarm;
 #[cfg(test)]
@@ -21,4 +24,5 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use report::{Report, simulate};
+pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

@@ -37,9 +37,9 @@ fn the_same_seed_gives_the_same_result_on_any_number_of_threads_and_another_seed
 #[test]
 fn all_get_everything_and_the_content_leaves_the_stratum_once() {
     let report = run(SMALL, 1, 1);
-    assert_eq!((report.completed, report.strata_bytes), (120, 100_000_000));
-    assert!(report.makespan_s >= report.bound_s, "the bound is one: {report:?}");
-    assert_eq!(report.binding_term, Term::SlowestDownlink);
+    assert_eq!((report.rollout.completed, report.rollout.strata_bytes), (120, 100_000_000));
+    assert!(report.rollout.makespan_s >= report.rollout.bound_s, "the bound is one: {report:?}");
+    assert_eq!(report.rollout.binding_term, Term::SlowestDownlink);
 }
 
 #[test]
@@ -48,13 +48,13 @@ fn with_regions_the_content_leaves_the_stratum_at_most_once_a_region() {
         .replace("regions = 1\n", "regions = 2\n")
         .replace("cells_per_region = 3", "cells_per_region = 2");
     let report = run(&text, 1, 1);
-    assert!(report.completed == 120 && report.strata_copies <= 2.1, "{report:?}");
+    assert!(report.rollout.completed == 120 && report.rollout.strata_copies <= 2.1, "{report:?}");
 }
 
 #[test]
 fn readers_in_order_get_everything_too() {
     let report = run(&SMALL.replace("'Fill'", "'Read'"), 1, 1);
-    assert!(report.completed == 120 && report.strata_copies <= 1.05, "{report:?}");
+    assert!(report.rollout.completed == 120 && report.rollout.strata_copies <= 1.05, "{report:?}");
 }
 
 #[test]

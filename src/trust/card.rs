@@ -118,7 +118,7 @@ impl SignedCard {
     }
 
     /// Reads a card whose signature was verified before it was stored.
-    pub(super) fn read_stored(bytes: &[u8]) -> Result<RepositoryCard, CardError> {
+    pub fn read_stored(bytes: &[u8]) -> Result<RepositoryCard, CardError> {
         Self::parse(Self::open(bytes)?.0)
     }
 

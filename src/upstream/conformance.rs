@@ -1,6 +1,6 @@
 //! What every [`Upstream`] promises, and the fixtures for it.
 
-use super::{MemoryStratum, Upstream, UpstreamError, layout};
+use super::{Arrived, MemoryStratum, Upstream, UpstreamError, layout};
 use crate::model::{ChunkRef, ContentId, Place, RepositoryName, limits};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -179,17 +179,21 @@ impl Upstream for Flaky {
         .boxed()
     }
 
-    fn fetch_chunks<'a>(
+    fn fetch_each<'a>(
         &'a self,
         repository: &'a RepositoryName,
         chunks: &'a [ChunkRef],
+        arrived: &'a Arrived<'a>,
     ) -> BoxFuture<'a, Vec<Result<Bytes, UpstreamError>>> {
         async move {
             self.asked.lock().unwrap().push(chunks.len());
             let mut results = self.inner.fetch_chunks(repository, chunks).await;
-            for result in &mut results {
+            for (position, result) in results.iter_mut().enumerate() {
                 if let Some(error) = Self::failure(&self.chunk_failures) {
                     *result = Err(error);
+                }
+                if let Ok(bytes) = result {
+                    arrived(position, bytes);
                 }
             }
             results
@@ -209,6 +213,14 @@ pub(super) async fn assert_conforms(upstream: &dyn Upstream, fixture: &Fixture) 
 
     fixture.assert_all(&upstream.fetch_chunks(&repository, &fixture.chunks).await);
     assert!(upstream.fetch_chunks(&repository, &[]).await.is_empty());
+
+    // Each is told of once, with its bytes.
+    let told = Mutex::new(Vec::new());
+    let hear = |position: usize, bytes: &Bytes| told.lock().unwrap().push((position, bytes.clone()));
+    fixture.assert_all(&upstream.fetch_each(&repository, &fixture.chunks, &hear).await);
+    let mut told = told.into_inner().unwrap();
+    told.sort_by_key(|(position, _)| *position);
+    assert_eq!(told, fixture.plain.iter().cloned().enumerate().collect::<Vec<_>>());
 
     // Any order, with gaps, and asked for twice.
     let order = [5, 0, 3, 3, 1, 4];

@@ -6,7 +6,7 @@
 //! than the range that was asked for is refused.
 
 use super::runs::{Run, plan};
-use super::{Upstream, UpstreamError, frame, layout, range};
+use super::{Arrived, Upstream, UpstreamError, frame, layout, range};
 use crate::model::{ChunkRef, RepositoryName, limits};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -148,6 +148,18 @@ impl HttpStratum {
         &self.base
     }
 
+    /// Whether a server answers there at all, whatever it has. A server that fails (5xx) does not count.
+    ///
+    /// # Errors
+    /// [`UpstreamError`], why not.
+    pub async fn answers(&self) -> Result<(), UpstreamError> {
+        let status = self.get(&self.base, HeaderMap::new(), 0).await?.status();
+        if status.is_server_error() {
+            return Err(UpstreamError::Status { url: self.base.clone(), status: status.as_u16() });
+        }
+        Ok(())
+    }
+
     async fn get(&self, url: &str, headers: HeaderMap, len: u64) -> Result<Response, UpstreamError> {
         let options = &self.http.options;
         let bound = options.request_allowance + Duration::from_secs(len / options.min_bytes_per_s.max(1));
@@ -179,10 +191,11 @@ impl HttpStratum {
         &self,
         repository: &RepositoryName,
         run: Run,
+        arrived: &Arrived<'_>,
     ) -> (Run, Vec<Result<Bytes, UpstreamError>>) {
         let mut results = Vec::with_capacity(run.frames.len());
         let _turn = self.turns.acquire().await;
-        if let Err(error) = self.stream_run(repository, &run, &mut results).await {
+        if let Err(error) = self.stream_run(repository, &run, &mut results, arrived).await {
             results.resize(run.frames.len(), Err(error));
         }
         (run, results)
@@ -193,6 +206,7 @@ impl HttpStratum {
         repository: &RepositoryName,
         run: &Run,
         results: &mut Vec<Result<Bytes, UpstreamError>>,
+        arrived: &Arrived<'_>,
     ) -> Result<(), UpstreamError> {
         let url = format!("{}/{}", self.base, layout::object_path(repository, &run.segment));
         let mut headers = HeaderMap::new();
@@ -207,7 +221,11 @@ impl HttpStratum {
         body.skip(skip).await?;
         for wanted in &run.frames {
             let stored = body.take(wanted.chunk.place.stored_len).await?;
-            results.push(frame::decode(stored, wanted.chunk, &url).await);
+            let result = frame::decode(stored, wanted.chunk, &url).await;
+            if let Ok(bytes) = &result {
+                wanted.answers.iter().for_each(|position| arrived(*position, bytes));
+            }
+            results.push(result);
         }
         Ok(())
     }
@@ -221,10 +239,11 @@ impl Upstream for HttpStratum {
         self.root(repository).boxed()
     }
 
-    fn fetch_chunks<'a>(
+    fn fetch_each<'a>(
         &'a self,
         repository: &'a RepositoryName,
         chunks: &'a [ChunkRef],
+        arrived: &'a Arrived<'a>,
     ) -> BoxFuture<'a, Vec<Result<Bytes, UpstreamError>>> {
         async move {
             let (runs, refused) = plan(chunks);
@@ -233,7 +252,7 @@ impl Upstream for HttpStratum {
                 results[position] = Some(Err(error));
             }
             let mut under_way = futures::stream::iter(runs)
-                .map(|run| self.fetch_run(repository, run))
+                .map(|run| self.fetch_run(repository, run, arrived))
                 .buffer_unordered(RUNS_AT_ONCE);
             while let Some((run, frames)) = under_way.next().await {
                 for (frame, result) in run.frames.iter().zip(frames) {

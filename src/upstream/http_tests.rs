@@ -131,6 +131,21 @@ async fn what_arrived_before_a_connection_broke_is_kept() {
         assert_eq!(result.as_ref().unwrap(), plain);
     }
     assert!(matches!(results[3], Err(UpstreamError::Connection { .. })), "{:?}", results[3]);
+    // What is there is told of while the rest is still awaited.
+    let (tell, mut told) = tokio::sync::mpsc::channel(8);
+    let endless = script(with_body(&head, &bytes[..cut]), false).await;
+    let stratum = HttpClient::new(HttpOptions::default()).unwrap().stratum(&endless).unwrap();
+    let hear = |position: usize, _: &Bytes| tell.try_send(position).unwrap();
+    let (repository, mut heard) = (repository(), Vec::new());
+    let mut call = stratum.fetch_each(&repository, &chunks, &hear);
+    while heard.len() < 3 {
+        tokio::select! {
+            _ = &mut call => panic!("the server still holds back the fourth"),
+            Some(position) = told.recv() => heard.push(position),
+        }
+    }
+    assert_eq!(heard, [0, 1, 2]);
+    drop(call);
     let stalled = fetch(with_body(&head, &bytes[..cut]), false, &chunks).await;
     assert!(stalled[..3].iter().all(Result::is_ok));
     assert!(matches!(stalled[3], Err(UpstreamError::TimedOut { .. })), "{:?}", stalled[3]);

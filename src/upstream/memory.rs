@@ -1,6 +1,6 @@
 //! A stratum in memory: the double that tests use in place of a server.
 
-use super::{Upstream, UpstreamError, check_row, frame, layout};
+use super::{Arrived, Upstream, UpstreamError, check_row, frame, layout};
 use crate::model::{ChunkRef, ContentId, RepositoryName, limits};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -76,15 +76,20 @@ impl Upstream for MemoryStratum {
         .boxed()
     }
 
-    fn fetch_chunks<'a>(
+    fn fetch_each<'a>(
         &'a self,
         repository: &'a RepositoryName,
         chunks: &'a [ChunkRef],
+        arrived: &'a Arrived<'a>,
     ) -> BoxFuture<'a, Vec<Result<Bytes, UpstreamError>>> {
         async move {
             let mut results = Vec::with_capacity(chunks.len());
-            for chunk in chunks {
-                results.push(self.chunk(repository, chunk).await);
+            for (position, chunk) in chunks.iter().enumerate() {
+                let result = self.chunk(repository, chunk).await;
+                if let Ok(bytes) = &result {
+                    arrived(position, bytes);
+                }
+                results.push(result);
             }
             results
         }

@@ -32,7 +32,7 @@ mod conformance;
 pub use error::UpstreamError;
 pub use http::{ClientError, HttpClient, HttpOptions, HttpStratum};
 pub use memory::MemoryStratum;
-pub use port::Upstream;
+pub use port::{Arrived, Upstream};
 pub use retry::{RetryPolicy, Retrying};
 pub use runs::check_row;
 pub use serve::{AccessLine, LogTarget, ParseAccessError, ServeError, ServeOptions, Server};

@@ -1,6 +1,6 @@
 //! A decorator that repeats what may succeed the second time.
 
-use super::{Upstream, UpstreamError};
+use super::{Arrived, Upstream, UpstreamError};
 use crate::ambient;
 use crate::model::{ChunkRef, Generator, RepositoryName, Rng as _};
 use bytes::Bytes;
@@ -68,13 +68,14 @@ impl<U: Upstream> Upstream for Retrying<U> {
         .boxed()
     }
 
-    fn fetch_chunks<'a>(
+    fn fetch_each<'a>(
         &'a self,
         repository: &'a RepositoryName,
         chunks: &'a [ChunkRef],
+        arrived: &'a Arrived<'a>,
     ) -> BoxFuture<'a, Vec<Result<Bytes, UpstreamError>>> {
         async move {
-            let mut results = self.inner.fetch_chunks(repository, chunks).await;
+            let mut results = self.inner.fetch_each(repository, chunks, arrived).await;
             for attempt in 1..self.policy.attempts {
                 let again: Vec<usize> = (0..results.len())
                     .filter(|&i| results[i].as_ref().err().is_some_and(|error| !error.is_permanent()))
@@ -84,7 +85,8 @@ impl<U: Upstream> Upstream for Retrying<U> {
                 }
                 self.pause(attempt - 1).await;
                 let wanted: Vec<ChunkRef> = again.iter().map(|&i| chunks[i]).collect();
-                let answers = self.inner.fetch_chunks(repository, &wanted).await;
+                let told = |position: usize, bytes: &Bytes| arrived(again[position], bytes);
+                let answers = self.inner.fetch_each(repository, &wanted, &told).await;
                 for (i, answer) in again.into_iter().zip(answers) {
                     results[i] = answer;
                 }

@@ -5,7 +5,7 @@
 //! is run again, where it gets a head start: of two that are about equal, one keeps the warm
 //! connections and caches. The others follow in the order in which they were given.
 
-use super::{Upstream, UpstreamError};
+use super::{Arrived, Upstream, UpstreamError};
 use crate::ambient;
 use crate::model::{ChunkRef, RepositoryName, Time};
 use bytes::Bytes;
@@ -180,10 +180,11 @@ impl Upstream for Several {
         .boxed()
     }
 
-    fn fetch_chunks<'a>(
+    fn fetch_each<'a>(
         &'a self,
         repository: &'a RepositoryName,
         chunks: &'a [ChunkRef],
+        arrived: &'a Arrived<'a>,
     ) -> BoxFuture<'a, Vec<Result<Bytes, UpstreamError>>> {
         async move {
             self.race(repository).await;
@@ -195,7 +196,8 @@ impl Upstream for Several {
                     break;
                 }
                 let wanted: Vec<ChunkRef> = missing.iter().map(|&i| chunks[i]).collect();
-                let answers = self.strata[stratum].fetch_chunks(repository, &wanted).await;
+                let told = |position: usize, bytes: &Bytes| arrived(missing[position], bytes);
+                let answers = self.strata[stratum].fetch_each(repository, &wanted, &told).await;
                 match answers
                     .iter()
                     .filter_map(|answer| answer.as_ref().err())

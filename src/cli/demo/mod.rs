@@ -6,15 +6,14 @@
 
 pub mod compare;
 mod node;
-mod process;
 mod report;
 mod select;
 
 use super::CliError;
 use crate::config::ByteSize;
+use crate::lab::{Folder, Interrupt, Process, may_mount};
 use compare::Manifest;
-use node::{Node, Stage};
-use process::{Folder, Interrupt, Process, Reading};
+use node::{Node, Reading, Stage};
 use report::{Expected, Pass, Report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,8 +52,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let interrupt = Interrupt::catch()?;
-    process::may_mount()?;
-    let folder = Folder::make(args.keep)?;
+    may_mount(std::env::var_os("PATH").as_deref())?;
+    let folder = Folder::make(&std::env::temp_dir(), "starling-demo", args.keep)?;
     let report = demonstrate(&args, folder.path(), &interrupt)?;
     drop(folder);
     if args.json {
@@ -75,7 +74,7 @@ fn demonstrate(args: &Args, folder: &Path, interrupt: &Interrupt) -> Result<Repo
     let original = Manifest::read(&choice.root, 4, &quiet).map_err(CliError::failed)?;
     enough_room(folder, original.bytes(), args.nodes)?;
     let stage = Stage {
-        folder,
+        launcher: super::launcher(folder)?,
         interrupt,
         repository: REPOSITORY.parse().map_err(CliError::failed)?,
         original: &original,
@@ -105,14 +104,14 @@ fn demonstrate(args: &Args, folder: &Path, interrupt: &Interrupt) -> Result<Repo
 
 fn publish(stage: &Stage<'_>, tree: &Path) -> Result<String, CliError> {
     let path = |path: &Path| path.to_str().map(str::to_owned);
-    let folders = (path(tree), path(&stage.folder.join("stratum")), path(&stage.folder.join("keys")));
+    let folders = (path(tree), path(&stage.folder().join("stratum")), path(&stage.folder().join("keys")));
     let (Some(tree), Some(to), Some(keys)) = folders else {
         return Err(CliError::failed("the demonstration needs paths in UTF-8"));
     };
     stage.say("publishing …");
     let arguments = ["publish", &tree, "--repo", REPOSITORY, "--to", &to, "--keys", &keys, "--json"];
-    let printed =
-        Process::start("publish", stage.folder, &arguments)?.output(PUBLISH_PATIENCE, stage.interrupt)?;
+    let publishing = stage.launcher.start("publish", &arguments, None)?;
+    let printed = publishing.output(PUBLISH_PATIENCE, stage.interrupt)?;
     serde_json::from_str::<serde_json::Value>(&printed)
         .ok()
         .and_then(|json| json["fingerprint"].as_str().map(str::to_owned))
@@ -123,16 +122,17 @@ fn publish(stage: &Stage<'_>, tree: &Path) -> Result<String, CliError> {
 
 /// Starts the stratum and tells its URL.
 fn serve(stage: &Stage<'_>) -> Result<(Process, String), CliError> {
-    let folder = stage.folder.join("stratum");
+    let folder = stage.folder().join("stratum");
     let arguments = ["stratum", "serve", &folder.display().to_string(), "--listen", "127.0.0.1:0"];
-    let mut process = Process::start("stratum-server", stage.folder, &arguments)?;
-    let output = stage.folder.join("stratum-server.out");
-    let url = process.wait_for("an address", SERVE_PATIENCE, stage.interrupt, || {
-        let printed = std::fs::read_to_string(&output)?;
-        // A whole line only: the address may still be on its way.
-        let mut lines = printed.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        Ok(lines.find_map(url_in))
-    })?;
+    let mut process = stage.launcher.start("stratum-server", &arguments, None)?;
+    let output = stage.folder().join("stratum-server.out");
+    let url =
+        process.wait_for("an address", SERVE_PATIENCE, stage.interrupt, || -> Result<_, CliError> {
+            let printed = std::fs::read_to_string(&output)?;
+            // A whole line only: the address may still be on its way.
+            let mut lines = printed.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            Ok(lines.find_map(url_in))
+        })?;
     Ok((process, url))
 }
 

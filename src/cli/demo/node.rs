@@ -1,11 +1,11 @@
 //! One node of the demonstration: an agent process with a state folder of its own.
 
 use super::super::CliError;
-use super::compare::{Difference, Manifest};
-use super::process::{Interrupt, Process, Reading};
+use super::compare::{Difference, Manifest, Watch};
 use super::report::{Expected, Pass};
 use crate::agent::Client;
 use crate::agent::api::{AddRepository, InviteRequest, MountRequest, Obtained, Status, UnmountRequest};
+use crate::lab::{Interrupt, Launcher, Process};
 use crate::model::RepositoryName;
 use indicatif::ProgressBar;
 use std::fs;
@@ -24,8 +24,8 @@ const TICKET_S: u64 = 600;
 
 /// What all nodes of the demonstration share.
 pub(super) struct Stage<'a> {
-    /// Where everything lies.
-    pub(super) folder: &'a Path,
+    /// Starts processes, in the folder where everything lies.
+    pub(super) launcher: Launcher,
     /// Whether the user has asked to stop.
     pub(super) interrupt: &'a Interrupt,
     /// What is distributed.
@@ -37,11 +37,31 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    /// Where everything lies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.launcher.folder
+    }
+
     /// A line for people, on standard error.
     pub(super) fn say(&self, text: &str) {
         if self.progress {
             eprintln!("{text}");
         }
+    }
+}
+
+/// A reading that shows its progress and ends when the user asks to stop.
+pub(super) struct Reading<'a> {
+    pub(super) bar: &'a ProgressBar,
+    pub(super) interrupt: &'a Interrupt,
+}
+
+impl Watch for Reading<'_> {
+    fn read(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+    fn stopped(&self) -> bool {
+        self.interrupt.is_set()
     }
 }
 
@@ -58,7 +78,7 @@ pub(super) struct Node {
 impl Node {
     /// A node that has no agent yet.
     pub(super) fn new(stage: &Stage<'_>, name: &str) -> Result<Self, CliError> {
-        let (state, mount) = (stage.folder.join(name), stage.folder.join(format!("{name}.mnt")));
+        let (state, mount) = (stage.folder().join(name), stage.folder().join(format!("{name}.mnt")));
         fs::create_dir(&mount)?;
         Ok(Self {
             name: name.to_owned(),
@@ -80,8 +100,8 @@ impl Node {
     }
 
     fn command(&self, stage: &Stage<'_>, verb: &str, arguments: &[&str]) -> Result<String, CliError> {
-        Process::start(&format!("{}-{verb}", self.name), stage.folder, arguments)?
-            .output(PATIENCE, stage.interrupt)
+        let process = stage.launcher.start(&format!("{}-{verb}", self.name), arguments, None)?;
+        Ok(process.output(PATIENCE, stage.interrupt)?)
     }
 
     /// Starts its agent and waits until it is ready.
@@ -89,11 +109,12 @@ impl Node {
         let (state, socket) = (text(&self.state)?, text(&self.socket())?);
         let listen = self.listen.to_string();
         let arguments = ["agent", "--state", &state, "--socket", &socket, "--listen", &listen];
-        let mut process = Process::start(&format!("{}-agent", self.name), stage.folder, &arguments)?;
-        let status = process.wait_for("a ready agent", PATIENCE, stage.interrupt, || {
-            // Until it listens there is no answer; a real failure ends the process, which is seen.
-            Ok(self.status().ok())
-        })?;
+        let mut process = stage.launcher.start(&format!("{}-agent", self.name), &arguments, None)?;
+        let status =
+            process.wait_for("a ready agent", PATIENCE, stage.interrupt, || -> Result<_, CliError> {
+                // Until it listens there is no answer; a real failure ends the process, which is seen.
+                Ok(self.status().ok())
+            })?;
         if let Some(mesh) = status.mesh {
             self.listen = mesh.address;
         }
@@ -150,7 +171,7 @@ impl Node {
 
     /// A ticket for the next node.
     pub(super) fn invite(&self) -> Result<String, CliError> {
-        let request = InviteRequest { expires_s: TICKET_S, addresses: Vec::new() };
+        let request = InviteRequest { expires_s: TICKET_S, ..InviteRequest::default() };
         Ok(blocking(self.client().invite(&request))?.ticket)
     }
 
@@ -185,7 +206,7 @@ impl Node {
 
     /// Ends its agent as an operator would.
     pub(super) fn stop(&mut self) -> Result<(), CliError> {
-        self.process.take().map_or(Ok(()), Process::stop)
+        Ok(self.process.take().map_or(Ok(()), Process::stop)?)
     }
 
     fn socket(&self) -> PathBuf {

@@ -1,8 +1,8 @@
 //! Which tree is shown: the user's, or as much of `/usr/share` as a demonstration should carry.
 
 use super::super::CliError;
-use super::process::Interrupt;
 use crate::config::ByteSize;
+use crate::lab::Interrupt;
 use std::collections::BTreeMap;
 use std::fs::{self, DirEntry, Metadata};
 use std::io;

@@ -18,9 +18,10 @@ pub(super) use name::DhtKey;
 
 use super::endpoint::Endpoint;
 use super::identity::{node_of, peer_id_of};
+use super::membership::MembershipCert;
 use super::registry::MemberConnection;
 use crate::ambient;
-use crate::model::{CellLabel, NodeId, Time};
+use crate::model::{NodeId, Time};
 use futures::StreamExt;
 use libp2p::core::transport::Transport as _;
 use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, RecordKey};
@@ -79,15 +80,14 @@ pub(super) struct Neighbour {
     pub(super) node: NodeId,
     /// Where.
     pub(super) addr: SocketAddr,
-    /// Its cell, from its membership certificate.
-    pub(super) cell: CellLabel,
+    /// Its membership, as it showed it.
+    pub(super) membership: MembershipCert,
 }
 
 impl Neighbour {
     /// Who is at the other end of a connection.
     pub(super) fn of(connection: &MemberConnection) -> Self {
-        let cell = connection.membership().cell.clone();
-        Self { node: connection.node(), addr: connection.address(), cell }
+        Self { node: connection.node(), addr: connection.address(), membership: connection.membership() }
     }
 }
 
@@ -113,6 +113,7 @@ enum Command {
     Withdraw(DhtKey),
     Find(DhtKey, oneshot::Sender<Vec<(NodeId, SocketAddr)>>),
     AddAddress(NodeId, SocketAddr),
+    Forget(NodeId),
 }
 
 /// The DHT of this node: a handle to its task, which ends when the last handle is dropped.
@@ -202,6 +203,11 @@ impl Dht {
     /// Adds a node to the routing table.
     pub(super) fn add_address(&self, node: NodeId, addr: SocketAddr) {
         self.command(Command::AddAddress(node, addr));
+    }
+
+    /// Drops a node from the routing table, and what it announced: it is a member no longer.
+    pub(super) fn forget(&self, node: NodeId) {
+        self.command(Command::Forget(node));
     }
 
     /// The counters.
@@ -309,6 +315,13 @@ impl Task {
                 self.finding.insert(query, Finding { reply, found: BTreeMap::new(), deadline });
             }
             Command::AddAddress(node, addr) => self.learn(node, addr),
+            Command::Forget(node) => {
+                let peer = peer_id_of(&node);
+                let _ = self.swarm.disconnect_peer_id(peer);
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                kad.remove_peer(&peer);
+                kad.store_mut().forget(node);
+            }
         }
     }
 

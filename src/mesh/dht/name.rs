@@ -1,5 +1,6 @@
 //! Our names for nodes, places and keys, and libp2p's.
 
+use super::super::authority::MeshId;
 use super::super::identity::node_of;
 use crate::model::{CellLabel, ContentId, NodeId};
 use libp2p::Multiaddr;
@@ -26,6 +27,11 @@ impl DhtKey {
     /// Who can list the members of some cell of a region.
     pub(in crate::mesh) fn region(region: &str) -> Self {
         Self::named("region", region.as_bytes())
+    }
+
+    /// Who certifies in a mesh.
+    pub(in crate::mesh) fn authorities(mesh: &MeshId) -> Self {
+        Self::named("mesh's authorities", &mesh.0)
     }
 
     /// The kinds of keys are kept apart by a derivation context, so that no name of one is one of another.

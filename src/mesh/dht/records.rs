@@ -112,6 +112,15 @@ impl Providers {
         self.by_provider.entry(node).or_default().insert(age, key);
     }
 
+    /// Drops everything that a node announced.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        let ages: Vec<u64> =
+            self.by_provider.get(&node).into_iter().flat_map(|keys| keys.keys().copied()).collect();
+        for age in ages {
+            self.drop_age(age);
+        }
+    }
+
     fn oldest_of_provider(&self, node: NodeId) -> Option<u64> {
         let keys = self.by_provider.get(&node)?;
         if keys.len() >= self.limits.per_provider { keys.keys().next().copied() } else { None }

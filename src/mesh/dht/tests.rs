@@ -61,14 +61,16 @@ async fn a_node_that_knows_only_the_bootstrap_finds_a_provider_and_dials_it() {
 }
 
 #[tokio::test]
-async fn neighbours_are_reported_with_the_cell_of_their_certificate() {
+async fn neighbours_are_reported_with_the_certificate_that_they_showed() {
     let mesh = TestMesh::new();
     let mut b = node(&mesh, "middle/b/b", &[]);
     let mut a = node(&mesh, "east/a/a", &[&b]);
-    let cell = "middle/b/b".parse().unwrap();
-    assert_eq!(a.neighbours.recv().await, Some(Neighbour { node: b.endpoint.node(), addr: b.addr, cell }));
-    let cell = "east/a/a".parse().unwrap();
-    assert_eq!(b.neighbours.recv().await, Some(Neighbour { node: a.endpoint.node(), addr: a.addr, cell }));
+    let neighbour = |of: &TestNode| {
+        let membership = of.endpoint.identity().membership();
+        Some(Neighbour { node: of.endpoint.node(), addr: of.addr, membership })
+    };
+    assert_eq!(a.neighbours.recv().await, neighbour(&b));
+    assert_eq!(b.neighbours.recv().await, neighbour(&a));
 }
 
 #[tokio::test]

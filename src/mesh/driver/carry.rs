@@ -130,6 +130,7 @@ impl Driver {
             Output::Deliver { chunk } => self.deliver(chunk),
             Output::GiveUp { chunk, why } => self.give_up(chunk, why),
             Output::Spread { news, to } => self.spread(news, to),
+            Output::TellPossession { to, slices } => self.tell_possession(to, &slices),
             Output::Distrust { peer } => {
                 count(&self.links.counters.wrong_bytes);
                 if let Some(node) = self.peers.get(peer).map(|entry| entry.node) {
@@ -338,16 +339,33 @@ impl Driver {
         result: Result<(Bytes, bool), Failure>,
     ) {
         let under_way = self.upstream.by_number.get(&number).copied();
-        if let Some(chunk) = under_way {
-            self.end_upstream(chunk);
-        }
+        let ended = under_way.and_then(|chunk| self.end_upstream(chunk));
         match (result, under_way) {
             (Ok((bytes, kept)), _) => {
+                if let Some(ended) = ended {
+                    self.call_progresses(&ended.call);
+                }
                 add(&self.links.counters.upstream_bytes, bytes.len() as u64);
                 self.arrived(chunk, Source::Strata, bytes, kept);
             }
             (Err(why), Some(chunk)) => self.input(Input::Failed { chunk, from: Source::Strata, why }),
             (Err(_), None) => {}
+        }
+    }
+
+    /// A chunk of a call came: the others, which travel behind it, are not lost.
+    fn call_progresses(&mut self, call: &Arc<Call>) {
+        let same = |fetching: &&Fetching| Arc::ptr_eq(&fetching.call, call);
+        let mut behind: Vec<(u64, Chunk)> = self
+            .upstream
+            .by_chunk
+            .values()
+            .filter(same)
+            .filter_map(|fetching| Some((fetching.number, *self.upstream.by_number.get(&fetching.number)?)))
+            .collect();
+        behind.sort_unstable();
+        for (_, chunk) in behind {
+            self.input(Input::Progress { chunk });
         }
     }
 
@@ -415,21 +433,35 @@ async fn fetch(
     numbers: Vec<u64>,
 ) {
     let Ok(_running) = calls.acquire().await else { return };
-    let mut results = links.local.fetch_upstream(repository, chunks.clone()).await.into_iter();
-    for (chunk, number) in chunks.into_iter().zip(numbers) {
-        let result = match results.next() {
-            Some(Ok(bytes)) => Ok((bytes.clone(), links.local.keep(chunk.id, bytes, true).await)),
-            Some(Err(error)) => {
-                tracing::debug!(chunk = %chunk.id, %error, "not from the strata");
-                Err(match error {
-                    UpstreamFailure::UnknownRepository(_) => Failure::Refused,
-                    UpstreamFailure::Unreachable(_) => Failure::Unreachable,
-                    UpstreamFailure::WrongBytes(_) => Failure::WrongBytes,
-                })
-            }
-            None => Err(Failure::Refused),
-        };
+    let report = async |position: usize, result| {
+        let (number, chunk) = (numbers[position], chunks[position]);
         let _ = links.inbox.send(Message::Upstream { number, chunk, result }).await;
+    };
+    // Each chunk comes at most once, so there is room for all of them.
+    let (tell, mut told) = mpsc::channel(chunks.len().max(1));
+    let call = async {
+        let arrived = move |position: usize, bytes: &Bytes| {
+            let _ = tell.try_send((position, bytes.clone()));
+        };
+        links.local.fetch_upstream(repository, chunks.clone(), &arrived).await
+    };
+    // Relayed as it arrives, not when the last chunk of the call is there.
+    let relay = async {
+        while let Some((position, bytes)) = told.recv().await {
+            let kept = links.local.keep(chunks[position].id, bytes.clone(), true).await;
+            report(position, Ok((bytes, kept))).await;
+        }
+    };
+    let (results, ()) = tokio::join!(call, relay);
+    for (position, result) in results.into_iter().enumerate().take(chunks.len()) {
+        let Err(error) = result else { continue };
+        tracing::debug!(chunk = %chunks[position].id, %error, "not from the strata");
+        let why = match error {
+            UpstreamFailure::UnknownRepository(_) => Failure::Refused,
+            UpstreamFailure::Unreachable(_) => Failure::Unreachable,
+            UpstreamFailure::WrongBytes(_) => Failure::WrongBytes,
+        };
+        report(position, Err(why)).await;
     }
 }
 
@@ -464,17 +496,17 @@ async fn ask(
         }
         Ok(connection) => {
             let (neighbour, rtt) = (Neighbour::of(&connection), connection.quinn().rtt());
+            // Whoever says that it holds something of a repository that it may not read is not asked.
+            let may_read = neighbour.membership.scope.covers(&request.repository);
             let _ = reports.links.inbox.send(Message::Connected { neighbour, rtt }).await;
-            match transfer::ask(connection, request) {
-                Err(error) => {
+            match may_read.then(|| transfer::ask(connection, request)) {
+                None => {}
+                Some(Err(error)) => {
                     tracing::warn!(%error, "a request that the core decided on is out of bounds");
-                    Failure::Refused
                 }
-                Ok(asking) => {
-                    exchange(asking, &reports, &mut open, &mut withdrawn).await;
-                    Failure::Refused
-                }
+                Some(Ok(asking)) => exchange(asking, &reports, &mut open, &mut withdrawn).await,
             }
+            Failure::Refused
         }
     };
     for index in (0..open.len()).filter(|index| open[*index]) {

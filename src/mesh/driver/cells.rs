@@ -6,6 +6,7 @@
 
 use super::super::dht::{Dht, DhtKey};
 use super::super::endpoint::Endpoint;
+use super::super::membership::MembershipCert;
 use super::super::transfer;
 use super::task::Message;
 use crate::ambient;
@@ -36,7 +37,7 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CellView {
     pub(super) cell: CellLabel,
-    pub(super) members: BTreeMap<NodeId, SocketAddr>,
+    pub(super) members: BTreeMap<NodeId, (SocketAddr, MembershipCert)>,
 }
 
 /// Whom to ask about a cell, and how it went.
@@ -87,7 +88,8 @@ async fn round(
     let mut contacts: Vec<(NodeId, SocketAddr)> = dht.find(DhtKey::region(own.region())).await;
     // Those who answered before know their cells better than the DHT does.
     for known in cells.values() {
-        contacts.extend(known.view.members.iter().take(CONTACTS_OF_CELL).map(|(node, addr)| (*node, *addr)));
+        contacts
+            .extend(known.view.members.iter().take(CONTACTS_OF_CELL).map(|(node, (addr, _))| (*node, *addr)));
     }
     contacts.retain(|(node, _)| *node != endpoint.node());
     contacts.sort_unstable();
@@ -145,13 +147,13 @@ async fn ask(endpoint: &Endpoint, own: &CellLabel, node: NodeId, addr: SocketAdd
     if cell.region() != own.region() {
         return None;
     }
-    let authority = endpoint.identity().authority();
-    match transfer::members(&connection, authority, ambient::unix_now()).await {
+    let trust = endpoint.identity().trust();
+    match transfer::members(&connection, trust, ambient::unix_now()).await {
         Ok(list) => {
             let members = list
                 .into_iter()
                 .filter(|(certificate, _)| certificate.cell == cell)
-                .filter_map(|(certificate, addresses)| Some((certificate.node, *addresses.first()?)))
+                .filter_map(|(member, addresses)| Some((member.node, (*addresses.first()?, member))))
                 .take(limits::CELL_MAX_MEMBERS)
                 .collect();
             Some(Found::Other(CellView { cell, members }))

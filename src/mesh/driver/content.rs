@@ -165,6 +165,22 @@ impl ContentBook {
         self.segments.get(&number).map(|row| row.id)
     }
 
+    /// The number of the segment that a chunk lies in.
+    pub(super) fn segment_of(&self, number: Chunk) -> Option<Segment> {
+        let slice = self.chunks.get(number.0)?.slice;
+        self.slices.get(slice.0).map(|row| row.segment)
+    }
+
+    /// The segment that a slice lies in, and its number there.
+    pub(super) fn slice_name(&self, number: Slice) -> Option<(ContentId, u32)> {
+        self.slices.get(number.0).map(|row| row.name)
+    }
+
+    /// The number of a slice, if it has one.
+    pub(super) fn slice_number(&self, segment: &ContentId, slice: u32) -> Option<Slice> {
+        self.by_slice.get(&(*segment, slice)).copied()
+    }
+
     /// All numbers whose chunks have this name, whatever their references say beside it.
     pub(super) fn with_id(&self, id: &ContentId) -> SmallVec<[Chunk; 1]> {
         self.by_id.get(id).cloned().unwrap_or_default()
@@ -306,7 +322,7 @@ mod tests {
             ContentUpdate::Learned { slice, segment, slice_key, part, .. } => {
                 (slice, segment, slice_key, part)
             }
-            ContentUpdate::Forgotten { .. } => unreachable!(),
+            other => unreachable!("{other:?}"),
         };
         let first = learned(intern(&mut one, chunk(1, 0)).1);
         let same_slice = learned(intern(&mut one, chunk(2, 1 << 19)).1);

@@ -1,21 +1,26 @@
 //! What the loop does about members, other cells and news.
 
 use super::super::dht::{DhtKey, Neighbour};
+use super::super::membership::{MembershipCert, Role};
 use super::super::ports::{News, NewsVerdict};
 use super::super::proto::{Input, NewsId, Peer};
+use super::super::renewal::View;
 use super::super::swim::MemberEvent;
 use super::super::transfer;
+use super::super::wire::{MEMBERS_PER_FRAME, MemberRecord, RenewReply};
 use super::cells::CellView;
 use super::counters::count;
+use super::peers::PeerEntry;
+use super::possession::TELLING_MAX;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
-use crate::model::{ContentId, Generator, NodeId, Rng, Time, mix};
+use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, mix};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Members of a cell, by rank, that announce it: with three, one that died unseen does no harm.
 const ANNOUNCERS: usize = 3;
@@ -26,6 +31,8 @@ const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
 const SYNC_PAUSE: Duration = Duration::from_secs(30);
 const SYNC_SPREAD_S: usize = 30;
+/// How often peers are looked through for those whose certificate has expired.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
 
@@ -38,6 +45,10 @@ pub(super) struct Gossip {
     syncing: bool,
     judging: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
+    /// What was believed of the mesh when the peers were last looked through, and when that is done again.
+    believed: u64,
+    look_due: Time,
+    pub(super) telling: Arc<Semaphore>,
 }
 
 impl Gossip {
@@ -50,6 +61,9 @@ impl Gossip {
             syncing: false,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
+            believed: 0,
+            look_due: Time::ZERO,
+            telling: Arc::new(Semaphore::new(TELLING_MAX)),
         }
     }
 
@@ -64,14 +78,23 @@ impl Driver {
     pub(super) fn member_changed(&mut self, event: MemberEvent) {
         match event {
             MemberEvent::Up { node, addr, certificate } => {
+                let Some(membership) = self.verified(&certificate) else { return };
                 self.gossip.members.insert(node, (addr, certificate));
-                let cell = self.cell.clone();
-                if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+                if let Some(peer) = self.meet_member(addr, &membership) {
                     self.set_up(peer, true);
                 }
                 if let Some(dht) = self.dht() {
                     dht.add_address(node, addr);
                 }
+            }
+            MemberEvent::Renewed { node, certificate } => {
+                if let Some(membership) = self.verified(&certificate) {
+                    if let Some(member) = self.gossip.members.get_mut(&node) {
+                        member.1 = certificate;
+                    }
+                    self.certified(&membership);
+                }
+                return;
             }
             MemberEvent::Moved(node) => {
                 if let Some(network) = &self.links.network {
@@ -89,6 +112,131 @@ impl Driver {
             }
         }
         self.announce_cell();
+    }
+
+    fn verified(&self, certificate: &[u8]) -> Option<MembershipCert> {
+        let trust = self.links.network.as_ref()?.endpoint.identity().trust();
+        trust.verify(certificate, ambient::unix_now()).ok()
+    }
+
+    /// A peer is known by a certificate that was checked.
+    pub(super) fn meet_member(&mut self, addr: SocketAddr, membership: &MembershipCert) -> Option<Peer> {
+        let peer = self.meet(membership.node, addr, Some(&membership.cell))?;
+        let mut updates = Vec::new();
+        self.peers.certify(peer, membership, &mut updates);
+        self.tell_peers(updates);
+        Some(peer)
+    }
+
+    /// A known peer shows a renewed certificate, which was checked.
+    pub(super) fn certified(&mut self, membership: &MembershipCert) {
+        if let Some(network) = &self.links.network {
+            network.endpoint.renewed(membership);
+        }
+        if let Some(peer) = self.peers.number(&membership.node) {
+            let mut updates = Vec::new();
+            self.peers.certify(peer, membership, &mut updates);
+            self.tell_peers(updates);
+        }
+    }
+
+    /// Has a certificate checked that a peer showed for itself.
+    pub(super) fn shown(&self, from: NodeId, certificate: Vec<u8>) {
+        let links = self.links.for_task();
+        let Some(trust) = links.trust.clone() else { return };
+        tokio::spawn(async move {
+            match trust.verify(&certificate, ambient::unix_now()) {
+                Ok(membership) if membership.node == from => {
+                    let _ = links.inbox.send(Message::Certified(membership)).await;
+                }
+                Ok(_) => tracing::debug!(%from, "a peer showed the certificate of another"),
+                Err(error) => tracing::debug!(%from, %error, "a peer showed a certificate"),
+            }
+        });
+    }
+
+    /// Lets go of everybody whose membership does not count any more: at once when what this node believes has
+    /// changed, and now and then for those that expired. The endpoint closes connections by itself, and SWIM turns
+    /// members out.
+    pub(super) fn heed_trust(&mut self) {
+        let Some(network) = &self.links.network else { return };
+        let trust = network.endpoint.identity().trust().clone();
+        let (generation, now) = (trust.generation(), ambient::unix_now());
+        let believed = std::mem::replace(&mut self.gossip.believed, generation);
+        if believed == generation && self.gossip.look_due > ambient::now() {
+            return;
+        }
+        self.gossip.look_due = ambient::now() + LOOK_EVERY;
+        let out = |entry: &PeerEntry| match &entry.membership {
+            Some(membership) => trust.check(membership, now).is_err(),
+            None => trust.revocation_of(&entry.node).is_some(),
+        };
+        let gone: Vec<(Peer, NodeId)> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| (entry.up || believed != generation) && out(entry))
+            .map(|(peer, entry)| (peer, entry.node))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        for (peer, node) in gone {
+            self.gossip.members.remove(&node);
+            self.set_up(peer, false);
+            if let Some(dht) = self.dht() {
+                dht.forget(node);
+            }
+        }
+        self.announce_cell();
+    }
+
+    /// What a renewal must know of the peers.
+    pub(super) fn view(&self) -> View {
+        let is_authority = |entry: &PeerEntry| {
+            entry.membership.as_ref().is_some_and(|membership| membership.role == Role::Authority)
+        };
+        let mut authorities: Vec<_> =
+            self.peers.others().filter(|(_, entry)| is_authority(entry)).map(|(_, entry)| entry).collect();
+        authorities.sort_by_key(|entry| (!entry.up, entry.node));
+        let up = self.peers.others().filter(|(_, entry)| entry.up).count();
+        View { authorities: authorities.iter().map(|entry| (entry.node, entry.addr)).collect(), up }
+    }
+
+    /// Members for a newcomer: this node, seeds, members of its cell, authorities, others; those that are up.
+    pub(super) fn introductions(&self, cell: &CellLabel) -> Vec<MemberRecord> {
+        let own = self.own_record();
+        let mut others: Vec<_> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| entry.up)
+            .filter_map(|(_, entry)| Some((entry, entry.membership.as_ref()?)))
+            .collect();
+        let salt = self.gossip.generator.clone().next_u64();
+        others.sort_by_key(|(entry, membership)| {
+            let first = membership.role == Role::Seed && membership.cell == *cell;
+            let near = membership.cell == *cell || membership.role == Role::Authority;
+            (!first, !near, mix(entry.node.key() ^ salt))
+        });
+        let record = |(entry, membership): (&PeerEntry, &MembershipCert)| MemberRecord {
+            certificate: membership.bytes().to_vec(),
+            addresses: vec![entry.addr],
+        };
+        own.into_iter().chain(others.into_iter().map(record)).take(MEMBERS_PER_FRAME).collect()
+    }
+
+    /// Decides over a member's wish for a renewed certificate, where this node is an authority.
+    pub(super) fn renewal_wanted(
+        &self,
+        shown: MembershipCert,
+        reply: oneshot::Sender<(RenewReply, Vec<News>, Vec<MemberRecord>)>,
+    ) {
+        let links = self.links.for_task();
+        let (Some(office), Some(trust)) = (links.office, links.trust) else { return };
+        let members = self.introductions(&shown.cell);
+        tokio::spawn(async move {
+            let decision = office.renew(&shown, ambient::unix_now());
+            let _ = reply.send((decision, trust.documents(), members));
+        });
     }
 
     /// Announces the cell and its region in the DHT, if this node is one of those who do.
@@ -115,9 +263,9 @@ impl Driver {
 
     /// There is a connection with somebody, and so a certificate with its cell.
     pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
-        let Neighbour { node, addr, cell } = neighbour;
-        let own = cell == self.cell;
-        if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+        let Neighbour { node, addr, membership } = neighbour;
+        let own = membership.cell == self.cell;
+        if let Some(peer) = self.meet_member(addr, &membership) {
             if !own {
                 self.set_up(peer, true);
                 if let Some(network) = &self.links.network {
@@ -153,8 +301,8 @@ impl Driver {
         for peer in left {
             self.set_up(peer, false);
         }
-        for (node, addr) in members {
-            if let Some(peer) = self.meet(node, addr, Some(&cell)) {
+        for (addr, membership) in members.into_values() {
+            if let Some(peer) = self.meet_member(addr, &membership) {
                 self.set_up(peer, true);
             }
         }
@@ -196,6 +344,10 @@ impl Driver {
         let counters = Arc::clone(&self.links.counters);
         tokio::spawn(async move {
             let result = match endpoint.connection(node, addr).await {
+                Ok(connection) if !transfer::may_hear(&connection.membership().scope, &news) => {
+                    tracing::debug!(%node, "a document is not in the peer's scope");
+                    return;
+                }
                 Ok(connection) => {
                     transfer::push_news(&connection, news).await.map_err(|error| error.to_string())
                 }
@@ -254,9 +406,10 @@ impl Driver {
 }
 
 async fn judge(links: &TaskLinks, news: News, from: NodeId) -> NewsVerdict {
-    let verdict = links.local.judge(news.clone()).await;
+    let verdict = links.judge(news.clone()).await;
     match verdict {
         NewsVerdict::Fresh => {
+            let news = links.as_adopted(news);
             let _ = links.inbox.send(Message::FreshNews { news, from: Some(from) }).await;
         }
         NewsVerdict::Invalid => {
@@ -267,7 +420,8 @@ async fn judge(links: &TaskLinks, news: News, from: NodeId) -> NewsVerdict {
     verdict
 }
 
-/// Takes all documents of a peer: cards before roots, because a root can be judged only with its card.
+/// Takes all documents of a peer: the charter first, by which the others are judged, and cards before roots,
+/// because a root can be judged only with its card.
 async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
     let mut news = match transfer::all_news(connection).await {
         Ok(news) => news,
@@ -276,7 +430,12 @@ async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
             return false;
         }
     };
-    news.sort_by_key(|document| matches!(document, News::Root(_)));
+    news.sort_by_key(|document| match document {
+        News::Charter(_) => 0,
+        News::Revocations(_) => 1,
+        News::Card(_) => 2,
+        News::Root(_) => 3,
+    });
     for document in news {
         if judge(links, document, connection.node()).await == NewsVerdict::Invalid {
             return false;

@@ -18,8 +18,10 @@ mod cells;
 mod content;
 mod counters;
 mod gossip;
+mod journal;
 mod news;
 mod peers;
+mod possession;
 mod recent;
 mod recorder;
 mod serve;
@@ -30,13 +32,19 @@ mod wants;
 
 use counters::MeshCounters;
 pub use counters::MeshCounts;
+use journal::Stories;
+pub use journal::{Happened, Step, Story};
 
 use super::conduct::{Conduct, Offence};
-use super::dht::{Dht, DhtCounters, DhtStart, Neighbour};
+use super::dht::{Dht, DhtCounters, DhtKey, DhtStart, Neighbour};
 use super::endpoint::{DoorBook, DoorCounts, Endpoint};
+use super::join::Introductions;
+use super::membership::MembershipCert;
+use super::office::Office;
 use super::ports::{Exchange, Local, News, NewsVerdict, ObtainError, Obtained};
 use super::proto::{Settings, Start};
 use super::registry::MemberConnection;
+use super::renewal::{self, Renewing, View};
 use super::swim::{MemberEvent, Swim, SwimCounters, Tuning};
 use super::ticket::Contact;
 use super::transfer::{PeerRequest, serve};
@@ -88,7 +96,14 @@ pub struct Network {
     pub dht: bool,
     /// The times of the membership protocol.
     pub tuning: Tuning,
+    /// Stands between peers' requests and this node: `None` in every honest node.
+    pub tamper: Option<Tamper>,
+    /// Where this node is an authority.
+    pub office: Option<Arc<Office>>,
 }
+
+/// Takes what peers ask and passes on what it does not answer itself. The lab and tests make liars with it.
+pub type Tamper = Box<dyn FnOnce(mpsc::Receiver<PeerRequest>) -> mpsc::Receiver<PeerRequest> + Send>;
 
 /// What a mesh is started with.
 pub struct MeshStart {
@@ -121,6 +136,19 @@ pub struct PeerStatus {
     pub bytes_down: u64,
 }
 
+/// A member whose certificate was seen.
+#[derive(Clone, Debug)]
+pub struct MemberStatus {
+    /// The newest certificate that is known.
+    pub membership: MembershipCert,
+    /// Where it was last reached.
+    pub address: SocketAddr,
+    /// Whether it is believed to be alive.
+    pub up: bool,
+    /// Open connections with it, both planes and directions.
+    pub connections: usize,
+}
+
 /// The mesh of this node. It ends when the last handle is dropped, or by [`Mesh::shutdown`].
 pub struct Mesh {
     inbox: mpsc::Sender<Message>,
@@ -129,6 +157,7 @@ pub struct Mesh {
     swim: Option<Arc<SwimCounters>>,
     defence: Option<(Arc<Conduct>, Arc<DoorBook>)>,
     news: watch::Receiver<u64>,
+    stories: Stories,
     local: Arc<dyn Local>,
     stop: CancellationToken,
     running: Mutex<Option<JoinHandle<()>>>,
@@ -173,9 +202,22 @@ impl Mesh {
                 Driver::new(core, recorder, links, identity.node(), addr, identity.membership().cell.clone())
             }
         };
+        let stories = driver.journal.stories();
         let running = Mutex::new(Some(tokio::spawn(driver.run(messages))));
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Arc::new(Self { inbox, counters, dht, swim, defence, news, local, stop, running, _stop_on_drop }))
+        Ok(Arc::new(Self {
+            inbox,
+            counters,
+            dht,
+            swim,
+            defence,
+            news,
+            stories,
+            local,
+            stop,
+            running,
+            _stop_on_drop,
+        }))
     }
 
     /// Judges a document from this machine (`publish --announce`, `repo add`) and spreads it if it is fresh.
@@ -202,11 +244,42 @@ impl Mesh {
         }
     }
 
+    /// Spreads a document of trust that this node, an authority, has made and believes already.
+    pub async fn spread(&self, news: News) {
+        let _ = self.inbox.send(Message::FreshNews { news, from: None }).await;
+    }
+
+    /// All other members whose certificates are known.
+    pub async fn members(&self) -> Vec<MemberStatus> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Roll(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Whom an authority's desk tells a newcomer of.
+    pub fn introductions(&self) -> Introductions {
+        let inbox = self.inbox.clone();
+        Box::new(move |cell| {
+            let inbox = inbox.clone();
+            async move {
+                let (reply, answer) = oneshot::channel();
+                let _ = inbox.send(Message::Introduce { cell, reply }).await;
+                answer.await.unwrap_or_default()
+            }
+            .boxed()
+        })
+    }
+
     /// All peers that are known.
     pub async fn peers(&self) -> Vec<PeerStatus> {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Status(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// How a chunk came to this node, if that was lately.
+    pub fn story(&self, id: &ContentId) -> Option<Story> {
+        self.stories.get(id)
     }
 
     /// The counters.
@@ -292,11 +365,14 @@ pub(super) struct Linked {
     pub(super) dht: Option<Dht>,
     /// Woken when a member of another cell fails.
     pub(super) refresh: Arc<Notify>,
+    /// Where this node is an authority.
+    pub(super) office: Option<Arc<Office>>,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
 fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToken) -> io::Result<Linked> {
-    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning } = network;
+    let Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning, office, tamper } =
+        network;
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -325,8 +401,34 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
+    let asked = match tamper {
+        Some(tamper) => tamper(asked),
+        None => asked,
+    };
     tokio::spawn(pass_requests(asked, inbox.clone()));
-    Ok(Linked { endpoint, swim, dht, refresh })
+    if let (Some(dht), Some(_)) = (&dht, &office) {
+        dht.announce(DhtKey::authorities(&endpoint.identity().trust().mesh()));
+    }
+    let renewing = Renewing {
+        endpoint: endpoint.clone(),
+        office: office.clone(),
+        dht: dht.clone(),
+        view: viewed_by(inbox.clone()),
+    };
+    tokio::spawn(renewal::keep(renewing, stop.clone()));
+    Ok(Linked { endpoint, swim, dht, refresh, office })
+}
+
+fn viewed_by(inbox: mpsc::Sender<Message>) -> Box<dyn Fn() -> BoxFuture<'static, View> + Send + Sync> {
+    Box::new(move || {
+        let inbox = inbox.clone();
+        async move {
+            let (reply, answer) = oneshot::channel();
+            let _ = inbox.send(Message::View(reply)).await;
+            answer.await.unwrap_or_default()
+        }
+        .boxed()
+    })
 }
 
 async fn pass_members(mut events: mpsc::Receiver<MemberEvent>, inbox: mpsc::Sender<Message>) {

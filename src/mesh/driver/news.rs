@@ -57,6 +57,8 @@ fn hash_of(news: &News) -> ContentId {
     let (kind, document) = match news {
         News::Root(document) => (0u8, document),
         News::Card(document) => (1, document),
+        News::Charter(document) => (2, document),
+        News::Revocations(document) => (3, document),
     };
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[kind]);

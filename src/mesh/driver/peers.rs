@@ -1,7 +1,8 @@
 //! Numbers for peers, and what the driver knows of each.
 
+use super::super::membership::{MembershipCert, Role, SEED_SHARE};
 use super::super::proto::{Peer, PeerUpdate};
-use crate::model::{CellLabel, ContentId, NodeId};
+use crate::model::{CellLabel, ContentId, NodeId, RepositoryName};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,12 +23,22 @@ pub(super) struct PeerEntry {
     pub(super) addr: SocketAddr,
     /// `None` until a certificate was seen.
     pub(super) cell: Option<CellLabel>,
+    /// The newest certificate that it showed, or that a member of its cell told.
+    pub(super) membership: Option<MembershipCert>,
     pub(super) up: bool,
     pub(super) bytes_down: u64,
     pub(super) bytes_up: u64,
     pub(super) rtt: Option<Duration>,
     /// Requests under way to it, and uploads to it.
     pins: u32,
+}
+
+impl PeerEntry {
+    /// Whether it may read a repository, as far as is known: of a peer that was only heard of, its first handshake
+    /// will tell.
+    pub(super) fn may_read(&self, repository: &RepositoryName) -> bool {
+        self.membership.as_ref().is_none_or(|membership| membership.scope.covers(repository))
+    }
 }
 
 /// The book of peers. Number 0 is this node.
@@ -81,6 +92,7 @@ impl PeerBook {
             node,
             addr,
             cell: cell.cloned(),
+            membership: None,
             up: false,
             bytes_down: 0,
             bytes_up: 0,
@@ -106,6 +118,22 @@ impl PeerBook {
         self.by_node.insert(node, peer);
         updates.push(self.met(peer, node, cell));
         Some(peer)
+    }
+
+    /// Notes a peer's certificate, if it is newer than the one that is known.
+    pub(super) fn certify(&mut self, peer: Peer, membership: &MembershipCert, updates: &mut Vec<PeerUpdate>) {
+        let Some(entry) = self.get_mut(peer).filter(|entry| entry.node == membership.node) else { return };
+        let known = entry.membership.as_ref();
+        if known.is_some_and(|known| !membership.supersedes(known)) {
+            return;
+        }
+        let before = weight(known);
+        entry.membership = Some(membership.clone());
+        let moved = entry.cell.as_ref() != Some(&membership.cell);
+        if moved || before != weight(Some(membership)) {
+            entry.cell = Some(membership.cell.clone());
+            updates.push(self.met(peer, membership.node, Some(&membership.cell)));
+        }
     }
 
     /// Notes that a peer answers or does not.
@@ -168,7 +196,8 @@ impl PeerBook {
             }
         }
         // A node whose cell is not known is a home nowhere.
-        let weight = if cell_number == ELSEWHERE { 0 } else { ORDINARY_WEIGHT };
+        let known = self.get(peer).and_then(|entry| entry.membership.as_ref());
+        let weight = if cell_number == ELSEWHERE { 0 } else { weight(known) };
         PeerUpdate::Met { peer, key: node.key(), cell: cell_number, cell_key, region, weight }
     }
 
@@ -178,6 +207,14 @@ impl PeerBook {
         let entry = self.rows[gone.0 as usize].take()?;
         self.by_node.remove(&entry.node);
         Some(gone)
+    }
+}
+
+/// A peer's share of placements: a seed has several of an ordinary member's.
+fn weight(membership: Option<&MembershipCert>) -> u16 {
+    match membership.map(|membership| membership.role) {
+        Some(Role::Seed) => SEED_SHARE * ORDINARY_WEIGHT,
+        _ => ORDINARY_WEIGHT,
     }
 }
 

@@ -12,6 +12,10 @@ use std::collections::HashMap;
 /// Asks of peers that are kept track of. The core's own bound is lower.
 const ASKS_MAX: usize = 1 << 16;
 
+/// Asks of one peer for chunks that are not stored here: a quarter of what the core fetches for others, so that nobody
+/// keeps all homes busy with chunks that may not even exist.
+const ABSENT_PER_PEER: u32 = 256;
+
 /// An ask of a peer that has no final answer yet.
 struct Upload {
     peer: Peer,
@@ -19,6 +23,8 @@ struct Upload {
     id: ContentId,
     plain_len: u32,
     request: u64,
+    /// Whether it was not stored when it was asked for.
+    absent: bool,
     /// Gone once the bytes are on their way.
     reply: Option<AskReply>,
 }
@@ -28,6 +34,8 @@ struct Upload {
 pub(super) struct UploadBook {
     by_ask: HashMap<Ask, Upload>,
     by_request: HashMap<u64, Ask>,
+    /// How many of each peer are for chunks that were not stored.
+    absent: HashMap<Peer, u32>,
     next: u32,
 }
 
@@ -43,13 +51,18 @@ impl Driver {
                 }
             }
             PeerRequest::News { from, news } => self.judge(news, from),
+            PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
-                let local = self.links.local.clone();
+                let links = self.links.for_task();
                 // It may read the disk.
                 tokio::task::spawn_blocking(move || {
-                    let _ = reply.send(local.all_news());
+                    let mut news = links.trust.map(|trust| trust.documents()).unwrap_or_default();
+                    news.extend(links.local.all_news());
+                    let _ = reply.send(news);
                 });
             }
+            PeerRequest::Renew { shown, reply } => self.renewal_wanted(shown, reply),
+            PeerRequest::Shown { from, certificate } => self.shown(from, certificate),
             PeerRequest::Members { reply } => {
                 let _ = reply.send(self.member_records());
             }
@@ -71,11 +84,21 @@ impl Driver {
             reply.busy(Vec::new(), u8::MAX);
             return;
         };
+        let absent = self.content.get(number).is_some_and(|entry| !entry.stored);
+        if absent {
+            let others = self.uploads.absent.entry(peer).or_default();
+            if *others >= ABSENT_PER_PEER {
+                count(&self.links.counters.overload);
+                reply.busy(Vec::new(), u8::MAX);
+                return;
+            }
+            *others += 1;
+        }
         let ask = self.next_ask();
         self.content.pin(number);
         self.peers.pin(peer);
         let (id, plain_len) = (chunk.id, chunk.plain_len);
-        let upload = Upload { peer, chunk: number, id, plain_len, request, reply: Some(reply) };
+        let upload = Upload { peer, chunk: number, id, plain_len, request, absent, reply: Some(reply) };
         self.uploads.by_ask.insert(ask, upload);
         self.uploads.by_request.insert(request, ask);
         self.input(Input::Asked { peer, ask, chunk: number, class });
@@ -95,6 +118,14 @@ impl Driver {
     fn end_upload(&mut self, ask: Ask) -> Option<Upload> {
         let upload = self.uploads.by_ask.remove(&ask)?;
         self.uploads.by_request.remove(&upload.request);
+        if upload.absent
+            && let Some(others) = self.uploads.absent.get_mut(&upload.peer)
+        {
+            *others -= 1;
+            if *others == 0 {
+                self.uploads.absent.remove(&upload.peer);
+            }
+        }
         self.content.unpin(upload.chunk);
         self.peers.unpin(upload.peer);
         Some(upload)
@@ -157,7 +188,7 @@ impl Driver {
                 }
                 return;
             }
-            Answer::Busy { holders } | Answer::Missing { holders } => self.named(holders),
+            Answer::Busy { holders } | Answer::Missing { holders } => self.named(ask, holders),
         };
         let Some(reply) = self.end_upload(ask).and_then(|upload| upload.reply) else { return };
         if matches!(answer, Answer::Busy { .. }) {
@@ -169,21 +200,28 @@ impl Driver {
         }
     }
 
-    fn named(&self, holders: &[Peer]) -> Vec<Holder> {
+    /// Holders as a peer is told of them: none that may not read the repository itself.
+    fn named(&self, ask: Ask, holders: &[Peer]) -> Vec<Holder> {
+        let chunk = self.uploads.by_ask.get(&ask).and_then(|upload| self.content.get(upload.chunk));
+        let Some(repository) = chunk.map(|entry| &entry.repository) else { return Vec::new() };
         holders
             .iter()
             .filter_map(|peer| self.peers.get(*peer))
+            .filter(|entry| entry.may_read(repository))
             .map(|entry| Holder { node: entry.node, address: entry.addr })
             .collect()
     }
 
+    /// This node, as others are told of it.
+    pub(super) fn own_record(&self) -> Option<MemberRecord> {
+        let (network, entry) = (self.links.network.as_ref()?, self.peers.get(ME)?);
+        let certificate = network.endpoint.identity().membership().bytes().to_vec();
+        Some(MemberRecord { certificate, addresses: vec![entry.addr] })
+    }
+
     /// The members of this cell that are up, this node first.
     fn member_records(&self) -> Vec<MemberRecord> {
-        let Some(network) = &self.links.network else { return Vec::new() };
-        let own = self.peers.get(ME).map(|entry| MemberRecord {
-            certificate: network.endpoint.identity().membership().bytes().to_vec(),
-            addresses: vec![entry.addr],
-        });
+        let own = self.own_record();
         let others = self.gossip.members().map(|(addr, certificate)| MemberRecord {
             certificate: certificate.to_vec(),
             addresses: vec![addr],

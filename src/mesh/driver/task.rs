@@ -2,25 +2,30 @@
 
 use super::super::conduct::Offence;
 use super::super::dht::Neighbour;
-use super::super::ports::{Local, News, ObtainError, Obtained};
+use super::super::membership::MembershipCert;
+use super::super::mesh_trust::MeshTrust;
+use super::super::office::Office;
+use super::super::ports::{Local, News, NewsVerdict, ObtainError, Obtained};
 use super::super::proto::{
     Ask, Chunk, ContentUpdate, Core, Event, Failure, Input, Outbox, Output, Peer, PeerUpdate, Segment, Start,
 };
+use super::super::renewal::View;
 use super::super::swim::MemberEvent;
 use super::super::transfer::PeerRequest;
-use super::super::wire::Holder;
+use super::super::wire::{Holder, MemberRecord};
 use super::carry::{AskBook, UpstreamBook};
 use super::cells::CellView;
 use super::content::ContentBook;
 use super::counters::{MeshCounters, count};
 use super::gossip::Gossip;
+use super::journal::{Books, Journal};
 use super::news::NewsBook;
-use super::peers::{ME, PeerBook};
+use super::peers::{ME, PeerBook, PeerEntry};
 use super::recent::Recent;
 use super::recorder::Recorder;
 use super::serve::UploadBook;
 use super::wants::WantBook;
-use super::{FAREWELL, Linked, PeerStatus};
+use super::{FAREWELL, Linked, MemberStatus, PeerStatus};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
 use bytes::Bytes;
@@ -91,8 +96,16 @@ pub(super) enum Message {
     ForgedNews { from: NodeId },
     /// An exchange of all documents with a peer ended; whether it went well.
     Synced { ok: bool },
+    /// A peer showed a renewed certificate, which was checked.
+    Certified(MembershipCert),
     /// Somebody wants to see the peers.
     Status(oneshot::Sender<Vec<PeerStatus>>),
+    /// Somebody wants to see the members and their certificates.
+    Roll(oneshot::Sender<Vec<MemberStatus>>),
+    /// The renewal of the certificate wants to know whom to ask.
+    View(oneshot::Sender<View>),
+    /// The desk wants to know whom to tell a newcomer of.
+    Introduce { cell: CellLabel, reply: oneshot::Sender<Vec<MemberRecord>> },
     /// The node goes.
     Leave(oneshot::Sender<()>),
 }
@@ -103,6 +116,31 @@ pub(super) struct TaskLinks {
     pub(super) local: Arc<dyn Local>,
     pub(super) inbox: mpsc::Sender<Message>,
     pub(super) counters: Arc<MeshCounters>,
+    /// `None` without a network.
+    pub(super) trust: Option<Arc<MeshTrust>>,
+    /// Where this node is an authority.
+    pub(super) office: Option<Arc<Office>>,
+}
+
+impl TaskLinks {
+    /// Judges a document and, when it is fresh, adopts it durably: those of trust here, others by the node.
+    pub(super) async fn judge(&self, news: News) -> NewsVerdict {
+        if !matches!(news, News::Charter(_) | News::Revocations(_)) {
+            return self.local.judge(news).await;
+        }
+        let Some(trust) = self.trust.clone() else { return NewsVerdict::Unjudged };
+        let keys = self.office.as_ref().and_then(|office| office.identity().mesh_keys());
+        let judged = tokio::task::spawn_blocking(move || trust.judge(&news, keys.as_deref()));
+        judged.await.ok().flatten().unwrap_or(NewsVerdict::Unjudged)
+    }
+
+    /// A fresh document as it is handed on: an authority may have signed a list of revocations with more in it.
+    pub(super) fn as_adopted(&self, news: News) -> News {
+        match (&self.trust, news) {
+            (Some(trust), News::Revocations(_)) => News::Revocations(trust.revocations().bytes().to_vec()),
+            (_, news) => news,
+        }
+    }
 }
 
 /// What the loop reaches the world by.
@@ -121,6 +159,8 @@ impl Links {
             local: Arc::clone(&self.local),
             inbox: self.inbox.clone(),
             counters: Arc::clone(&self.counters),
+            trust: self.network.as_ref().map(|network| Arc::clone(network.endpoint.identity().trust())),
+            office: self.network.as_ref().and_then(|network| network.office.clone()),
         }
     }
 }
@@ -132,6 +172,7 @@ pub(super) struct Driver {
     /// Decided and not yet carried out, oldest first.
     pub(super) decided: Vec<Output>,
     recorder: Option<Recorder>,
+    pub(super) journal: Journal,
     pub(super) links: Links,
     pub(super) content: ContentBook,
     pub(super) peers: PeerBook,
@@ -162,6 +203,7 @@ impl Driver {
             out: Outbox::default(),
             decided: Vec::new(),
             recorder,
+            journal: Journal::default(),
             links,
             content: ContentBook::new(CHUNKS_MAX),
             peers,
@@ -176,6 +218,10 @@ impl Driver {
             node,
         };
         driver.tell_peers(updates);
+        let own = driver.links.network.as_ref().map(|network| network.endpoint.identity().membership());
+        if let Some(own) = own {
+            driver.certified(&own);
+        }
         driver
     }
 
@@ -240,8 +286,18 @@ impl Driver {
                 self.report(from, Offence::ForgedDocument);
             }
             Message::Synced { ok } => self.synced(ok),
+            Message::Certified(membership) => self.certified(&membership),
             Message::Status(reply) => {
                 let _ = reply.send(self.status());
+            }
+            Message::Roll(reply) => {
+                let _ = reply.send(self.roll());
+            }
+            Message::View(reply) => {
+                let _ = reply.send(self.view());
+            }
+            Message::Introduce { cell, reply } => {
+                let _ = reply.send(self.introductions(&cell));
             }
             Message::Leave(done) => self.leave(done),
         }
@@ -250,13 +306,15 @@ impl Driver {
     /// The only way to the core. What it decides waits in `decided`.
     pub(super) fn apply(&mut self, event: Event) {
         let now = ambient::now();
-        let recorded = self.recorder.as_ref().map(|_| event.clone());
+        let noted = event.clone();
         if let Err(error) = self.core.apply(now, event, &mut self.out) {
             // The books are far below the core's bound.
             tracing::error!(%error, "the core refused an event");
         }
-        if let (Some(recorder), Some(event)) = (&self.recorder, recorded) {
-            recorder.record(now, &event, self.out.as_slice());
+        let books = Books { peers: &self.peers, content: &self.content };
+        self.journal.note(now, &noted, self.out.as_slice(), &books);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(now, &noted, self.out.as_slice());
         }
         self.decided.extend(self.out.drain());
     }
@@ -373,7 +431,20 @@ impl Driver {
             .collect()
     }
 
+    /// All peers whose certificate was seen.
+    fn roll(&self) -> Vec<MemberStatus> {
+        let Some(network) = &self.links.network else { return Vec::new() };
+        let connected = network.endpoint.connections_by_node();
+        let status = |entry: &PeerEntry| {
+            let membership = entry.membership.clone()?;
+            let connections = connected.get(&entry.node).copied().unwrap_or(0);
+            Some(MemberStatus { membership, address: entry.addr, up: entry.up, connections })
+        };
+        self.peers.others().filter_map(|(_, entry)| status(entry)).collect()
+    }
+
     fn chores(&mut self) {
+        self.heed_trust();
         self.links.counters.set_core(self.core.counts());
         self.drop_withdrawn_wants();
         self.gossip_chores();

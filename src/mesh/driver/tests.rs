@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod membership;
+
 /// Plain bytes of test chunk `n`, and how it is referred to: 32 chunks a segment, 4 a slice.
 pub(in crate::mesh) fn bytes_of(n: u64) -> Bytes {
     let mut bytes = vec![0; 20_000];
@@ -89,15 +91,16 @@ impl Local for Memory {
         async move { keep }.boxed()
     }
 
-    fn fetch_upstream(
-        &self,
+    fn fetch_upstream<'a>(
+        &'a self,
         _: RepositoryName,
         chunks: Vec<ChunkRef>,
-    ) -> BoxFuture<'_, Vec<Result<Bytes, UpstreamFailure>>> {
+        arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
+    ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
         async move {
             let struggles = self.stratum.struggles.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(if struggles { 1_500 } else { 20 })).await;
-            let one = |chunk: &ChunkRef| {
+            let one = |(position, chunk): (usize, &ChunkRef)| {
                 if struggles && self.stratum.failed.lock().unwrap().insert(chunk.id) {
                     return Err(UpstreamFailure::Unreachable("try again".into()));
                 }
@@ -106,15 +109,17 @@ impl Local for Memory {
                 }
                 *self.stratum.given.lock().unwrap().entry(chunk.id).or_default() += 1;
                 let found = self.stratum.content.lock().unwrap().get(&chunk.id).cloned();
-                found.ok_or_else(|| UpstreamFailure::Unreachable("404".into()))
+                let bytes = found.ok_or_else(|| UpstreamFailure::Unreachable("404".into()))?;
+                arrived(position, &bytes);
+                Ok(())
             };
-            chunks.iter().map(one).collect()
+            chunks.iter().enumerate().map(one).collect()
         }
         .boxed()
     }
 
     fn judge(&self, news: News) -> BoxFuture<'_, NewsVerdict> {
-        let (News::Root(document) | News::Card(document)) = news;
+        let document = news.document();
         let verdict = match document.strip_prefix(b"signed").and_then(|rest| rest.try_into().ok()) {
             None => NewsVerdict::Invalid,
             Some(revision) => {
@@ -148,11 +153,12 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) cell: &'static str,
     pub(in crate::mesh) dht: bool,
     pub(in crate::mesh) record: Option<Box<dyn Write + Send>>,
+    pub(in crate::mesh) office: Option<Arc<Office>>,
 }
 
 impl Options {
     pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None }
+        Self { cell, dht: true, record: None, office: None }
     }
 }
 
@@ -191,8 +197,18 @@ impl TestNode {
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;
-        let network =
-            Network { endpoint, libp2p, chunks, datagrams, addr, contacts, dht, tuning: Tuning::default() };
+        let network = Network {
+            endpoint,
+            libp2p,
+            chunks,
+            datagrams,
+            addr,
+            contacts,
+            dht,
+            tuning: Tuning::default(),
+            tamper: None,
+            office: options.office,
+        };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });
         let start = MeshStart {
             local: local.clone(),
@@ -274,6 +290,10 @@ async fn the_second_node_reads_from_the_first_and_not_from_the_strata() {
     }
     let (sent, taken) = (a.mesh.counts(), b.mesh.counts());
     assert_eq!((sent.bytes_up, taken.bytes_down), (400_000, 400_000));
+    eventually("neighbours tell each other what they hold", || async {
+        [&a, &b].iter().all(|node| node.mesh.counts().core.possession_heard > 0)
+    })
+    .await;
     let seen = b.mesh.peers().await;
     assert_eq!((seen.len(), seen[0].node, seen[0].bytes_down), (1, a.identity.node(), 400_000));
     assert!(seen[0].rtt_us.is_some() && seen[0].cell.as_ref().unwrap().as_str() == "eu/a/r1");

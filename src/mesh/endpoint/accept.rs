@@ -1,6 +1,6 @@
 //! Taking in connections: who may begin a handshake, and what becomes of it.
 
-use super::{Alpn, CloseCode, JoinConnection, Shared, agreed, judge, no_common_protocol, rules};
+use super::{Admitted, Alpn, CloseCode, JoinConnection, Shared, agreed, judge, no_common_protocol, rules};
 use crate::mesh::bucket::{Buckets, Pace};
 use crate::mesh::registry::{MemberConnection, Turned};
 use crate::mesh::tls::Verified;
@@ -28,8 +28,8 @@ const HANDSHAKES_PER_ADDRESS: usize = 64;
 const FROM_ONE: Pace = Pace { burst: 256, per_s: 32 };
 /// Addresses whose pace is remembered.
 const ADDRESSES_MAX: usize = 8_192;
-/// How often connections whose membership has expired are looked for.
-const EXPIRY_SWEEP: Duration = Duration::from_secs(30);
+/// How often connections whose membership has ended are looked for. (Revocations do not wait for it.)
+const EXPIRY_SWEEP: Duration = Duration::from_secs(1);
 
 /// Where connections go.
 pub(super) struct Doors {
@@ -155,11 +155,15 @@ pub(super) async fn run(shared: Arc<Shared>, doors: Doors) {
     let gate = Arc::new(Gate::default());
     let mut handshakes = JoinSet::new();
     let mut sweep = tokio::time::interval(EXPIRY_SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let trust = shared.identity.trust().clone();
+    let mut changes = trust.changes();
     loop {
         // In this order: a flood of attempts must not keep the rest from being done.
         tokio::select! {
             biased;
-            _ = sweep.tick() => shared.registry.close_expired(crate::ambient::unix_now()),
+            Ok(()) = changes.changed() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
+            _ = sweep.tick() => shared.registry.close_ended(&trust, crate::ambient::unix_now()),
             Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
             incoming = shared.quinn.accept() => {
                 let Some(incoming) = incoming else { break };
@@ -231,12 +235,19 @@ fn sort(shared: &Arc<Shared>, doors: &Doors, connection: &quinn::Connection) {
         tracing::debug!(address = %connection.remote_address(), why, "connection closed after its handshake");
         connection.close(code.into(), code.reason());
     };
+    let join = |node, admitted| {
+        if doors.joins.try_send(JoinConnection { node, admitted, quinn: connection.clone() }).is_err() {
+            refuse(CloseCode::Busy, "too many join at once");
+        }
+    };
     let verified = match judge(connection, &rules(&shared.identity)) {
         Ok(verified) => verified,
         Err(why) => return refuse(CloseCode::Refused, &why),
     };
     match (agreed(connection), verified) {
         (Some(alpn @ (Alpn::Libp2p | Alpn::Chunks)), Verified::Member(membership)) => {
+            // A handshake also shows a renewed certificate.
+            shared.registry.renewed(&membership);
             match shared.registry.admit(connection.clone(), alpn, membership) {
                 Err(Turned::Banned) => refuse(CloseCode::Banned, "banned"),
                 Err(Turned::TooMany) => refuse(CloseCode::Busy, "too many connections of one node"),
@@ -251,18 +262,15 @@ fn sort(shared: &Arc<Shared>, doors: &Doors, connection: &quinn::Connection) {
                 }
             }
         }
-        (Some(Alpn::Join), Verified::Joiner(node, proof)) => {
-            let join = JoinConnection { node, proof, quinn: connection.clone() };
-            if doors.joins.try_send(join).is_err() {
-                refuse(CloseCode::Busy, "too many join at once");
-            }
+        (Some(Alpn::Join), Verified::Joiner(node, proof)) => join(node, Admitted::Ticket(proof)),
+        (Some(Alpn::Join), Verified::Member(shown) | Verified::Lapsed(shown)) => {
+            join(shown.node, Admitted::Member(shown));
         }
-        (alpn, Verified::Joiner(..)) => {
-            refuse(CloseCode::Refused, &format!("a joiner asked for {}", alpn.map_or("nothing", Alpn::name)));
+        (alpn, Verified::Joiner(..) | Verified::Lapsed(_) | Verified::Named(..)) => {
+            let asked = alpn.map_or("nothing", Alpn::name);
+            refuse(CloseCode::Refused, &format!("no member, and asked for {asked}"));
         }
-        (alpn, Verified::Member(_)) => {
-            refuse(CloseCode::Refused, &format!("a member asked for {}", alpn.map_or("nothing", Alpn::name)));
-        }
+        (None, Verified::Member(_)) => refuse(CloseCode::Refused, "a member asked for nothing"),
     }
 }
 

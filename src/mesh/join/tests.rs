@@ -1,113 +1,165 @@
-//! Joining over real sockets on loopback.
+//! Joining and late renewal over real sockets on loopback.
 
+use super::desk::Introductions;
+use super::used::{Usage, UsedTickets};
 use super::*;
 use crate::mesh::endpoint::tests::bind;
 use crate::mesh::identity::tests::TestMesh;
-use crate::mesh::{Contact, Endpoint};
+use crate::mesh::office::{Office, OfficeConfig};
+use crate::mesh::wire::RenewReply;
+use crate::mesh::{Endpoint, Scope, Terms};
+use futures::FutureExt as _;
 
-struct Office {
+struct Desk {
     mesh: TestMesh,
     authority: Arc<Identity>,
+    office: Arc<Office>,
     address: SocketAddr,
     dir: tempfile::TempDir,
     _endpoint: Endpoint,
 }
 
-impl Office {
+impl Desk {
     fn open() -> Self {
         let mesh = TestMesh::new();
         let authority = mesh.authority();
         let dir = tempfile::tempdir().unwrap();
         let (endpoint, incoming, address) = bind(&authority);
-        let desk = JoinDesk::open(&authority, dir.path()).unwrap();
-        let certificate = authority.membership().bytes().to_vec();
-        tokio::spawn(desk.run(incoming.joins, move || {
-            vec![MemberRecord { certificate: certificate.clone(), addresses: vec![address] }]
-        }));
-        Self { mesh, authority, address, dir, _endpoint: endpoint }
+        let config = OfficeConfig { life: Duration::from_secs(60), ..OfficeConfig::default() };
+        let office = Office::open(authority.clone(), config).unwrap();
+        let shown = authority.clone();
+        let introductions: Introductions = Box::new(move |_| {
+            let certificate = shown.membership().bytes().to_vec();
+            async move { vec![MemberRecord { certificate, addresses: vec![address] }] }.boxed()
+        });
+        let desk = JoinDesk::open(office.clone(), dir.path(), introductions).unwrap();
+        tokio::spawn(desk.run(incoming.joins));
+        Self { mesh, authority, office, address, dir, _endpoint: endpoint }
     }
 
-    fn ticket(&self, expires_in_s: i64) -> Ticket {
-        let expires = UnixTime(crate::ambient::unix_now().0.saturating_add_signed(expires_in_s));
-        let contact = Contact { node: self.authority.node(), addresses: vec![self.address] };
-        Ticket::issue(&self.mesh.keys(), vec![contact], expires).unwrap()
+    fn ticket_with(&self, change: impl FnOnce(&mut Terms)) -> Ticket {
+        let now = crate::ambient::unix_now();
+        let mut terms = Terms {
+            issued: now,
+            expires: now.after(Duration::from_secs(60)),
+            uses: 1,
+            role: Role::Member,
+            scope: Scope::All,
+            cell: None,
+        };
+        change(&mut terms);
+        self.office.issue(vec![self.address], terms).unwrap()
+    }
+
+    fn ticket(&self) -> Ticket {
+        self.ticket_with(|_| ())
+    }
+
+    fn contact(&self) -> Contact {
+        Contact { node: self.authority.node(), addresses: vec![self.address] }
+    }
+
+    fn revoke(&self, node: NodeId) {
+        self.office.revoke(node, "stolen".into(), crate::ambient::unix_now()).unwrap();
     }
 }
 
 async fn join_in(dir: &tempfile::TempDir, ticket: &Ticket) -> Result<Joined, JoinError> {
-    join(ticket, "eu/a/r1".parse().unwrap(), dir.path(), false).await
+    join(ticket, Some("eu/a/r1".parse().unwrap()), dir.path(), false).await
 }
 
 #[tokio::test]
 async fn a_joiner_becomes_a_member_with_its_own_key_and_knows_whom_to_begin_with() {
-    let office = Office::open();
+    let desk = Desk::open();
     let dir = tempfile::tempdir().unwrap();
-    let joined = join_in(&dir, &office.ticket(60)).await.unwrap();
-    assert_eq!(joined.membership.cell.as_str(), "eu/a/r1");
+    let joined = join_in(&dir, &desk.ticket()).await.unwrap();
+    assert_eq!((joined.membership.cell.as_str(), joined.membership.role), ("eu/a/r1", Role::Member));
     let identity = Identity::load(dir.path()).unwrap();
-    assert_eq!(identity.membership(), &joined.membership);
+    assert_eq!(identity.membership(), joined.membership);
     assert!(identity.mesh_keys().is_none());
-    let known = bootstrap(dir.path(), identity.authority()).unwrap();
-    assert_eq!(known, vec![(office.authority.membership().clone(), vec![office.address])]);
+    let known = bootstrap(dir.path(), identity.trust()).unwrap();
+    assert_eq!(known, vec![(desk.authority.membership(), vec![desk.address])]);
     assert_eq!(known, joined.members);
     // What it got lets it in.
     let (endpoint, _incoming, _) = bind(&Arc::new(identity));
-    endpoint.connect(office.authority.node(), office.address, Alpn::Chunks).await.unwrap();
+    endpoint.connect(desk.authority.node(), desk.address, Alpn::Chunks).await.unwrap();
+    assert_eq!(desk.office.counts().joined, 1);
 }
 
 #[tokio::test]
-async fn a_ticket_is_good_for_one_node_however_often_that_one_asks() {
-    let office = Office::open();
-    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ticket = office.ticket(60);
-    let joined = join_in(&first, &ticket).await.unwrap();
-    let error = join_in(&second, &ticket).await.unwrap_err();
+async fn role_scope_and_cell_are_what_the_ticket_says_and_a_new_authority_gets_the_key() {
+    let desk = Desk::open();
+    let repository = "sw.example.org".parse().unwrap();
+    let ticket = desk.ticket_with(|terms| {
+        terms.scope = Scope::Only(vec![repository]);
+        terms.role = Role::Seed;
+        terms.cell = Some("us/b/r2".parse().unwrap());
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let error = join_in(&dir, &ticket).await.unwrap_err();
+    assert!(matches!(error, JoinError::Ticket(TicketError::Cell { .. })), "{error}");
+    let joined = join(&ticket, None, dir.path(), false).await.unwrap();
+    assert_eq!((joined.membership.role, joined.membership.cell.as_str()), (Role::Seed, "us/b/r2"));
+    assert_eq!(joined.membership.scope.to_string(), "sw.example.org");
+
+    let ticket = desk.ticket_with(|terms| terms.role = Role::Authority);
+    let dir = tempfile::tempdir().unwrap();
+    join_in(&dir, &ticket).await.unwrap();
+    let second = Identity::load(dir.path()).unwrap();
+    assert_eq!(second.mesh_keys().unwrap().seed(), desk.mesh.keys().seed());
+    assert!(Office::open(Arc::new(second), OfficeConfig::default()).is_ok());
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_for_as_many_nodes_as_it_says_however_often_those_ask() {
+    let desk = Desk::open();
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let ticket = desk.ticket_with(|terms| terms.uses = 2);
+    let joined = join_in(&dirs[0], &ticket).await.unwrap();
+    join_in(&dirs[1], &ticket).await.unwrap();
+    let error = join_in(&dirs[2], &ticket).await.unwrap_err();
     assert!(matches!(error, JoinError::Used { ticket: used } if used == ticket.id()), "{error}");
-    assert!(matches!(Identity::load(second.path()), Err(IdentityError::NotAMember { .. })));
+    assert!(matches!(Identity::load(dirs[2].path()), Err(IdentityError::NotAMember { .. })));
     // A member is not changed by accident, but it may ask again on purpose.
-    let again = join_in(&first, &ticket).await.unwrap_err();
+    let again = join_in(&dirs[0], &ticket).await.unwrap_err();
     assert!(matches!(again, JoinError::Identity(IdentityError::AlreadyAMember { .. })), "{again}");
-    let moved = join(&ticket, "eu/b/r9".parse().unwrap(), first.path(), true).await.unwrap();
+    let cell = Some("eu/b/r9".parse().unwrap());
+    let moved = join(&ticket, cell, dirs[0].path(), true).await.unwrap();
     assert_eq!((moved.membership.node, moved.membership.cell.as_str()), (joined.membership.node, "eu/b/r9"));
     // The authority remembers after a restart.
-    let (node, expires) = (NodeId([5; 32]), ticket.expires());
-    let state = StateDir::open(office.dir.path()).unwrap();
+    let state = StateDir::open(desk.dir.path()).unwrap();
     let mut used = UsedTickets::open(state, crate::ambient::unix_now()).unwrap();
-    assert_eq!(used.claim(ticket.id(), node, expires, UnixTime(0)).unwrap(), Usage::Other);
+    let expires = ticket.terms().expires;
+    let claim = used.claim(ticket.id(), NodeId([5; 32]), 2, expires, UnixTime(0)).unwrap();
+    assert_eq!(claim, Usage::Spent);
 }
 
 #[tokio::test]
 async fn an_expired_ticket_is_refused_by_the_joiner_and_by_the_authority_with_the_time() {
-    let office = Office::open();
+    let desk = Desk::open();
     let dir = tempfile::tempdir().unwrap();
-    let ticket = office.ticket(-10);
+    let ticket = desk.ticket_with(|terms| terms.expires.0 -= 70);
+    let at = ticket.terms().expires;
     let error = join_in(&dir, &ticket).await.unwrap_err().to_string();
-    assert!(error.contains(&ticket.expires().to_string()), "{error}");
+    assert!(error.contains(&at.to_string()), "{error}");
     // A joiner whose clock is behind still asks; the authority says the same.
-    let key = crate::mesh::NodeKey::generate();
-    let certified = tls::make_certificate(&key, &Credential::Joiner(ticket.prove(&key.node()))).unwrap();
-    let rules = Rules { authority: *ticket.authority(), mesh_keys: None };
-    let wanted = Wanted { node: office.authority.node(), certifying: true };
-    let tls = tls::client_config(&certified, rules.clone(), wanted, &[&b"starling-join/1"[..]]).unwrap();
-    let endpoint = client_endpoint().unwrap();
-    let cell = CellLabel::default();
-    let (reply, _) = ask_authority(&endpoint, tls, office.address, &rules, &cell).await.unwrap();
-    assert_eq!(reply, JoinReply::Expired { at: ticket.expires() });
+    let key = NodeKey::generate();
+    let credential = Credential::Joiner(ticket.prove(&key.node()));
+    let request = Message::JoinRequest(JoinRequest { cell: CellLabel::default() });
+    let answer = approach(&key, &credential, ticket.contacts(), request).await.unwrap();
+    assert_eq!(answer.first, Message::JoinReply(JoinReply::Expired { at }));
 }
 
 #[tokio::test]
-async fn a_ticket_of_another_mesh_and_an_address_where_nobody_answers_are_reported_each() {
-    let office = Office::open();
+async fn a_ticket_of_another_authority_and_an_address_where_nobody_answers_are_reported_each() {
+    let (desk, other) = (Desk::open(), Desk::open());
     let dir = tempfile::tempdir().unwrap();
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    drop(office.ticket(60));
-    let other = TestMesh::new();
-    let contact = Contact {
-        node: office.authority.node(),
-        addresses: vec![office.address, silent.local_addr().unwrap()],
-    };
-    let expires = UnixTime(crate::ambient::unix_now().0 + 60);
-    let ticket = Ticket::issue(&other.keys(), vec![contact], expires).unwrap();
+    let contact =
+        Contact { node: desk.authority.node(), addresses: vec![desk.address, silent.local_addr().unwrap()] };
+    let terms = other.ticket().terms().clone();
+    let key = other.authority.key().ticket_key();
+    let ticket = Ticket::issue(&key, other.mesh.keys().mesh(), vec![contact], terms).unwrap();
     let error = join_in(&dir, &ticket).await.unwrap_err();
     let JoinError::Unreachable { tried } = error else { panic!("{error}") };
     assert_eq!(tried.len(), 2, "{tried:?}");
@@ -115,9 +167,54 @@ async fn a_ticket_of_another_mesh_and_an_address_where_nobody_answers_are_report
 }
 
 #[tokio::test]
-async fn an_ordinary_member_has_no_desk() {
-    let mesh = TestMesh::new();
+async fn a_ticket_from_before_a_rotation_works_after_it() {
+    let desk = Desk::open();
+    let ticket = desk.ticket();
+    let now = crate::ambient::unix_now();
+    let (charter, _) = desk.office.rotate(Duration::from_secs(120), now).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let error = JoinDesk::open(&mesh.member(), dir.path()).unwrap_err();
-    assert!(matches!(error, JoinError::NotAnAuthority(_)));
+    let joined = join_in(&dir, &ticket).await.unwrap();
+    assert_eq!(joined.membership.signer(), charter.newest());
+    let identity = Identity::load(dir.path()).unwrap();
+    assert_eq!(identity.trust().charter(), charter);
+}
+
+#[tokio::test]
+async fn a_revoked_node_joins_with_no_earlier_ticket_and_with_a_new_one_it_does() {
+    let desk = Desk::open();
+    let (unused, shared) = (desk.ticket(), desk.ticket_with(|terms| terms.uses = 5));
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let node = join_in(&dir, &shared).await.unwrap().membership.node;
+    desk.revoke(node);
+    for ticket in [&unused, &shared] {
+        let error = join(ticket, None, dir.path(), true).await.unwrap_err();
+        assert!(matches!(error, JoinError::Revoked { .. }), "{error}");
+    }
+    let error = join_in(&other, &shared).await.unwrap_err();
+    assert!(matches!(error, JoinError::Revoked { .. }), "another name with the same ticket: {error}");
+    join_in(&other, &unused).await.unwrap();
+    let again = join(&desk.ticket(), None, dir.path(), true).await.unwrap();
+    assert_eq!(desk.authority.trust().check(&again.membership, crate::ambient::unix_now()), Ok(()));
+    // It was told of its own revocation, and knows that its new certificate is not covered.
+    let identity = Identity::load(dir.path()).unwrap();
+    assert_eq!(identity.trust().check(&again.membership, crate::ambient::unix_now()), Ok(()));
+    assert_eq!(identity.trust().revocations().number(), 1);
+}
+
+#[tokio::test]
+async fn a_lapsed_member_is_renewed_by_name_and_a_revoked_one_or_a_stranger_is_not() {
+    let desk = Desk::open();
+    let now = crate::ambient::unix_now();
+    let lapsed = desk.mesh.member_with(|statement| {
+        (statement.issued, statement.expires) = (UnixTime(now.0 - 100), UnixTime(now.0 - 10));
+    });
+    let renewal = ask_to_renew(&lapsed, &[desk.contact()]).await.unwrap();
+    let RenewReply::Granted { certificate, .. } = renewal.reply else { panic!("{renewal:?}") };
+    let renewed = lapsed.trust().verify(&certificate, now).unwrap();
+    assert_eq!(renewed.node, lapsed.node());
+    assert!(renewal.documents.iter().any(|document| matches!(document, News::Charter(_))));
+    desk.revoke(lapsed.node());
+    assert!(ask_to_renew(&lapsed, &[desk.contact()]).await.is_err(), "refused in the handshake");
+    let stranger = TestMesh::new().member();
+    assert!(ask_to_renew(&stranger, &[desk.contact()]).await.is_err());
 }

@@ -5,6 +5,7 @@
 use super::fetch::{At, Fetch};
 use super::marks::Mark;
 use super::node::DISTRUSTED_MAX;
+use super::possession::TELLERS_MAX;
 use super::timer::Timer;
 use super::{Content, Node, Peers};
 use crate::model::{Rng, Time};
@@ -133,6 +134,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let news = self.news.len();
         agree("news", news.is_some(), || "two books of different length".to_owned())?;
         within("news", news.unwrap_or(0), settings.news_max as usize)?;
+        within("documents to repeat", self.news.repeats(), settings.news_max as usize)?;
+        within("claims", self.claims.len().0, settings.claims_max as usize)?;
+        within("tellers", self.claims.len().1, TELLERS_MAX)?;
+        within("neighbours", self.possession.neighbours(), usize::from(settings.neighbours))?;
+        self.copies.check().map_err(|(found, most)| AuditError::Bound { what: "copies", found, most })?;
         within("distrusted peers", self.distrusted.len(), DISTRUSTED_MAX)
     }
 
@@ -237,6 +243,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let waiters = self.fetches.iter().flat_map(|fetch| &fetch.waiters);
         armed("a waiter", Timer::Waiters, waiters.map(|waiter| waiter.due).min())?;
         armed("a look-up", Timer::Lookup, self.lookups.due_at())?;
+        armed("a document to repeat", Timer::News, self.news.repeat_due_at())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);
         let late = announces.is_some() && self.timers.at(Timer::Announce) == Time::NEVER;
         // What is under way makes room when it ends.

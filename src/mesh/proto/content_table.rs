@@ -60,6 +60,11 @@ impl ContentTable {
                 *at(&mut self.chunks, chunk.0) = ChunkRow { slice: slice.0, len_bytes, part, known: true };
                 Ok(replaced.then_some(slice))
             }
+            ContentUpdate::Belongs { slice, .. } if slice.0 >= limit => {
+                Err(NumberTooLarge { found: slice.0, limit })
+            }
+            // Where homes are concerned, the view of the peers knows it.
+            ContentUpdate::Belongs { .. } => Ok(None),
             ContentUpdate::Forgotten { chunk } => {
                 self.forget(chunk);
                 Ok(None)

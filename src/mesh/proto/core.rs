@@ -49,8 +49,15 @@ impl Core {
             Event::Peers(update) => self.apply_peers(now, &update, out)?,
             Event::Content(update) => {
                 let replaced = self.node.content_mut().apply(&update, self.limit)?;
+                if let ContentUpdate::Belongs { slice, repository } = update {
+                    self.node.peers_mut().set_repository(slice, Some(repository));
+                }
+                if let ContentUpdate::Learned { chunk, .. } | ContentUpdate::Forgotten { chunk } = update {
+                    self.node.forget_copy(chunk);
+                }
                 if let (Some(slice), ContentUpdate::Learned { slice_key, .. }) = (replaced, update) {
                     self.node.peers_mut().set_slice_key(slice, slice_key);
+                    self.node.peers_mut().set_repository(slice, None);
                     self.node.forget_slice(slice);
                 }
             }
@@ -71,7 +78,7 @@ impl Core {
             PeerUpdate::Down { peer } | PeerUpdate::Forgotten { peer } => {
                 self.node.handle(now, Input::PeerDown { peer }, out);
             }
-            PeerUpdate::Met { .. } => {}
+            PeerUpdate::Met { .. } | PeerUpdate::Scoped { .. } => {}
         }
         Ok(())
     }
@@ -102,5 +109,11 @@ impl Core {
     /// The interned content.
     pub fn content(&self) -> &ContentTable {
         self.node.content()
+    }
+
+    /// Claims of others that are remembered, and of how many peers.
+    #[cfg(test)]
+    pub(super) fn claims_for_test(&self) -> (usize, usize) {
+        self.node.claims.len()
     }
 }

@@ -11,6 +11,20 @@ pub struct Counts {
     pub hedges_won: u64,
     /// Slow sources beside which nobody was asked, because too many such asks were made already.
     pub hedges_held: u64,
+    /// Times that a neighbour was told what is held here.
+    pub possession_told: u64,
+    /// Tellings of others that were taken.
+    pub possession_heard: u64,
+    /// Tellings of others that were not taken: too long, too often, from a stranger or a liar.
+    pub possession_refused: u64,
+    /// Chunks that a peer claimed to hold and did not have.
+    pub possession_false: u64,
+    /// Peers that are not listened to for a while, because of false claims in a row.
+    pub possession_barred: u64,
+    /// Copies that this node made because a minimum is declared.
+    pub copies_made: u64,
+    /// Asks of next ranks for chunks that they should copy.
+    pub copies_asked: u64,
     /// Fetches from the strata that had to wait for the origin budget.
     pub origin_delays: u64,
     /// Delayed fetches that found another source before their turn came.

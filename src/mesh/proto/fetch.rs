@@ -81,6 +81,8 @@ pub(super) struct Fetch {
     pub(super) len_bytes: u32,
     pub(super) slot: u16,
     pub(super) want: Option<Want>,
+    /// It is fetched because a minimum of copies is declared.
+    pub(super) copy: bool,
     pub(super) waiters: Vec<Waiter>,
     pub(super) at: At,
     /// When `at` takes too long.
@@ -102,6 +104,8 @@ pub(super) struct Fetch {
     pub(super) partial: bool,
     /// Whom to ask again, because it is responsible or has the chunk but was busy.
     pub(super) again: Option<Peer>,
+    /// Who of them says `Busy`, and since when.
+    pub(super) busy: Option<(Peer, Time)>,
     /// How often somebody was asked again.
     pub(super) rounds: u8,
     /// Named holders that were tried since an authority last answered.
@@ -112,6 +116,8 @@ pub(super) struct Fetch {
     /// The origin budget made it wait.
     pub(super) delayed: bool,
     pub(super) looked_up: bool,
+    /// Those who claim to hold it were added to the candidates.
+    pub(super) claimed: bool,
     /// A peer of another cell depends on it: it must not be asked of a third cell in turn.
     pub(super) cross: bool,
     /// Whether the peer at `at` was named by another, rather than being an authority for the slice.
@@ -131,6 +137,7 @@ impl Fetch {
             len_bytes,
             slot: 0,
             want: None,
+            copy: false,
             waiters: Vec::new(),
             at: At::Choosing,
             due: Time::NEVER,
@@ -143,12 +150,14 @@ impl Fetch {
             peeks: 0,
             partial: false,
             again: None,
+            busy: None,
             rounds: 0,
             tries: 0,
             upstream_tries: 0,
             place: 0,
             delayed: false,
             looked_up: false,
+            claimed: false,
             cross: false,
             named: false,
             candidates: SmallVec::new(),
@@ -163,9 +172,15 @@ impl Fetch {
         waiters.chain(self.want.map(|want| want.class)).min().unwrap_or(Class::Fill)
     }
 
+    /// Whether a declared minimum of copies is its only reason. Such a fetch asks homes, and nobody else.
+    pub(super) fn is_copy_only(&self) -> bool {
+        self.copy && self.want.is_none() && self.waiters.is_empty()
+    }
+
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
-        self.want.is_none() && self.waiters.is_empty()
+        let beyond = matches!(self.at, At::Strata | At::Line | At::Lookup);
+        self.want.is_none() && self.waiters.is_empty() && (!self.copy || beyond)
     }
 
     /// Whether `peer` is asked right now.
@@ -206,7 +221,8 @@ impl Fetch {
     /// Forgets what was tried of peers.
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
-        (self.again, self.rounds, self.tries, self.looked_up) = (None, 0, 0, false);
+        (self.again, self.rounds, self.tries) = (None, 0, 0);
+        (self.looked_up, self.claimed, self.busy) = (false, false, None);
         self.candidates.clear();
         self.tried.clear();
         self.bad.clear();

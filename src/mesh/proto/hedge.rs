@@ -19,8 +19,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if let At::Peer(peer) = fetch.at {
             let usual = self.speeds.usual(peer, fetch.len_bytes);
             let slow = hedge_times(usual, fetch.class(), fetch.since, &self.settings).0;
-            // One that was asked as the second may be slow already: not at once, so that ticks bring time forward.
-            fetch.hedge_at = slow.max(self.now + Duration::from_millis(1));
+            // One that was asked as the second may be slow or late already: not at once, so that ticks bring time forward.
+            let soon = self.now + Duration::from_millis(1);
+            fetch.hedge_at = slow.max(soon);
+            fetch.due = fetch.due.max(soon);
         }
         self.timers.arm(Timer::Fetch, fetch.next_due());
         self.fetches.put(fetch);
@@ -92,8 +94,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let Some(hedge) = fetch.hedge else { return self.fetches.put(fetch) };
         match answer {
             Answer::Wait => {
-                let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
-                if self.now.since(hedge.since) > long {
+                if self.now.since(hedge.since) > self.wait_max(hedge.named) {
                     out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                     return self.hedge_over(fetch, true, out);
                 }

@@ -58,6 +58,12 @@ impl Home {
         }
     }
 
+    /// Whether `peer` is remembered to hold the chunk in `part`.
+    pub(super) fn holds(&self, peer: Peer, part: u8) -> bool {
+        let index = self.peers.iter().position(|other| *other == peer);
+        index.is_some_and(|index| self.holders[index].parts >> part & 1 == 1)
+    }
+
     pub(super) fn forget(&mut self, peer: Peer) {
         let Some(index) = self.peers.iter().position(|other| *other == peer) else { return };
         self.peers.rotate_left(self.oldest);

@@ -39,6 +39,11 @@ impl Marks {
         }
     }
 
+    /// One more than the largest number that was ever set.
+    pub(super) fn end(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
     /// All chunks that are in a state: what an audit looks at.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Mark)> {
         let marked = (0_u32..).map(Chunk).zip(&self.0).filter(|(_, code)| **code != 0);

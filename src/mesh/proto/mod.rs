@@ -19,6 +19,7 @@ mod announce;
 mod audit;
 mod budget;
 mod content_table;
+mod copies;
 mod core;
 mod counts;
 mod fetch;
@@ -31,11 +32,13 @@ mod node;
 mod pace;
 mod peers_table;
 mod pending;
+mod possession;
 mod record;
 mod rendezvous;
 mod search;
 mod settings;
 mod speed;
+mod split;
 mod timer;
 mod uploads;
 mod upstream;
@@ -43,11 +46,15 @@ mod vocabulary;
 mod wants;
 
 #[cfg(test)]
+mod copies_tests;
+#[cfg(test)]
 mod hedge_tests;
 #[cfg(test)]
 mod node_tests;
 #[cfg(test)]
 mod origin_tests;
+#[cfg(test)]
+mod possession_tests;
 #[cfg(test)]
 mod swarm_tests;
 #[cfg(test)]
@@ -59,7 +66,9 @@ pub use core::{Core, Start};
 pub use counts::Counts;
 pub use node::Node;
 pub use peers_table::PeerTable;
+pub use possession::POSSESSION_MAX;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
 pub use rendezvous::{best_members, lease_cell};
 pub use settings::Settings;
+pub use split::{SPLIT_BITS_MAX, most_common, part_key, part_of_label, split_bits};
 pub use vocabulary::*;

@@ -1,6 +1,7 @@
 //! The node: its state, its one entrance, and which part of it decides on what.
 
 use super::announce::Announces;
+use super::copies::Copies;
 use super::counts::Counts;
 use super::fetch::{Fetch, Fetches};
 use super::holders::{Hints, Homes, Loads};
@@ -9,6 +10,7 @@ use super::marks::{Mark, Marks};
 use super::news::News;
 use super::pace::Pace;
 use super::pending::Pending;
+use super::possession::{Claims, Possession};
 use super::speed::Speeds;
 use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
@@ -58,6 +60,9 @@ pub struct Node<P, C, R> {
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
     pub(super) news: News,
+    pub(super) possession: Possession,
+    pub(super) claims: Claims,
+    pub(super) copies: Copies,
     pub(super) timers: Timers,
     pub(super) counts: Counts,
 }
@@ -91,6 +96,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             lookups: Lookups::default(),
             announces: Announces::default(),
             news: News::default(),
+            possession: Possession::default(),
+            claims: Claims::default(),
+            copies: Copies::default(),
             timers: Timers::new(),
             counts: Counts::default(),
         }
@@ -106,15 +114,17 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::Arrived { chunk, from } => self.arrived(chunk, from, out),
             Input::Failed { chunk, from: Source::Peer(peer), why } => self.peer_failed(chunk, peer, why, out),
             Input::Failed { chunk, from: Source::Strata, why } => self.strata_failed(chunk, why, out),
+            Input::Progress { chunk } => self.strata_progress(chunk),
             Input::Told { peer, chunk, answer, load } => self.told(peer, chunk, answer, load, out),
             Input::Asked { peer, ask, chunk, class } => self.asked(peer, ask, chunk, class, out),
             Input::AskGone { ask } => self.ask_ended(ask, false, out),
             Input::Served { ask, ok } => self.ask_ended(ask, ok, out),
-            Input::PeerUp { peer: _ } => {}
+            Input::PeerUp { peer } => self.tell_again(peer, out),
             Input::PeerDown { peer } => self.peer_down(peer, out),
             Input::Providers { segment, peers } => self.providers(segment, &peers, out),
             Input::Stored { chunk } => self.stored(chunk, out),
-            Input::Evicted { chunk } => self.evicted(chunk),
+            Input::Evicted { chunk } => self.evicted(chunk, out),
+            Input::Possession { peer, slices } => self.possession_told(peer, &slices, out),
             Input::NewsSeen { news, from } => self.news_seen(news, from, out),
             Input::Tick => self.tick(out),
         }
@@ -159,6 +169,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub fn forget_slice(&mut self, slice: Slice) {
         self.homes.forget_slice(slice);
         self.hints.forget_slice(slice);
+        self.claims.forget_slice(slice);
+        if let Some(parts) = self.possession.parts_mut(slice) {
+            *parts = 0;
+        }
         if let Some(held) = self.held.get_mut(slice.0 as usize) {
             *held = 0;
         }
@@ -179,6 +193,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 Timer::Lookup => self.lookups_due(out),
                 Timer::Announce => self.announce_due(out),
                 Timer::Origin => self.fill_upstream(out),
+                Timer::News => self.news_due(out),
+                Timer::Possession => self.possession_due(out),
+                Timer::Copies => self.copies_due(out),
             }
         }
     }
@@ -226,6 +243,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && self.peers.is_up(peer)
             && !fetch.bad.contains(&peer)
             && !fetch.is_asked(peer)
+            && self.peers.may_read(peer, fetch.slice)
             && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
     }
 
@@ -239,12 +257,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.distrusted.push((peer, now + Duration::from_secs(u64::from(self.settings.distrust_s))));
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
+        self.claims.forget_peer(peer);
         out.push(Output::Distrust { peer });
     }
 
     fn peer_down(&mut self, peer: Peer, out: &mut Outbox) {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
+        self.claims.forget_peer(peer);
+        self.drop_copy_asks(|other, _, _| other == peer, out);
+        self.check_copies();
         for ask in self.uploads.asks_of(peer) {
             if !self.uploads.is_serving(ask) {
                 self.ask_ended(ask, false, out);

@@ -407,6 +407,19 @@ fn a_lease_lapses_without_progress() {
 }
 
 #[test]
+fn a_lease_lasts_while_the_strata_send_something_of_the_same_call() {
+    let mut one = One::new(1, Settings::default());
+    one.want(CHUNK, Class::Read);
+    for _ in 0..20 {
+        let outputs = one.pass(Duration::from_millis(1_500));
+        assert!(!outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+        one.input(Input::Progress { chunk: CHUNK });
+    }
+    let outputs = one.pass(Duration::from_secs(7));
+    assert!(outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+}
+
+#[test]
 fn a_home_announces_each_segment_once_and_in_its_time() {
     let mut one = One::new(1, Settings::default());
     for chunk in (0..16).map(Chunk) {
@@ -480,4 +493,40 @@ fn a_peer_of_another_cell_makes_this_one_fetch_only_where_the_lease_is() {
     let outputs = one.ask(stranger.0, 2, there, Class::Read);
     assert!(matches!(answer_to(&outputs, 2), Some(Answer::Missing { .. })), "{outputs:?}");
     assert_eq!(asked_of(&outputs), []);
+}
+
+#[test]
+fn one_who_was_named_makes_a_reader_wait_for_less_than_a_home() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(9);
+    let (home, named) = (one.home(chunk, 0), one.home(chunk, 12));
+    one.want(chunk, Class::Read);
+    assert_eq!(asked_of(&one.told(home, chunk, busy(&[named.0]))), [named]);
+    let mut left_after = None;
+    for half in 1..40_u32 {
+        let mut outputs = one.pass(Duration::from_millis(500));
+        outputs.extend(one.told(named, chunk, Answer::Wait));
+        if outputs.contains(&Output::Cancel { peer: named, chunk }) {
+            left_after.get_or_insert(Duration::from_millis(500) * half);
+        }
+    }
+    let left_after = left_after.unwrap();
+    assert!(left_after > Duration::from_secs(4) && left_after <= Duration::from_secs(5), "{left_after:?}");
+}
+
+#[test]
+fn a_home_that_is_busy_for_ever_is_left_for_the_next_rank() {
+    let mut one = One::new(20, Settings { rounds_max: u8::MAX, ..Settings::default() });
+    let chunk = one.ranked(9);
+    let (home, next) = (one.home(chunk, 0), one.home(chunk, 1));
+    let mut asked = asked_of(&one.want(chunk, Class::Read));
+    while asked == [home] {
+        let outputs = one.told(home, chunk, busy(&[]));
+        asked = asked_of(&outputs);
+        if outputs.is_empty() {
+            asked = asked_of(&one.pass(Duration::from_millis(900)));
+        }
+    }
+    let after = one.now.since(Time::ZERO).as_secs();
+    assert!(asked == [next] && (30..32).contains(&after), "{asked:?} after {after} s");
 }

@@ -1,7 +1,7 @@
 //! A running node's view of its peers: what [`Peers`] answers from.
 
 use super::rendezvous::{best_members, lease_cell};
-use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Slice};
+use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Repository, SCOPE_MAX, Slice};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -44,6 +44,10 @@ pub struct PeerTable {
     me: Peer,
     rows: Vec<Option<Row>>,
     slice_keys: Vec<u64>,
+    /// Where slices lie, as far as that is known.
+    repositories: Vec<Option<Repository>>,
+    /// What the peers may read that may not read all.
+    scopes: BTreeMap<Peer, SmallVec<[Repository; 4]>>,
     members: Vec<Peer>,
     contacts: Vec<Peer>,
     other_regions: bool,
@@ -57,6 +61,8 @@ impl PeerTable {
             me,
             rows: Vec::new(),
             slice_keys: Vec::new(),
+            repositories: Vec::new(),
+            scopes: BTreeMap::new(),
             members: Vec::new(),
             contacts: Vec::new(),
             other_regions: false,
@@ -70,6 +76,7 @@ impl PeerTable {
     /// [`NumberTooLarge`] when the peer's number is not below `limit`; the view is unchanged.
     pub fn apply(&mut self, update: &PeerUpdate, limit: u32) -> Result<(), NumberTooLarge> {
         let (PeerUpdate::Met { peer, .. }
+        | PeerUpdate::Scoped { peer, .. }
         | PeerUpdate::Up { peer }
         | PeerUpdate::Down { peer }
         | PeerUpdate::Forgotten { peer }) = *update;
@@ -81,17 +88,27 @@ impl PeerTable {
             self.rows.resize(index + 1, None);
         }
         let row = &mut self.rows[index];
-        match *update {
+        match update {
             PeerUpdate::Met { key, cell, cell_key, region, weight, .. } => {
                 let up = row.is_some_and(|row| row.up);
+                let (key, cell_key, cell, region, weight) = (*key, *cell_key, *cell, *region, *weight);
                 *row = Some(Row { key, cell_key, cell, region, weight, up });
+            }
+            PeerUpdate::Scoped { repositories: Some(scope), .. } => {
+                self.scopes.insert(peer, scope.iter().copied().take(SCOPE_MAX).collect());
+            }
+            PeerUpdate::Scoped { repositories: None, .. } => {
+                self.scopes.remove(&peer);
             }
             PeerUpdate::Up { .. } | PeerUpdate::Down { .. } => {
                 if let Some(row) = row {
                     row.up = matches!(update, PeerUpdate::Up { .. });
                 }
             }
-            PeerUpdate::Forgotten { .. } => *row = None,
+            PeerUpdate::Forgotten { .. } => {
+                *row = None;
+                self.scopes.remove(&peer);
+            }
         }
         self.look_again();
         Ok(())
@@ -108,6 +125,21 @@ impl PeerTable {
             if let Some(entry) = self.ranks.get_mut().get_mut(index % CACHED_SLICES) {
                 *entry = None;
             }
+        }
+    }
+
+    /// Tells in which repository a slice lies, if that is known.
+    pub fn set_repository(&mut self, slice: Slice, repository: Option<Repository>) {
+        let index = slice.0 as usize;
+        if self.repositories.get(index).copied().flatten() == repository {
+            return;
+        }
+        if self.repositories.len() <= index {
+            self.repositories.resize(index + 1, None);
+        }
+        self.repositories[index] = repository;
+        if let Some(entry) = self.ranks.get_mut().get_mut(index % CACHED_SLICES) {
+            *entry = None;
         }
     }
 
@@ -166,8 +198,9 @@ impl PeerTable {
         let Some(me) = self.row(self.me) else {
             return Ranks { slice, own: Ranked::new(), lease: Ranked::new() };
         };
-        // This node counts itself: alone, or while nobody is met, it is the home of all.
-        let home = |peer: Peer, row: &Row| row.can_be_home() || peer == self.me;
+        // Who may not read a repository could not verify or keep what it is the home of, and would be refused.
+        let home =
+            |peer: Peer, row: &Row| (row.can_be_home() || peer == self.me) && self.may_read(peer, slice);
         let of_region = self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
         let cells: BTreeMap<u32, u64> = of_region.map(|(_, row)| (row.cell, row.cell_key)).collect();
         let chosen = lease_cell(key, cells.values().copied()).and_then(|index| cells.keys().nth(index));
@@ -178,8 +211,9 @@ impl PeerTable {
                 members.map(|(peer, row)| (peer, (row.key, row.weight))).unzip();
             let mut ranked: Ranked =
                 best_members(key, &keys, RANKS).into_iter().map(|index| peers[index]).collect();
-            if ranked.is_empty() {
-                ranked.extend(peers);
+            if ranked.is_empty() && cell == me.cell {
+                // Alone, or while nobody else is met, this node is the home of all.
+                ranked.push(self.me);
             }
             ranked
         };
@@ -212,6 +246,12 @@ impl Peers for PeerTable {
 
     fn is_up(&self, peer: Peer) -> bool {
         self.row(peer).is_some_and(|row| row.up)
+    }
+
+    fn may_read(&self, peer: Peer, slice: Slice) -> bool {
+        let Some(scope) = self.scopes.get(&peer) else { return true };
+        let repository = self.repositories.get(slice.0 as usize).copied().flatten();
+        repository.is_none_or(|repository| scope.contains(&repository))
     }
 
     fn has_other_regions(&self) -> bool {
@@ -306,6 +346,51 @@ mod tests {
         alone.apply(&met(0, 0, 0, 0), 1).unwrap();
         assert_eq!((alone.home(Slice(5), 0), alone.lease_home(Slice(5), 0)), (Some(Peer(0)), Some(Peer(0))));
         assert_eq!((alone.home(Slice(5), 1), alone.members(), alone.has_other_regions()), (None, 1, false));
+    }
+
+    #[test]
+    fn homes_are_ranked_among_those_who_may_read_the_repository() {
+        let all = table(0);
+        let scoped = |me: u32| {
+            let mut table = table(me);
+            // Peers 1 and 4 may read repository 7 alone; of the even slices it is known that they lie in repository 8.
+            for peer in [1, 4].map(Peer) {
+                table
+                    .apply(&PeerUpdate::Scoped { peer, repositories: Some(vec![Repository(7)]) }, 100)
+                    .unwrap();
+            }
+            for slice in (0..200).step_by(2).map(Slice) {
+                table.set_repository(slice, Some(Repository(8)));
+            }
+            table
+        };
+        let (one, other) = (scoped(0), scoped(5));
+        for slice in (0..200).map(Slice) {
+            let homes =
+                |table: &PeerTable| (0..4).filter_map(|rank| table.home(slice, rank)).collect::<Vec<_>>();
+            let expected: Vec<Peer> =
+                homes(&all).into_iter().filter(|peer| slice.0 % 2 == 1 || *peer != Peer(1)).collect();
+            assert_eq!(homes(&one), expected, "the others keep their order, {slice:?}");
+            let lease = one.lease_home(slice, 0);
+            assert_eq!(lease, other.lease_home(slice, 0), "all cells agree, {slice:?}");
+            assert!(slice.0 % 2 == 1 || ![Some(Peer(1)), Some(Peer(4))].contains(&lease));
+        }
+        // A number that is used again means another slice, and a scope can be lifted.
+        let mut again = scoped(0);
+        again.apply(&PeerUpdate::Scoped { peer: Peer(1), repositories: None }, 100).unwrap();
+        assert!((0..200).map(Slice).all(|slice| again.home(slice, 0) == all.home(slice, 0)));
+    }
+
+    #[test]
+    fn a_cell_of_which_nobody_may_read_the_repository_holds_no_lease_of_it() {
+        let mut table = table(0);
+        for peer in [4, 5].map(Peer) {
+            table.apply(&PeerUpdate::Scoped { peer, repositories: Some(vec![]) }, 100).unwrap();
+        }
+        for slice in (0..200).map(Slice) {
+            table.set_repository(slice, Some(Repository(1)));
+            assert!(table.lease_home(slice, 0).is_some_and(|peer| peer.0 < 4));
+        }
     }
 
     #[test]

@@ -240,7 +240,7 @@ mod tests {
     use crate::mesh::proto::{
         Answer, Ask, Chunk, ContentUpdate, Input, Peer, PeerUpdate, Segment, Settings, Slice,
     };
-    use crate::mesh::proto::{Holders, Source};
+    use crate::mesh::proto::{Holders, Repository, Source};
     use crate::model::{Class, Generator};
 
     fn start() -> Start {
@@ -256,6 +256,9 @@ mod tests {
             events.push(Event::Peers(met));
             events.push(Event::Peers(PeerUpdate::Up { peer: Peer(peer) }));
         }
+        for repositories in [Some(vec![Repository(0), Repository(3)]), None] {
+            events.push(Event::Peers(PeerUpdate::Scoped { peer: Peer(2), repositories }));
+        }
         for chunk in 0..40 {
             let slice_key = crate::model::mix(1_000 + u64::from(chunk));
             let (slice, segment) = (Slice(chunk), Segment(chunk / 8));
@@ -269,6 +272,7 @@ mod tests {
                 part,
                 len_bytes: 9,
             }));
+            events.push(Event::Content(ContentUpdate::Belongs { slice, repository: Repository(3) }));
         }
         for chunk in (0..40).map(Chunk) {
             let deadline = Time::from_nanos(1 << 40);
@@ -306,7 +310,14 @@ mod tests {
         let replay = Replay::run(recording().as_bytes()).unwrap();
         assert_eq!(replay.difference, None);
         assert_eq!(replay.events, events().len() as u64);
-        for kind in ["Input/Wanted", "Input/Told/Busy", "Peers/Met", "Content/Learned"] {
+        for kind in [
+            "Input/Wanted",
+            "Input/Told/Busy",
+            "Peers/Met",
+            "Peers/Scoped",
+            "Content/Learned",
+            "Content/Belongs",
+        ] {
             assert!(replay.inputs.contains_key(kind), "{kind} in {:?}", replay.inputs);
         }
         for kind in ["Ask", "Serve", "Answer/Wait", "Deliver", "FetchUpstream"] {

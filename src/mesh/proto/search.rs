@@ -65,6 +65,17 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         loop {
             let stage = fetch.stage;
+            if stage != Stage::Homes && fetch.is_copy_only() {
+                return self.release(&fetch, Mark::Nothing, out);
+            }
+            // A home is gone, or this node is one and has to find a source itself.
+            if (stage != Stage::Homes || !fetch.bad.is_empty()) && !fetch.claimed {
+                self.add_claimants(&mut fetch);
+                if let Some(peer) = self.choose(&mut fetch) {
+                    fetch.named = true;
+                    return self.ask(fetch, peer, out);
+                }
+            }
             match self.next_authority(&mut fetch) {
                 Some(peer) => {
                     fetch.named = false;
@@ -199,6 +210,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.now + millis(self.settings.ask_ms) + alone.max(self.pace.down.takes(slowest).min(longest))
     }
 
+    /// How long a source may say `Wait`. An authority may be getting the chunk, over others and from the strata; who was
+    /// named has it and at most lets askers queue for an upload slot.
+    pub(super) fn wait_max(&self, named: bool) -> Duration {
+        if named {
+            millis(self.settings.upload_queue_ms.saturating_add(self.settings.ask_ms))
+        } else {
+            Duration::from_secs(u64::from(self.settings.wait_max_s))
+        }
+    }
+
     /// Waits a random while, longer at each round, before somebody busy is asked again.
     fn pause(&mut self, mut fetch: Fetch, first_us: u32) {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
@@ -237,6 +258,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A peer that was asked says something instead of data.
     pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer, load: u8, out: &mut Outbox) {
         self.loads.note(peer, load, self.settings.loads_max);
+        if matches!(answer, Answer::Missing { .. }) {
+            self.note_false_claim(peer, chunk);
+        }
+        self.copy_told(peer, chunk, &answer, out);
         if let Some(fetch) = self.take_hedged(chunk, peer) {
             return self.hedge_told(fetch, answer, out);
         }
@@ -246,9 +271,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         match answer {
             Answer::Wait => {
-                let long = Duration::from_secs(u64::from(self.settings.wait_max_s));
-                if self.now.since(fetch.since) > long {
+                if self.now.since(fetch.since) > self.wait_max(fetch.named) {
                     out.push(Output::Cancel { peer, chunk });
+                    self.note_false_claim(peer, chunk);
                     fetch.mark_bad(peer);
                     return self.advance(fetch, out);
                 }
@@ -265,7 +290,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     fetch.again = Some(peer);
                     fetch.rounds = fetch.rounds.saturating_add(1);
                     fetch.tries = 0;
-                    if fetch.rounds > self.settings.rounds_max {
+                    let since = match fetch.busy {
+                        Some((other, since)) if other == peer => since,
+                        _ => self.now,
+                    };
+                    fetch.busy = Some((peer, since));
+                    let most = Duration::from_secs(u64::from(self.settings.busy_max_s));
+                    if fetch.rounds > self.settings.rounds_max || self.now.since(since) > most {
                         fetch.mark_bad(peer);
                     }
                 }
@@ -295,6 +326,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if why == Failure::WrongBytes {
             self.distrust(peer, out);
         }
+        self.end_copy_ask(peer, chunk);
         if let Some(home) = self.homes.get_mut(self.content.slice(chunk)) {
             home.unnote(peer, self.content.part(chunk));
         }
@@ -345,6 +377,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match fetch.at {
                 At::Peer(peer) => {
                     out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                    // Who claims to have it and does not send it is no better than who does not have it.
+                    self.note_false_claim(peer, fetch.chunk);
                     fetch.mark_bad(peer);
                     self.advance(fetch, out);
                 }

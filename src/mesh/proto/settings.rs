@@ -53,6 +53,9 @@ pub struct Settings {
     /// Asks of others that are kept track of; more are told `Busy` (guess).
     pub asks_max: u32,
 
+    /// Homes of a slice in a cell that keep a copy of what one of them got from outside; at most [`Self::home_ranks`]. 1: only
+    /// who reads it and the home (each further one is a copy of everything a cell reads, and the operator's to decide).
+    pub min_copies: u8,
     /// Ranks that count as homes of a slice: they fetch what they are asked for. The asker may see others dead,
     /// so it is more than one (design: the next two ranks stand in).
     pub home_ranks: u8,
@@ -83,12 +86,25 @@ pub struct Settings {
     /// Fetches that are under way for others only (guess).
     pub relays_max: u32,
 
+    /// Members that are told what is held here; 0 tells nobody and claims of others are not used (design: 8 to 16).
+    pub neighbours: u8,
+    /// Tellings after which one of them gives its place to another (guess: some minutes while something happens).
+    pub neighbours_renew: u32,
+    /// Milliseconds between two tellings (guess: 8 neighbours with 64 slices of 13 bytes and their names are 20 KB/s at
+    /// most, while more than that changes).
+    pub possession_ms: u32,
+    /// Claims of others that are remembered: a slice and a peer each (guess: 16 neighbours with 1 024 slices).
+    pub claims_max: u32,
+
     /// Named holders that are tried before the home is asked again (simulated: 8 is no better).
     pub tries_max: u8,
     /// Choices between named holders by their last known load (measured: two to four are enough).
     pub choices: u8,
     /// Visits to one home that end in `Busy` before the next rank is tried (guess).
     pub rounds_max: u8,
+    /// Seconds that one home may say `Busy` before the next rank is tried: its holders may all be lies (guess: longer than
+    /// a window takes on slow links).
+    pub busy_max_s: u32,
     /// First pause before a busy home is asked again, in microseconds; drawn from 0 to this, doubled at each
     /// visit up to four times (simulated: 500 is no better).
     pub backoff_us: u32,
@@ -105,7 +121,8 @@ pub struct Settings {
     pub speeds_max: u16,
     /// Milliseconds after which who waits hears `Wait` again (guess: well below `ask_ms`).
     pub keep_alive_ms: u32,
-    /// Seconds that one source may make this node wait (guess).
+    /// Seconds that one authority may make this node wait (guess). Who was named by another has less: `upload_queue_ms`
+    /// and `ask_ms`.
     pub wait_max_s: u32,
     /// Slowest transfer that still counts as progress, in bytes a second: added to the time-outs by length (guess).
     pub slowest_bytes_per_s: u32,
@@ -155,6 +172,12 @@ pub struct Settings {
     /// Members beyond ln n to whom a document is handed on: the chance that one is missed falls as e^-c
     /// (Kermarrec, Massoulie, Ganesh: "Probabilistic reliable dissemination", 2003).
     pub news_extra: u8,
+    /// How often it is handed to one more member later, in case a message was lost (guess: each halves and more the chance
+    /// that somebody is missed).
+    pub news_repeats: u8,
+    /// Milliseconds to the first of these times; doubled each time (guess: two round trips and a handshake, so that most
+    /// repeats lie within the second that a root may take).
+    pub news_repeat_ms: u32,
     /// Contacts in other cells to whom a document is handed on (guess).
     pub news_contacts: u8,
 
@@ -187,6 +210,7 @@ impl Default for Settings {
             upload_queue_max: 256,
             upload_queue_ms: 2_000,
             asks_max: 4_096,
+            min_copies: 1,
             home_ranks: 3,
             peek_ranks: 2,
             lease_ranks: 2,
@@ -199,9 +223,14 @@ impl Default for Settings {
             waiters_max: 4,
             waiter_ms: 10,
             relays_max: 1_024,
+            neighbours: 8,
+            neighbours_renew: 64,
+            possession_ms: 2_000,
+            claims_max: 16_384,
             tries_max: 4,
             choices: 2,
             rounds_max: 200,
+            busy_max_s: 30,
             backoff_us: 2_000,
             ask_ms: 2_000,
             hedge_percent: 5,
@@ -230,6 +259,8 @@ impl Default for Settings {
             announces_max: 65_536,
             news_max: 1_024,
             news_extra: 3,
+            news_repeats: 5,
+            news_repeat_ms: 250,
             news_contacts: 8,
             loads_max: 64,
             numbers_max: 1 << 24,

@@ -181,6 +181,11 @@ impl Net {
         self.tell_all(at, who, false);
     }
 
+    /// `viewer` believes that `other` is dead.
+    pub(super) fn believe_dead(&mut self, viewer: Peer, other: Peer) {
+        self.event(viewer, Event::Peers(PeerUpdate::Down { peer: other }));
+    }
+
     pub(super) fn restart(&mut self, who: Peer) {
         let life = self.members[who.0 as usize].life + 1;
         let core = self.fresh_core(who, life);
@@ -417,6 +422,11 @@ impl Net {
             Output::Spread { news, to } => {
                 if !lost {
                     self.mail(at, to, Mail::Input(Input::NewsSeen { news, from: Some(me) }));
+                }
+            }
+            Output::TellPossession { to, slices } => {
+                if !lost {
+                    self.mail(at, to, Mail::Input(Input::Possession { peer: me, slices }));
                 }
             }
             Output::Distrust { peer } => assert!(self.members[peer.0 as usize].liar, "{peer:?} is honest"),

@@ -20,10 +20,16 @@ pub(super) enum Timer {
     Announce,
     /// The origin budget allows the next fetch from the strata.
     Origin,
+    /// A document is handed on once more.
+    News,
+    /// Neighbours may be told what is held here.
+    Possession,
+    /// Copies may be begun, and next ranks asked to make some.
+    Copies,
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 7;
+pub(super) const KINDS_LEN: usize = 10;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
@@ -33,6 +39,9 @@ const KINDS: [Timer; KINDS_LEN] = [
     Timer::Lookup,
     Timer::Announce,
     Timer::Origin,
+    Timer::News,
+    Timer::Possession,
+    Timer::Copies,
 ];
 
 /// The moments of all timers.

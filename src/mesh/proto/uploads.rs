@@ -338,6 +338,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Nearness::Region => self.leases(slice),
             Nearness::Far => false,
         };
+        if !duty {
+            self.note_copy(peer, chunk, class);
+        }
         if !duty || self.upstream.is_hopeless(chunk, self.now) {
             return self.answer_missing(ask, peer, chunk, None, out);
         }
@@ -367,21 +370,27 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         // Asks that cross: who ranks behind answers this node at once, so it may wait; the other way round not.
         let ranks_behind =
             mine.is_some_and(|mine| self.rank_of(peer, slice).is_none_or(|theirs| mine < theirs));
-        let may_wait = (!fetch.is_asked(peer) || (near == Nearness::Cell && ranks_behind))
-            && match near {
-                Nearness::Cell => from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)),
-                // Across cells, waits lead into the lease cell and on to the strata, never out of it: so no ring of
-                // cells can wait for itself.
-                Nearness::Region => {
-                    from_strata || (elsewhere.is_none() && (fetch.cross || self.leases(slice)))
-                }
-                Nearness::Far => from_strata,
-            };
+        let may_wait = match near {
+            Nearness::Cell => {
+                (!fetch.is_asked(peer) || ranks_behind)
+                    && (from_strata || mine.is_none_or(|mine| !self.outranks(peer, slice, mine)))
+            }
+            // Across cells, waits lead into the lease cell and on to the strata, never out of it: so no ring of
+            // cells can wait for itself.
+            Nearness::Region => from_strata || fetch.cross || self.leases(slice),
+            Nearness::Far => from_strata,
+        };
         if !may_wait {
             self.fetches.put(fetch);
             return self.answer_missing(ask, peer, chunk, elsewhere, out);
         }
-        let short = mine.is_none() && near == Nearness::Cell;
+        // The lease home itself may ask a third cell that announced the segment, or this very asker. Then nobody stays
+        // here, but comes back: whoever is sent away takes a second copy from the strata.
+        let short = match near {
+            Nearness::Cell => mine.is_none(),
+            Nearness::Region => elsewhere.is_some(),
+            Nearness::Far => false,
+        };
         let most = if short { self.settings.waiters_max } else { self.settings.home_waiters_max };
         if fetch.waiters.len() >= usize::from(most) {
             let mut holders: Holders = self.known_holders(chunk, peer);

@@ -142,6 +142,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.retry_upstream(fetch, out);
     }
 
+    /// The strata are at work on it: the lease is good for as long again.
+    pub(super) fn strata_progress(&mut self, chunk: Chunk) {
+        let Some(mut fetch) = self.take_at(chunk, At::Strata) else { return };
+        let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
+        let lease = Duration::from_millis(u64::from(self.settings.lease_ms));
+        fetch.due = self.now + lease + self.pace.strata.takes(slowest);
+        self.timers.arm(Timer::Fetch, fetch.due);
+        self.fetches.put(fetch);
+    }
+
     /// No progress for as long as a lease is good.
     pub(super) fn lease_lapsed(&mut self, fetch: Fetch, out: &mut Outbox) {
         out.push(Output::CancelUpstream { chunk: fetch.chunk });

@@ -26,6 +26,8 @@ interned! {
     Ask;
     /// A signed document (root or card), interned by its hash.
     NewsId;
+    /// A repository, interned by its name.
+    Repository;
 }
 
 /// Where a chunk came from or was asked for.
@@ -103,6 +105,11 @@ pub enum Input {
         /// Why.
         why: Failure,
     },
+    /// The strata sent something of the call that also carries this chunk: its lease is used, the chunk may still come.
+    Progress {
+        /// What.
+        chunk: Chunk,
+    },
     /// A peer that was asked says something instead of data.
     Told {
         /// Who speaks.
@@ -163,6 +170,13 @@ pub enum Input {
     Evicted {
         /// What.
         chunk: Chunk,
+    },
+    /// A peer of the own cell tells what it holds.
+    Possession {
+        /// Who speaks.
+        peer: Peer,
+        /// Sixty-fourths of slices in which chunks begin that it holds, at most [`super::POSSESSION_MAX`] slices.
+        slices: Vec<(Slice, u64)>,
     },
     /// A valid document that is newer than what was known came in, from a peer or from this machine.
     NewsSeen {
@@ -259,6 +273,13 @@ pub enum Output {
         /// To whom.
         to: Peer,
     },
+    /// Tell a neighbour what is held here. When it is lost, nothing is wrong but that the neighbour knows less.
+    TellPossession {
+        /// Whom.
+        to: Peer,
+        /// As in [`Input::Possession`].
+        slices: Vec<(Slice, u64)>,
+    },
     /// `peer` sent wrong bytes: close its connections and do not ask it again for a while.
     Distrust {
         /// Whom.
@@ -316,6 +337,10 @@ pub trait Peers {
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer>;
     /// Whether the peer is believed to be alive.
     fn is_up(&self, peer: Peer) -> bool;
+    /// Whether the peer may read what lies in `slice`, as far as is known.
+    fn may_read(&self, _peer: Peer, _slice: Slice) -> bool {
+        true
+    }
     /// Whether the mesh has members outside this node's region: only then is the DHT worth a look-up
     /// before the strata.
     fn has_other_regions(&self) -> bool;
@@ -339,6 +364,9 @@ pub trait Content {
     fn len_bytes(&self, chunk: Chunk) -> u32;
 }
 
+/// Most repositories in a node's scope: as many as a certificate may name.
+pub const SCOPE_MAX: usize = 32;
+
 /// A change of the node's view of its peers, for the table that implements [`Peers`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PeerUpdate {
@@ -356,6 +384,14 @@ pub enum PeerUpdate {
         region: u32,
         /// Share of placements relative to others; 100 is ordinary, 0 never a home.
         weight: u16,
+    },
+    /// A node may read certain repositories only, as its certificate says: it is a home of their slices alone. Follows
+    /// `Met`; without it the node may read all.
+    Scoped {
+        /// Who.
+        peer: Peer,
+        /// Which, at most [`SCOPE_MAX`]. `None`: all.
+        repositories: Option<Vec<Repository>>,
     },
     /// It answers.
     Up {
@@ -391,6 +427,14 @@ pub enum ContentUpdate {
         part: u8,
         /// Bytes that a transfer costs.
         len_bytes: u32,
+    },
+    /// A slice lies in a repository: its homes are members that may read that. Follows `Learned`; without it, any member
+    /// is a home.
+    Belongs {
+        /// Number of the slice.
+        slice: Slice,
+        /// Number of the repository.
+        repository: Repository,
     },
     /// Its number may be given to another. It is neither stored, wanted nor asked for.
     Forgotten {

@@ -186,6 +186,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Ends a fetch that was taken out: its slot and its share of the strata are free again.
     pub(super) fn release(&mut self, fetch: &Fetch, mark: Mark, out: &mut Outbox) {
+        if fetch.copy {
+            self.copy_ended();
+        }
         self.marks.set(fetch.chunk, mark);
         self.pace.down.end(self.now, fetch.len_bytes, mark == Mark::Held);
         self.fetches.release(fetch.slot);
@@ -193,9 +196,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     pub(super) fn arrived(&mut self, chunk: Chunk, from: Source, out: &mut Outbox) {
+        if let Source::Peer(peer) = from
+            && self.end_copy_ask(peer, chunk)
+        {
+            // A next rank that was to copy it has it.
+            self.note_holder(chunk, peer);
+        }
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
         let Some(fetch) = self.fetches.take(slot) else { return };
         if let Source::Peer(peer) = from {
+            self.note_true_claim(peer);
             if let Some(since) = fetch.asked_since(peer) {
                 self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
             }
@@ -209,6 +219,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// it gets it.
     fn finish(&mut self, mut fetch: Fetch, from: Option<Source>, out: &mut Outbox) {
         let chunk = fetch.chunk;
+        if from.is_some() && self.is_from_outside(fetch.at) {
+            self.offer_copies(chunk);
+        }
         self.stop_sources(&fetch, from, out);
         self.release(&fetch, Mark::Held, out);
         self.note_stored(chunk);
@@ -258,17 +271,21 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.held.resize(index + 1, 0);
         }
         self.held[index] = self.held[index].saturating_add(1);
+        self.note_possession(chunk, slice);
         if self.peers.home(slice, 0) == Some(self.peers.me()) {
             self.plan_announcement(self.content.segment(slice));
         }
     }
 
-    pub(super) fn evicted(&mut self, chunk: Chunk) {
+    pub(super) fn evicted(&mut self, chunk: Chunk, out: &mut Outbox) {
         if self.marks.get(chunk) != Mark::Held {
             return;
         }
         self.marks.set(chunk, Mark::Nothing);
         let slice = self.content.slice(chunk);
+        self.unnote_possession(chunk, slice);
+        self.note_full();
+        self.drop_copy_asks(|_, other, _| other == chunk, out);
         // A saturated count is not known any more; it stays, and the slice never counts as empty.
         if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
             *held = held.saturating_sub(1);

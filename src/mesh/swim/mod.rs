@@ -17,8 +17,8 @@ mod seat;
 #[cfg(test)]
 mod tests;
 
+use super::authority::node_signed;
 use super::identity::Identity;
-use super::membership::{MembershipCert, node_signed};
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, UnixTime};
 use crate::seldom::Seldom;
@@ -38,6 +38,8 @@ pub(super) struct Admission {
     pub(super) node: NodeId,
     /// To which cell.
     pub(super) cell: CellLabel,
+    /// Since when.
+    pub(super) issued: UnixTime,
     /// Until when.
     pub(super) expires: UnixTime,
 }
@@ -54,8 +56,10 @@ pub(super) trait Credentials: Send + Sync + 'static {
     fn sign(&self, message: &[u8]) -> [u8; 64];
     /// Whether `node` signed `message`.
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool;
-    /// Checks a certificate against this mesh's authority. `None`: forged, foreign or expired.
+    /// Checks a certificate by what this node believes of its mesh. `None`: forged, foreign, expired or revoked.
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission>;
+    /// Changes whenever a certificate that was admitted may not count any more, though it has not expired.
+    fn beliefs(&self) -> u64;
 }
 
 /// What the node's key signs here; no such signature counts for another purpose.
@@ -74,6 +78,10 @@ impl Credentials for Arc<Identity> {
         self.membership().bytes().clone()
     }
 
+    fn beliefs(&self) -> u64 {
+        self.trust().generation()
+    }
+
     fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key().sign(DOMAIN, message)
     }
@@ -83,9 +91,9 @@ impl Credentials for Arc<Identity> {
     }
 
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
-        let certificate = MembershipCert::verify(certificate, self.authority(), now).ok()?;
-        let (node, cell, expires) = (certificate.node, certificate.cell.clone(), certificate.expires);
-        Some(Admission { node, cell, expires })
+        let certificate = self.trust().verify(certificate, now).ok()?;
+        let (node, cell, issued) = (certificate.node, certificate.cell.clone(), certificate.issued);
+        Some(Admission { node, cell, issued, expires: self.trust().end_of(&certificate) })
     }
 }
 
@@ -169,9 +177,16 @@ pub(super) enum MemberEvent {
         /// Its checked membership certificate.
         certificate: Bytes,
     },
+    /// A member that is up shows a renewed certificate.
+    Renewed {
+        /// Who.
+        node: NodeId,
+        /// The certificate, checked.
+        certificate: Bytes,
+    },
     /// A member that is up restarted or is elsewhere now: connections with its old life lead nowhere.
     Moved(NodeId),
-    /// A member is down or left.
+    /// A member is down, left, or is a member no longer.
     Down(NodeId),
 }
 
@@ -354,6 +369,7 @@ impl<C: Credentials> Task<C> {
                     continue;
                 }
                 Action::Up { node, addr, certificate } => MemberEvent::Up { node, addr, certificate },
+                Action::Renewed { node, certificate } => MemberEvent::Renewed { node, certificate },
                 Action::Moved(node) => MemberEvent::Moved(node),
                 Action::Down(node) => MemberEvent::Down(node),
             };

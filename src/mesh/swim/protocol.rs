@@ -5,7 +5,8 @@
 //! what such a node says of others only what [`super::claims`] lets pass.
 //!
 //! A certificate travels with each datagram until the receiver has shown that it knows it (its own
-//! datagrams ask for it no longer). Members that others speak of are asked, at a bounded pace, and join
+//! datagrams ask for it no longer). Past [`RENEWAL_DUE_PERCENT`] of a certificate's life its receiver asks again, and
+//! so hears of the renewed one in time. Members that others speak of are asked, at a bounded pace, and join
 //! by what they answer themselves.
 //!
 //! Signatures cost the most here (50 µs each), so they are checked at a bounded pace: for each address, and in all.
@@ -35,6 +36,8 @@ const CHORES_EVERY: Duration = Duration::from_millis(100);
 const ASKS_AT_ONCE: usize = 32;
 /// Until a certificate is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The part of a certificate's life after which a renewed one is asked for: members renew from half of it on.
+const RENEWAL_DUE_PERCENT: u64 = 60;
 /// How often an incomplete cell asks its contacts: at first, and at most.
 const JOIN_FIRST: Duration = Duration::from_millis(500);
 const JOIN_LATER: Duration = Duration::from_secs(15);
@@ -63,9 +66,11 @@ pub(super) enum Action {
     Send(SocketAddr, Vec<u8>),
     /// A member is up, or its address changed.
     Up { node: NodeId, addr: SocketAddr, certificate: Bytes },
+    /// A member that is up shows a renewed certificate.
+    Renewed { node: NodeId, certificate: Bytes },
     /// A member began a new life elsewhere, or after a restart: connections with the old one lead nowhere.
     Moved(NodeId),
-    /// A member is down or left.
+    /// A member is down, left, or is a member no longer.
     Down(NodeId),
 }
 
@@ -79,14 +84,25 @@ pub(super) struct Now {
 /// A node whose certificate was checked.
 struct Acquaintance {
     certificate: Bytes,
+    issued: UnixTime,
     expires: UnixTime,
     window: Window,
     /// Whether it has shown that it knows this node's certificate.
     knows_us: bool,
 }
 
+impl Acquaintance {
+    /// Whether it may have a renewed certificate by now.
+    fn is_ageing(&self, now: UnixTime) -> bool {
+        let life = self.expires.0.saturating_sub(self.issued.0);
+        now.0.saturating_sub(self.issued.0) >= life.saturating_mul(RENEWAL_DUE_PERCENT) / 100
+    }
+}
+
 pub(super) struct Protocol<C> {
     credentials: C,
+    /// [`Credentials::beliefs`] when the acquaintances were last looked through.
+    beliefs: u64,
     cell: CellLabel,
     me: Seat,
     foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
@@ -128,6 +144,7 @@ impl<C: Credentials> Protocol<C> {
         Self {
             cell: credentials.cell(),
             foca: Foca::new(me, config(tuning), Dice(generator), Codec),
+            beliefs: credentials.beliefs(),
             credentials,
             me,
             runtime: AccumulatingRuntime::new(),
@@ -278,7 +295,13 @@ impl<C: Credentials> Protocol<C> {
         }
         let fresh = |known: &&Acquaintance| known.expires > unix;
         match (known.filter(fresh), datagram.certificate) {
-            (Some(known), Some(shown)) if shown != known.certificate => {}
+            (Some(known), Some(shown)) if shown != known.certificate => {
+                // An older one, or one that is no good, takes nothing away from the one that is known.
+                let newer = self.credentials.admit(shown, unix).filter(|other| {
+                    other.issued >= known.issued && other.node == datagram.sender && other.cell == self.cell
+                });
+                return Ok(newer);
+            }
             (Some(_), _) => return Ok(None),
             (None, None) => return Err(Refusal::Stranger),
             (None, Some(_)) => {}
@@ -303,12 +326,17 @@ impl<C: Credentials> Protocol<C> {
             }
             let known = self.known.entry(datagram.sender).or_insert_with(|| Acquaintance {
                 certificate: Bytes::new(),
+                issued: admission.issued,
                 expires: admission.expires,
                 window: Window::default(),
                 knows_us: false,
             });
             known.certificate = Bytes::copy_from_slice(certificate);
-            known.expires = admission.expires;
+            (known.issued, known.expires) = (admission.issued, admission.expires);
+            let (node, certificate) = (datagram.sender, known.certificate.clone());
+            if self.active.contains_key(&node) && !self.unmet.contains_key(&node) {
+                self.actions.push(Action::Renewed { node, certificate });
+            }
         }
         let known = self.known.get_mut(&datagram.sender).ok_or(Refusal::Stranger)?;
         known.window.mark(datagram.counter);
@@ -392,7 +420,7 @@ impl<C: Credentials> Protocol<C> {
     pub(super) fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
         let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
-        let wants_certificate = known.is_none();
+        let wants_certificate = known.is_none_or(|known| known.is_ageing(now.unix));
         let certificate = self.credentials.certificate();
         let apart = attach && !fit_together(&certificate, packet);
         if apart {
@@ -419,17 +447,46 @@ impl<C: Credentials> Protocol<C> {
         self.actions.push(Action::Send(to, bytes));
     }
 
-    /// Members whose certificate ran out count as strangers again.
+    /// Members whose certificate ran out or was revoked count as strangers again.
     fn drop_expired(&mut self, now: Now) {
-        let active = &self.active;
+        let beliefs = self.credentials.beliefs();
+        let look_anew = std::mem::replace(&mut self.beliefs, beliefs) != beliefs;
+        let (active, credentials) = (&self.active, &self.credentials);
         let (unmet, actions) = (&mut self.unmet, &mut self.actions);
+        let mut revoked = Vec::new();
         self.known.retain(|node, known| {
-            let good = known.expires > now.unix;
+            let expired = known.expires <= now.unix;
+            let mut refused = false;
+            if !expired && look_anew {
+                // It may have been revoked; or its signer's key retires, and it ends earlier than it says.
+                match credentials.admit(&known.certificate, now.unix) {
+                    Some(admission) => known.expires = admission.expires,
+                    None => refused = true,
+                }
+            }
+            if refused {
+                revoked.push(*node);
+            }
+            let good = !expired && !refused;
             if !good && active.contains_key(node) && unmet.insert(*node, now.time).is_none() {
                 actions.push(Action::Down(*node));
             }
             good
         });
+        for node in revoked {
+            self.turn_out(node, now);
+        }
+    }
+
+    /// Has foca take a member for dead that still speaks: who was revoked is neither probed nor spoken of any more.
+    /// The others hear of its death from those who know, before they know themselves.
+    fn turn_out(&mut self, node: NodeId, now: Now) {
+        let Some(seat) = self.active.get(&node).copied() else { return };
+        let down = foca::Member::down(seat);
+        if let Err(error) = self.foca.apply_many(std::iter::once(down), true, &mut self.runtime) {
+            tracing::debug!(%error, "turning a revoked member out");
+        }
+        self.settle(now);
     }
 
     fn ask_for_certificates(&mut self, now: Now) {

@@ -5,6 +5,7 @@ use super::protocol::{Action, Now, Protocol};
 use super::*;
 use crate::model::{Generator, Rng as _, Time};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Mutex;
 
 /// A mesh whose "signatures" are keyed hashes: as unforgeable for a test, and cheap in numbers.
 #[derive(Clone)]
@@ -14,9 +15,13 @@ struct TestNode {
     cell: CellLabel,
     /// Bytes that make the certificate longer.
     padding: usize,
+    /// When its certificate was issued, in seconds; it lives for [`LIFE_S`].
+    issued: Arc<AtomicU64>,
+    /// Who was revoked, as all members of the swarm believe.
+    revoked: Arc<Mutex<BTreeSet<NodeId>>>,
 }
 
-const EXPIRES: UnixTime = UnixTime(START_S + 100_000);
+const LIFE_S: u64 = 100_000;
 const START_S: u64 = 1_700_000_000;
 
 fn mac(key: &[u8], message: &[u8]) -> [u8; 64] {
@@ -29,7 +34,14 @@ fn mac(key: &[u8], message: &[u8]) -> [u8; 64] {
 
 impl TestNode {
     fn new(number: u8, mesh: u8, cell: &str) -> Self {
-        Self { node: NodeId([number; 32]), mesh, cell: cell.parse().unwrap(), padding: 0 }
+        Self {
+            node: NodeId([number; 32]),
+            mesh,
+            cell: cell.parse().unwrap(),
+            padding: 0,
+            issued: Arc::new(AtomicU64::new(START_S)),
+            revoked: Arc::default(),
+        }
     }
 }
 
@@ -41,7 +53,9 @@ impl Credentials for TestNode {
         self.cell.clone()
     }
     fn certificate(&self) -> Bytes {
-        let body = [&self.node.0, &vec![b' '; self.padding][..], self.cell.as_str().as_bytes()].concat();
+        let issued = self.issued.load(Ordering::Relaxed).to_be_bytes();
+        let padding = vec![b' '; self.padding];
+        let body = [&self.node.0, &issued[..], &padding, self.cell.as_str().as_bytes()].concat();
         [&mac(&[self.mesh], &body)[..], &body].concat().into()
     }
     fn sign(&self, message: &[u8]) -> [u8; 64] {
@@ -52,12 +66,19 @@ impl Credentials for TestNode {
     }
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission> {
         let (seal, body) = certificate.split_first_chunk::<64>()?;
-        if *seal != mac(&[self.mesh], body) || now >= EXPIRES {
+        let (node, rest) = body.split_first_chunk::<32>()?;
+        let (issued, cell) = rest.split_first_chunk::<8>()?;
+        let (node, issued) = (NodeId(*node), UnixTime(u64::from_be_bytes(*issued)));
+        let expires = UnixTime(issued.0 + LIFE_S);
+        let revoked = self.revoked.lock().unwrap().contains(&node);
+        if *seal != mac(&[self.mesh], body) || now >= expires || revoked {
             return None;
         }
-        let (node, cell) = body.split_first_chunk::<32>()?;
         let cell = std::str::from_utf8(cell).ok()?.trim_start().parse().ok()?;
-        Some(Admission { node: NodeId(*node), cell, expires: EXPIRES })
+        Some(Admission { node, cell, issued, expires })
+    }
+    fn beliefs(&self) -> u64 {
+        self.revoked.lock().unwrap().len() as u64
     }
 }
 
@@ -70,10 +91,16 @@ struct Swarm {
     now: Time,
     members: Vec<Option<Protocol<TestNode>>>,
     up: Vec<BTreeSet<NodeId>>,
+    /// Who was heard of with a renewed certificate.
+    renewed: Vec<BTreeSet<NodeId>>,
+    issued: Vec<Arc<AtomicU64>>,
+    revoked: Arc<Mutex<BTreeSet<NodeId>>>,
     wire: BinaryHeap<std::cmp::Reverse<(Time, u64, usize, usize)>>,
     bodies: BTreeMap<u64, Vec<u8>>,
     sent: u64,
     generator: Generator,
+    /// By how many seconds the clocks of members are fast.
+    fast_s: Vec<u64>,
     /// Members on different sides do not hear each other.
     side: Vec<u8>,
     loss_percent: usize,
@@ -87,12 +114,16 @@ struct Swarm {
 impl Swarm {
     fn new(members: usize, seed: u64) -> Self {
         let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
+        let revoked: Arc<Mutex<BTreeSet<NodeId>>> = Arc::default();
+        let mut clocks = Vec::new();
         let swims = (0..members)
             .map(|number| {
                 let contacts = if number == 0 { vec![] } else { vec![(NodeId([0; 32]), addr(0))] };
                 // The certificates of some are so long that they travel apart from large packets.
-                let padding = if number % 3 == 0 { 690 } else { 0 };
-                let node = TestNode { padding, ..TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1") };
+                let padding = if number % 3 == 0 { 680 } else { 0 };
+                let node = TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1");
+                let node = TestNode { padding, revoked: revoked.clone(), ..node };
+                clocks.push(node.issued.clone());
                 let generator = Generator::stream(seed, number as u64);
                 Some(Protocol::new(node, addr(number), contacts, &Tuning::default(), now, generator))
             })
@@ -101,10 +132,14 @@ impl Swarm {
             now: Time::ZERO,
             members: swims,
             up: vec![BTreeSet::new(); members],
+            renewed: vec![BTreeSet::new(); members],
+            issued: clocks,
+            revoked,
             wire: BinaryHeap::new(),
             bodies: BTreeMap::new(),
             sent: 0,
             generator: Generator::new(seed),
+            fast_s: vec![0; members],
             side: vec![0; members],
             loss_percent: 0,
             refusals: Vec::new(),
@@ -115,6 +150,11 @@ impl Swarm {
 
     fn clock(&self) -> Now {
         Now { time: self.now, unix: UnixTime(START_S + self.now.as_nanos() / 1_000_000_000) }
+    }
+
+    fn clock_of(&self, number: usize) -> Now {
+        let clock = self.clock();
+        Now { unix: UnixTime(clock.unix.0 + self.fast_s[number]), ..clock }
     }
 
     fn collect(&mut self, number: usize) {
@@ -139,6 +179,10 @@ impl Swarm {
                     assert!(!certificate.is_empty());
                     self.up[number].insert(node);
                 }
+                Action::Renewed { node, .. } => {
+                    assert!(self.up[number].contains(&node), "renewed without up");
+                    self.renewed[number].insert(node);
+                }
                 Action::Moved(_) => {}
                 Action::Down(node) => {
                     self.lost.push((number, node));
@@ -159,11 +203,11 @@ impl Swarm {
                 self.members.iter().flatten().map(Protocol::next_deadline).min().unwrap_or(Time::NEVER);
             let packet = self.wire.peek().map_or(Time::NEVER, |next| next.0.0);
             self.now = timer.min(packet).max(self.now);
-            let clock = self.clock();
             while let Some(next) = self.wire.peek().filter(|next| next.0.0 <= self.now) {
                 let (_, id, from, to) = next.0;
                 self.wire.pop();
                 let bytes = self.bodies.remove(&id).unwrap();
+                let clock = self.clock_of(to);
                 if let Some(swim) = self.members[to].as_mut()
                     && let Err(refusal) = swim.receive(addr(from), &bytes, clock)
                 {
@@ -172,6 +216,7 @@ impl Swarm {
                 self.collect(to);
             }
             for number in 0..self.members.len() {
+                let clock = self.clock_of(number);
                 if let Some(swim) = self.members[number].as_mut().filter(|s| s.next_deadline() <= clock.time)
                 {
                     swim.advance(clock);
@@ -213,6 +258,37 @@ fn a_hundred_members_all_see_all_and_a_killed_one_is_noticed_by_all() {
     let before = swarm.up.clone();
     swarm.run(Duration::from_secs(20), |_| false);
     assert_eq!(swarm.up, before, "nobody else was suspected to death");
+}
+
+#[test]
+fn a_revoked_member_is_turned_out_at_once_by_all_and_stays_out_although_it_goes_on_speaking() {
+    let mut swarm = Swarm::new(8, 5);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    let out = NodeId([3; 32]);
+    swarm.revoked.lock().unwrap().insert(out);
+    let gone = |swarm: &Swarm| (0..8).all(|n| n == 3 || !swarm.up[n].contains(&out));
+    assert!(swarm.run(Duration::from_millis(500), gone), "{:?}", swarm.up);
+    assert!(!swarm.run(Duration::from_secs(60), |swarm| !gone(swarm)), "it came back");
+    assert!((0..8).all(|n| n == 3 || swarm.up[n].len() == 6), "nobody else went: {:?}", swarm.up);
+    assert!(swarm.refusals.contains(&Refusal::BadCertificate), "it went on speaking");
+}
+
+#[test]
+fn renewed_certificates_are_heard_of_by_all_before_the_old_ones_end_and_nobody_goes_down() {
+    let mut swarm = Swarm::new(6, 8);
+    // The 60th percent of their lives comes after 50 seconds.
+    for issued in &swarm.issued {
+        issued.store(START_S + 50 - LIFE_S * 60 / 100, Ordering::Relaxed);
+    }
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    for issued in &swarm.issued {
+        issued.store(START_S, Ordering::Relaxed);
+    }
+    let all_heard = |swarm: &Swarm| swarm.renewed.iter().all(|heard| heard.len() == 5);
+    let before = Duration::from_secs(45).saturating_sub(swarm.now.since(Time::ZERO));
+    assert!(!swarm.run(before, all_heard), "nobody asks before it is time");
+    assert!(swarm.run(Duration::from_secs(120), all_heard), "{:?}", swarm.renewed);
+    assert!(swarm.lost.is_empty(), "{:?}", swarm.lost);
 }
 
 #[test]
@@ -472,4 +548,22 @@ fn junk_from_one_address_is_cut_short_and_members_elsewhere_are_heard() {
     swarm.lost.clear();
     swarm.run(Duration::from_secs(20), |_| false);
     assert!(swarm.all_see_all() && swarm.lost.is_empty());
+}
+
+#[test]
+fn a_member_whose_clock_is_wrong_is_a_member_within_five_minutes_and_beyond_only_it_suffers() {
+    let mut swarm = Swarm::new(5, 81);
+    swarm.fast_s[2] = 280;
+    assert!(swarm.run(Duration::from_secs(60), Swarm::all_see_all));
+    let mut swarm = Swarm::new(5, 82);
+    swarm.fast_s[2] = 400;
+    let others_see_each_other =
+        |swarm: &Swarm| [0, 1, 3, 4].iter().all(|n| swarm.up[*n].len() == 3) && swarm.up[2].is_empty();
+    assert!(swarm.run(Duration::from_secs(60), others_see_each_other), "{:?}", swarm.up);
+    swarm.lost.clear();
+    swarm.run(Duration::from_secs(30), |_| false);
+    assert!(swarm.lost.is_empty() && others_see_each_other(&swarm));
+    assert!(swarm.refusals.contains(&Refusal::Stale));
+    swarm.fast_s[2] = 0;
+    assert!(swarm.run(Duration::from_secs(120), Swarm::all_see_all), "a clock that is set right is enough");
 }

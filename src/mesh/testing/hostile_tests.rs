@@ -7,7 +7,7 @@ use super::{Link, World, run};
 use crate::mesh::conduct::{BAN, Offence};
 use crate::mesh::driver::tests::{Options, Stratum, TestNode, chunk, repository, root};
 use crate::mesh::swim::{Swim, Tuning};
-use crate::mesh::tls::{self, Rules, Wanted};
+use crate::mesh::tls::{self, Rules};
 use crate::mesh::transfer::{self, FrameReader, Reply, TransferError};
 use crate::mesh::wire::{DataHeader, Holder, Message, REQUEST_MAX_CHUNKS, Request, Told, VERSION};
 use crate::mesh::{Alpn, Identity, Incoming, MemberConnection, News, NewsVerdict, Obtained};
@@ -45,9 +45,9 @@ impl Raw {
         node: &TestNode,
         alpns: &[&[u8]],
     ) -> Result<Connection, quinn::ConnectionError> {
-        let rules = Rules { authority: *self.identity.authority(), mesh_keys: None };
-        let wanted = Wanted { node: node.identity.node(), certifying: false };
-        let tls = tls::client_config(self.identity.certified(), rules, wanted, alpns).unwrap();
+        let rules = Rules::Member { trust: self.identity.trust().clone(), desk: None };
+        let wanted = node.identity.node();
+        let tls = tls::client_config(&self.identity.certified(), rules, wanted, alpns).unwrap();
         let mut client = quinn::ClientConfig::new(Arc::new(tls));
         if let Some(window) = self.window_bytes {
             let mut transport = quinn::TransportConfig::default();
@@ -540,5 +540,35 @@ fn waits_without_end_end_the_request() {
         let replies = asked_of(&connection, vec![chunk(0)]).await;
         assert_eq!(replies.len(), 61, "sixty waits and the end");
         assert!(matches!(replies[60], Reply::Failed(TransferError::Protocol(_))), "{:?}", replies[60]);
+    });
+}
+
+#[test]
+fn asks_for_chunks_that_do_not_exist_do_not_keep_a_home_from_fetching_for_others() {
+    run(18, Link::default(), |world| async move {
+        let stratum = Stratum::with(24);
+        let nodes = world.cell(2, &stratum).await;
+        let mut hostile = Raw::member(&world, 9);
+        hostile.identity = world.mesh.member_with(|statement| statement.cell = "eu/a/r1".parse().unwrap());
+        let mut streams = Vec::new();
+        for node in &nodes {
+            let connection = hostile.connect(node).await;
+            for first in [0, 300, 600, 900] {
+                let chunks = (first..first + REQUEST_MAX_CHUNKS as u64).map(ghost).collect();
+                streams.push(hostile.say(&connection, &wish(chunks)).await);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let refused: u64 = nodes.iter().map(|node| node.mesh.counts().overload).sum();
+        assert!(refused >= 2 * (1_024 - 256), "{refused} of 2 048 asks were turned away");
+        let began = Instant::now();
+        for node in &nodes {
+            for n in 0..24 {
+                node.get(n).await.unwrap();
+            }
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        let copies: u32 = (0..24).map(|n| stratum.given(n)).sum();
+        assert!(copies <= 30, "{copies} fetches from the stratum for 24 chunks");
     });
 }

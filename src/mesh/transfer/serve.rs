@@ -4,10 +4,11 @@ use super::outflow::{Outflow, Rank};
 use super::{FrameReader, NO_PROGRESS, StreamError, patience, write_message};
 use crate::mesh::conduct::{Offence, Use};
 use crate::mesh::wire::{
-    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, Request, Told, WireError,
+    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, SliceHeld, Told,
+    WireError,
 };
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
-use crate::mesh::{CloseCode, MemberConnection, News};
+use crate::mesh::{CloseCode, MemberConnection, MembershipCert, News, Scope};
 use crate::model::{ChunkRef, Class, NodeId, RepositoryName, limits};
 use bytes::Bytes;
 use quinn::SendStream;
@@ -43,10 +44,32 @@ pub enum PeerRequest {
         /// The document.
         news: News,
     },
+    /// A peer tells what it holds. It may lie.
+    Possession {
+        /// Who tells.
+        from: NodeId,
+        /// What.
+        slices: Vec<SliceHeld>,
+    },
     /// A peer wants the newest documents, at most [`NEWS_MAX_DOCUMENTS`].
     AllNews {
         /// Takes them.
         reply: oneshot::Sender<Vec<News>>,
+    },
+    /// A peer wants its certificate renewed: the decision, what this node believes of the mesh, and members that
+    /// a member should know.
+    Renew {
+        /// What it showed.
+        shown: MembershipCert,
+        /// Takes the answer; dropped when this node is no authority.
+        reply: oneshot::Sender<(RenewReply, Vec<News>, Vec<MemberRecord>)>,
+    },
+    /// A peer shows its own certificate, renewed. It is not verified yet.
+    Shown {
+        /// Who.
+        from: NodeId,
+        /// The certificate.
+        certificate: Vec<u8>,
     },
     /// A peer wants the members of this node's cell, at most
     /// [`CELL_MAX_MEMBERS`](limits::CELL_MAX_MEMBERS).
@@ -235,12 +258,25 @@ impl Stream {
                     Err(_) => self.give_up(),
                 }
             }
-            Message::AllNews | Message::Members if !self.connection.allows(Use::List, 1) => {
+            Message::Possession(slices) => {
+                let from = self.connection.node();
+                if !self.connection.allows(Use::Document, 1) {
+                    self.connection.report(Offence::NewsFlood);
+                    return self.give_up();
+                }
+                match self.requests.try_send(PeerRequest::Possession { from, slices }) {
+                    Ok(()) => write_message(&mut self.send, &Message::PossessionAck, NO_PROGRESS).await,
+                    Err(_) => self.give_up(),
+                }
+            }
+            Message::AllNews | Message::Members | Message::Renew if !self.connection.allows(Use::List, 1) => {
                 self.connection.report(Offence::RequestFlood);
                 self.give_up()
             }
             Message::AllNews => {
                 let mut news = self.ask_driver(|reply| PeerRequest::AllNews { reply }).await;
+                let scope = self.connection.membership().scope.clone();
+                news.retain(|document| may_hear(&scope, document));
                 news.truncate(NEWS_MAX_DOCUMENTS);
                 for document in news {
                     write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
@@ -255,12 +291,41 @@ impl Stream {
                 }
                 Ok(())
             }
+            Message::Renew => self.answer_renewal().await,
+            Message::Certificate(certificate) => {
+                let from = self.connection.node();
+                if !self.connection.allows(Use::Document, 1) {
+                    self.connection.report(Offence::NewsFlood);
+                    return self.give_up();
+                }
+                match self.requests.try_send(PeerRequest::Shown { from, certificate }) {
+                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Err(_) => self.give_up(),
+                }
+            }
             other => {
                 self.connection.report(Offence::Protocol);
                 tracing::debug!(peer = ?self.connection, message = ?other, "not a request");
                 self.refuse(RefusedBecause::NotUnderstood).await
             }
         }
+    }
+
+    async fn answer_renewal(&mut self) -> Result<(), StreamError> {
+        let (reply, answer) = oneshot::channel();
+        let shown = self.connection.membership();
+        if self.requests.try_send(PeerRequest::Renew { shown, reply }).is_err() {
+            return self.give_up();
+        }
+        let Ok(Ok((reply, documents, mut members))) = tokio::time::timeout(DRIVER_LIMIT, answer).await else {
+            return self.refuse(RefusedBecause::NotUnderstood).await;
+        };
+        write_message(&mut self.send, &Message::Renewed(reply), NO_PROGRESS).await?;
+        for document in documents {
+            write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+        }
+        members.truncate(MEMBERS_PER_FRAME);
+        write_message(&mut self.send, &Message::MemberList(members), NO_PROGRESS).await
     }
 
     /// Ends the stream without an answer, so that the peer knows that it got none.
@@ -344,6 +409,17 @@ impl Stream {
         if beyond > 0 {
             tracing::debug!(peer = ?self.connection, beyond, "asks for more than its share");
             self.connection.report(Offence::AskFlood);
+        }
+    }
+}
+
+/// Whether a member with this scope is told of a document. One that does not say what it is about is for those
+/// who may read everything.
+pub(in crate::mesh) fn may_hear(scope: &Scope, news: &News) -> bool {
+    match (scope, news) {
+        (Scope::All, _) | (_, News::Charter(_) | News::Revocations(_)) => true,
+        (Scope::Only(_), News::Root(_) | News::Card(_)) => {
+            news.repository().is_some_and(|repository| scope.covers(&repository))
         }
     }
 }

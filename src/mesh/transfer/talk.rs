@@ -1,8 +1,12 @@
-//! Small requests: handing on a document, asking for all of them, asking for the members of a cell.
+//! Small requests: handing on a document, asking for all of them, asking for the members of a cell, for a renewed
+//! certificate, and showing one.
 
+use super::StreamError;
 use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
-use crate::mesh::wire::{MemberRecord, Message, NEWS_MAX_DOCUMENTS};
-use crate::mesh::{AuthorityKey, MemberConnection, MembershipCert, News};
+use crate::mesh::wire::{
+    MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply, SliceHeld,
+};
+use crate::mesh::{MemberConnection, MembershipCert, MeshTrust, News};
 use crate::model::{UnixTime, limits};
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -59,6 +63,21 @@ pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), 
     judged(connection, LIST_LIMIT, push).await
 }
 
+/// Tells a peer what this node holds. `Ok` says that it came in.
+///
+/// # Errors
+/// [`TransferError`]; a peer with too much to do ends the stream, an older one does not understand.
+pub async fn tell_possession(
+    connection: &MemberConnection,
+    slices: Vec<SliceHeld>,
+) -> Result<(), TransferError> {
+    match open(connection, &Message::Possession(slices)).await?.message().await? {
+        Some(Message::PossessionAck) => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
+}
+
 /// Asks a peer for the newest documents that it knows. They are not verified.
 ///
 /// # Errors
@@ -72,8 +91,7 @@ async fn read_news(connection: &MemberConnection) -> Result<Vec<News>, TransferE
     let (mut news, mut bytes) = (Vec::new(), 0);
     while let Some(message) = reader.message().await? {
         let Message::News(document) = message else { return Err(unexpected(&message)) };
-        let (News::Root(content) | News::Card(content)) = &document;
-        bytes += content.len();
+        bytes += document.document().len();
         news.push(document);
         if news.len() > NEWS_MAX_DOCUMENTS || bytes > NEWS_MAX_BYTES {
             return Err(TransferError::Protocol(format!("{} documents of {bytes} bytes", news.len())));
@@ -88,15 +106,15 @@ async fn read_news(connection: &MemberConnection) -> Result<Vec<News>, TransferE
 /// [`TransferError`]; too many of them are a violation of the protocol.
 pub async fn members(
     connection: &MemberConnection,
-    authority: &AuthorityKey,
+    trust: &MeshTrust,
     now: UnixTime,
 ) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
-    judged(connection, LIST_LIMIT, read_members(connection, authority, now)).await
+    judged(connection, LIST_LIMIT, read_members(connection, trust, now)).await
 }
 
 async fn read_members(
     connection: &MemberConnection,
-    authority: &AuthorityKey,
+    trust: &MeshTrust,
     now: UnixTime,
 ) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
     let mut reader = open(connection, &Message::Members).await?;
@@ -107,24 +125,85 @@ async fn read_members(
         if count > limits::CELL_MAX_MEMBERS {
             return Err(TransferError::Protocol(format!("{count} members in a cell")));
         }
-        members.extend(verified(list, authority, now));
+        let right = lapsed_or_not(list, trust);
+        members.extend(right.filter(|(certificate, _)| trust.check(certificate, now).is_ok()));
     }
     Ok(members)
 }
 
-/// The records whose certificate is right.
-pub(in crate::mesh) fn verified(
-    records: Vec<MemberRecord>,
-    authority: &AuthorityKey,
-    now: UnixTime,
-) -> impl Iterator<Item = (MembershipCert, Vec<SocketAddr>)> {
-    records.into_iter().filter_map(move |record| {
-        match MembershipCert::verify(&record.certificate, authority, now) {
-            Ok(certificate) => Some((certificate, record.addresses)),
-            Err(error) => {
-                tracing::debug!(%error, "a member's record was dropped");
-                None
+/// What an authority answered to a wish for renewal, unverified.
+#[derive(Debug)]
+pub(in crate::mesh) struct Renewal {
+    /// Its decision.
+    pub(in crate::mesh) reply: RenewReply,
+    /// What it believes of the mesh.
+    pub(in crate::mesh) documents: Vec<News>,
+    /// Members that it named.
+    pub(in crate::mesh) members: Vec<MemberRecord>,
+    /// The authority itself.
+    pub(in crate::mesh) from: MemberRecord,
+}
+
+/// Asks an authority to renew this node's certificate.
+///
+/// # Errors
+/// [`TransferError`]; a member that is no authority refuses.
+pub(in crate::mesh) async fn renew(connection: &MemberConnection) -> Result<Renewal, TransferError> {
+    let mut reader = open(connection, &Message::Renew).await?;
+    match reader.message().await? {
+        Some(Message::Renewed(reply)) => {
+            let (documents, members) = take_rest(&mut reader).await?;
+            let certificate = connection.membership().bytes().to_vec();
+            let from = MemberRecord { certificate, addresses: vec![connection.address()] };
+            Ok(Renewal { reply, documents, members, from })
+        }
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
+}
+
+/// Documents of trust and members that follow an authority's answer, until the stream ends.
+pub(in crate::mesh) async fn take_rest(
+    reader: &mut FrameReader,
+) -> Result<(Vec<News>, Vec<MemberRecord>), StreamError> {
+    let (mut documents, mut members) = (Vec::new(), Vec::new());
+    while let Some(message) = reader.message().await? {
+        match message {
+            Message::News(news @ (News::Charter(_) | News::Revocations(_))) if documents.len() < 4 => {
+                documents.push(news);
             }
+            Message::MemberList(list) if members.len() < MEMBERS_PER_FRAME => members.extend(list),
+            _ => break,
+        }
+    }
+    Ok((documents, members))
+}
+
+/// Shows a peer this node's certificate, renewed while the connection stands.
+///
+/// # Errors
+/// [`TransferError`]; an older peer ends the stream without an answer.
+pub(in crate::mesh) async fn show(
+    connection: &MemberConnection,
+    certificate: Vec<u8>,
+) -> Result<(), TransferError> {
+    match open(connection, &Message::Certificate(certificate)).await?.message().await? {
+        Some(Message::NewsAck) => Ok(()),
+        Some(other) => Err(unexpected(&other)),
+        None => Err(TransferError::NotAnswered),
+    }
+}
+
+/// The records whose certificate is of this mesh and not revoked, though it may have lapsed.
+pub(in crate::mesh) fn lapsed_or_not(
+    records: Vec<MemberRecord>,
+    trust: &MeshTrust,
+) -> impl Iterator<Item = (MembershipCert, Vec<SocketAddr>)> {
+    records.into_iter().filter_map(move |record| match trust.verify_lapsed(&record.certificate) {
+        Ok(certificate) => Some((certificate, record.addresses)),
+        Err(error) => {
+            tracing::debug!(%error, "a member's record was dropped");
+            None
         }
     })
 }

@@ -183,7 +183,7 @@ async fn a_driver_that_is_overloaded_answers_busy_instead_of_queueing() {
 async fn documents_and_members_pass_and_forged_members_are_dropped() {
     let pair = pair(Scope::All).await;
     let mut asked = served(&pair);
-    let member = pair.server_identity.membership().clone();
+    let member = pair.server_identity.membership();
     let right = MemberRecord { certificate: member.bytes().to_vec(), addresses: vec![pair.server.address()] };
     let forged = MemberRecord { certificate: vec![1; 100], addresses: vec![] };
     let driver = tokio::spawn(async move {
@@ -204,7 +204,7 @@ async fn documents_and_members_pass_and_forged_members_are_dropped() {
         push_news(&pair.asker, document.clone()).await.unwrap();
     }
     assert_eq!(all_news(&pair.asker).await.unwrap(), news);
-    let authority = pair.server_identity.authority();
+    let authority = pair.server_identity.trust();
     let known = members(&pair.asker, authority, crate::ambient::unix_now()).await.unwrap();
     assert_eq!(known.len(), 100);
     assert_eq!(known[0].0, member);

@@ -4,7 +4,9 @@ use super::ledger::rule;
 use super::member::{Bytes, Waiting};
 use super::wires::Mail;
 use super::world::{Happening, Step, World};
-use crate::mesh::proto::{Answer, Ask, Chunk, Failure, GiveUp, Holders, Input, NewsId, Output, Peer, Source};
+use crate::mesh::proto::{
+    Answer, Ask, Chunk, Failure, GiveUp, Holders, Input, NewsId, Output, Peer, Slice, Source,
+};
 use crate::model::{Class, Rng};
 use std::time::Duration;
 
@@ -59,6 +61,7 @@ impl World<'_> {
                 }
             }
             Output::Spread { news, to } => self.spread(node, news, to.0),
+            Output::TellPossession { to, slices } => self.tell_possession(node, to.0, slices),
             Output::Distrust { peer } => {
                 let until = self.local(node) + BAN;
                 self.member_mut(node).books.banned.insert(peer.0, until);
@@ -258,6 +261,23 @@ impl World<'_> {
         if self.chance(20) {
             self.push(at, Happening::News { node: to, life, news, from: node });
         }
+    }
+
+    /// What a node holds, or says that it does, is on its way to another.
+    pub(super) fn tell_possession(&mut self, node: u32, to: u32, slices: Vec<(Slice, u64)>) {
+        if self.wires.joined(node, to) && !self.chance(self.chances.lost) {
+            let (life, at) = (self.member(to).life, self.now + self.latency(node, to));
+            self.push(at, Happening::Possession { node: to, life, from: node, slices });
+        }
+    }
+
+    /// A peer tells what it holds.
+    pub(super) fn possession_comes(&mut self, node: u32, from: u32, slices: Vec<(Slice, u64)>) -> Step {
+        if !self.member(node).is_honest() || self.refuses(node, from) {
+            return Ok(());
+        }
+        self.neighbour(node, from)?;
+        self.input(node, Input::Possession { peer: Peer(from), slices })
     }
 
     /// A document comes from a peer. The core hears of those that the adapter judges fresh.

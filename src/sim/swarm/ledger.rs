@@ -3,8 +3,8 @@
 //! It stands outside of the node and sees only what goes in and what comes out.
 
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Core, Event, Failure, GiveUp, Input, NewsId, Output, Peer, PeerUpdate,
-    Peers, Settings, Source,
+    Answer, Ask, Chunk, Content, Core, Event, Failure, GiveUp, Input, NewsId, Output, POSSESSION_MAX, Peer,
+    PeerUpdate, Peers, Settings, Source,
 };
 use crate::model::Time;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,9 @@ const ASKED_MAX: usize = 2;
 const LATE_MAX: Duration = Duration::from_millis(50);
 /// How long an ask may stay open. Searches end; this is how long they may take among liars (guess).
 const ASK_MAX: Duration = Duration::from_secs(600);
-/// How long who waits may hear nothing, beyond the settings' interval.
-const SILENCE_SLACK: Duration = Duration::from_millis(500);
+/// How long who waits may hear nothing, beyond the settings' interval: short waits last for a second without a word, and
+/// askers turn elsewhere after two.
+const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// A rule that a node broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +66,9 @@ pub(super) struct Ledger {
     begun: BTreeMap<Chunk, Time>,
     /// What was asked for or fetched because of the event at hand.
     ordered: Vec<Chunk>,
-    /// When the view of the peers last changed.
+    /// When the view of the peers last changed, and how often somebody came.
     view_changed: Time,
+    came: usize,
     excused: Time,
 }
 
@@ -90,6 +92,7 @@ impl Ledger {
             Event::Input(input) => input,
             Event::Peers(update) => {
                 self.view_changed = now;
+                self.came += usize::from(matches!(update, PeerUpdate::Up { .. }));
                 if let PeerUpdate::Down { peer } | PeerUpdate::Forgotten { peer } = update {
                     // Who is gone gets no answer.
                     self.incoming.retain(|_, open| open.peer != *peer || open.serving);
@@ -129,6 +132,8 @@ impl Ledger {
             Input::Failed { chunk, from: Source::Strata, .. } => {
                 self.fetching.remove(&chunk);
             }
+            // It only moves a deadline.
+            Input::Progress { .. } => {}
             Input::Told { peer, chunk, ref answer, .. } => {
                 if *answer != Answer::Wait {
                     self.asks.remove(&(chunk, peer));
@@ -146,6 +151,7 @@ impl Ledger {
             | Input::PeerDown { .. }
             | Input::Providers { .. }
             | Input::NewsSeen { .. }
+            | Input::Possession { .. }
             | Input::Tick => {}
         }
         Ok(())
@@ -173,7 +179,7 @@ impl Ledger {
         output: &Output,
     ) -> Result<(), Broken> {
         match output {
-            Output::Ask { peer, chunk, .. } => self.asks_of(core, *peer, *chunk),
+            Output::Ask { peer, chunk, .. } => self.asks_of(core, settings, *peer, *chunk),
             Output::Cancel { peer, chunk } => {
                 rule!(
                     self.asks.remove(&(*chunk, *peer)),
@@ -184,6 +190,15 @@ impl Ledger {
             Output::FetchUpstream { chunk } => {
                 self.fetches(core, settings, *chunk)?;
                 self.pays(now, settings, *chunk, core.content().len_bytes(*chunk))
+            }
+            Output::TellPossession { to, slices } => {
+                rule!(core.peers().is_up(*to) && *to != core.peers().me(), "it tells {to:?} what it holds");
+                let most = if settings.neighbours == 0 { 0 } else { POSSESSION_MAX };
+                rule!(slices.len() <= most, "it tells of {} slices at once", slices.len());
+                let held = |slice| self.held.iter().any(|chunk| core.content().slice(*chunk) == slice);
+                let lie = slices.iter().find(|(slice, parts)| *parts != 0 && !held(*slice));
+                rule!(lie.is_none(), "it claims {lie:?}, of which it holds nothing");
+                Ok(())
             }
             Output::CancelUpstream { chunk } => {
                 rule!(self.fetching.remove(chunk), "it stops a fetch that is not under way: {chunk:?}");
@@ -205,11 +220,15 @@ impl Ledger {
         }
     }
 
-    fn asks_of(&mut self, core: &Core, peer: Peer, chunk: Chunk) -> Result<(), Broken> {
+    fn asks_of(&mut self, core: &Core, settings: &Settings, peer: Peer, chunk: Chunk) -> Result<(), Broken> {
         rule!(peer != core.peers().me(), "it asks itself for {chunk:?}");
         rule!(core.peers().is_up(peer), "it asks {peer:?} for {chunk:?}, whom it believes dead");
-        rule!(!self.held.contains(&chunk), "it asks {peer:?} for {chunk:?}, which it holds");
-        self.ordered.push(chunk);
+        // With a minimum of copies, a home asks the next ranks for what they should copy, and copies are made for nobody.
+        let copies = settings.min_copies > 1;
+        rule!(copies || !self.held.contains(&chunk), "it asks {peer:?} for {chunk:?}, which it holds");
+        if !copies {
+            self.ordered.push(chunk);
+        }
         rule!(self.asks.insert((chunk, peer)), "it asks {peer:?} twice at once for {chunk:?}");
         let at_once = self.asks.iter().filter(|(other, _)| *other == chunk).count();
         rule!(at_once <= ASKED_MAX, "it asks {at_once} peers at once for {chunk:?}");
@@ -228,7 +247,8 @@ impl Ledger {
             self.fetching.len()
         );
         rule!(self.fetching.insert(chunk), "it fetches {chunk:?} twice at once");
-        self.has_lease(core, chunk)
+        // A copy that is under way asked the lease home before anybody waited for it.
+        if settings.min_copies > 1 { Ok(()) } else { self.has_lease(core, chunk) }
     }
 
     /// The origin budget is a bucket: what does not fit in it is taken from a full one, and paid for afterwards.
@@ -276,9 +296,9 @@ impl Ledger {
             open.chunk,
             open.peer
         );
-        let serving = || self.incoming.values().filter(|open| open.serving);
         // No single upload counts for more than half of all.
         let most = (settings.upload_bytes / 2).max(1);
+        let serving = || self.incoming.values().filter(|open| open.serving);
         let bytes: u64 =
             serving().map(|open| u64::from(core.content().len_bytes(open.chunk)).min(most)).sum();
         let count = serving().count();
@@ -331,7 +351,9 @@ impl Ledger {
         // Twice ln n + extra in a small cell, which is told as a whole; forgotten documents may come again.
         let members = core.peers().members();
         let most = (2 * (members.ilog2() as usize + 2 + usize::from(settings.news_extra)))
-            + usize::from(settings.news_contacts);
+            + usize::from(settings.news_contacts)
+            + usize::from(settings.news_repeats)
+            + self.came;
         let again = self.spread.len() > settings.news_max as usize;
         rule!(again || self.spread[&news] <= most, "it spreads {news:?} to more than {most}");
         Ok(())
@@ -353,7 +375,9 @@ impl Ledger {
             rule!(late <= LATE_MAX, "the want for {chunk:?} is open {late:?} after its deadline");
             rule!(!self.held.contains(chunk), "{chunk:?} is wanted and here, and not delivered");
         }
-        for (chunk, peer) in &self.asks {
+        // Copies are asked of who has none, and made though nobody waits.
+        let copies = settings.min_copies > 1;
+        for (chunk, peer) in self.asks.iter().filter(|_| !copies) {
             rule!(!self.held.contains(chunk), "{peer:?} is still asked for {chunk:?}, which is here");
             rule!(self.has_reason(*chunk), "{peer:?} is still asked for {chunk:?}, for which nobody waits");
         }

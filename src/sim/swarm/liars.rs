@@ -4,7 +4,7 @@ use super::member::{Bytes, Mind};
 use super::plan::Lie;
 use super::wires::Mail;
 use super::world::{Happening, Step, World};
-use crate::mesh::proto::{Answer, Chunk, Holders, Peer, Segment};
+use crate::mesh::proto::{Answer, Chunk, Holders, POSSESSION_MAX, Peer, Segment, Slice};
 use crate::model::{Class, Rng};
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ impl World<'_> {
         let pause = MS * u32::try_from(self.lie_rng.below(50)).unwrap_or(0);
         self.send(number, Mail::Connected, Duration::ZERO);
         let chunk = request.chunk;
+        if self.lie_rng.below(4) == 0 {
+            self.claim(request.asked, request.asker);
+        }
         let mail = match lie {
             Lie::WrongBytes => Mail::Data(Bytes::forged(chunk)),
             Lie::Truth => Mail::Data(Bytes::of(chunk)),
@@ -65,6 +68,15 @@ impl World<'_> {
         let holders = (0..count).map(|_| Peer(u32::try_from(self.lie_rng.below(nodes)).unwrap_or(0)));
         let answer = answer(holders.collect());
         Mail::Told { answer, load: u8::try_from(self.lie_rng.below(256)).unwrap_or(0) }
+    }
+
+    /// It claims to hold everything, sometimes more than it may claim at once.
+    fn claim(&mut self, liar: u32, to: u32) {
+        let count = self.lie_rng.below(POSSESSION_MAX + 2);
+        let last = self.plan.content.len();
+        let anything = |world: &mut Self| u32::try_from(world.lie_rng.below(last)).unwrap_or(0);
+        let slices = (0..count).map(|_| (Slice(anything(self)), u64::MAX)).collect();
+        self.tell_possession(liar, to, slices);
     }
 
     /// A liar says `Wait`, and will say so again.

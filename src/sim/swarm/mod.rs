@@ -33,7 +33,7 @@ pub use plan::NODES_MAX;
 use crate::model::Time;
 use ledger::{Broken, rule};
 use plan::Plan;
-use readers::{CONVERGED_AFTER, LAST_PATIENCE};
+use readers::CONVERGED_AFTER;
 use std::io::Write;
 use std::time::Duration;
 use tape::Tape;
@@ -140,7 +140,9 @@ fn run(world: &mut World<'_>) -> Result<Duration, Broken> {
         }
     }
     let each = u32::try_from(world.plan.content.len()).unwrap_or(1);
-    world.run(began + CONVERGED_AFTER + LAST_PATIENCE * each, events_max, |world| world.last_open == 0)?;
+    world.run(began + CONVERGED_AFTER + world.last_patience() * each, events_max, |world| {
+        world.last_open == 0
+    })?;
     let last = world.now.since(began);
     for node in 0..world.nodes() {
         world.culprit = node;

@@ -291,7 +291,7 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     settings.window_bytes = pick(&[MIB, 4 * MIB, 16 * MIB]);
     settings.window_chunks = small(pick(&[2, 16, 256]));
-    settings.upload_bytes = pick(&[1, MIB, 8 * MIB]);
+    settings.upload_bytes = pick(&[1 << 16, MIB, 32 * MIB]);
     settings.uploads_max = small(pick(&[1, 4, 64]));
     settings.upload_queue_bytes = pick(&[1, MIB, 4 * MIB]);
     settings.upload_queue_max = small(pick(&[1, 8, 256]));
@@ -308,5 +308,9 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     settings.upstream_max = small(pick(&[1, 256]));
     settings.origin_bytes_per_s = pick(&[0, 8 * MIB, 64 * MIB]);
     settings.origin_burst_bytes = pick(&[1, MIB, 64 * MIB]);
+    settings.hedge_percent = u8::try_from(pick(&[0, 5, 20])).unwrap_or(5);
+    settings.neighbours = u8::try_from(pick(&[0, 3, 8])).unwrap_or(8);
+    settings.claims_max = small(pick(&[4, 16_384]));
+    settings.min_copies = u8::try_from(pick(&[1, 1, 2])).unwrap_or(1);
     settings
 }

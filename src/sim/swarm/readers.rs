@@ -9,13 +9,16 @@ use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
-/// How long a reader of the last phase waits for a chunk. Nothing is wrong any more but what the nodes still believe.
-pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a reader of the last phase waits for a chunk. Nothing is wrong any more but what the nodes still believe,
+const LAST_PATIENCE: Duration = Duration::from_secs(120);
+/// and liars that go on lying, each of whom may hold a node up: for 15 s with `Wait`, for 30 s with `Busy`, for less if
+/// others named it.
+const LIAR_PATIENCE: Duration = Duration::from_secs(40);
 /// How long after the end of all troubles nodes may still believe what was true before.
 pub(super) const CONVERGED_AFTER: Duration = Duration::from_secs(30);
 /// Reads of the last phase that a node has open at once, at most: no more than it begins at once, so that none stands
 /// behind more urgent ones.
-const LAST_WINDOW: u64 = 16;
+const LAST_WINDOW: u64 = 6;
 
 impl World<'_> {
     /// The readers of a node begin.
@@ -168,11 +171,18 @@ impl World<'_> {
         Ok(())
     }
 
+    /// How long each of them may take.
+    pub(super) fn last_patience(&self) -> Duration {
+        let liars = if self.plan.liars_stay { self.plan.liars.iter().flatten().count() } else { 0 };
+        LAST_PATIENCE + LIAR_PATIENCE * u32::try_from(liars).unwrap_or(u32::MAX)
+    }
+
     /// The next of them.
     pub(super) fn read_last(&mut self, node: u32) -> Step {
         let Some(chunk) = self.member_mut(node).last_queue.pop_front() else { return Ok(()) };
         self.member_mut(node).last_wants.insert(chunk);
         let class = CLASSES[self.read_rng.below(3)];
-        self.want(node, chunk, class, LAST_PATIENCE)
+        let patience = self.last_patience();
+        self.want(node, chunk, class, patience)
     }
 }

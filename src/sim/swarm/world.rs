@@ -60,6 +60,12 @@ pub(super) enum Happening {
         news: NewsId,
         from: u32,
     },
+    Possession {
+        node: u32,
+        life: u32,
+        from: u32,
+        slices: Vec<(Slice, u64)>,
+    },
     CarryOut {
         node: u32,
         life: u32,
@@ -335,6 +341,7 @@ impl<'a> World<'a> {
             | Happening::Strata { node, life, .. }
             | Happening::Dht { node, life, .. }
             | Happening::News { node, life, .. }
+            | Happening::Possession { node, life, .. }
             | Happening::CarryOut { node, life }
             | Happening::Read { node, life } => Some((*node, Some(*life))),
             Happening::Mail { request, mail } => Some((self.addressee(*request, mail), None)),
@@ -365,6 +372,7 @@ impl<'a> World<'a> {
             Happening::Strata { node, number, chunk, .. } => self.strata_answer(node, number, chunk),
             Happening::Dht { node, segment, peers, .. } => self.dht_answers(node, segment, peers),
             Happening::News { node, news, from, .. } => self.news_comes(node, news, from),
+            Happening::Possession { node, from, slices, .. } => self.possession_comes(node, from, slices),
             Happening::CarryOut { node, .. } => self.carry_out(node),
             Happening::Learn { node, subject } => self.learn(node, subject),
             Happening::Mislead { node, subject } => self.mislead(node, subject),

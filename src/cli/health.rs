@@ -1,0 +1,39 @@
+//! `starling health`: tell by the exit code whether an agent or a stratum is fit for work.
+
+use super::CliError;
+use super::ask::{AgentArgs, block_on};
+use crate::agent::api::Status;
+use crate::upstream::{HttpClient, HttpOptions};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  starling health                                   # this machine's agent
+  starling health --stratum http://localhost:8000
+
+Exit code 0: the agent answers and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
+Made for health checks of containers and units.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// Ask this stratum instead of the agent.
+    #[arg(long, value_name = "URL", conflicts_with = "socket")]
+    stratum: Option<String>,
+}
+
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    if let Some(url) = &args.stratum {
+        let client = HttpClient::new(HttpOptions::default()).map_err(CliError::failed)?;
+        let stratum = client.stratum(url).map_err(CliError::usage)?;
+        return block_on(async { stratum.answers().await.map_err(CliError::failed) });
+    }
+    let client = args.agent.client();
+    judge(&block_on(async { Ok(client.status().await?) })?)
+}
+
+fn judge(status: &Status) -> Result<(), CliError> {
+    let failed = status.mounts.iter().find_map(|mount| {
+        mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))
+    });
+    failed.map_or(Ok(()), |problem| Err(CliError::failed(problem)))
+}

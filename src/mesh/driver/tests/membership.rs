@@ -1,0 +1,132 @@
+//! Scopes, renewal and revocation between whole nodes.
+
+use super::*;
+use crate::mesh::office::OfficeConfig;
+use crate::mesh::{Charter, Scope};
+use crate::model::UnixTime;
+
+/// An authority with its office, as the first node.
+fn authority(mesh: &TestMesh, life: Duration, stratum: &Arc<Stratum>) -> (TestNode, Arc<Office>) {
+    let identity = mesh.authority();
+    let config = OfficeConfig { life, ..OfficeConfig::default() };
+    let office = Office::open(identity.clone(), config).unwrap();
+    let options = Options { office: Some(office.clone()), ..Options::cell("eu/a/r1") };
+    (TestNode::start_as(identity, options, &[], stratum), office)
+}
+
+fn in_cell(mesh: &TestMesh, cell: &'static str, scope: Scope, expires_in_s: u64) -> Arc<Identity> {
+    mesh.member_with(|statement| {
+        statement.cell = cell.parse().unwrap();
+        statement.scope = scope;
+        statement.expires = UnixTime(statement.issued.0 + expires_in_s);
+    })
+}
+
+async fn revoke(node: &TestNode, office: &Office, who: NodeId) {
+    let list = office.revoke(who, "stolen".into(), ambient::unix_now()).unwrap();
+    node.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_the_dht() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(40));
+    // The default cell is the authority's own.
+    let (a, office) = authority(&mesh, Duration::from_secs(3_600), &stratum);
+    let near = || in_cell(&mesh, "default/default/default", Scope::All, 3_600);
+    let far = in_cell(&mesh, "default/default/other", Scope::All, 3_600);
+    let options = || Options::cell("unused");
+    let b = TestNode::start_as(near(), options(), &[&a], &stratum);
+    let c = TestNode::start_as(far, options(), &[&a], &stratum);
+    let out = TestNode::start_as(near(), options(), &[&a], &stratum);
+    all_see(&[&a, &b, &c, &out], 3).await;
+    for n in 0..32 {
+        b.get(n).await.unwrap();
+    }
+    out.get(0).await.unwrap();
+    // As a home it holds some of it itself.
+    let missing = (0..32).find(|n| !out.holds(*n)).expect("it is not the home of everything");
+    revoke(&a, &office, out.identity.node()).await;
+    for node in [&a, &b, &c] {
+        eventually("the revoked node is down", || async {
+            let peers = node.mesh.peers().await;
+            peers.iter().any(|peer| peer.node == out.identity.node() && !peer.up)
+        })
+        .await;
+        assert_eq!(node.identity.trust().revocations().number(), 1);
+    }
+    stratum.dead.store(true, Ordering::Relaxed);
+    let nothing = out.get_within(missing, Duration::from_secs(5)).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    eventually("nobody is left to the revoked node", || async { out.up().await == 0 }).await;
+    assert_eq!(c.get(missing).await.map(|_| ()), Ok(()), "the others go on");
+}
+
+#[tokio::test]
+async fn a_node_without_scope_is_told_of_nothing_named_to_nobody_and_served_nothing() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(8));
+    let (a, _) = authority(&mesh, Duration::from_secs(3_600), &stratum);
+    let scope = Scope::Only(vec!["other.example.org".parse().unwrap()]);
+    let outside = in_cell(&mesh, "default/default/default", scope, 3_600);
+    let outside = TestNode::start_as(outside, Options::cell("unused"), &[&a], &stratum);
+    let b = in_cell(&mesh, "default/default/default", Scope::All, 3_600);
+    let b = TestNode::start_as(b, Options::cell("unused"), &[&a], &stratum);
+    all_see(&[&a, &b, &outside], 2).await;
+    assert_eq!(a.mesh.announce_local(root(1)).await, NewsVerdict::Fresh);
+    eventually("the other member hears of it", || async { *b.local.revision.lock().unwrap() == 1 }).await;
+    for n in 0..8 {
+        a.get(n).await.unwrap();
+        b.get(n).await.unwrap();
+    }
+    stratum.dead.store(true, Ordering::Relaxed);
+    for n in 0..3 {
+        let refused = outside.get_within(n, Duration::from_secs(3)).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
+    assert_eq!(*outside.local.revision.lock().unwrap(), 0, "it was told of a root");
+    let members = a.mesh.members().await;
+    let seen = members.iter().find(|member| member.membership.node == outside.identity.node()).unwrap();
+    assert!(seen.up && !seen.membership.scope.covers(&repository()));
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_under_open_connections_and_those_outlive_the_old_one() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(4));
+    let (a, office) = authority(&mesh, Duration::from_secs(8), &stratum);
+    let member = in_cell(&mesh, "default/default/default", Scope::All, 6);
+    let b = TestNode::start_as(member, Options::cell("unused"), &[&a], &stratum);
+    all_see(&[&a, &b], 1).await;
+    let first = b.identity.membership();
+    for n in 0..4 {
+        b.get(n).await.unwrap();
+    }
+    let lives = || async { b.identity.membership().expires.0 > first.expires.0 + 8 };
+    eventually("the certificate is renewed more than once", lives).await;
+    assert!(ambient::unix_now() > first.expires, "the first one has ended");
+    assert_eq!((a.up().await, b.up().await), (1, 1));
+    assert!(office.counts().renewed >= 2, "{:?}", office.counts());
+    let seen = a.mesh.members().await[0].membership.clone();
+    assert!(seen.issued > first.issued, "the peer knows a renewed one");
+}
+
+#[tokio::test]
+async fn a_rotation_reaches_all_and_their_certificates_are_renewed_under_the_new_key() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(4));
+    let (a, office) = authority(&mesh, Duration::from_secs(3_600), &stratum);
+    let member = in_cell(&mesh, "default/default/default", Scope::All, 3_600);
+    let b = TestNode::start_as(member, Options::cell("unused"), &[&a], &stratum);
+    all_see(&[&a, &b], 1).await;
+    let (charter, _) = office.rotate(Duration::from_secs(12), ambient::unix_now()).unwrap();
+    a.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
+    let follows = |node: &TestNode, charter: &Charter| node.identity.trust().charter() == *charter;
+    eventually("the member follows", || async { follows(&b, &charter) }).await;
+    let renewed = || async { b.identity.membership().signer() == charter.newest() };
+    eventually("its certificate is of the new key", renewed).await;
+    let retired =
+        || async { ambient::unix_now() > charter.overlap_until().unwrap().after(Duration::from_secs(2)) };
+    eventually("the old key has retired", retired).await;
+    assert_eq!((a.up().await, b.up().await), (1, 1));
+    for n in 0..4 {
+        b.get(n).await.unwrap();
+        a.get(n).await.unwrap();
+    }
+}

@@ -1,0 +1,352 @@
+//! Revocations: which nodes are no longer members, although their certificates have not expired.
+//!
+//! One numbered document, signed by the authority, lists all revocations that still matter; the one with
+//! the highest number replaces the others. A certificate of a listed node counts only if it was issued later
+//! than [`MARGIN_S`] after the revocation: so a certificate that another authority issued meanwhile, or
+//! with a clock that is behind, is revoked with it, and a node that is invited again gets one that counts.
+//! An entry is dropped once no certificate or ticket from before it can count any more.
+//!
+//! As bytes (`docs/mesh-protocol.md`): version, key of the signer, signature, body (postcard).
+
+use super::authority::{AuthorityKey, MeshId, MeshKeys, SIGNATURE_BYTES};
+use super::membership::CERTIFICATE_LIFE_MAX;
+use crate::model::{NodeId, UnixTime};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Most revocations at a time. (The bound on bytes may be met first.)
+pub const REVOKED_MAX: usize = 1_024;
+/// Most bytes of a reason.
+pub const REASON_MAX_BYTES: usize = 64;
+/// Most bytes of the document: what a message of the mesh may carry.
+pub const REVOCATIONS_MAX_BYTES: usize = 64 << 10;
+/// How much later than the revocation a certificate must have been issued to count, in seconds: as much as
+/// clocks may differ.
+pub(super) const MARGIN_S: u64 = 300;
+const VERSION: u8 = 1;
+const HEAD_BYTES: usize = 1 + 32 + SIGNATURE_BYTES;
+const DOMAIN: &str = "starling revocations 1";
+
+/// One node's revocation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// Whose membership ended.
+    pub node: NodeId,
+    /// When.
+    pub at: UnixTime,
+    /// When nothing from before it can count any more, and the entry may be dropped.
+    pub until: UnixTime,
+    /// Why, for people; at most [`REASON_MAX_BYTES`].
+    pub reason: String,
+}
+
+impl Revocation {
+    /// Whether it ends a certificate issued at `issued`.
+    pub(super) fn covers(&self, issued: UnixTime) -> bool {
+        issued.0 <= self.at.0.saturating_add(MARGIN_S)
+    }
+
+    /// When a certificate that shall count must be issued, at `now`.
+    pub(super) fn earliest_after(&self, now: UnixTime) -> UnixTime {
+        now.max(UnixTime(self.at.0.saturating_add(MARGIN_S + 1)))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Body {
+    mesh: MeshId,
+    number: u64,
+    issued: UnixTime,
+    entries: Vec<Revocation>,
+}
+
+/// Why a list of revocations is refused, or cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RevocationError {
+    /// The wrong number of bytes.
+    #[error("a list of revocations of {len} bytes, {HEAD_BYTES} to {REVOCATIONS_MAX_BYTES} are possible")]
+    Length {
+        /// Bytes that came or would be needed.
+        len: usize,
+    },
+    /// A format that this program does not know.
+    #[error("list of revocations of version {found}; this program knows version {VERSION}")]
+    Version {
+        /// The version that was read.
+        found: u8,
+    },
+    /// Signed by a key that is not known to be this mesh's.
+    #[error("the list of revocations is signed by a key that is not known here")]
+    UnknownKey,
+    /// The signature is wrong.
+    #[error("the list of revocations is not signed by the key that it names")]
+    Signature,
+    /// Signed, but not readable or out of bounds.
+    #[error("the list of revocations is malformed: {detail}")]
+    Malformed {
+        /// What is wrong.
+        detail: String,
+    },
+    /// Too many at a time.
+    #[error("{count} nodes are revoked, at most {REVOKED_MAX} can be at a time")]
+    TooMany {
+        /// Revocations that would matter.
+        count: usize,
+    },
+    /// The reason is too long.
+    #[error("a reason of {len} bytes, at most {REASON_MAX_BYTES} are possible")]
+    Reason {
+        /// Its length.
+        len: usize,
+    },
+}
+
+/// A verified list of revocations. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocations {
+    number: u64,
+    issued: UnixTime,
+    entries: BTreeMap<NodeId, Revocation>,
+    bytes: Bytes,
+}
+
+impl Revocations {
+    /// Nobody was ever revoked.
+    pub(super) fn none() -> Self {
+        Self { number: 0, issued: UnixTime(0), entries: BTreeMap::new(), bytes: Bytes::new() }
+    }
+
+    /// Signs the next list: what still matters of this one and of `more`.
+    ///
+    /// # Errors
+    /// [`RevocationError::Reason`], [`RevocationError::TooMany`] or [`RevocationError::Length`].
+    pub(super) fn next(
+        &self,
+        keys: &MeshKeys,
+        more: impl IntoIterator<Item = Revocation>,
+        now: UnixTime,
+    ) -> Result<Self, RevocationError> {
+        let mut entries = self.entries.clone();
+        for entry in more {
+            // Of two revocations of one node the later ends more.
+            let known = entries.entry(entry.node).or_insert_with(|| entry.clone());
+            if entry.at > known.at {
+                *known = entry;
+            }
+        }
+        entries.retain(|_, entry| entry.until > now);
+        let body = Body {
+            mesh: keys.mesh(),
+            number: self.number.saturating_add(1),
+            issued: now,
+            entries: entries.into_values().collect(),
+        };
+        let entries = checked(&body)?;
+        let content = postcard::to_allocvec(&body)
+            .map_err(|error| RevocationError::Malformed { detail: error.to_string() })?;
+        let mut bytes = vec![VERSION];
+        bytes.extend(keys.public().to_bytes());
+        bytes.extend(keys.sign(DOMAIN, &content));
+        bytes.extend(content);
+        if bytes.len() > REVOCATIONS_MAX_BYTES {
+            return Err(RevocationError::Length { len: bytes.len() });
+        }
+        Ok(Self { number: body.number, issued: now, entries, bytes: bytes.into() })
+    }
+
+    /// Reads a list that one of `keys` signed.
+    ///
+    /// # Errors
+    /// [`RevocationError`]; [`RevocationError::UnknownKey`] may mean that a newer charter is missing here.
+    pub fn parse(
+        bytes: &[u8],
+        mesh: MeshId,
+        keys: impl IntoIterator<Item = AuthorityKey>,
+    ) -> Result<Self, RevocationError> {
+        let short = || RevocationError::Length { len: bytes.len() };
+        if bytes.len() > REVOCATIONS_MAX_BYTES {
+            return Err(short());
+        }
+        let (head, content) = bytes.split_first_chunk::<HEAD_BYTES>().ok_or_else(short)?;
+        let [version, rest @ ..] = head;
+        if *version != VERSION {
+            return Err(RevocationError::Version { found: *version });
+        }
+        let (key, signature) = rest.split_first_chunk::<32>().ok_or_else(short)?;
+        let signature: &[u8; SIGNATURE_BYTES] = signature.try_into().map_err(|_| short())?;
+        let signer =
+            keys.into_iter().find(|known| known.to_bytes() == *key).ok_or(RevocationError::UnknownKey)?;
+        if !signer.verify(DOMAIN, content, signature) {
+            return Err(RevocationError::Signature);
+        }
+        let malformed = |detail: String| RevocationError::Malformed { detail };
+        let (body, left) =
+            postcard::take_from_bytes::<Body>(content).map_err(|error| malformed(error.to_string()))?;
+        if !left.is_empty() {
+            return Err(malformed(format!("{} bytes after its end", left.len())));
+        }
+        if body.mesh != mesh {
+            return Err(malformed(format!("it is of mesh {}, not of {mesh}", body.mesh)));
+        }
+        let entries = checked(&body)?;
+        let bytes = Bytes::copy_from_slice(bytes);
+        Ok(Self { number: body.number, issued: body.issued, entries, bytes })
+    }
+
+    /// Its number; 0 when there is none.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The entry of a node.
+    pub(super) fn of(&self, node: &NodeId) -> Option<&Revocation> {
+        self.entries.get(node)
+    }
+
+    /// All entries, by node.
+    pub fn entries(&self) -> impl Iterator<Item = &Revocation> {
+        self.entries.values()
+    }
+
+    /// The signed bytes; empty when nobody was ever revoked.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Whether `other` is to replace this one. Two authorities may have signed different lists with one number
+    /// at the same moment: then all choose the same, and the authorities sign one that has both.
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
+        (other.number, blake3::hash(&other.bytes).as_bytes())
+            > (self.number, blake3::hash(&self.bytes).as_bytes())
+    }
+
+    /// Entries of this list that `other` lacks and that still matter at `now`.
+    pub(super) fn missing_in<'a>(
+        &'a self,
+        other: &'a Self,
+        now: UnixTime,
+    ) -> impl Iterator<Item = &'a Revocation> {
+        self.entries.values().filter(move |entry| {
+            entry.until > now && other.of(&entry.node).is_none_or(|known| known.at < entry.at)
+        })
+    }
+}
+
+fn checked(body: &Body) -> Result<BTreeMap<NodeId, Revocation>, RevocationError> {
+    let count = body.entries.len();
+    if count > REVOKED_MAX {
+        return Err(RevocationError::TooMany { count });
+    }
+    let longest = CERTIFICATE_LIFE_MAX.as_secs().saturating_mul(4);
+    let mut entries = BTreeMap::new();
+    for entry in &body.entries {
+        if entry.reason.len() > REASON_MAX_BYTES {
+            return Err(RevocationError::Reason { len: entry.reason.len() });
+        }
+        if entry.until.0 > entry.at.0.saturating_add(longest) {
+            let detail = format!("{} is revoked until {}, too long", entry.node, entry.until);
+            return Err(RevocationError::Malformed { detail });
+        }
+        if entries.insert(entry.node, entry.clone()).is_some() {
+            let detail = format!("{} is listed twice", entry.node);
+            return Err(RevocationError::Malformed { detail });
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn entry(node: u8, at: u64) -> Revocation {
+        let until = UnixTime(at + 1_000);
+        Revocation { node: NodeId([node; 32]), at: UnixTime(at), until, reason: "stolen".into() }
+    }
+
+    #[test]
+    fn a_list_survives_bytes_and_names_its_signer() {
+        let keys = MeshKeys::generate();
+        let list = Revocations::none().next(&keys, [entry(1, NOW.0), entry(2, NOW.0)], NOW).unwrap();
+        let read = Revocations::parse(list.bytes(), keys.mesh(), [keys.public()]).unwrap();
+        assert_eq!((read.number(), &read), (1, &list));
+        assert!(read.of(&NodeId([1; 32])).is_some() && read.of(&NodeId([3; 32])).is_none());
+        let unknown = Revocations::parse(list.bytes(), keys.mesh(), []).unwrap_err();
+        assert_eq!(unknown, RevocationError::UnknownKey);
+    }
+
+    #[test]
+    fn a_certificate_from_shortly_after_is_revoked_too_and_one_of_a_new_invitation_is_not() {
+        let entry = entry(1, NOW.0);
+        assert!(entry.covers(UnixTime(NOW.0 - 86_400)) && entry.covers(UnixTime(NOW.0 + MARGIN_S)));
+        let again = entry.earliest_after(UnixTime(NOW.0 + 1));
+        assert!(!entry.covers(again));
+    }
+
+    #[test]
+    fn what_no_longer_matters_is_dropped_and_the_rest_is_carried_on() {
+        let keys = MeshKeys::generate();
+        let list = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
+        let later = UnixTime(NOW.0 + 600);
+        let list = list.next(&keys, [entry(2, later.0)], later).unwrap();
+        assert_eq!((list.number(), list.entries().count()), (2, 2));
+        let last = UnixTime(NOW.0 + 1_000);
+        let list = list.next(&keys, [], last).unwrap();
+        assert_eq!(list.entries().map(|entry| entry.node.0[0]).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn of_two_lists_with_one_number_all_choose_the_same_and_the_other_entry_is_not_forgotten() {
+        let keys = MeshKeys::generate();
+        let one = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
+        let two = Revocations::none().next(&keys, [entry(2, NOW.0)], NOW).unwrap();
+        assert!(one.is_older_than(&two) != two.is_older_than(&one));
+        let lost: Vec<_> = one.missing_in(&two, NOW).cloned().collect();
+        assert_eq!(lost.len(), 1);
+        let both = two.next(&keys, lost, NOW).unwrap();
+        assert_eq!((both.number(), both.entries().count()), (2, 2));
+        assert!(one.is_older_than(&both) && two.is_older_than(&both));
+    }
+
+    #[test]
+    fn more_than_fit_and_too_long_a_reason_are_refused_with_their_number() {
+        let keys = MeshKeys::generate();
+        let many = (0..=REVOKED_MAX).map(|n| {
+            let mut entry = entry(0, NOW.0);
+            entry.node.0[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            entry
+        });
+        let error = Revocations::none().next(&keys, many, NOW).unwrap_err();
+        assert_eq!(error, RevocationError::TooMany { count: REVOKED_MAX + 1 });
+        let long = Revocation { reason: "x".repeat(65), ..entry(1, NOW.0) };
+        let error = Revocations::none().next(&keys, [long], NOW).unwrap_err();
+        assert_eq!(error, RevocationError::Reason { len: 65 });
+    }
+
+    proptest! {
+        #[test]
+        fn an_altered_list_is_refused(at in 0usize..400, flip in 1u8..=255) {
+            let keys = MeshKeys::from_seed(&[9; 32]);
+            let list = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
+            let mut bytes = list.bytes().to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= flip;
+            prop_assert!(Revocations::parse(&bytes, keys.mesh(), [keys.public()]).is_err());
+        }
+
+        #[test]
+        fn a_signed_body_of_arbitrary_bytes_never_panics(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let keys = MeshKeys::from_seed(&[9; 32]);
+            let mut bytes = vec![VERSION];
+            bytes.extend(keys.public().to_bytes());
+            bytes.extend(keys.sign(DOMAIN, &body));
+            bytes.extend(&body);
+            prop_assert!(Revocations::parse(&bytes, keys.mesh(), [keys.public()]).is_err());
+            let _ = Revocations::parse(&body, keys.mesh(), [keys.public()]);
+        }
+    }
+}

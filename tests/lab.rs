@@ -1,0 +1,98 @@
+//! Proves that the lab runs real agents behind shaped links, among a kill and a liar, that all get what was published, and
+//! that nothing is left behind.
+#![cfg(feature = "node")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{STARLING, can_mount, skipped};
+use std::fs;
+use std::process::{Command, Output};
+
+const SCENARIO: &str = "
+seed = 3
+[fleet]
+nodes = 4
+up_mbit_s = 200
+down_mbit_s = 200
+[content]
+bytes = 4_000_000
+files = 12
+spread = 100
+[stratum]
+up_mbit_s = 400
+[work]
+how = 'read'
+deadline_s = 90
+[[faults]]
+what = 'kill'
+at_s = 0.2
+nodes = 1
+replace = true
+[[faults]]
+what = 'liar'
+nodes = 1
+how = 'corrupt'
+";
+
+/// Whether this machine can make network namespaces with shaped links.
+fn can_shape(test: &str) -> bool {
+    if !can_mount(test) {
+        return false;
+    }
+    let name = format!("slab-probe-{}", std::process::id());
+    let tried = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    let ok = tried("ip", &["netns", "add", &name])
+        && tried("tc", &["-n", &name, "qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb"]);
+    tried("ip", &["netns", "del", &name]);
+    if !ok {
+        skipped(test, "it needs `ip`, `tc`, network namespaces and htb");
+    }
+    ok
+}
+
+fn lab(scenario: &str, folder: &std::path::Path) -> Output {
+    let file = folder.join("scenario.toml");
+    fs::write(&file, scenario).unwrap();
+    Command::new(STARLING).arg("lab").arg(&file).arg("--json").env("TMPDIR", folder).output().unwrap()
+}
+
+#[test]
+fn all_get_what_was_published_although_one_is_killed_and_one_lies() {
+    if !can_shape("lab") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = lab(SCENARIO, dir.path());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{}\n{said}", out.status);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&report["nodes"], &report["completed"]), (&3.into(), &3.into()), "{report}");
+    assert_eq!(report["identical"], true, "{report}");
+    let fates: Vec<_> =
+        report["per_node"].as_array().unwrap().iter().map(|node| node["fate"].as_str().unwrap()).collect();
+    let count = |fate: &str| fates.iter().filter(|found| **found == fate).count();
+    assert_eq!((count("liar"), count("killed"), count("completed")), (1, 1, 3), "{fates:?}");
+    assert!(report["makespan_s"].as_f64().unwrap() >= 0.1, "{report}");
+    // Somebody took it from the stratum, and somebody from a neighbour; the links carried more than the content.
+    assert!(report["strata_copies"].as_f64().unwrap() > 0.9, "{report}");
+    assert!(report["strata_wire_bytes"].as_u64() > report["strata_bytes"].as_u64(), "{report}");
+    let peers = |node: &serde_json::Value| node["from_peers_bytes"].as_u64().unwrap_or(0);
+    assert!(report["per_node"].as_array().unwrap().iter().map(peers).sum::<u64>() > 1_000_000, "{report}");
+
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["scenario.toml"]);
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
+}
+
+#[test]
+fn a_wrong_scenario_is_refused_with_the_key_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = lab(&SCENARIO.replace("nodes = 4", "nodes = 4\nknots = 4"), dir.path());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("knots") && said.contains("docs/lab.md"), "{said}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}

@@ -1,0 +1,268 @@
+//! Proves that memberships end and go on as they should: revocation within five seconds on all members, expiry,
+//! late renewal, renewal and rotation under a read, scopes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{Node, Stratum, at_fingerprint, can_mount, fails, make_tree, ok, publish, wait_for};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+const LONG: Duration = Duration::from_secs(90);
+/// Life of certificates that do not end during a test.
+const LONG_LIFE_S: u64 = 3_600;
+
+fn mesh(node: &Node, verb: &str, more: &[&str]) -> Value {
+    let mut args: Vec<&OsStr> = vec!["mesh".as_ref(), verb.as_ref()];
+    args.extend(more.iter().map(|m| OsStr::new(*m)));
+    let socket = node.socket();
+    args.extend(["--json".as_ref(), "--socket".as_ref(), socket.as_os_str()]);
+    serde_json::from_str(&ok(&args)).unwrap()
+}
+
+fn ticket(node: &Node, more: &[&str]) -> String {
+    mesh(node, "invite", more)["ticket"].as_str().unwrap().to_owned()
+}
+
+/// A mesh whose authority issues certificates of `life_s` seconds: `count` nodes, all known to all. Where those live
+/// long, in two cells: a cell hears of another's renewed certificates only twice a minute.
+fn meshed(base: &Path, count: usize, life_s: u64) -> Vec<Node> {
+    let config = base.join("authority.toml");
+    fs::write(&config, format!("certificate_life_s = {life_s}\n")).unwrap();
+    let mut nodes: Vec<Node> = Vec::new();
+    for i in 0..count {
+        let mut node = Node::new(base.join(format!("node{i}")));
+        let cell = if i % 2 == 0 || life_s < LONG_LIFE_S { "here/a/1" } else { "here/b/1" };
+        if let Some(first) = nodes.first() {
+            node.join(&first.invite(), cell);
+        } else {
+            node = node.with_args(&["--config", config.to_str().unwrap()]);
+            node.init_mesh(cell);
+        }
+        node.start();
+        nodes.push(node);
+    }
+    for node in &nodes {
+        wait_for("all to know all", LONG, || (node.peers_up() == count - 1).then_some(()));
+    }
+    nodes
+}
+
+fn node_name(node: &Node) -> String {
+    let members = mesh(node, "members", &[]);
+    let own = members["members"].as_array().unwrap().iter().find(|m| m["this"] == true).unwrap().clone();
+    own["node"].as_str().unwrap().to_owned()
+}
+
+/// What `seer` says of the member `name`.
+fn seen(seer: &Node, name: &str) -> Option<Value> {
+    let members = mesh(seer, "members", &[]);
+    members["members"].as_array().unwrap().iter().find(|m| m["node"] == name).cloned()
+}
+
+fn is_gone(seer: &Node, name: &str) -> bool {
+    seen(seer, name).is_none_or(|member| member["up"] == false && member["connections"] == 0)
+}
+
+/// The time by the file system's clock.
+fn moment(dir: &Path) -> SystemTime {
+    let file = dir.join("clock");
+    fs::write(&file, b"tick").unwrap();
+    fs::metadata(&file).unwrap().modified().unwrap()
+}
+
+#[test]
+fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = meshed(base.path(), 6, LONG_LIFE_S);
+    let old = ticket(&nodes[0], &["--uses", "3"]);
+    let out = node_name(&nodes[5]);
+    wait_for("somebody to have a connection with it", LONG, || {
+        let connected = |node: &Node| seen(node, &out).is_some_and(|member| member["connections"] != 0);
+        nodes[..5].iter().any(connected).then_some(())
+    });
+    let began = moment(base.path());
+    let revoked = mesh(&nodes[0], "revoke", &[&out[..12], "--reason", "disk sold"]);
+    assert_eq!((revoked["node"].as_str().unwrap(), revoked["number"].as_u64()), (&*out, Some(1)));
+    wait_for("all members to have turned it out", LONG, || {
+        nodes[..5].iter().all(|node| is_gone(node, &out)).then_some(())
+    });
+    // One bound for all of them together, the time of asking them included: what the project promises.
+    let took = moment(base.path()).duration_since(began).unwrap();
+    assert!(took <= Duration::from_secs(5), "it took {took:?}");
+    let listed = mesh(&nodes[3], "members", &[]);
+    assert_eq!(listed["revoked"][0]["reason"], "disk sold");
+    wait_for("nobody to be left to it", LONG, || (nodes[5].peers_up() == 0).then_some(()));
+    for node in &nodes[..5] {
+        assert!(is_gone(node, &out), "it came back");
+        assert_eq!(node.peers_up(), 4);
+    }
+
+    // No ticket from before lets it in again, and one from after does.
+    let state = nodes[5].state();
+    let again = |ticket: &str| {
+        let words = ["join", ticket, "--cell", "here/b/1", "--force", "--state"];
+        let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        args.push(state.as_os_str());
+        args.iter().map(|arg| arg.to_os_string()).collect::<Vec<_>>()
+    };
+    nodes[5].stop();
+    assert!(fails(&again(&old)).contains("revocation"), "an old ticket");
+    let new = ticket(&nodes[0], &[]);
+    ok(&again(&new));
+    nodes[5].start();
+    for node in &nodes {
+        wait_for("the invited node to be back", LONG, || (node.peers_up() == 5).then_some(()));
+    }
+}
+
+#[test]
+fn expired_nodes_get_nothing_until_the_authority_is_back_and_renews_them() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = meshed(base.path(), 3, 8);
+    let names: Vec<String> = nodes.iter().map(node_name).collect();
+    // It comes back on another port, and finds the others by what it remembers.
+    let remembered = nodes[0].state().join("contacts.json");
+    wait_for("the authority to remember the others", LONG, || {
+        let text = fs::read_to_string(&remembered).unwrap_or_default();
+        names[1..].iter().all(|name| text.contains(name.as_str())).then_some(())
+    });
+    nodes[0].kill();
+    // Nobody renews: within two lives all certificates have ended, and everybody refuses everybody.
+    for (seer, other) in [(1, 2), (2, 1)] {
+        wait_for("an expired member to be turned out", LONG, || {
+            is_gone(&nodes[seer], &names[other]).then_some(())
+        });
+    }
+    std::thread::sleep(Duration::from_secs(8));
+    assert!(is_gone(&nodes[1], &names[2]) && is_gone(&nodes[2], &names[1]));
+    assert_eq!((nodes[1].peers_up(), nodes[2].peers_up()), (0, 0));
+    nodes[0].start();
+    for node in &nodes {
+        wait_for("all to be renewed", Duration::from_secs(180), || (node.peers_up() == 2).then_some(()));
+    }
+    let renewed = mesh(&nodes[0], "authority", &[]);
+    assert!(renewed["counts"]["renewed"].as_u64().unwrap() >= 2, "{renewed}");
+}
+
+#[test]
+fn a_read_goes_on_while_certificates_are_renewed_and_the_authoritys_key_is_rotated() {
+    if !can_mount("a_read_goes_on_while_certificates_are_renewed") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let (tree, to) = (base.path().join("tree"), base.path().join("to"));
+    make_tree(&tree, 4, 20, 48 << 20);
+    let made = publish(&tree, "x.test", &to, &base.path().join("keys"), &[]);
+    let stratum = Stratum::serve(&to, base.path());
+    let mut nodes = meshed(base.path(), 3, 10);
+    nodes[0].add_repository(&at_fingerprint(&made), &stratum.url);
+    wait_for("the card and the root to spread", LONG, || {
+        let list =
+            ok(&[OsStr::new("repo"), "list".as_ref(), "--socket".as_ref(), nodes[2].socket().as_ref()]);
+        list.contains("x.test").then_some(())
+    });
+    let at = nodes[2].mount("x.test", "mnt");
+    let before = seen(&nodes[2], &node_name(&nodes[2])).unwrap();
+    let wanted = fs::read(tree.join("large")).unwrap();
+    let mut file = fs::File::open(at.join("large")).unwrap();
+    let piece_len = wanted.len() / 30;
+    for (number, piece) in wanted.chunks(piece_len).enumerate() {
+        let mut read = vec![0; piece.len()];
+        file.read_exact(&mut read).expect("the read goes on");
+        assert!(read == piece, "piece {number} has other bytes");
+        if number == 8 {
+            let rotated = mesh(&nodes[0], "rotate", &["--overlap", "10s"]);
+            assert_eq!((rotated["key_number"].as_u64(), rotated["cards"].as_u64()), (Some(2), Some(1)));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let after = seen(&nodes[2], &node_name(&nodes[2])).unwrap();
+    assert!(after["issued"].as_u64() > before["expires"].as_u64(), "{before} {after}");
+    for node in &nodes {
+        let authority = mesh(node, "authority", &[]);
+        assert_eq!(authority["key_number"].as_u64(), Some(2));
+        assert_eq!(authority["old_keys_until"], Value::Null, "the old key has retired");
+        assert_eq!(node.peers_up(), 2);
+    }
+    // Who joins after it learns of repositories whose cards the new key signed.
+    let mut late = Node::new(base.path().join("late"));
+    late.join(&nodes[0].invite(), "here/a/1");
+    late.start();
+    wait_for("the newcomer to know the repository", LONG, || {
+        let list = ok(&[OsStr::new("repo"), "list".as_ref(), "--socket".as_ref(), late.socket().as_ref()]);
+        list.contains("x.test").then_some(())
+    });
+}
+
+#[test]
+fn a_member_is_told_only_of_the_repositories_of_its_ticket() {
+    let base = tempfile::tempdir().unwrap();
+    let to = base.path().join("to");
+    let names = ["one.test", "two.test"];
+    let made = names.map(|name| {
+        let tree = base.path().join(name);
+        make_tree(&tree, 2, 5, 10_000);
+        publish(&tree, name, &to, &base.path().join(format!("{name}-keys")), &[])
+    });
+    let stratum = Stratum::serve(&to, base.path());
+    let mut nodes = meshed(base.path(), 2, LONG_LIFE_S);
+    let mut guest = Node::new(base.path().join("guest"));
+    guest.join(&ticket(&nodes[0], &["--repo", "two.test", "--cell", "here/a/1"]), "here/a/1");
+    guest.start();
+    wait_for("the guest to be up", LONG, || (guest.peers_up() == 2).then_some(()));
+    for made in &made {
+        nodes[0].add_repository(&at_fingerprint(made), &stratum.url);
+    }
+    let knows = |node: &Node, name: &str| {
+        let list = ok(&[OsStr::new("repo"), "list".as_ref(), "--socket".as_ref(), node.socket().as_ref()]);
+        list.contains(name)
+    };
+    for (node, name) in [(&nodes[1], "one.test"), (&nodes[1], "two.test"), (&guest, "two.test")] {
+        wait_for("news of a repository", LONG, || knows(node, name).then_some(()));
+    }
+    assert!(!knows(&guest, "one.test"), "it is not in the ticket");
+    // Also not when it asks for everything, as it does after a start.
+    guest.stop();
+    guest.start();
+    wait_for("the guest to be up again", LONG, || (guest.peers_up() == 2).then_some(()));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(knows(&guest, "two.test") && !knows(&guest, "one.test"));
+    let own = seen(&nodes[0], &node_name(&guest)).unwrap();
+    assert_eq!(own["repositories"], serde_json::json!(["two.test"]));
+    nodes.truncate(0);
+}
+
+#[test]
+fn only_an_authority_invites_revokes_and_rotates_and_there_may_be_several() {
+    let base = tempfile::tempdir().unwrap();
+    let nodes = meshed(base.path(), 2, LONG_LIFE_S);
+    let member = nodes[1].socket();
+    for words in [&["invite"][..], &["rotate"], &["revoke", &"ab".repeat(32)]] {
+        let mut args: Vec<&OsStr> = vec!["mesh".as_ref()];
+        args.extend(words.iter().map(OsStr::new));
+        args.extend(["--socket".as_ref(), member.as_os_str()]);
+        let said = fails(&args);
+        assert!(said.contains("not an authority") && said.contains("hint"), "{said}");
+    }
+    let mut second = Node::new(base.path().join("second"));
+    second.join(&ticket(&nodes[0], &["--role", "authority"]), "here/a/1");
+    second.start();
+    wait_for("the second authority to be up", LONG, || (second.peers_up() == 2).then_some(()));
+    let mut third = Node::new(base.path().join("third"));
+    third.join(&second.invite(), "here/b/1");
+    third.start();
+    wait_for("its guest to be up", LONG, || (third.peers_up() == 3).then_some(()));
+    let out = node_name(&third);
+    mesh(&second, "revoke", &[&out]);
+    wait_for("the first authority's members to heed the second", Duration::from_secs(5), || {
+        nodes.iter().all(|node| is_gone(node, &out)).then_some(())
+    });
+    let known = mesh(&nodes[1], "authority", &[]);
+    assert_eq!(known["authorities"].as_array().unwrap().len(), 2, "{known}");
+    assert_eq!(known["certificate_life_s"], Value::Null);
+}
