@@ -31,6 +31,8 @@ const DUE_PERCENT: u64 = 50;
 const DUE_SPREAD_PERCENT: u64 = 8;
 /// Of what remains of an old key's certificate, the part within which a certificate of the new key is fetched.
 const ROTATED_SHARE: u64 = 4;
+/// The part that is let pass before: by then everybody has heard of the new key, and nobody refuses who shows it.
+const ROTATED_PAUSE_SHARE: u64 = 8;
 /// Pauses after a failure: the first, and the longest (guess: an authority is back within minutes, or somebody
 /// is called).
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -160,7 +162,7 @@ impl Keeper {
             UnixTime(own.issued.0.saturating_add(life.saturating_mul(percent) / 100))
         } else {
             let left = end.0.saturating_sub(now.0);
-            UnixTime(now.0.saturating_add(self.below(left / ROTATED_SHARE)))
+            UnixTime(now.0.saturating_add(left / ROTATED_PAUSE_SHARE + self.below(left / ROTATED_SHARE)))
         };
         tracing::debug!(due = %self.due, expires = %end, "the next renewal of this node's certificate");
     }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Longest first pause before a busy peer is asked again (guess: a chunk of 64 KiB at 10 Mbit/s).
 const PAUSE_MOST: Duration = Duration::from_millis(50);
+/// Longest first pause before all are asked again of whom one was busy and nobody else had the chunk (guess).
+const BUSY_AGAIN_US: u32 = 500_000;
 /// Doublings of the pause before a busy peer is asked again.
 const BACKOFF_DOUBLINGS_MAX: u8 = 2;
 
@@ -341,6 +343,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Nothing is left to try.
     fn give_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
         let chunk = fetch.chunk;
+        if fetch.busy.is_some() && fetch.want.is_some_and(|want| want.deadline > self.now) {
+            // Somebody has it and is only busy, and nobody else is left: late is better than never.
+            fetch.begin_anew();
+            return self.pause(fetch, BUSY_AGAIN_US);
+        }
         self.release(&fetch, Mark::Nothing, out);
         let until = self.now + millis(self.settings.ask_ms);
         self.upstream.note_hopeless(chunk, until);

@@ -57,7 +57,6 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
     stratum.dead.store(true, Ordering::Relaxed);
     let nothing = out.get_within(missing, Duration::from_secs(5)).await;
     assert!(nothing.is_err(), "{nothing:?}");
-    eventually("nobody is left to the revoked node", || async { out.up().await == 0 }).await;
     assert_eq!(c.get(missing).await.map(|_| ()), Ok(()), "the others go on");
 }
 
@@ -99,11 +98,9 @@ async fn certificates_are_renewed_under_open_connections_and_those_outlive_the_o
     for n in 0..4 {
         b.get(n).await.unwrap();
     }
-    let lives = || async { b.identity.membership().expires.0 > first.expires.0 + 8 };
-    eventually("the certificate is renewed more than once", lives).await;
-    assert!(ambient::unix_now() > first.expires, "the first one has ended");
+    let outlived = || async { ambient::unix_now() > first.expires && office.counts().renewed >= 2 };
+    eventually("the certificate is renewed more than once, and the first one has ended", outlived).await;
     assert_eq!((a.up().await, b.up().await), (1, 1));
-    assert!(office.counts().renewed >= 2, "{:?}", office.counts());
     let seen = a.mesh.members().await[0].membership.clone();
     assert!(seen.issued > first.issued, "the peer knows a renewed one");
 }
