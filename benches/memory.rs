@@ -47,13 +47,14 @@ fn bytes_of(number: u64) -> bytes::Bytes {
 
 fn chunk(number: u64) -> ChunkRef {
     let per_segment = limits::SEGMENT_TARGET_BYTES / STORED_BYTES;
+    let plain_len = u32::try_from(PLAIN_BYTES).expect("a few bytes");
     let place = Place {
         segment: ContentId::of(&[&b"segment"[..], &(number / per_segment).to_le_bytes()].concat()),
         ordinal: u32::try_from(number % per_segment).unwrap(),
         offset: number % per_segment * STORED_BYTES,
-        stored_len: PLAIN_BYTES as u32,
+        stored_len: plain_len,
     };
-    ChunkRef { id: ContentId::of(&bytes_of(number)), plain_len: PLAIN_BYTES as u32, place }
+    ChunkRef { id: ContentId::of(&bytes_of(number)), plain_len, place }
 }
 
 fn now() -> UnixTime {

@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn the_table_tells_from_where_and_how() {
         let step = |after_us, what: &str, node| WhyStep { after_us, what: what.into(), node };
-        let node = Some(NodeId([0xab; 32]));
+        let id = NodeId([0xab; 32]);
+        let node = Some(id);
         let story = WhyStory {
             began_ms_ago: 5,
             class: Some(Class::Read),
@@ -169,7 +170,7 @@ mod tests {
             chunks: vec![chunk(Some(story), Some("peers")), chunk(None, Some("cache")), chunk(None, None)],
         };
         let text = human(&why);
-        let who = node.unwrap().short();
+        let who = id.short();
         for part in [
             "sw.example.org:/a revision 3: 4 KiB in 9 chunks".to_owned(),
             format!("1 chunks, 1 KiB from: node {who}"),

@@ -159,11 +159,11 @@ impl Journal {
                 let story = self.story(now, chunk);
                 story.class = Some(story.class.map_or(class, |before| before.min(class)));
             }
-            Input::Unwanted { chunk } => {
-                // Others may still wait for it. If not, withdrawing it is the next that is noted.
-                if self.open.get(&chunk).is_some_and(|story| story.steps.is_empty()) {
-                    self.open.remove(&chunk);
-                }
+            // Others may still wait for what was begun. If not, withdrawing it is the next that is noted.
+            Input::Unwanted { chunk }
+                if self.open.get(&chunk).is_some_and(|story| story.steps.is_empty()) =>
+            {
+                self.open.remove(&chunk);
             }
             Input::Told { peer, chunk, ref answer, .. } => {
                 let node = books.node(peer);
@@ -332,7 +332,10 @@ mod tests {
         }
         world.note(Input::Arrived { chunk, from: Source::Peer(peer) }, &[]);
         let story = world.journal.stories().get(&reference(1).id).unwrap();
-        assert_eq!((story.steps.len(), story.omitted), (STEPS_MAX, 1_002 - STEPS_MAX as u32));
+        assert_eq!(
+            (story.steps.len(), story.omitted),
+            (STEPS_MAX, u32::try_from(1_002 - STEPS_MAX).unwrap())
+        );
         assert_eq!(story.steps.last().unwrap().what, Happened::FromNode(NodeId([7; 32])));
     }
 

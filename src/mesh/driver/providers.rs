@@ -68,7 +68,7 @@ mod tests {
         Provider { neighbour, rtt: Duration::from_millis(millis) }
     }
 
-    fn ports(providers: Vec<Provider>) -> Vec<u16> {
+    fn ports(providers: &[Provider]) -> Vec<u16> {
         providers.iter().map(|provider| provider.neighbour.addr.port()).collect()
     }
 
@@ -77,7 +77,7 @@ mod tests {
         let mesh = TestMesh::new();
         let new = |port, cell, millis| provider(&mesh, port, cell, millis);
         let all = vec![new(1, "us/a/a", 1), new(2, "eu/a/a", 40), new(3, "eu/b/b", 30)];
-        assert_eq!(ports(nearest(all, "eu")), [3, 2]);
+        assert_eq!(ports(&nearest(all, "eu")), [3, 2]);
     }
 
     #[test]
@@ -85,7 +85,7 @@ mod tests {
         let mesh = TestMesh::new();
         let new = |port, cell, millis| provider(&mesh, port, cell, millis);
         let all = vec![new(1, "us/a/a", 90), new(2, "as/a/a", 200), new(3, "us/b/b", 120)];
-        assert_eq!(ports(nearest(all, "eu")), [1, 3]);
+        assert_eq!(ports(&nearest(all, "eu")), [1, 3]);
         assert_eq!(nearest(Vec::new(), "eu"), []);
     }
 }
