@@ -168,13 +168,15 @@ pub struct Node {
     agent: Option<Process>,
     mounts: Vec<PathBuf>,
     extra: Vec<String>,
+    /// Where it listens once it was a member: as on a real machine, the same after a restart.
+    listen: Option<String>,
 }
 
 impl Node {
     /// A node that is no member of a mesh yet.
     pub fn new(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).unwrap();
-        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new() }
+        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new(), listen: None }
     }
 
     /// Further arguments for `starling agent`.
@@ -237,7 +239,7 @@ impl Node {
             .arg(self.state())
             .arg("--socket")
             .arg(self.socket())
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")])
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -245,8 +247,11 @@ impl Node {
             .spawn()
             .unwrap();
         for _ in 0..1000 {
-            if starling(&[OsStr::new("status"), "--socket".as_ref(), self.socket().as_ref()]).status.success()
-            {
+            let status = [OsStr::new("status"), "--json".as_ref(), "--socket".as_ref()];
+            let answer = starling(&[&status[..], &[self.socket().as_ref()]].concat());
+            if answer.status.success() {
+                let status: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+                self.listen = status["mesh"]["address"].as_str().map(str::to_owned);
                 self.agent = Some(Process(child));
                 return;
             }
