@@ -35,6 +35,8 @@ const SYNC_SPREAD_S: usize = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
+/// Exchanges that a newcomer has soon, each with a random member: one of them may be as new as itself (guess).
+const SYNCS_EARLY: u8 = 4;
 
 /// Least pause between two hints that the view of the region is being used.
 const USED_LEAST: Duration = Duration::from_secs(1);
@@ -49,6 +51,8 @@ pub(super) struct Gossip {
     generator: Generator,
     sync_due: Time,
     syncing: bool,
+    /// Exchanges of a newcomer that are still to come.
+    early: u8,
     judging: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
@@ -67,6 +71,7 @@ impl Gossip {
             generator,
             sync_due: Time::ZERO,
             syncing: false,
+            early: SYNCS_EARLY,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
@@ -441,7 +446,8 @@ impl Driver {
     /// An exchange ended.
     pub(super) fn synced(&mut self, ok: bool) {
         self.gossip.syncing = false;
-        let pause = if ok {
+        self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
+        let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)
         } else {
             SYNC_RETRY
