@@ -2,6 +2,7 @@
 //!
 //! Nothing decides by it. Swarms (`sim/swarm`) call it again and again; it costs a walk over all tables.
 
+use super::doubt::DOUBTED_MAX;
 use super::fetch::{At, Fetch};
 use super::marks::Mark;
 use super::node::DISTRUSTED_MAX;
@@ -139,6 +140,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         within("tellers", self.claims.len().1, TELLERS_MAX)?;
         within("neighbours", self.possession.neighbours(), usize::from(settings.neighbours))?;
         self.copies.check().map_err(|(found, most)| AuditError::Bound { what: "copies", found, most })?;
+        within("doubted peers", self.doubts.len(), DOUBTED_MAX)?;
         within("distrusted peers", self.distrusted.len(), DISTRUSTED_MAX)
     }
 

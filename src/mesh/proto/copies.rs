@@ -139,7 +139,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// [`Timer::Copies`]: begins a few copies, and asks next ranks for a few chunks.
     pub(super) fn copies_due(&mut self, out: &mut Outbox) {
-        while self.copies.under_way < AT_ONCE {
+        while self.copies.under_way < AT_ONCE && !self.is_crowded() {
             let Some(chunk) = self.copies.line.pop_front() else { break };
             if self.marks.get(chunk) != Mark::Nothing {
                 continue;

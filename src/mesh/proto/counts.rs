@@ -21,6 +21,8 @@ pub struct Counts {
     pub possession_false: u64,
     /// Peers that are not listened to for a while, because of false claims in a row.
     pub possession_barred: u64,
+    /// Times that a peer was passed over for a while, because it took asks and delivered nothing.
+    pub doubts: u64,
     /// Copies that this node made because a minimum is declared.
     pub copies_made: u64,
     /// Asks of next ranks for chunks that they should copy.

@@ -91,6 +91,10 @@ pub(super) struct Fetch {
     pub(super) since: Time,
     /// Whether it said `Wait`.
     pub(super) waits: bool,
+    /// Whether it is a next rank that is only peeked at.
+    pub(super) peeked: bool,
+    /// How many, itself included, it may have to wait for one after the other.
+    pub(super) behind: u8,
     /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
     pub(super) hedge: Option<Asked>,
     /// When the peer at `at` counts as slow.
@@ -143,6 +147,8 @@ impl Fetch {
             due: Time::NEVER,
             since: Time::ZERO,
             waits: false,
+            peeked: false,
+            behind: 1,
             hedge: None,
             hedge_at: Time::NEVER,
             stage: Stage::Homes,
@@ -214,7 +220,7 @@ impl Fetch {
     pub(super) fn promote(&mut self) -> bool {
         let Some(Asked { peer, since, due, named, waits }) = self.hedge.take() else { return false };
         (self.at, self.since, self.due) = (At::Peer(peer), since, due);
-        (self.named, self.waits) = (named, waits);
+        (self.named, self.waits, self.peeked) = (named, waits, false);
         true
     }
 

@@ -40,6 +40,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         match fetch.hedge {
             Some(hedge) => {
                 out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
+                self.doubt(hedge.peer, hedge.since);
                 self.hedge_over(fetch, true, out);
             }
             None => self.ask_second(fetch, out),
@@ -62,6 +63,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.counts.hedges += 1;
             let due = self.patience(fetch.len_bytes);
             fetch.tried.push(peer);
+            let ask = Duration::from_millis(u64::from(self.settings.ask_ms));
+            self.doubts.note_asked(peer, self.now, due.since(self.now) + ask);
             fetch.hedge = Some(Asked { peer, since: self.now, due, named, waits: false });
             out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
         } else if self.now < stalled {
@@ -94,8 +97,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let Some(hedge) = fetch.hedge else { return self.fetches.put(fetch) };
         match answer {
             Answer::Wait => {
-                if self.now.since(hedge.since) > self.wait_max(hedge.named) {
+                if self.now.since(hedge.since) > self.wait_max(hedge.named)
+                    || self.shirks(&fetch, hedge.peer, hedge.since)
+                {
                     out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
+                    self.doubt(hedge.peer, hedge.since);
                     return self.hedge_over(fetch, true, out);
                 }
                 let due = self.patience(fetch.len_bytes);

@@ -22,6 +22,7 @@ mod content_table;
 mod copies;
 mod core;
 mod counts;
+mod doubt;
 mod fetch;
 mod hedge;
 mod holders;
@@ -47,6 +48,8 @@ mod wants;
 
 #[cfg(test)]
 mod copies_tests;
+#[cfg(test)]
+mod doubt_tests;
 #[cfg(test)]
 mod hedge_tests;
 #[cfg(test)]

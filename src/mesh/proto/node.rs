@@ -3,6 +3,7 @@
 use super::announce::Announces;
 use super::copies::Copies;
 use super::counts::Counts;
+use super::doubt::Doubts;
 use super::fetch::{Fetch, Fetches};
 use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
@@ -56,6 +57,7 @@ pub struct Node<P, C, R> {
     pub(super) loads: Loads,
     pub(super) speeds: Speeds,
     pub(super) distrusted: Vec<(Peer, Time)>,
+    pub(super) doubts: Doubts,
     pub(super) upstream: Upstream,
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
@@ -92,6 +94,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             hints: Hints::default(),
             loads: Loads::default(),
             distrusted: Vec::new(),
+            doubts: Doubts::default(),
             upstream: Upstream::default(),
             lookups: Lookups::default(),
             announces: Announces::default(),
@@ -209,10 +212,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn known_holders(&mut self, chunk: Chunk, asker: Peer) -> Holders {
         let slice = self.content.slice(chunk);
         let near = self.peers.nearness(asker);
-        let peers = &self.peers;
+        let (peers, doubts, now) = (&self.peers, &self.doubts, self.now);
         let suits = |peer: Peer| {
             peer != asker
                 && peers.is_up(peer)
+                && !doubts.has(peer, now)
                 && (near != Nearness::Cell || peers.nearness(peer) == Nearness::Cell)
         };
         let mut holders = match self.homes.get_mut(slice) {
@@ -243,6 +247,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && self.peers.is_up(peer)
             && !fetch.bad.contains(&peer)
             && !fetch.is_asked(peer)
+            && !self.is_doubted(fetch, peer)
             && self.peers.may_read(peer, fetch.slice)
             && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
     }
@@ -265,6 +270,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
         self.claims.forget_peer(peer);
+        self.doubts.forget_peer(peer);
         self.drop_copy_asks(|other, _, _| other == peer, out);
         self.check_copies();
         for ask in self.uploads.asks_of(peer) {

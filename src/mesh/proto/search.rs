@@ -191,13 +191,15 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.since = self.now;
         fetch.waits = false;
         fetch.due = self.patience(fetch.len_bytes);
-        if fetch.stage == Stage::Peek
-            && let Some(usual) = self.speeds.usual(peer, fetch.len_bytes)
-        {
+        fetch.peeked = fetch.stage == Stage::Peek && !fetch.named;
+        fetch.behind = self.behind(&fetch);
+        if fetch.peeked {
             // A courtesy that has another way out: who is silent for much longer than usual is not waited for.
-            fetch.due = fetch.due.min(self.now + PEEK_PATIENCE * usual);
+            let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or(Duration::MAX);
+            fetch.due = fetch.due.min(self.now + self.peek_max().min(usual.saturating_mul(PEEK_PATIENCE)));
         }
         fetch.tried.push(peer);
+        self.doubts.note_asked(peer, self.now, fetch.due.since(self.now) + millis(self.settings.ask_ms));
         self.speeds.earn(&self.settings);
         out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
         self.watch(fetch);
@@ -210,6 +212,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let alone = Duration::from_millis(u64::from(len_bytes) * 1_000 / slowest);
         let longest = 2 * millis(self.settings.ask_ms);
         self.now + millis(self.settings.ask_ms) + alone.max(self.pace.down.takes(slowest).min(longest))
+    }
+
+    /// How long a next rank may be silent, busy, or say `Wait` that is peeked at: others wait here meanwhile, and less patiently
+    /// than that twice.
+    fn peek_max(&self) -> Duration {
+        millis(self.settings.ask_ms) / 2
     }
 
     /// How long a source may say `Wait`. An authority may be getting the chunk, over others and from the strata; who was
@@ -227,9 +235,6 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
-        // Each four milliseconds count as a visit: with long pauses, too, who says `Busy` for ever is left after seconds.
-        let long = u8::try_from(micros / 4_000).unwrap_or(u8::MAX);
-        fetch.rounds = fetch.rounds.saturating_add(long);
         fetch.at = At::Pause;
         fetch.due = self.now + Duration::from_micros(micros);
         self.timers.arm(Timer::Fetch, fetch.due);
@@ -273,14 +278,21 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         match answer {
             Answer::Wait => {
-                if self.now.since(fetch.since) > self.wait_max(fetch.named) {
+                if self.now.since(fetch.since) > self.wait_max(fetch.named)
+                    || self.shirks(&fetch, peer, fetch.since)
+                {
                     out.push(Output::Cancel { peer, chunk });
                     self.note_false_claim(peer, chunk);
+                    self.doubt(peer, fetch.since);
                     fetch.mark_bad(peer);
                     return self.advance(fetch, out);
                 }
                 fetch.waits = true;
-                fetch.due = self.patience(fetch.len_bytes);
+                fetch.due = if fetch.peeked {
+                    (fetch.since + self.peek_max()).max(self.now + Duration::from_millis(1))
+                } else {
+                    self.patience(fetch.len_bytes)
+                };
                 self.timers.arm(Timer::Fetch, fetch.due);
                 self.fetches.put(fetch);
             }
@@ -298,7 +310,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     };
                     fetch.busy = Some((peer, since));
                     let most = Duration::from_secs(u64::from(self.settings.busy_max_s));
-                    if fetch.rounds > self.settings.rounds_max || self.now.since(since) > most {
+                    if fetch.peeked && self.now.since(since) > self.peek_max() {
+                        fetch.mark_bad(peer);
+                    } else if self.now.since(since) > most || self.shirks(&fetch, peer, since) {
+                        self.doubt(peer, since);
                         fetch.mark_bad(peer);
                     }
                 }
@@ -336,6 +351,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.hedge_over(fetch, true, out);
         }
         let Some(mut fetch) = self.take_at(chunk, At::Peer(peer)) else { return };
+        if why == Failure::TimedOut {
+            self.doubt(peer, fetch.since);
+        }
         fetch.mark_bad(peer);
         self.advance(fetch, out);
     }
@@ -386,6 +404,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     out.push(Output::Cancel { peer, chunk: fetch.chunk });
                     // Who claims to have it and does not send it is no better than who does not have it.
                     self.note_false_claim(peer, fetch.chunk);
+                    // A peek is a courtesy, and its time-out short.
+                    if !fetch.peeked {
+                        self.doubt(peer, fetch.since);
+                    }
                     fetch.mark_bad(peer);
                     self.advance(fetch, out);
                 }

@@ -100,8 +100,6 @@ pub struct Settings {
     pub tries_max: u8,
     /// Choices between named holders by their last known load (measured: two to four are enough).
     pub choices: u8,
-    /// Visits to one home that end in `Busy` before the next rank is tried (guess).
-    pub rounds_max: u8,
     /// Seconds that one home may say `Busy` before the next rank is tried: its holders may all be lies (guess: longer than
     /// a window takes on slow links).
     pub busy_max_s: u32,
@@ -128,6 +126,9 @@ pub struct Settings {
     pub slowest_bytes_per_s: u32,
     /// Seconds that a peer which sent wrong bytes is not asked (guess).
     pub distrust_s: u32,
+    /// Seconds that a peer which took asks and delivered nothing is passed over; doubled each time (guess: some times what finding
+    /// it out costs).
+    pub doubt_s: u32,
 
     /// Chunks that are fetched from the strata at once in any case; more wait in line (guess: one comes while the next is asked for).
     pub upstream_min: u32,
@@ -229,7 +230,6 @@ impl Default for Settings {
             claims_max: 16_384,
             tries_max: 4,
             choices: 2,
-            rounds_max: 200,
             busy_max_s: 30,
             backoff_us: 2_000,
             ask_ms: 2_000,
@@ -241,6 +241,7 @@ impl Default for Settings {
             wait_max_s: 15,
             slowest_bytes_per_s: 1 << 18,
             distrust_s: 600,
+            doubt_s: 30,
             upstream_min: 2,
             upstream_ms: 500,
             upstream_first_bytes: MIB / 4,

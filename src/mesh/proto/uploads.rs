@@ -344,7 +344,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if !duty || self.upstream.is_hopeless(chunk, self.now) {
             return self.answer_missing(ask, peer, chunk, None, out);
         }
-        if self.fetches.len() >= (self.settings.relays_max + self.settings.window_chunks) as usize {
+        if self.is_crowded() {
             return self.redirect(ask, peer, chunk, out);
         }
         let want = match mark {
@@ -391,8 +391,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Nearness::Region => elsewhere.is_some(),
             Nearness::Far => false,
         };
+        // What is fetched for others as well stays when nobody here wants it any more.
+        let full = fetch.waiters.is_empty() && !fetch.copy && self.is_crowded();
         let most = if short { self.settings.waiters_max } else { self.settings.home_waiters_max };
-        if fetch.waiters.len() >= usize::from(most) {
+        if full || fetch.waiters.len() >= usize::from(most) {
             let mut holders: Holders = self.known_holders(chunk, peer);
             let room = holders.inline_size().saturating_sub(holders.len());
             if !short {
@@ -410,8 +412,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.fetches.put(fetch);
     }
 
+    /// Whether so much is fetched that nothing more is begun for others.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.fetches.len() >= (self.settings.relays_max + self.settings.window_chunks) as usize
+    }
+
     /// Whether the lease for `slice` lies in this node's cell.
-    fn leases(&self, slice: super::Slice) -> bool {
+    pub(super) fn leases(&self, slice: super::Slice) -> bool {
         self.peers.lease_home(slice, 0).is_none_or(|home| self.peers.nearness(home) == Nearness::Cell)
     }
 

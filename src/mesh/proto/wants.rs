@@ -202,6 +202,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             // A next rank that was to copy it has it.
             self.note_holder(chunk, peer);
         }
+        if let Source::Peer(peer) = from {
+            self.doubts.note_delivered(peer, self.now);
+        }
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
         let Some(fetch) = self.fetches.take(slot) else { return };
         if let Source::Peer(peer) = from {

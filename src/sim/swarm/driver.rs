@@ -49,9 +49,7 @@ impl World<'_> {
                 }
             }
             Output::FetchUpstream { chunk } => self.fetch_upstream(node, chunk),
-            Output::CancelUpstream { chunk } => {
-                self.member_mut(node).books.upstream.remove(&chunk);
-            }
+            Output::CancelUpstream { chunk } => self.stop_upstream(node, chunk),
             Output::FindProviders { segment } => self.find_providers(node, segment),
             Output::Announce { segment } => self.dht.announce(segment, node),
             Output::Deliver { chunk } => return self.deliver(node, chunk),

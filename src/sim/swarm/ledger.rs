@@ -22,6 +22,9 @@ const ASK_MAX: Duration = Duration::from_secs(600);
 /// askers turn elsewhere after two.
 const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
+/// After how long without any delivery somebody who was asked may be passed over: what a silent one is given.
+const OWES_LONG: Duration = Duration::from_secs(2);
+
 /// A rule that a node broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Broken(pub(super) String);
@@ -59,6 +62,10 @@ pub(super) struct Ledger {
     tried: BTreeMap<Chunk, Vec<Peer>>,
     /// Who sent wrong bytes.
     lied: BTreeSet<Peer>,
+    /// Since when somebody who was asked has delivered nothing.
+    owes: BTreeMap<Peer, Time>,
+    /// Who did so for long, and when he delivered again.
+    owed: BTreeMap<Peer, Time>,
     spread: BTreeMap<NewsId, usize>,
     /// What the origin budget allows now, in bytes, and when that was reckoned.
     allowance: Option<(i128, Time)>,
@@ -112,6 +119,11 @@ impl Ledger {
             }
             Input::Arrived { chunk, from } => {
                 self.held.insert(chunk);
+                if let Source::Peer(peer) = from
+                    && self.owes.remove(&peer).is_some_and(|since| now.since(since) >= OWES_LONG)
+                {
+                    self.owed.insert(peer, now);
+                }
                 match from {
                     Source::Peer(peer) => self.asks.remove(&(chunk, peer)),
                     Source::Strata => self.fetching.remove(&chunk),
@@ -165,7 +177,7 @@ impl Ledger {
     }
 
     /// Whether anybody waits for the chunk: a reader here, or an asker.
-    fn has_reason(&self, chunk: Chunk) -> bool {
+    pub(super) fn has_reason(&self, chunk: Chunk) -> bool {
         self.wants.contains_key(&chunk)
             || self.incoming.values().any(|open| open.chunk == chunk && !open.serving)
     }
@@ -179,7 +191,10 @@ impl Ledger {
         output: &Output,
     ) -> Result<(), Broken> {
         match output {
-            Output::Ask { peer, chunk, .. } => self.asks_of(core, settings, *peer, *chunk),
+            Output::Ask { peer, chunk, .. } => {
+                self.owes.entry(*peer).or_insert(now);
+                self.asks_of(core, settings, *peer, *chunk)
+            }
             Output::Cancel { peer, chunk } => {
                 rule!(
                     self.asks.remove(&(*chunk, *peer)),
@@ -188,7 +203,7 @@ impl Ledger {
                 Ok(())
             }
             Output::FetchUpstream { chunk } => {
-                self.fetches(core, settings, *chunk)?;
+                self.fetches(now, core, settings, *chunk)?;
                 self.pays(now, settings, *chunk, core.content().len_bytes(*chunk))
             }
             Output::TellPossession { to, slices } => {
@@ -236,7 +251,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn fetches(&mut self, core: &Core, settings: &Settings, chunk: Chunk) -> Result<(), Broken> {
+    fn fetches(&mut self, now: Time, core: &Core, settings: &Settings, chunk: Chunk) -> Result<(), Broken> {
         rule!(!self.held.contains(&chunk), "it fetches {chunk:?}, which it holds");
         self.ordered.push(chunk);
         let bytes: u64 = self.fetching.iter().map(|other| u64::from(core.content().len_bytes(*other))).sum();
@@ -248,7 +263,7 @@ impl Ledger {
         );
         rule!(self.fetching.insert(chunk), "it fetches {chunk:?} twice at once");
         // A copy that is under way asked the lease home before anybody waited for it.
-        if settings.min_copies > 1 { Ok(()) } else { self.has_lease(core, chunk) }
+        if settings.min_copies > 1 { Ok(()) } else { self.has_lease(now, core, chunk) }
     }
 
     /// The origin budget is a bucket: what does not fit in it is taken from a full one, and paid for afterwards.
@@ -266,20 +281,28 @@ impl Ledger {
         Ok(())
     }
 
-    /// A stratum is asked under the lease only: by its home, or by who found that home failing, or by whom a peer of
-    /// another cell took for it. A search goes forward only: what it learns of peers on its way comes too late for it.
-    fn has_lease(&self, core: &Core, chunk: Chunk) -> Result<(), Broken> {
+    /// A stratum is asked under the lease only: by its home, or by who found that home failing (for this chunk or, with
+    /// nothing delivered since it was asked, for others), or by whom a peer of another cell took for it. A search goes forward only: what it learns of peers on its way comes too late for it.
+    fn has_lease(&self, now: Time, core: &Core, chunk: Chunk) -> Result<(), Broken> {
         let peers = core.peers();
         let Some(home) = peers.lease_home(core.content().slice(chunk), 0) else { return Ok(()) };
         if self.begun.get(&chunk).is_none_or(|begun| *begun <= self.view_changed) {
             return Ok(());
         }
         let tried = self.tried.get(&chunk).is_some_and(|tried| tried.contains(&home));
+        let begun = self.begun.get(&chunk).copied().unwrap_or_default();
+        let shirks = self.owes.get(&home).is_some_and(|since| now.since(*since) >= OWES_LONG)
+            || self.owed.get(&home).is_some_and(|until| *until >= begun);
         let from_elsewhere = self.incoming.values().any(|open| {
             open.chunk == chunk && peers.nearness(open.peer) != crate::mesh::proto::Nearness::Cell
         });
         rule!(
-            home == peers.me() || tried || !peers.is_up(home) || self.lied.contains(&home) || from_elsewhere,
+            home == peers.me()
+                || tried
+                || shirks
+                || !peers.is_up(home)
+                || self.lied.contains(&home)
+                || from_elsewhere,
             "it fetches {chunk:?} without the lease, which {home:?} has and was not asked for"
         );
         Ok(())

@@ -73,6 +73,20 @@ impl World<'_> {
         self.push(at, Happening::Strata { node, life, number, chunk });
     }
 
+    /// A fetch is called off. When nobody waits for the chunk any more, that is its readers' doing: what they want again
+    /// later may leave the strata again.
+    pub(super) fn stop_upstream(&mut self, node: u32, chunk: Chunk) {
+        let region = self.plan.seats[node as usize].region;
+        let member = self.member_mut(node);
+        let stopped = member.books.upstream.remove(&chunk).is_some();
+        if stopped
+            && !member.ledger.has_reason(chunk)
+            && let Some(copies) = self.copies.get_mut(&(region, chunk))
+        {
+            *copies -= 1;
+        }
+    }
+
     /// In a swarm where nothing goes wrong, a chunk leaves the strata once a region.
     pub(super) fn copies_are_few(&self) -> Step {
         for ((region, chunk), copies) in &self.copies {

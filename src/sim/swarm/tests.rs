@@ -25,6 +25,23 @@ fn swarms_break_no_rule_and_heal_second_part() {
     run(50..100);
 }
 
+/// Swarms that broke a rule once, by its cause.
+#[test]
+fn what_was_broken_once_stays_mended() {
+    // A home that was busy for a second, and delivered all the while, was left for the strata.
+    for seed in [3_259, 5_303, 9_477, 9_670] {
+        run(seed..seed + 1);
+    }
+    // Readers went while a fetch from the strata began, and wanted the same later: that was counted twice.
+    for seed in [2_606, 7_062, 8_654] {
+        run(seed..seed + 1);
+    }
+    // Wants ended whose fetches others waited for, beside as many fetches for others as there may be.
+    for seed in [2_199, 5_854] {
+        run(seed..seed + 1);
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_swarm_and_another_seed_another() {
     let hash = |seed| swarm(seed, Some(12), None).unwrap().hash;
