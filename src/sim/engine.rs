@@ -9,6 +9,7 @@
 use super::churn::{Churn, Queues};
 use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
+use super::liar::Liar;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source};
@@ -220,8 +221,11 @@ impl Engine {
             class: scenario.content.class,
             seed,
         };
-        let machines: Vec<Machine> =
+        let mut machines: Vec<Machine> =
             (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, content)).collect();
+        for (machine, liar) in machines.iter_mut().zip(Liar::draw(scenario, seed)) {
+            machine.liar = liar;
+        }
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
         let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
         for to in 0..scenario.fleet.nodes {
@@ -295,7 +299,7 @@ impl Engine {
                 self.finish(flow);
             }
             if self.calendar.now.is_multiple_of(64) {
-                self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
+                self.unfinished = self.count_unfinished();
                 watch(self.progress());
             }
             // All wants end by the deadline; what is left then could only be a defect of the core.
@@ -303,7 +307,13 @@ impl Engine {
                 break;
             }
         }
-        self.unfinished = self.machines.iter().filter(|machine| machine.finished.is_none()).count();
+        self.unfinished = self.count_unfinished();
+    }
+
+    /// Honest nodes that wait for something.
+    fn count_unfinished(&self) -> usize {
+        let waits = |machine: &&Machine| machine.liar.is_none() && machine.finished.is_none();
+        self.machines.iter().filter(waits).count()
     }
 
     /// Lets the machines react, each thread to its part of them. Within a step no machine sees another, and effects
@@ -358,7 +368,9 @@ impl Engine {
         if churn.replaced.is_some_and(|at| at <= now) {
             churn.replaced = None;
             for victim in &churn.victims {
+                let liar = self.machines[*victim as usize].liar.take();
                 self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, self.content);
+                self.machines[*victim as usize].liar = liar;
                 self.calendar.push(now + 1, *victim, Event::WantAll(self.newcomer.class, self.deadline));
             }
             self.tell_all(&churn.victims, Event::Up);
@@ -414,6 +426,10 @@ impl Engine {
                     providers.push(Peer(from));
                 }
             }
+            Effect::Later(span, event) => {
+                let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+                self.calendar.push(now + steps(nanos, self.step_ns), from, event);
+            }
             Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
         }
     }
@@ -438,7 +454,12 @@ impl Engine {
                 if self.map.cell_of(flow.from) != cell {
                     self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 }
-                let data = Event::Data { chunk, from: Source::Peer(Peer(flow.from)) };
+                let wrong = self.machines[flow.from as usize].liar.as_ref().is_some_and(Liar::is_corrupt);
+                let data = if wrong {
+                    Event::Wrong { chunk, from: flow.from }
+                } else {
+                    Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
+                };
                 self.calendar.push(now + self.way(flow.from, flow.to), flow.to, data);
                 self.calendar.push(now + 1, flow.from, Event::Sent { ask });
             }

@@ -3,14 +3,16 @@
 //! What surrounds [`Node`] here is what the driver is in an agent: it turns outputs into messages and messages into
 //! inputs, and decides nothing.
 
+use super::liar::Liar;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Input, Nearness, Node, Outbox, Output, Peer, Peers, Segment, Settings,
-    Slice, Source, best_members, lease_cell,
+    Answer, Ask, Chunk, Content, Counts, Failure, Input, Nearness, Node, Outbox, Output, Peer, Peers,
+    Segment, Settings, Slice, Source, best_members, lease_cell,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
@@ -234,6 +236,10 @@ pub(super) enum Event {
     Answer { from: u32, chunk: Chunk, answer: Answer, load: u8 },
     /// The last byte of a chunk arrived.
     Data { chunk: Chunk, from: Source },
+    /// The last byte of something else arrived.
+    Wrong { chunk: Chunk, from: u32 },
+    /// A liar says `Wait` again.
+    Stall { to: u32, chunk: Chunk },
     /// The last byte of an upload left.
     Sent { ask: Ask },
     /// A peer tells what it holds.
@@ -267,19 +273,21 @@ pub(super) enum Effect {
     Announce(Segment),
     /// Wake me then.
     WakeAt(Time),
+    /// Let this happen to me later.
+    Later(Duration, Event),
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Incoming {
-    peer: u32,
-    chunk: Chunk,
-    serving: bool,
+pub(super) struct Incoming {
+    pub(super) peer: u32,
+    pub(super) chunk: Chunk,
+    pub(super) serving: bool,
 }
 
 /// A node with its driver.
 #[derive(Debug)]
 pub(super) struct Machine {
-    me: u32,
+    pub(super) me: u32,
     node: Node<CellView, EvenContent, Generator>,
     /// Asks under way, by number.
     incoming: Vec<Option<Incoming>>,
@@ -287,6 +295,8 @@ pub(super) struct Machine {
     wake: Time,
     chunks: u32,
     reader: Option<Reader>,
+    /// What it does instead of answering, if it lies.
+    pub(super) liar: Option<Liar>,
     /// Dead and not replaced yet: nothing reaches it.
     pub(super) dead: bool,
     /// Chunks delivered and given up.
@@ -320,6 +330,7 @@ impl Machine {
             wake: Time::NEVER,
             chunks: content.chunks,
             reader,
+            liar: None,
             dead: false,
             delivered: 0,
             given_up: 0,
@@ -328,6 +339,11 @@ impl Machine {
             from_strata: 0,
             finished: None,
         }
+    }
+
+    /// What its node decided how often.
+    pub(super) fn counts(&self) -> Counts {
+        self.node.counts()
     }
 
     /// Lets the node react to an event. `out` is empty before and after.
@@ -346,20 +362,20 @@ impl Machine {
                 }
             }
             Event::Ask { from, chunk, class } => {
-                let incoming = Some(Incoming { peer: from, chunk, serving: false });
-                let number = self.free.pop().unwrap_or_else(|| {
-                    self.incoming.push(None);
-                    u32::try_from(self.incoming.len() - 1).unwrap_or(u32::MAX)
-                });
-                self.incoming[number as usize] = incoming;
-                self.node.handle(now, Input::Asked { peer: Peer(from), ask: Ask(number), chunk, class }, out);
+                let ask = self.begin(from, chunk);
+                if self.liar.is_some() {
+                    self.lie(ask, from, chunk, effects);
+                } else {
+                    self.node.handle(now, Input::Asked { peer: Peer(from), ask, chunk, class }, out);
+                }
+            }
+            Event::Stall { to, chunk } => self.stall(to, chunk, effects),
+            Event::Wrong { chunk, from } => {
+                let (from, why) = (Source::Peer(Peer(from)), Failure::WrongBytes);
+                self.node.handle(now, Input::Failed { chunk, from, why }, out);
             }
             Event::Withdraw { from, chunk } => {
-                let is_it = |incoming: &Option<Incoming>| {
-                    incoming.is_some_and(|incoming| incoming.peer == from && incoming.chunk == chunk)
-                };
-                let Some(index) = self.incoming.iter().position(is_it) else { return };
-                let ask = Ask(u32::try_from(index).unwrap_or(u32::MAX));
+                let Some(ask) = self.ask_of(from, chunk) else { return };
                 if self.end(ask).is_some_and(|incoming| incoming.serving) {
                     effects.push((self.me, Effect::StopServing { to: from, chunk }));
                 }
@@ -445,7 +461,30 @@ impl Machine {
         }
     }
 
-    fn end(&mut self, ask: Ask) -> Option<Incoming> {
+    /// Gives an ask its number.
+    fn begin(&mut self, peer: u32, chunk: Chunk) -> Ask {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.incoming.push(None);
+            u32::try_from(self.incoming.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.incoming[number as usize] = Some(Incoming { peer, chunk, serving: false });
+        Ask(number)
+    }
+
+    /// The ask of a peer for a chunk.
+    pub(super) fn ask_of(&self, peer: u32, chunk: Chunk) -> Option<Ask> {
+        let is_it = |incoming: &Option<Incoming>| {
+            incoming.is_some_and(|incoming| incoming.peer == peer && incoming.chunk == chunk)
+        };
+        let index = self.incoming.iter().position(is_it)?;
+        u32::try_from(index).ok().map(Ask)
+    }
+
+    pub(super) fn incoming_mut(&mut self, ask: Ask) -> Option<&mut Incoming> {
+        self.incoming.get_mut(ask.0 as usize)?.as_mut()
+    }
+
+    pub(super) fn end(&mut self, ask: Ask) -> Option<Incoming> {
         let incoming = self.incoming.get_mut(ask.0 as usize)?.take()?;
         self.free.push(ask.0);
         Some(incoming)
@@ -490,7 +529,7 @@ impl Machine {
             Output::TellPossession { to, slices } => {
                 Effect::Send(to.0, Event::Possession { from: me, slices })
             }
-            // Nobody publishes and nobody lies in these scenarios.
+            // Nobody publishes, and the core itself asks no liar again.
             Output::Spread { .. } | Output::Distrust { .. } => return,
         };
         effects.push((me, effect));

@@ -13,6 +13,7 @@ mod fleet;
 mod fluid;
 #[cfg(test)]
 mod fluid_oracle;
+mod liar;
 mod reader;
 mod report;
 mod rollout;

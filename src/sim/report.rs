@@ -24,6 +24,10 @@ pub struct Report {
     pub transfers: u64,
     /// Events that nodes reacted to.
     pub events: u64,
+    /// Nodes that lied. They are not among those that completed, nor in the times.
+    pub liars: u32,
+    /// Times that an honest node decided to pass somebody over for a while, who took asks and delivered nothing.
+    pub doubts: u64,
     /// The network model and its error band.
     pub model: &'static str,
     /// BLAKE3 over each node's time and byte counters, in order.
@@ -57,7 +61,7 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         ] {
             hasher.update(&number.to_le_bytes());
         }
-        if machine.finished.is_some() && machine.given_up == 0 {
+        if machine.liar.is_none() && machine.finished.is_some() && machine.given_up == 0 {
             times.push(finished.as_secs_f64());
         }
     }
@@ -77,9 +81,13 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         most_into_a_cell: engine.crossed_bytes.iter().copied().max().unwrap_or(0),
         most_given: engine.machines.iter().map(|machine| machine.given).max().unwrap_or(0),
     };
-    let rollout = Rollout::new(seed, scenario.fleet.nodes, &mut times, bound, moved);
+    let honest = || engine.machines.iter().filter(|machine| machine.liar.is_none());
+    let nodes = u32::try_from(honest().count()).unwrap_or(u32::MAX);
+    let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
     Report {
         rollout,
+        liars: scenario.fleet.nodes - nodes,
+        doubts: honest().map(|machine| machine.counts().doubts).sum(),
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,

@@ -25,6 +25,8 @@ pub struct Scenario {
     pub stratum: Stratum,
     /// Nodes that die.
     pub deaths: Option<Deaths>,
+    /// Nodes that lie.
+    pub liars: Option<Liars>,
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
@@ -42,6 +44,35 @@ pub struct Deaths {
     pub noticed_after_ms: u64,
     /// When the replacements begin, in milliseconds after the deaths.
     pub replaced_after_ms: u64,
+}
+
+/// Nodes that lie to whoever asks them, and are homes like all others. They want the content like all others, too; figures
+/// are of the honest nodes alone.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Liars {
+    /// How many of 100 nodes, drawn by the seed; at least one.
+    pub per_cent: u32,
+    /// What they do: those drawn take the kinds in turn.
+    pub how: Vec<Lie>,
+}
+
+/// How a node lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lie {
+    /// It sends wrong bytes.
+    Corrupt,
+    /// It says `Wait`, again and again.
+    Stall,
+    /// It says nothing.
+    Silent,
+    /// It says `Busy` and names some who asked it.
+    Busy,
+    /// It says `Missing` and names some who asked it.
+    Missing,
+    /// It says `Busy` or `Missing`.
+    Lie,
 }
 
 /// The nodes: all alike, the same number in each cell.
@@ -242,6 +273,11 @@ impl Scenario {
                 deaths.noticed_after_ms,
                 "less than deaths.replaced_after_ms",
             )?;
+        }
+        if let Some(liars) = &self.liars {
+            let per_cent = liars.per_cent;
+            check((1..=90).contains(&per_cent), "liars.per_cent", per_cent, "1 to 90")?;
+            check(!liars.how.is_empty(), "liars.how", "[]", "at least one kind")?;
         }
         check(
             (1..=65_536).contains(&stratum.connections),
