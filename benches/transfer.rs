@@ -10,6 +10,15 @@
 //! single requests, and all of it as a ratio to the QUIC echo. The echo uses the mesh's cipher, MTU, windows and socket
 //! buffers; "echo, dropped" throws away what comes rather than to put it together.
 //!
+//! Where the time goes beyond the echo's, as measured on two cores with AVX-512 (a GB, a core): 0.12 s for BLAKE3 where the
+//! chunks come in, 0.11 s for the copy out of the page cache where they leave. With an MTU of 1 452 the echo itself takes
+//! 0.8 to 0.95 s, and the promise holds but for the 4 KiB request; with 6 550 it takes 0.37, so that these two alone are
+//! 1.3 of it. A chunk of 64 KiB costs the server 7 us beside its bytes: decoding, the loop's turn and the core's
+//! decision, two wake-ups of tasks. A request for 4 KiB takes 11 to 12 us longer than the echo's: about 3 for hashing and
+//! reading, 3 for the loop, the rest for four more changes from task to task and the books of a request on both sides;
+//! it was 25 us while each reply was followed by two packets (the end of the request, and a stop for a stream whose end
+//! was not read) and read by a thread of its own.
+//!
 //! Exits with 1 when a ratio of which the project promises at most 1.2 is larger.
 #![allow(clippy::unwrap_used, reason = "a measurement may panic")]
 

@@ -1,7 +1,7 @@
 //! The serving side: what peers ask is checked and passed to the driver, its answers are carried back.
 
-use super::outflow::{Outflow, Rank};
-use super::{FrameReader, NO_PROGRESS, StreamError, patience, write_message};
+use super::outflow::Outflow;
+use super::{Body, FrameReader, NO_PROGRESS, StreamError, write_message};
 use crate::mesh::conduct::{Offence, Use};
 use crate::mesh::wire::{
     DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, SliceHeld, Told,
@@ -104,14 +104,57 @@ pub struct AskReply {
     out: mpsc::Sender<Out>,
     waited: bool,
     ended: bool,
-    _place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 }
 
-#[derive(Debug)]
 enum Out {
     Say(Message),
-    Data(u16, Bytes, oneshot::Sender<bool>),
+    Data(Box<Sending>),
     Nothing(u16),
+}
+
+/// A chunk that is to be sent.
+struct Sending {
+    index: u16,
+    body: Body,
+    done: Done,
+    /// Where it goes once it was read, if reading must wait.
+    out: mpsc::Sender<Out>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// How the sending of a chunk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mesh) enum Sent {
+    /// The peer has acknowledged all of it but the little that is in flight.
+    Whole,
+    /// The asker withdrew, takes nothing for too long, or is gone.
+    Broken,
+    /// The store does not have it any more.
+    Gone,
+}
+
+/// Hears once how the sending of a chunk ended, even if what sends it is dropped.
+pub(in crate::mesh) struct Done(Option<Box<dyn FnOnce(Sent) + Send>>);
+
+impl Done {
+    pub(in crate::mesh) fn new(hear: impl FnOnce(Sent) + Send + 'static) -> Self {
+        Self(Some(Box::new(hear)))
+    }
+
+    fn tell(mut self, sent: Sent) {
+        if let Some(hear) = self.0.take() {
+            hear(sent);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(hear) = self.0.take() {
+            hear(Sent::Broken);
+        }
+    }
 }
 
 impl AskReply {
@@ -150,11 +193,21 @@ impl AskReply {
 
     /// Sends the plain, verified bytes. `true` once the peer has acknowledged all of them but the little that is in
     /// flight; `false` when the asker withdrew, takes nothing for too long, or is gone.
-    pub async fn data(mut self, bytes: Bytes) -> bool {
-        self.ended = true;
+    pub async fn data(self, bytes: Bytes) -> bool {
         let (done, handed) = oneshot::channel();
-        self.send(Out::Data(self.index, bytes, done));
+        let done = Done::new(move |sent| {
+            let _ = done.send(sent == Sent::Whole);
+        });
+        self.send_body(Body::Here(bytes), done);
         handed.await.unwrap_or(false)
+    }
+
+    /// Sends a chunk, from memory or read from the store as it leaves; when the store turns out not to have it, the
+    /// asker is told that it is missing.
+    pub(in crate::mesh) fn send_body(mut self, body: Body, done: Done) {
+        self.ended = true;
+        let (out, _place) = (self.out.clone(), self.place.take());
+        self.send(Out::Data(Box::new(Sending { index: self.index, body, done, out, _place })));
     }
 }
 
@@ -169,7 +222,7 @@ impl Drop for AskReply {
 /// Serves one connection until it ends: what the peer asks goes to `requests`. When that queue is full,
 /// asks are answered busy at once. Dropping the future ends all of it.
 pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequest>) {
-    let outflow = Arc::new(Outflow::new(connection.quinn().clone()));
+    let outflow = Arc::new(Outflow::new(connection.clone()));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -203,6 +256,7 @@ struct Stream {
 
 impl Stream {
     async fn serve(mut self, mut reader: FrameReader) {
+        let _in_use = self.connection.begin_use();
         let first = match reader.version().await {
             Ok(()) => reader.message().await,
             Err(error) => Err(error),
@@ -353,10 +407,16 @@ impl Stream {
         self.pass_on(request, &open, &out);
         drop(out);
         let stopped = self.send.stopped();
+        let stopped = async {
+            // That all was acknowledged is no stop.
+            if let Ok(None) = stopped.await {
+                std::future::pending::<()>().await;
+            }
+        };
         // In this order, so that nothing is sent that is not wanted any more.
         let result = tokio::select! {
             biased;
-            _ = stopped => Ok(()),
+            () = stopped => Ok(()),
             error = take_withdrawals(reader, &open, &self.requests) => Err(error),
             result = carry_back(&mut self.send, &self.outflow, class, said, &open) => result,
         };
@@ -368,8 +428,11 @@ impl Stream {
             Err(StreamError::Noise(_) | StreamError::Wire(_)) => self.connection.report(Offence::Protocol),
             _ => {}
         }
-        if result.is_err() {
-            let _ = self.send.reset(CloseCode::Protocol.into());
+        match &result {
+            Ok(()) => {}
+            // The asker sees an end without an answer, and turns elsewhere.
+            Err(StreamError::Lost) => drop(self.send.finish()),
+            Err(_) => drop(self.send.reset(CloseCode::Protocol.into())),
         }
         result
     }
@@ -389,7 +452,7 @@ impl Stream {
                 continue;
             };
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-            let reply = AskReply { index, out: out.clone(), waited: false, ended: false, _place: place };
+            let reply = AskReply { index, out: out.clone(), waited: false, ended: false, place: Some(place) };
             let ask = Ask {
                 number,
                 peer: self.connection.node(),
@@ -461,34 +524,81 @@ async fn carry_back(
     mut said: mpsc::Receiver<Out>,
     open: &Open,
 ) -> Result<(), StreamError> {
+    let mut left = open.lock().len();
     while let Some(out) = said.recv().await {
         match out {
             Out::Say(message) => {
                 if let Message::Busy(told) | Message::Missing(told) = &message {
                     open.take(told.index);
+                    left = left.saturating_sub(1);
                 }
                 write_message(send, &message, NO_PROGRESS).await?;
             }
-            Out::Data(index, bytes, done) => {
-                if !open.is_open(index) {
-                    // Withdrawn meanwhile; dropping `done` says so.
+            Out::Data(mut sending) => {
+                if !open.is_open(sending.index) {
+                    // Withdrawn meanwhile; dropping it says so.
+                    left = left.saturating_sub(1);
                     continue;
                 }
-                let len = u32::try_from(bytes.len()).map_err(|_| StreamError::Ended)?;
-                let frame = Message::Data(DataHeader::plain(index, len)).to_frame()?;
-                let limit = patience(len);
-                let write = outflow.write(send, Rank::of(class, bytes.len()), frame.into(), bytes);
-                tokio::time::timeout(limit, write).await.map_err(|_| StreamError::NoProgress(limit))??;
-                open.take(index);
-                let _ = done.send(true);
+                if let Body::Stored(stored) = &mut sending.body
+                    && !stored.begin()
+                {
+                    // Others need not wait for the disk with it.
+                    tokio::spawn(load(sending));
+                    continue;
+                }
+                let result = send_chunk(send, outflow, class, &mut sending).await;
+                open.take(sending.index);
+                left = left.saturating_sub(1);
+                if left == 0 && result.is_ok() {
+                    // The end leaves with the last bytes, and both before the driver is told.
+                    let _ = send.finish();
+                    tokio::task::yield_now().await;
+                }
+                let sent = match &result {
+                    Ok(()) => Sent::Whole,
+                    Err(StreamError::Lost) => Sent::Gone,
+                    Err(_) => Sent::Broken,
+                };
+                sending.done.tell(sent);
+                result?;
             }
             Out::Nothing(index) => {
                 open.take(index);
+                left = left.saturating_sub(1);
             }
         }
     }
+    // For the second time, where it was said with the last chunk: that changes nothing.
     let _ = send.finish();
     Ok(())
+}
+
+async fn send_chunk(
+    send: &mut SendStream,
+    outflow: &Outflow,
+    class: Class,
+    sending: &mut Sending,
+) -> Result<(), StreamError> {
+    let body = &mut sending.body;
+    let len = u32::try_from(body.len()).map_err(|_| StreamError::Ended)?;
+    let frame = Message::Data(DataHeader::plain(sending.index, len)).to_frame()?;
+    outflow.write(send, class, frame.into(), body).await
+}
+
+/// Reads a chunk that the kernel does not have in memory, and queues it again.
+async fn load(mut sending: Box<Sending>) {
+    let Body::Stored(stored) = &sending.body else { return };
+    let out = sending.out.clone();
+    // The queue has room for all that the ask may say. When the stream is gone, what is dropped says so.
+    if let Some(bytes) = stored.load().await {
+        sending.body = Body::Here(bytes);
+        let _ = out.try_send(Out::Data(sending));
+    } else {
+        let told = Told { index: sending.index, holders: Vec::new(), load: 0 };
+        let _ = out.try_send(Out::Say(Message::Missing(told)));
+        sending.done.tell(Sent::Gone);
+    }
 }
 
 /// Frames that an asker may send behind its request, for each chunk of it: one withdrawal, and what a newer version
