@@ -96,6 +96,10 @@ pub struct Settings {
     /// listens on (address translation, several interfaces). Default: the listening address, or the
     /// address of the interface that has the default route.
     pub advertise: Option<SocketAddr>,
+    /// Further addresses at which other members can reach this node, best first, up to 7: other interfaces, the other
+    /// family (then `listen` must be `[::]:PORT`). They are dialled where the first does not answer. Default: none.
+    #[serde(deserialize_with = "list")]
+    pub advertise_more: Vec<SocketAddr>,
     /// TCP address for `/metrics`, `/healthz` and `POST /v1/announce`. Nothing else is served there,
     /// because it asks for no permission. Default: off.
     pub http_listen: Option<SocketAddr>,
@@ -173,6 +177,7 @@ impl Default for Settings {
             socket: DEFAULT_SOCKET.into(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT),
             advertise: None,
+            advertise_more: Vec::new(),
             http_listen: None,
             proxy: None,
             cache_dir: None,
@@ -360,6 +365,16 @@ impl Settings {
         if let Some(bad) = self.bootstrap.iter().find(|name| !is_host_and_port(name)) {
             return refuse("bootstrap", bad, "HOST:PORT, such as mesh.example.org:7400");
         }
+        if self.advertise_more.len() > ADVERTISE_MORE_MAX {
+            return refuse(
+                "advertise_more",
+                &self.advertise_more.len(),
+                "a list of at most 7 times ADDRESS:PORT",
+            );
+        }
+        if let Some(bad) = self.advertise_more.iter().find(|a| a.ip().is_unspecified() || a.port() == 0) {
+            return refuse("advertise_more", bad, "addresses and ports that others can reach");
+        }
         if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
             return refuse("advertise", &found, "an address and a port that others can reach");
@@ -383,6 +398,8 @@ impl Settings {
     }
 }
 
+/// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
+const ADVERTISE_MORE_MAX: usize = 7;
 /// Most entries of `bootstrap`: a few names of several addresses each (a guess).
 const BOOTSTRAP_MAX: usize = 16;
 
@@ -399,19 +416,25 @@ fn is_host_and_port(text: &str) -> bool {
 }
 
 /// A list, or a text with commas, as an environment variable has to write it.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn list<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
         List(Vec<String>),
         Text(String),
     }
-    Ok(match Written::deserialize(deserializer)? {
+    let texts: Vec<String> = match Written::deserialize(deserializer)? {
         Written::List(list) => list,
         Written::Text(text) => {
             text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
         }
-    })
+    };
+    let read = |text: String| text.parse().map_err(|error| D::Error::custom(format!("`{text}`: {error}")));
+    texts.into_iter().map(read).collect()
 }
 
 /// All keys, from the type itself, so that none can be forgotten.
@@ -555,6 +578,7 @@ mod tests {
                 ("STARLING_HTTP_LISTEN", "[::1]:9"),
                 ("STARLING_CACHE_FREE_FLOOR_BYTES", "2 GiB"),
                 ("STARLING_BOOTSTRAP", "mesh.example.org:7400, [2001:db8::1]:7400"),
+                ("STARLING_ADVERTISE_MORE", "10.1.0.1:7400,[2001:db8::2]:7400"),
                 ("STARLING_REQUIRE_ALL", "1"),
             ],
         )
@@ -567,6 +591,9 @@ mod tests {
         assert_eq!((settings.read_deadline_ms, settings.log_format), (5_000, LogFormat::Json));
         assert_eq!(settings.http_listen, Some("[::1]:9".parse().unwrap()));
         assert_eq!(settings.socket, PathBuf::from(DEFAULT_SOCKET));
+        let more: Vec<SocketAddr> =
+            ["10.1.0.1:7400", "[2001:db8::2]:7400"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(settings.advertise_more, more);
     }
 
     #[test]
@@ -611,6 +638,7 @@ mod tests {
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("advertise_more = [\"0.0.0.0:7400\"]", "advertise_more", "0.0.0.0:7400"),
             ("certificate_life_s = 5", "certificate_life_s", "5"),
             ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),
             ("log_format = \"xml\"", "log_format", "xml"),

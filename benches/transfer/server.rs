@@ -49,6 +49,7 @@ fn node(base: &Path, mtu: u16) -> (Arc<Mesh>, SocketAddr) {
         dht: false,
         tuning: Default::default(),
         tamper: None,
+        more: Vec::new(),
         office: None,
     };
     let start = MeshStart { local, network: Some(network), settings: Default::default(), record: None };

@@ -286,6 +286,7 @@ fn join_network(
         chunks,
         datagrams,
         addr: address,
+        more: settings.advertise_more.clone(),
         contacts: known,
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,

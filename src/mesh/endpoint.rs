@@ -7,6 +7,7 @@
 //! good only once the first reply has come.
 
 mod accept;
+mod addresses;
 mod error;
 mod meet;
 mod pool;
@@ -27,6 +28,7 @@ use super::ticket::TicketProof;
 use super::tls::{self, Rules, Verified};
 use super::wire::{VERSION, VERSION_OLDEST};
 use crate::model::NodeId;
+use addresses::Addresses;
 use bytes::Bytes;
 use pool::Pool;
 use quinn::{TransportConfig, VarInt};
@@ -206,6 +208,7 @@ struct Shared {
     transport: Arc<TransportConfig>,
     config: EndpointConfig,
     door: Arc<accept::DoorBook>,
+    addresses: Addresses,
 }
 
 impl fmt::Debug for Endpoint {
@@ -279,8 +282,16 @@ impl Endpoint {
                 .map_err(failed)?;
         let pool = Pool::new(config.pool);
         let registry = Arc::new(Registry::new(config.limits));
-        let shared =
-            Arc::new(Shared { quinn, socket, identity, registry, transport, config, door: Arc::default() });
+        let shared = Arc::new(Shared {
+            quinn,
+            socket,
+            identity,
+            registry,
+            transport,
+            config,
+            door: Arc::default(),
+            addresses: Addresses::default(),
+        });
         let (libp2p_in, libp2p) = mpsc::channel(WAITING_CONNECTIONS);
         let (chunks_in, chunks) = mpsc::channel(WAITING_CONNECTIONS);
         let (joins_in, joins) = mpsc::channel(WAITING_JOINS);
@@ -331,6 +342,12 @@ impl Endpoint {
         address: SocketAddr,
     ) -> Result<MemberConnection, ConnectError> {
         self.inner.pool.get(&self.inner.shared, node, address).await
+    }
+
+    /// Notes where `node` is reached, best first: it says so itself, or its ticket does. They are tried where the address
+    /// that a caller knows does not answer.
+    pub(super) fn know(&self, node: NodeId, addresses: &[SocketAddr]) {
+        self.inner.shared.addresses.know(node, addresses);
     }
 
     /// Sends a membership datagram, whose first byte is below 0x40. It may be lost, as any datagram.

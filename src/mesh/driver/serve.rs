@@ -1,6 +1,7 @@
 //! The serving side: what peers ask becomes the core's inputs, its answers go back to them.
 
 use super::super::proto::{Answer, Ask, Chunk, Input, Peer};
+use super::super::ticket::CONTACT_MAX_ADDRESSES;
 use super::super::transfer::{self, AskReply, Body, Done, PeerRequest, Sent, Stored};
 use super::super::wire::{Holder, MemberRecord};
 use super::counters::{add, count};
@@ -230,7 +231,8 @@ impl Driver {
     pub(super) fn own_record(&self) -> Option<MemberRecord> {
         let (network, entry) = (self.links.network.as_ref()?, self.peers.get(ME)?);
         let certificate = network.endpoint.identity().membership().bytes().to_vec();
-        Some(MemberRecord { certificate, addresses: vec![entry.addr] })
+        let addresses = std::iter::once(entry.addr).chain(network.more.iter().copied());
+        Some(MemberRecord { certificate, addresses: addresses.take(CONTACT_MAX_ADDRESSES).collect() })
     }
 
     /// The members of this cell that are up, this node first, and a few of each other cell of the region: who asks
