@@ -28,6 +28,7 @@ mod server;
 mod wires;
 
 use bytes::Bytes;
+use starling::ambient::now;
 use starling::cache::{CacheConfig, DiskCache};
 use starling::mesh::transfer::{self, Reply};
 use starling::mesh::wire::{DataHeader, Message, Request};
@@ -41,7 +42,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wires::{Http, QuicEcho, TlsEcho};
 
 /// What is promised of each ratio to the echo.
@@ -284,23 +285,23 @@ fn measure(
     (who, load, requests): (Who, Load, usize),
     figures: &mut Figures,
 ) {
-    let (server_before, client_before, began) = (server.cpu(), cpu(), Instant::now());
+    let (server_before, client_before, began) = (server.cpu(), cpu(), now());
     let times = runtime.block_on(async {
         let lanes = (0..load.lanes).map(|lane| {
             let clients = clients.clone();
             tokio::spawn(async move {
                 let mut times = Vec::new();
                 for number in (lane..requests).step_by(load.lanes) {
-                    let began = Instant::now();
+                    let began = now();
                     clients.get(who, load, lane, number * load.batch).await;
-                    times.push(began.elapsed().as_secs_f64() * 1e6);
+                    times.push(now().since(began).as_secs_f64() * 1e6);
                 }
                 times
             })
         });
         futures::future::join_all(lanes).await.into_iter().flat_map(Result::unwrap).collect::<Vec<_>>()
     });
-    let took = began.elapsed();
+    let took = now().since(began);
     let (client, server) = (cpu() - client_before, server.cpu() - server_before);
     let bytes = (requests * load.batch * load.chunk_bytes) as f64;
     figures.client_s_per_gb.push(client.as_secs_f64() / bytes * 1e9);

@@ -7,6 +7,7 @@
 mod ask;
 mod body;
 mod buffers;
+mod carry_back;
 mod frames;
 mod outflow;
 mod serve;
@@ -18,7 +19,7 @@ pub use serve::{Ask, AskReply, PeerRequest, serve};
 pub use talk::{all_news, members, push_news, tell_possession};
 
 pub(super) use body::{Body, Stored};
-pub(super) use serve::{Done, Sent};
+pub(super) use carry_back::{Done, Sent};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
 pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
