@@ -211,7 +211,7 @@ async fn pass_withdrawals(send: Option<SendStream>, mut withdrawn: mpsc::Receive
             break;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn replies(
