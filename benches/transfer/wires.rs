@@ -234,9 +234,11 @@ pub(crate) async fn serve_http() -> SocketAddr {
     address
 }
 
+type HttpSender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
 /// Clients of HTTP/1.1, one connection and one buffer a lane.
 pub(crate) struct Http {
-    lanes: Vec<Mutex<(hyper::client::conn::http1::SendRequest<Full<Bytes>>, Vec<u8>)>>,
+    lanes: Vec<Mutex<(HttpSender, Vec<u8>)>>,
 }
 
 impl Http {
