@@ -23,9 +23,51 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/starling";
 /// The UDP port of the mesh: not registered for anything widespread, and easy to type (a guess).
 pub const DEFAULT_PORT: u16 = 7400;
 
+/// Least limit of what is sent to neighbours or taken from them (`mesh/throttle.rs` says why).
+const LIMIT_MIN_BYTES_PER_S: u64 = 1 << 20;
+
 /// A number of bytes that people may write as `4096`, `"10 GiB"` or `"1.5GB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
+
+/// Largest UDP payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mtu {
+    /// What the largest interface carries.
+    #[default]
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+impl Serialize for Mtu {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Bytes(bytes) => serializer.serialize_u16(*bytes),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(i64),
+            Text(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Number(number) => number.to_string(),
+            Written::Text(text) => text,
+        };
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let wrong = || D::Error::custom(format!("mtu_bytes is {text}; it must be \"auto\", or 1200 to 6550"));
+        text.parse().map(Self::Bytes).map_err(|_| wrong())
+    }
+}
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +96,10 @@ pub struct Settings {
     /// listens on (address translation, several interfaces). Default: the listening address, or the
     /// address of the interface that has the default route.
     pub advertise: Option<SocketAddr>,
+    /// Further addresses at which other members can reach this node, best first, up to 7: other interfaces, the other
+    /// family (then `listen` must be `[::]:PORT`). They are dialled where the first does not answer. Default: none.
+    #[serde(deserialize_with = "list")]
+    pub advertise_more: Vec<SocketAddr>,
     /// TCP address for `/metrics`, `/healthz` and `POST /v1/announce`. Nothing else is served there,
     /// because it asks for no permission. Default: off.
     pub http_listen: Option<SocketAddr>,
@@ -78,10 +124,21 @@ pub struct Settings {
     /// 1: each further one costs the cell a copy of everything it reads, which is the operator's to decide. Alike on all
     /// members of a cell.
     pub min_copies: u8,
-    /// Largest UDP payload. Default 1 452: what fits an Ethernet frame with IPv6. Up to 6 550 where
-    /// all links carry jumbo frames, which halves the CPU a byte (measured); more does not work,
-    /// because ten segments must fit into 64 KiB.
-    pub mtu_bytes: u16,
+    /// Largest UDP payload that is tried on a path: `"auto"`, or bytes. Default `auto`: what the largest interface
+    /// carries, at most 6 550; each path is searched for what it carries itself. Jumbo frames halve the CPU a byte
+    /// (measured); more than 6 550 does not work, because ten segments must fit into 64 KiB.
+    pub mtu_bytes: Mtu,
+    /// Whether the kernel cuts large sends into packets and hands packets over together (GSO and GRO). Default `true`:
+    /// without it a gigabyte costs four times as much CPU (measured). Some network drivers get it wrong.
+    pub segmentation_offload: bool,
+    /// Bytes of chunks a second that this node sends to its neighbours, of all classes. Default 0: no limit; else at least
+    /// 1 MiB, below which neighbours would take it for one that stalls.
+    pub upload_limit_bytes_per_s: ByteSize,
+    /// Bytes of chunks a second that it takes from them; as above. (From strata: `origin_budget_bytes_per_s`.)
+    pub download_limit_bytes_per_s: ByteSize,
+    /// Per cent of either limit that background fills have while reads or prefetches wait for it, 1 to 100. Default 20
+    /// (a guess). While none waits, they have all of it.
+    pub background_percent: u8,
     /// A read fails after this time if no source delivered. Default 60 000: longer than every
     /// fail-over between sources takes, shorter than users wait for a hung disk (a guess).
     pub read_deadline_ms: u64,
@@ -120,6 +177,7 @@ impl Default for Settings {
             socket: DEFAULT_SOCKET.into(),
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT),
             advertise: None,
+            advertise_more: Vec::new(),
             http_listen: None,
             proxy: None,
             cache_dir: None,
@@ -128,7 +186,11 @@ impl Default for Settings {
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),
             min_copies: 1,
-            mtu_bytes: 1_452,
+            mtu_bytes: Mtu::Auto,
+            segmentation_offload: true,
+            upload_limit_bytes_per_s: ByteSize(0),
+            download_limit_bytes_per_s: ByteSize(0),
+            background_percent: 20,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
@@ -242,9 +304,23 @@ impl Settings {
         let refuse = |key, found: &dyn fmt::Display, allowed| {
             Err(SettingsError::OutOfBounds { key, found: found.to_string(), allowed })
         };
-        if !(1_200..=6_550).contains(&self.mtu_bytes) {
+        if let Mtu::Bytes(bytes) = self.mtu_bytes
+            && !(1_200..=6_550).contains(&bytes)
+        {
             // Below 1 200 bytes QUIC does not work (RFC 9000, 14).
-            return refuse("mtu_bytes", &self.mtu_bytes, "1200 to 6550");
+            return refuse("mtu_bytes", &bytes, "\"auto\", or 1200 to 6550");
+        }
+        let limits = [
+            ("upload_limit_bytes_per_s", self.upload_limit_bytes_per_s),
+            ("download_limit_bytes_per_s", self.download_limit_bytes_per_s),
+        ];
+        for (key, limit) in limits {
+            if (1..LIMIT_MIN_BYTES_PER_S).contains(&limit.0) {
+                return refuse(key, &limit, "0 (no limit) or at least 1 MiB");
+            }
+        }
+        if !(1..=100).contains(&self.background_percent) {
+            return refuse("background_percent", &self.background_percent, "1 to 100");
         }
         if !(1_000..=3_600_000).contains(&self.read_deadline_ms) {
             return refuse(
@@ -289,6 +365,16 @@ impl Settings {
         if let Some(bad) = self.bootstrap.iter().find(|name| !is_host_and_port(name)) {
             return refuse("bootstrap", bad, "HOST:PORT, such as mesh.example.org:7400");
         }
+        if self.advertise_more.len() > ADVERTISE_MORE_MAX {
+            return refuse(
+                "advertise_more",
+                &self.advertise_more.len(),
+                "a list of at most 7 times ADDRESS:PORT",
+            );
+        }
+        if let Some(bad) = self.advertise_more.iter().find(|a| a.ip().is_unspecified() || a.port() == 0) {
+            return refuse("advertise_more", bad, "addresses and ports that others can reach");
+        }
         if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
             return refuse("advertise", &found, "an address and a port that others can reach");
@@ -312,6 +398,8 @@ impl Settings {
     }
 }
 
+/// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
+const ADVERTISE_MORE_MAX: usize = 7;
 /// Most entries of `bootstrap`: a few names of several addresses each (a guess).
 const BOOTSTRAP_MAX: usize = 16;
 
@@ -328,19 +416,25 @@ fn is_host_and_port(text: &str) -> bool {
 }
 
 /// A list, or a text with commas, as an environment variable has to write it.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+fn list<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
         List(Vec<String>),
         Text(String),
     }
-    Ok(match Written::deserialize(deserializer)? {
+    let texts: Vec<String> = match Written::deserialize(deserializer)? {
         Written::List(list) => list,
         Written::Text(text) => {
             text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
         }
-    })
+    };
+    let read = |text: String| text.parse().map_err(|error| D::Error::custom(format!("`{text}`: {error}")));
+    texts.into_iter().map(read).collect()
 }
 
 /// All keys, from the type itself, so that none can be forgotten.
@@ -484,6 +578,7 @@ mod tests {
                 ("STARLING_HTTP_LISTEN", "[::1]:9"),
                 ("STARLING_CACHE_FREE_FLOOR_BYTES", "2 GiB"),
                 ("STARLING_BOOTSTRAP", "mesh.example.org:7400, [2001:db8::1]:7400"),
+                ("STARLING_ADVERTISE_MORE", "10.1.0.1:7400,[2001:db8::2]:7400"),
                 ("STARLING_REQUIRE_ALL", "1"),
             ],
         )
@@ -496,6 +591,24 @@ mod tests {
         assert_eq!((settings.read_deadline_ms, settings.log_format), (5_000, LogFormat::Json));
         assert_eq!(settings.http_listen, Some("[::1]:9".parse().unwrap()));
         assert_eq!(settings.socket, PathBuf::from(DEFAULT_SOCKET));
+        let more: Vec<SocketAddr> =
+            ["10.1.0.1:7400", "[2001:db8::2]:7400"].map(|a| a.parse().unwrap()).into();
+        assert_eq!(settings.advertise_more, more);
+    }
+
+    #[test]
+    fn the_mtu_is_a_number_or_found_out_and_limits_are_sizes() {
+        let settings = load(
+            "mtu_bytes = 6550\nsegmentation_offload = false\nupload_limit_bytes_per_s = \"20 MiB\"\n",
+            &[("STARLING_DOWNLOAD_LIMIT_BYTES_PER_S", "5 MiB"), ("STARLING_BACKGROUND_PERCENT", "5")],
+        )
+        .unwrap();
+        assert_eq!((settings.mtu_bytes, settings.segmentation_offload), (Mtu::Bytes(6_550), false));
+        assert_eq!(settings.upload_limit_bytes_per_s, ByteSize(20 << 20));
+        assert_eq!(settings.download_limit_bytes_per_s, ByteSize(5 << 20));
+        assert_eq!(settings.background_percent, 5);
+        let environment = |value| load("", &[("STARLING_MTU_BYTES", value)]).unwrap().mtu_bytes;
+        assert_eq!((environment("auto"), environment("1452")), (Mtu::Auto, Mtu::Bytes(1_452)));
     }
 
     #[test]
@@ -515,11 +628,17 @@ mod tests {
             ("cache_quota_bytes = -1", "cache_quota_bytes", "-1"),
             ("mtu_bytes = 9000", "mtu_bytes", "9000"),
             ("mtu_bytes = 70000", "mtu_bytes", "70000"),
+            ("mtu_bytes = \"large\"", "mtu_bytes", "large"),
+            ("upload_limit_bytes_per_s = \"100 KiB\"", "upload_limit_bytes_per_s", "100 KiB"),
+            ("download_limit_bytes_per_s = 1", "download_limit_bytes_per_s", "1 B"),
+            ("background_percent = 0", "background_percent", "0"),
+            ("background_percent = 101", "background_percent", "101"),
             ("min_copies = 4", "min_copies", "4"),
             ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("advertise_more = [\"0.0.0.0:7400\"]", "advertise_more", "0.0.0.0:7400"),
             ("certificate_life_s = 5", "certificate_life_s", "5"),
             ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),
             ("log_format = \"xml\"", "log_format", "xml"),

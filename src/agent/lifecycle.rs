@@ -15,11 +15,11 @@ use super::server::{Control as _, ControlSocket, control_router, open_router};
 use super::state::StateFolder;
 use crate::ambient;
 use crate::cache::{CacheConfig, DiskCache};
-use crate::config::Settings;
+use crate::config::{Mtu, Settings};
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
-    Mesh, MeshStart, Network, Office, OfficeConfig, Tamper, bootstrap, proto,
+    Mesh, MeshStart, Network, Office, OfficeConfig, RateLimits, Tamper, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -230,6 +230,23 @@ fn office_config(settings: &Settings) -> OfficeConfig {
     }
 }
 
+fn endpoint_config(settings: &Settings) -> EndpointConfig {
+    let mtu = match settings.mtu_bytes {
+        Mtu::Auto => EndpointConfig::mtu_of_interfaces(settings.listen.ip()),
+        Mtu::Bytes(bytes) => bytes,
+    };
+    EndpointConfig {
+        mtu,
+        segmentation_offload: settings.segmentation_offload,
+        limits: RateLimits {
+            upload_bytes_per_s: settings.upload_limit_bytes_per_s.0,
+            download_bytes_per_s: settings.download_limit_bytes_per_s.0,
+            background_percent: settings.background_percent,
+        },
+        ..EndpointConfig::new(settings.listen)
+    }
+}
+
 /// The joiners that an authority serves once the mesh is there.
 type Joins = mpsc::Receiver<JoinConnection>;
 
@@ -250,8 +267,7 @@ fn join_network(
         },
         None => None,
     };
-    let config = EndpointConfig { mtu: settings.mtu_bytes, ..EndpointConfig::new(settings.listen) };
-    let (endpoint, incoming) = Endpoint::bind(config, identity.clone())?;
+    let (endpoint, incoming) = Endpoint::bind(endpoint_config(settings), identity.clone())?;
     let bound = endpoint.local_addr()?;
     let address = settings.advertise.unwrap_or_else(|| reachable(bound));
     if address.ip().is_loopback() && !settings.listen.ip().is_loopback() {
@@ -270,6 +286,7 @@ fn join_network(
         chunks,
         datagrams,
         addr: address,
+        more: settings.advertise_more.clone(),
         contacts: known,
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,

@@ -11,8 +11,9 @@ const LARGE_BYTES: i32 = 256 << 10;
 #[cfg(target_env = "gnu")]
 const ARENAS: i32 = 4;
 
-/// Tells the allocator. Once, at the start; with another allocator than glibc's it does nothing.
-pub(super) fn keep_small() {
+/// Tells the allocator that this process is an agent. Once, at the start; with another allocator than glibc's it does
+/// nothing.
+pub fn keep_small() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: mallopt only sets parameters of the allocator, takes its own lock, and is called with parameters and

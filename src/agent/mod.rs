@@ -24,4 +24,5 @@ pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
 pub use error::AgentError;
 pub use lifecycle::{Options, run};
+pub use memory::keep_small;
 pub use server::{Control, ControlSocket, SocketError, control_router, open_router};

@@ -1,11 +1,13 @@
 //! One pack: an append-only file of records. Read with `pread`, never mapped: a failing disk must
 //! cost a refetch, not a SIGBUS.
 
+use super::index::Slot;
 use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
 use crate::ambient;
 use crate::model::{ContentId, Time};
+use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,6 +111,27 @@ impl Pack {
         let mut bytes = vec![0; len as usize];
         self.file.read_exact_at(&mut bytes, record + HEADER_BYTES_U64 + u64::from(skip))?;
         Ok(bytes)
+    }
+
+    /// Fills `buffer` from byte `offset` on of the chunk in `slot`, if the kernel has it in memory and, where it begins,
+    /// the header names `id`. What fails is read again by who may wait, and who then says why.
+    pub(super) fn read_now(&self, id: &ContentId, slot: Slot, offset: u32, buffer: &mut [u8]) -> bool {
+        let record = u64::from(slot.offset);
+        let mut header = [0; HEADER_BYTES];
+        let begins = offset == 0;
+        let wanted = buffer.len() + if begins { HEADER_BYTES } else { 0 };
+        let (at, mut into) = if begins {
+            (record, [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])
+        } else {
+            (
+                record + HEADER_BYTES_U64 + u64::from(offset),
+                [IoSliceMut::new(&mut []), IoSliceMut::new(buffer)],
+            )
+        };
+        // Where the file system cannot tell, it refuses the flag.
+        let read = rustix::io::preadv2(&self.file, &mut into, at, ReadWriteFlags::NOWAIT);
+        let is_right = |header: Header| header.id == *id && header.plain_len == slot.plain_len();
+        read == Ok(wanted) && (!begins || Header::decode(&header).is_ok_and(is_right))
     }
 
     /// Bytes of whole records.

@@ -177,6 +177,7 @@ fn start_logging(settings: &Settings) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mtu;
     use clap::Parser;
 
     #[derive(Debug, Parser)]
@@ -209,7 +210,10 @@ mod tests {
         ];
         let settings = parse(&all).unwrap();
         assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
-        assert_eq!((settings.mtu_bytes, settings.dht, settings.read_deadline_ms), (6_550, false, 6_000));
+        assert_eq!(
+            (settings.mtu_bytes, settings.dht, settings.read_deadline_ms),
+            (Mtu::Bytes(6_550), false, 6_000)
+        );
         assert_eq!(settings.state_dir, Path::new("/s"));
     }
 

@@ -158,9 +158,13 @@ impl Local for LocalNode {
     }
 
     fn load(&self, id: ContentId) -> BoxFuture<'_, Option<Bytes>> {
-        // Its length is not known before, so it is never read on the caller's thread.
+        // It may have to wait for the disk, so it is never read on the caller's thread.
         let store = self.store.clone();
         async move { tokio::task::spawn_blocking(move || store.read_all(&id)).await.ok().flatten() }.boxed()
+    }
+
+    fn read_now(&self, id: &ContentId, plain_len: u32, offset: u32, buffer: &mut [u8]) -> bool {
+        self.store.read_now(id, plain_len, offset, buffer)
     }
 
     fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool> {

@@ -7,11 +7,16 @@
 //! good only once the first reply has come.
 
 mod accept;
+mod addresses;
+mod error;
 mod meet;
 mod pool;
+mod settings;
 
 pub(super) use accept::DoorBook;
 pub use accept::DoorCounts;
+pub use error::{ConnectError, EndpointError};
+pub use settings::EndpointConfig;
 
 use super::conduct::{Conduct, Offence};
 
@@ -20,13 +25,13 @@ use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
 use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
 use super::ticket::TicketProof;
-use super::tls::{self, Rules, TlsError, Verified};
-use super::transfer::SEND_WINDOW_BYTES;
+use super::tls::{self, Rules, Verified};
 use super::wire::{VERSION, VERSION_OLDEST};
 use crate::model::NodeId;
+use addresses::Addresses;
 use bytes::Bytes;
 use pool::Pool;
-use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::fmt;
@@ -143,198 +148,12 @@ impl From<CloseCode> for VarInt {
     }
 }
 
-/// Settings of the endpoint.
-#[derive(Clone, Debug)]
-pub struct EndpointConfig {
-    /// Address and port; `[::]:PORT` takes both families.
-    pub listen: SocketAddr,
-    /// Largest UDP payload that path discovery may try, in bytes: 1 452 passes an Ethernet of 1 500 with
-    /// IPv6; at most 6 550 where jumbo frames are on (ten segments must fit 64 KiB: measured).
-    pub mtu: u16,
-    /// Whether the kernel cuts large sends into packets. Without it a gigabyte costs four times as much
-    /// (measured); some network drivers get it wrong.
-    pub segmentation_offload: bool,
-    /// A connection without any packet for so long is closed (guess: longer than any reply may take).
-    pub idle: Duration,
-    /// Time that a handshake may take, dialling or dialled (guess).
-    pub handshake: Duration,
-    /// Most connections, of all protocols and both directions (guess: a full cell on both planes).
-    pub max_connections: usize,
-    /// Most connections that are kept for asking others (guess).
-    pub pool: usize,
-    /// Versions of the protocol for chunks that are spoken.
-    pub versions: &'static [u8],
-}
-
-impl EndpointConfig {
-    /// Largest [`EndpointConfig::mtu`] that works (measured: beyond, packets vanish).
-    pub const MTU_MAX: u16 = 6_550;
-    /// Smallest UDP payload that QUIC allows (RFC 9000, section 14).
-    pub const MTU_MIN: u16 = 1_200;
-
-    /// The defaults on `listen`.
-    pub const fn new(listen: SocketAddr) -> Self {
-        Self {
-            listen,
-            mtu: 1_452,
-            segmentation_offload: true,
-            idle: Duration::from_secs(30),
-            handshake: Duration::from_secs(5),
-            max_connections: 4_096,
-            pool: 512,
-            versions: &[VERSION, VERSION_OLDEST],
-        }
-    }
-
-    fn transport(&self, windows: Windows) -> Result<Arc<TransportConfig>, EndpointError> {
-        let idle = self.idle.try_into().map_err(|_| EndpointError::Idle { idle: self.idle })?;
-        let mut mtu = MtuDiscoveryConfig::default();
-        mtu.upper_bound(self.mtu);
-        let mut transport = TransportConfig::default();
-        // Congestion control stays at quinn's default, cubic: BBR was worse (measured).
-        transport
-            .max_idle_timeout(Some(idle))
-            // No keep-alives: an idle connection shall end, and libp2p's ping keeps its own alive.
-            .keep_alive_interval(None)
-            .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION.into())
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .stream_receive_window(VarInt::from_u32(windows.stream_bytes))
-            .receive_window(VarInt::from_u32(windows.connection_bytes))
-            // Whoever uploads chunks narrows it to what the path takes (`transfer/outflow.rs`).
-            .send_window(SEND_WINDOW_BYTES)
-            .datagram_receive_buffer_size(None)
-            .mtu_discovery_config(Some(mtu))
-            .enable_segmentation_offload(self.segmentation_offload);
-        Ok(Arc::new(transport))
-    }
-}
-
-/// Streams that a peer may have open on one connection. More wait at the peer.
-pub(super) const STREAMS_PER_CONNECTION: u32 = 256;
-
-/// Bytes that a peer may send ahead of the reader, which is also what it can make this node hold.
-#[derive(Clone, Copy)]
-struct Windows {
-    /// On one stream.
-    stream_bytes: u32,
-    /// On all streams of a connection.
-    connection_bytes: u32,
-}
-
-/// Where this node dialled, chunks come: 10 Gbit/s at 6 ms on one stream.
-const DIALLED: Windows = Windows { stream_bytes: 8 << 20, connection_bytes: 16 << 20 };
-/// Where others dialled, requests and documents come, of which the largest has 128 KiB.
-const ACCEPTED: Windows = Windows { stream_bytes: 256 << 10, connection_bytes: 512 << 10 };
 /// Bounds of the queues of connections that wait for their server.
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_JOINS: usize = 16;
 
-/// The endpoint could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    /// The UDP port.
-    #[error("cannot open UDP {listen}: {source}")]
-    Bind {
-        /// The address asked for.
-        listen: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The MTU setting.
-    #[error("mtu {mtu}: {} to {} bytes work", EndpointConfig::MTU_MIN, EndpointConfig::MTU_MAX)]
-    Mtu {
-        /// The setting.
-        mtu: u16,
-    },
-    /// The idle time-out does not fit QUIC's number format.
-    #[error("an idle time-out of {idle:?} is too long")]
-    Idle {
-        /// The setting.
-        idle: Duration,
-    },
-    /// TLS.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-}
-
-/// Why there is no connection.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The node is banned here.
-    #[error("{node} is banned here")]
-    Banned {
-        /// The node.
-        node: NodeId,
-    },
-    /// The address cannot be dialled, or the endpoint is closing.
-    #[error("cannot dial {address}: {source}")]
-    Dial {
-        /// The address.
-        address: SocketAddr,
-        /// What QUIC said.
-        source: quinn::ConnectError,
-    },
-    /// The handshake failed.
-    #[error("no connection with {node} at {address}: {source}")]
-    Handshake {
-        /// Whom.
-        node: NodeId,
-        /// Where.
-        address: SocketAddr,
-        /// What QUIC said.
-        source: quinn::ConnectionError,
-    },
-    /// It speaks no version of the protocol that this node speaks.
-    #[error("{node} at {address} speaks none of this node's versions of the protocol: {spoken}")]
-    NoCommonVersion {
-        /// Whom.
-        node: NodeId,
-        /// Where.
-        address: SocketAddr,
-        /// What this node offered.
-        spoken: String,
-    },
-    /// No answer in time.
-    #[error("{node} at {address} did not answer within {waited:?}")]
-    TimedOut {
-        /// Whom.
-        node: NodeId,
-        /// Where.
-        address: SocketAddr,
-        /// How long was waited.
-        waited: Duration,
-    },
-    /// The certificate passed the handshake and failed right after it (it expired in between).
-    #[error("{node} at {address} is not accepted: {detail}")]
-    NotAccepted {
-        /// Whom.
-        node: NodeId,
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        detail: String,
-    },
-    /// An address of which it was not known whose it is does not lead to a member.
-    #[error("no member of this mesh at {address}: {detail}")]
-    NoMember {
-        /// The address.
-        address: SocketAddr,
-        /// Why not.
-        detail: String,
-    },
-    /// Too many connections are in use.
-    #[error("{open} connections are open, and that is the bound")]
-    TooMany {
-        /// Connections now.
-        open: usize,
-    },
-    /// The TLS configuration.
-    #[error("{0}")]
-    Tls(Arc<TlsError>),
-    /// The dialling task was lost with its runtime.
-    #[error("the endpoint is closing")]
-    Closing,
-}
+/// Connections beyond the bound that may be on their way out, or not yet be verified (guess).
+const CLOSING_MAX: usize = 64;
 
 /// Why a node may speak to an authority's desk.
 #[derive(Debug)]
@@ -389,6 +208,7 @@ struct Shared {
     transport: Arc<TransportConfig>,
     config: EndpointConfig,
     door: Arc<accept::DoorBook>,
+    addresses: Addresses,
 }
 
 impl fmt::Debug for Endpoint {
@@ -411,9 +231,16 @@ impl Endpoint {
     pub fn bind(config: EndpointConfig, identity: Arc<Identity>) -> Result<(Self, Incoming), EndpointError> {
         let listen = config.listen;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let wire = socket::open(listen)
-            .and_then(|socket| Wire::system(socket, &*runtime))
-            .map_err(|source| EndpointError::Bind { listen, source })?;
+        let open = || {
+            let socket = socket::open(listen)?;
+            let own = socket.try_clone()?;
+            let wire = Wire::system(socket, &*runtime)?;
+            if !config.segmentation_offload {
+                socket::take_no_merged_packets(&own)?;
+            }
+            Ok(wire)
+        };
+        let wire = open().map_err(|source| EndpointError::Bind { listen, source })?;
         Self::bind_over(config, identity, wire, runtime, None)
     }
 
@@ -428,10 +255,7 @@ impl Endpoint {
     ) -> Result<(Self, Incoming), EndpointError> {
         let listen = config.listen;
         let failed = |source| EndpointError::Bind { listen, source };
-        if !(EndpointConfig::MTU_MIN..=EndpointConfig::MTU_MAX).contains(&config.mtu) {
-            return Err(EndpointError::Mtu { mtu: config.mtu });
-        }
-        let transport = config.transport(DIALLED)?;
+        let (transport, accepting) = config.transports()?;
         let rules = rules(&identity);
         let mut alpns = vec![Alpn::Libp2p.name().as_bytes()];
         alpns.extend(Alpn::Chunks.names(config.versions));
@@ -441,7 +265,7 @@ impl Endpoint {
         let tls = tls::server_config(identity.clone(), rules, &alpns)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
-            .transport_config(config.transport(ACCEPTED)?)
+            .transport_config(accepting)
             .migration(false)
             .max_incoming(accept::HANDSHAKES_MAX)
             .incoming_buffer_size(accept::HANDSHAKE_BUFFER_BYTES)
@@ -457,9 +281,17 @@ impl Endpoint {
             quinn::Endpoint::new_with_abstract_socket(endpoint, Some(server), socket.clone(), runtime)
                 .map_err(failed)?;
         let pool = Pool::new(config.pool);
-        let registry = Arc::new(Registry::default());
-        let shared =
-            Arc::new(Shared { quinn, socket, identity, registry, transport, config, door: Arc::default() });
+        let registry = Arc::new(Registry::new(config.limits));
+        let shared = Arc::new(Shared {
+            quinn,
+            socket,
+            identity,
+            registry,
+            transport,
+            config,
+            door: Arc::default(),
+            addresses: Addresses::default(),
+        });
         let (libp2p_in, libp2p) = mpsc::channel(WAITING_CONNECTIONS);
         let (chunks_in, chunks) = mpsc::channel(WAITING_CONNECTIONS);
         let (joins_in, joins) = mpsc::channel(WAITING_JOINS);
@@ -510,6 +342,12 @@ impl Endpoint {
         address: SocketAddr,
     ) -> Result<MemberConnection, ConnectError> {
         self.inner.pool.get(&self.inner.shared, node, address).await
+    }
+
+    /// Notes where `node` is reached, best first: it says so itself, or its ticket does. They are tried where the address
+    /// that a caller knows does not answer.
+    pub(super) fn know(&self, node: NodeId, addresses: &[SocketAddr]) {
+        self.inner.shared.addresses.know(node, addresses);
     }
 
     /// Sends a membership datagram, whose first byte is below 0x40. It may be lost, as any datagram.
@@ -608,6 +446,18 @@ impl Shared {
         self.quinn.close(CloseCode::Closing.into(), CloseCode::Closing.reason());
     }
 
+    /// Makes sure that one more connection is within the bound: the longest idle one may have to go.
+    fn make_room(&self) -> Result<(), ConnectError> {
+        let open = self.quinn.open_connections();
+        let max = self.config.max_connections;
+        // One that was closed still counts for some round trips.
+        if open < max || (open < max + CLOSING_MAX && self.registry.close_idlest()) {
+            Ok(())
+        } else {
+            Err(ConnectError::TooMany { open })
+        }
+    }
+
     async fn dial(
         &self,
         node: NodeId,
@@ -617,10 +467,7 @@ impl Shared {
         if self.registry.is_banned(&node) {
             return Err(ConnectError::Banned { node });
         }
-        let open = self.quinn.open_connections();
-        if open >= self.config.max_connections {
-            return Err(ConnectError::TooMany { open });
-        }
+        self.make_room()?;
         let rules = rules(&self.identity);
         let offered = alpn.names(self.config.versions);
         let tls = tls::client_config(&self.identity.certified(), rules.clone(), node, &offered)

@@ -45,6 +45,8 @@ mod swim;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "node")]
+mod throttle;
+#[cfg(feature = "node")]
 mod ticket;
 #[cfg(feature = "node")]
 mod tls;
@@ -99,6 +101,8 @@ pub use socket::{DATAGRAM_MAX_BYTES, DatagramCounts, DatagramError};
 pub use state::StateError;
 #[cfg(feature = "node")]
 pub use swim::{SwimCounters, Tuning};
+#[cfg(feature = "node")]
+pub use throttle::{LIMIT_MIN_BYTES_PER_S, RateLimits};
 #[cfg(feature = "node")]
 pub use ticket::{
     CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, TICKET_MAX_USES, Terms, Ticket, TicketError,

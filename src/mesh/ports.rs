@@ -74,6 +74,14 @@ pub trait Local: Send + Sync + 'static {
     /// The verified plain bytes of `id`, or `None` when they are not stored (any more).
     fn load(&self, id: ContentId) -> BoxFuture<'_, Option<Bytes>>;
 
+    /// Fills `buffer` with the bytes from `offset` on of the verified chunk `id`, whose plain length is `plain_len`, if
+    /// that takes no waiting for a disk. `false`, which says nothing but that [`Local::load`] may have to wait, leaves
+    /// anything in `buffer`.
+    fn read_now(&self, id: &ContentId, plain_len: u32, offset: u32, buffer: &mut [u8]) -> bool {
+        let _ = (id, plain_len, offset, buffer);
+        false
+    }
+
     /// Stores plain bytes that were verified against `id`, which arrived from a peer or the strata.
     /// `false`: the store refused (full, failing); the caller still delivers them.
     fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool>;

@@ -5,10 +5,12 @@ use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
+use super::throttle::{RateLimits, Throttles};
 use crate::model::{NodeId, Time, UnixTime};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -19,6 +21,9 @@ const CONNECTIONS_PER_NODE: usize = 8;
 /// Chunks that one node may be asking for at a time, on all its connections; more are answered busy (guess: the
 /// largest window of a reader, a few times over).
 const ASKS_PER_NODE: usize = 1_024;
+/// How long a connection must have been idle before it may make room for another (guess: some round trips, so that one
+/// that was just opened for a request is not closed before it).
+const IDLE_MIN: Duration = Duration::from_secs(1);
 /// Most nodes that are banned at once; the ban that would end first makes room.
 const BANS_MAX: usize = 4_096;
 
@@ -40,10 +45,36 @@ struct Inner {
     membership: RwLock<MembershipCert>,
     /// Shared by all connections with the node.
     asks: Arc<Semaphore>,
+    /// Requests under way, either way.
+    in_use: AtomicUsize,
+    /// When the last one began or ended.
+    used: AtomicU64,
     registry: Arc<Registry>,
 }
 
+/// A request under way on a connection: until it is dropped, the connection is not idle.
+pub(super) struct InUse(Arc<Inner>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.note_use();
+        self.0.in_use.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Inner {
+    fn note_use(&self) {
+        self.used.store(crate::ambient::now().as_nanos(), Ordering::Relaxed);
+    }
+
+    /// When it was last used, if it is for chunks, open, and nothing is under way on it now.
+    fn idle_since(&self) -> Option<Time> {
+        let is_idle = self.alpn == Alpn::Chunks
+            && self.in_use.load(Ordering::Acquire) == 0
+            && self.quinn.close_reason().is_none();
+        is_idle.then(|| Time::from_nanos(self.used.load(Ordering::Relaxed)))
+    }
+
     fn membership(&self) -> MembershipCert {
         self.membership.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -113,6 +144,18 @@ impl MemberConnection {
         self.inner.registry.conduct.allows(self.node(), what, tokens, crate::ambient::now())
     }
 
+    /// Notes that a request is under way on it.
+    pub(super) fn begin_use(&self) -> InUse {
+        self.inner.in_use.fetch_add(1, Ordering::AcqRel);
+        self.inner.note_use();
+        InUse(self.inner.clone())
+    }
+
+    /// What this node sends and takes at most.
+    pub(super) fn throttles(&self) -> &Throttles {
+        &self.inner.registry.throttles
+    }
+
     /// The places for what the peer asks for at a time, on all its connections.
     pub(super) fn asks(&self) -> &Arc<Semaphore> {
         &self.inner.asks
@@ -150,9 +193,14 @@ pub(super) enum Turned {
 pub(super) struct Registry {
     state: Mutex<State>,
     conduct: Arc<Conduct>,
+    throttles: Throttles,
 }
 
 impl Registry {
+    pub(super) fn new(limits: RateLimits) -> Self {
+        Self { throttles: Throttles::new(limits), ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing in this file can panic while it holds the lock and leave the tables half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,8 +238,18 @@ impl Registry {
         let number = state.next;
         state.next += 1;
         let membership = RwLock::new(membership);
-        let inner =
-            Arc::new(Inner { number, quinn, alpn, version, node, membership, asks, registry: self.clone() });
+        let inner = Arc::new(Inner {
+            number,
+            quinn,
+            alpn,
+            version,
+            node,
+            membership,
+            asks,
+            in_use: AtomicUsize::new(0),
+            used: AtomicU64::new(crate::ambient::now().as_nanos()),
+            registry: self.clone(),
+        });
         state.live.insert(number, Live { node, connection: Arc::downgrade(&inner) });
         drop(state);
         Ok(MemberConnection { inner })
@@ -202,6 +260,19 @@ impl Registry {
         for inner in self.live().into_iter().filter(|inner| which(inner)) {
             inner.quinn.close(code.into(), code.reason());
         }
+    }
+
+    /// Closes the connection for chunks that was idle for the longest time, if one was for [`IDLE_MIN`]; whether.
+    pub(super) fn close_idlest(&self) -> bool {
+        let now = crate::ambient::now();
+        let idle = self.live().into_iter().filter_map(|inner| Some((inner.idle_since()?, inner)));
+        let longest = idle.min_by_key(|(since, inner)| (*since, inner.number));
+        let Some((_, inner)) = longest.filter(|(since, _)| now.since(*since) >= IDLE_MIN) else {
+            return false;
+        };
+        tracing::debug!(node = %inner.node, "an idle connection makes room for another");
+        inner.quinn.close(CloseCode::Done.into(), CloseCode::Done.reason());
+        true
     }
 
     fn live(&self) -> Vec<Arc<Inner>> {

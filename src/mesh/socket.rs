@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +93,22 @@ pub(super) fn open(listen: SocketAddr) -> io::Result<UdpSocket> {
     sockopt::set_socket_send_buffer_size(&socket, KERNEL_BUFFER_BYTES)?;
     rustix::net::bind(&socket, &listen)?;
     Ok(UdpSocket::from(socket))
+}
+
+/// Has the kernel hand over each packet by itself. After [`Wire::system`], which asks for merged ones.
+pub(super) fn take_no_merged_packets(socket: &UdpSocket) -> io::Result<()> {
+    let off: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the kernel reads an integer of the length that it is told.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_GRO,
+            (&raw const off).cast(),
+            libc::socklen_t::try_from(size_of_val(&off)).unwrap_or(0),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An IPv4 address that came in over an IPv6 socket, in its own form.
@@ -324,6 +341,34 @@ mod tests {
             assert_eq!((from, &content[..]), (sender.local_addr().unwrap(), &[first; 100][..]));
         }
         assert_eq!(shared.counts().received, 3);
+    }
+
+    #[tokio::test]
+    async fn without_offload_each_packet_comes_by_itself() {
+        let socket = open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (to, own) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
+        let (shared, _datagrams) = shared(socket);
+        take_no_merged_packets(&own).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let state = quinn::udp::UdpSocketState::new((&sender).into()).unwrap();
+        let contents = [0x41; 600];
+        let merged = Transmit {
+            destination: to,
+            ecn: None,
+            contents: &contents,
+            segment_size: Some(100),
+            src_ip: None,
+        };
+        state.send((&sender).into(), &merged).unwrap();
+        for _ in 0..6 {
+            let mut storage = vec![0u8; 65_536];
+            let mut metas = [RecvMeta::default()];
+            let received = std::future::poll_fn(|cx| {
+                shared.poll_recv(cx, &mut [IoSliceMut::new(&mut storage)], &mut metas)
+            });
+            received.await.unwrap();
+            assert_eq!((metas[0].len, metas[0].stride), (100, 100));
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,9 @@
 //! the asker's rights, to the driver, and carries the answers back. `talk` holds the small requests.
 
 mod ask;
+mod body;
+mod buffers;
+mod carry_back;
 mod frames;
 mod outflow;
 mod serve;
@@ -14,6 +17,9 @@ pub use ask::{Asking, Reply, ask};
 pub(super) use serve::may_hear;
 pub use serve::{Ask, AskReply, PeerRequest, serve};
 pub use talk::{all_news, members, push_news, tell_possession};
+
+pub(super) use body::{Body, Stored};
+pub(super) use carry_back::{Done, Sent};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
 pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
@@ -108,7 +114,7 @@ impl From<StreamError> for TransferError {
         match error {
             StreamError::Connection(detail) => Self::Connection(detail),
             StreamError::NoProgress(span) => Self::NoProgress(span),
-            StreamError::Ended => Self::NotAnswered,
+            StreamError::Ended | StreamError::Lost => Self::NotAnswered,
             StreamError::Wire(error) => Self::Protocol(error.to_string()),
             StreamError::Noise(frames) => {
                 Self::Protocol(format!("{frames} frames of unknown types in a row"))

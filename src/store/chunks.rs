@@ -51,6 +51,14 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// The whole chunk, or `None`.
     fn read_all(&self, id: &ContentId) -> Option<Bytes>;
 
+    /// Fills `buffer` with the bytes from `offset` on of a chunk whose plain length is `plain_len` and which was verified
+    /// in this run, if that takes no waiting for a disk. `false` says nothing but that [`ChunkStore::read_all`] may
+    /// have to wait; `buffer` then holds anything.
+    fn read_now(&self, id: &ContentId, plain_len: u32, offset: u32, buffer: &mut [u8]) -> bool {
+        let _ = (id, plain_len, offset, buffer);
+        false
+    }
+
     /// Stores verified bytes. Storing what is here already changes nothing.
     ///
     /// # Errors

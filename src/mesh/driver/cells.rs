@@ -319,6 +319,10 @@ async fn ask_one(
         match transfer::members(&connection, endpoint.identity().trust(), ambient::unix_now()).await {
             Ok(list) => {
                 claims.is_done(&cell);
+                // Only of itself does anybody know where else it is.
+                if let Some((_, addresses)) = list.iter().find(|(member, _)| member.node == node) {
+                    endpoint.know(node, addresses);
+                }
                 let mut found = sort_out(own, &cell, list);
                 found.own = is_own.then_some((node, addr));
                 return Some(found);

@@ -98,6 +98,8 @@ pub struct Network {
     pub datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
     /// Where others reach this node.
     pub addr: SocketAddr,
+    /// Where else, best first: other interfaces, the other family.
+    pub more: Vec<SocketAddr>,
     /// Members to begin with: from the ticket, and those known before a restart.
     pub contacts: Vec<Contact>,
     /// Where to look for members when nobody who is known answers: `HOST:PORT` each, looked up anew each time.
@@ -384,6 +386,8 @@ pub(super) struct Linked {
     has_contacts: bool,
     /// Where this node is an authority.
     pub(super) office: Option<Arc<Office>>,
+    /// This node's addresses beside the one that everybody knows.
+    more: Vec<SocketAddr>,
 }
 
 /// Starts membership, DHT, the views of other cells and the serving of peers; all report to the inbox.
@@ -394,6 +398,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         chunks,
         datagrams,
         addr,
+        more,
         contacts,
         bootstrap,
         mdns,
@@ -402,6 +407,9 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         office,
         tamper,
     } = network;
+    for contact in &contacts {
+        endpoint.know(contact.node, &contact.addresses);
+    }
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
@@ -468,7 +476,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));
-    Ok(Linked { endpoint, swim, dht, hints, seen, has_contacts, office })
+    Ok(Linked { endpoint, swim, dht, hints, seen, has_contacts, office, more })
 }
 
 /// The local network. A node that cannot have it does without.

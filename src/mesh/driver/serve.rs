@@ -1,13 +1,18 @@
 //! The serving side: what peers ask becomes the core's inputs, its answers go back to them.
 
 use super::super::proto::{Answer, Ask, Chunk, Input, Peer};
-use super::super::transfer::{self, AskReply, PeerRequest};
+use super::super::ticket::CONTACT_MAX_ADDRESSES;
+use super::super::transfer::{self, AskReply, Body, Done, PeerRequest, Sent, Stored};
 use super::super::wire::{Holder, MemberRecord};
 use super::counters::{add, count};
 use super::peers::ME;
 use super::task::{Driver, Message};
 use crate::model::{ContentId, limits};
 use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 /// Asks of peers that are kept track of. The core's own bound is lower.
 const ASKS_MAX: usize = 1 << 16;
@@ -37,6 +42,18 @@ pub(super) struct UploadBook {
     /// How many of each peer are for chunks that were not stored.
     absent: HashMap<Peer, u32>,
     next: u32,
+}
+
+/// Tells the loop, from where nothing may wait.
+fn tell(inbox: &mpsc::Sender<Message>, message: Message) {
+    let Err(TrySendError::Full(message)) = inbox.try_send(message) else { return };
+    // Each upload says so once, and their number is bounded. Without a runtime the loop is gone, too.
+    if let Ok(runtime) = Handle::try_current() {
+        let inbox = inbox.clone();
+        runtime.spawn(async move {
+            let _ = inbox.send(message).await;
+        });
+    }
 }
 
 impl Driver {
@@ -140,24 +157,21 @@ impl Driver {
         };
         let Some(reply) = upload.reply.take() else { return };
         let (id, plain_len) = (upload.id, upload.plain_len);
-        let recent = self.recent.get(&id).map(|(bytes, _)| bytes);
-        let links = self.links.for_task();
-        count(&links.counters.answers_data);
-        tokio::spawn(async move {
-            let bytes = match recent {
-                Some(bytes) => Some(bytes),
-                None => links.local.load(id).await,
-            };
-            // The reference may lie about the length; then nobody can have the chunk under it.
-            let (ok, gone) = match bytes.filter(|bytes| bytes.len() == plain_len as usize) {
-                Some(bytes) => (reply.data(bytes).await, false),
-                None => {
-                    reply.missing(Vec::new(), 0);
-                    (false, true)
-                }
-            };
-            let _ = links.inbox.send(Message::Uploaded { ask, ok, gone }).await;
-        });
+        count(&self.links.counters.answers_data);
+        // The reference may lie about the length; then nobody can have the chunk under it.
+        let recent = self.recent.get(&id).filter(|(bytes, _)| bytes.len() == plain_len as usize);
+        let body = match recent {
+            Some((bytes, _)) => Body::Here(bytes),
+            None => Body::Stored(Stored::new(Arc::clone(&self.links.local), id, plain_len)),
+        };
+        let inbox = self.links.inbox.clone();
+        reply.send_body(
+            body,
+            Done::new(move |sent| {
+                let uploaded = Message::Uploaded { ask, ok: sent == Sent::Whole, gone: sent == Sent::Gone };
+                tell(&inbox, uploaded);
+            }),
+        );
     }
 
     /// An upload ended.
@@ -217,7 +231,8 @@ impl Driver {
     pub(super) fn own_record(&self) -> Option<MemberRecord> {
         let (network, entry) = (self.links.network.as_ref()?, self.peers.get(ME)?);
         let certificate = network.endpoint.identity().membership().bytes().to_vec();
-        Some(MemberRecord { certificate, addresses: vec![entry.addr] })
+        let addresses = std::iter::once(entry.addr).chain(network.more.iter().copied());
+        Some(MemberRecord { certificate, addresses: addresses.take(CONTACT_MAX_ADDRESSES).collect() })
     }
 
     /// The members of this cell that are up, this node first, and a few of each other cell of the region: who asks

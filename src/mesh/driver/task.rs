@@ -119,7 +119,6 @@ pub(super) enum Message {
 pub(super) struct TaskLinks {
     pub(super) local: Arc<dyn Local>,
     pub(super) inbox: mpsc::Sender<Message>,
-    pub(super) counters: Arc<MeshCounters>,
     /// `None` without a network.
     pub(super) trust: Option<Arc<MeshTrust>>,
     /// Where this node is an authority.
@@ -162,7 +161,6 @@ impl Links {
         TaskLinks {
             local: Arc::clone(&self.local),
             inbox: self.inbox.clone(),
-            counters: Arc::clone(&self.counters),
             trust: self.network.as_ref().map(|network| Arc::clone(network.endpoint.identity().trust())),
             office: self.network.as_ref().and_then(|network| network.office.clone()),
         }
@@ -237,19 +235,35 @@ impl Driver {
     pub(super) async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         let stop = self.links.stop.clone();
         let mut chores_due = Time::ZERO;
+        let mut stopped = std::pin::pin!(stop.cancelled());
+        // One alarm, set anew only when something else is due first: most turns change nothing about that.
+        let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut alarm_at = Time::ZERO;
         self.announce_cell();
         loop {
-            let pause = self.core.next_deadline().unwrap_or(Time::NEVER).since(ambient::now());
+            let core_due = self.core.next_deadline().unwrap_or(Time::NEVER);
+            let due = core_due.min(chores_due);
+            if due != alarm_at {
+                let pause = due.since(ambient::now()).min(CHORES_IDLE);
+                alarm.as_mut().reset(tokio::time::Instant::now() + pause);
+                alarm_at = due;
+            }
             // In this order: a flood of messages must not keep from being done what is due.
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => self.input(Input::Tick),
-                () = tokio::time::sleep(chores_due.since(ambient::now())) => {
-                    self.chores();
-                    // Without readers nobody goes away.
-                    let idle = self.settling.is_none() && self.wants.is_empty();
-                    chores_due = ambient::now() + if idle { CHORES_IDLE } else { CHORES_EVERY };
+                () = &mut stopped => return,
+                () = &mut alarm => {
+                    // An alarm that went off is always set anew.
+                    alarm_at = Time::NEVER;
+                    if core_due <= ambient::now() {
+                        self.input(Input::Tick);
+                    }
+                    if chores_due <= ambient::now() {
+                        self.chores();
+                        // Without readers nobody goes away.
+                        let idle = self.settling.is_none() && self.wants.is_empty();
+                        chores_due = ambient::now() + if idle { CHORES_IDLE } else { CHORES_EVERY };
+                    }
                 }
                 message = messages.recv() => {
                     let Some(message) = message else { return };

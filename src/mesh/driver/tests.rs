@@ -213,6 +213,7 @@ impl TestNode {
             dht,
             tuning: Tuning::default(),
             tamper: None,
+            more: Vec::new(),
             office: options.office,
         };
         let local = Arc::new(Memory { stratum: Arc::clone(stratum), ..Memory::default() });

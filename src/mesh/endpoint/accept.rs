@@ -1,6 +1,8 @@
 //! Taking in connections: who may begin a handshake, and what becomes of it.
 
-use super::{Admitted, Alpn, CloseCode, JoinConnection, Shared, agreed, judge, no_common_protocol, rules};
+use super::{
+    Admitted, Alpn, CLOSING_MAX, CloseCode, JoinConnection, Shared, agreed, judge, no_common_protocol, rules,
+};
 use crate::mesh::bucket::{Buckets, Pace};
 use crate::mesh::registry::{MemberConnection, Turned};
 use crate::mesh::tls::Verified;
@@ -181,7 +183,8 @@ fn take_in(
     incoming: quinn::Incoming,
 ) {
     let address = sender(incoming.remote_address().ip());
-    let full = shared.quinn.open_connections() >= shared.config.max_connections;
+    // What is beyond the bound has to prove first that it is a member, for whom others make room.
+    let full = shared.quinn.open_connections() >= shared.config.max_connections + CLOSING_MAX;
     let proven = incoming.remote_address_validated();
     match gate.admit(address, proven, handshakes.len(), crate::ambient::now()) {
         Admission::Accept if !full => {
@@ -248,6 +251,11 @@ fn sort(shared: &Arc<Shared>, doors: &Doors, connection: &quinn::Connection) {
         (Some(alpn @ (Alpn::Libp2p | Alpn::Chunks)), Verified::Member(membership)) => {
             // A handshake also shows a renewed certificate.
             shared.registry.renewed(&membership);
+            if shared.quinn.open_connections() > shared.config.max_connections
+                && !shared.registry.close_idlest()
+            {
+                return refuse(CloseCode::Busy, "too many connections");
+            }
             match shared.registry.admit(connection.clone(), alpn, membership) {
                 Err(Turned::Banned) => refuse(CloseCode::Banned, "banned"),
                 Err(Turned::TooMany) => refuse(CloseCode::Busy, "too many connections of one node"),

@@ -15,10 +15,7 @@ impl Endpoint {
     pub async fn connect_any(&self, address: SocketAddr) -> Result<MemberConnection, ConnectError> {
         let shared = &self.inner.shared;
         let failed = |detail: String| ConnectError::NoMember { address, detail };
-        let open = shared.quinn.open_connections();
-        if open >= shared.config.max_connections {
-            return Err(ConnectError::TooMany { open });
-        }
+        shared.make_room()?;
         let (rules, alpn) = (rules(&shared.identity), Alpn::Chunks);
         let (identity, offered) = (shared.identity.certified(), alpn.names(shared.config.versions));
         let tls = tls::client_config(&identity, rules.clone(), Wanted::Anybody, &offered)

@@ -1,6 +1,6 @@
 //! Connections that are kept for asking others for chunks.
 
-use super::{Alpn, ConnectError, Shared};
+use super::{ConnectError, Shared};
 use crate::mesh::registry::MemberConnection;
 use crate::model::{NodeId, Time};
 use futures::FutureExt as _;
@@ -84,7 +84,7 @@ impl Pool {
             dropped.extend(slots.remove_entry(&idlest));
         }
         let dial = shared.clone();
-        let dialling = async move { dial.dial(node, address, Alpn::Chunks).await }.boxed().shared();
+        let dialling = async move { dial.dial_anywhere(node, address).await }.boxed().shared();
         // A task of its own carries it through: a caller who stops waiting stops nobody else's dial.
         tokio::spawn(dialling.clone().map(drop));
         slots.insert(node, Slot { dialling: dialling.clone(), used: now });

@@ -5,7 +5,7 @@ use super::world::address;
 use super::{Link, World, run};
 use crate::mesh::transfer::{self, Asking, PeerRequest, Reply, TransferError};
 use crate::mesh::wire::Request;
-use crate::mesh::{ConnectError, Endpoint, Incoming};
+use crate::mesh::{CloseCode, ConnectError, Endpoint, EndpointConfig, Incoming, RateLimits};
 use crate::model::{ChunkRef, Class, ContentId, NodeId, Place};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -224,5 +224,97 @@ fn a_bad_link_in_one_direction_slows_down_nobody_else() {
         };
         let (slow, fast) = tokio::join!(slow, fast);
         assert!(fast < Duration::from_millis(200) && slow > 4 * fast, "{slow:?} and {fast:?}");
+    });
+}
+
+async fn crowded(world: World) {
+    let members: Vec<_> = (0..5).map(|_| world.mesh.member()).collect();
+    let config = EndpointConfig { max_connections: 2, ..EndpointConfig::new(address(1)) };
+    let (server, incoming) = world.bind_with(config, &members[0]);
+    let wanted = [content(0, 10_000)];
+    // Each request takes five seconds.
+    serve_all(incoming, wanted.to_vec(), Duration::from_secs(5));
+    let clients: Vec<_> =
+        (2..6_u8).map(|number| world.bind(&members[usize::from(number) - 1], number)).collect();
+    let node = members[0].node();
+    let get = async |client: usize| {
+        collect(ask(&clients[client].0, node, 1, &wanted).await.unwrap(), &wanted).await
+    };
+    let open = |client: usize| server.connections_by_node().contains_key(&members[client + 1].node());
+    for client in [0, 1, 0] {
+        assert_eq!(get(client).await.0, 1);
+    }
+    assert!(open(0) && open(1));
+    assert_eq!(get(2).await.0, 1, "one that nobody used made room");
+    assert!(open(0) && !open(1) && open(2), "the one that was idle for longer");
+    // Both are in use now: who comes has to wait.
+    let (first, second, (third, ())) = tokio::join!(get(0), get(2), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        (get(3).await, assert!(open(0) && open(2) && !open(3)))
+    });
+    assert_eq!((first.0, second.0), (1, 1));
+    assert!(matches!(&third.1[..], [TransferError::Connection(_)]), "{third:?}");
+}
+
+#[test]
+fn the_longest_idle_connection_makes_room_for_another_and_one_in_use_does_not() {
+    run(11, Link::default(), crowded);
+}
+
+/// How long 8 MiB take between two nodes with these limits.
+async fn limited(world: World, serving: RateLimits, asking: RateLimits) -> Duration {
+    let (one, two) = (world.mesh.member(), world.mesh.member());
+    let at = |number, limits| EndpointConfig { limits, ..EndpointConfig::new(address(number)) };
+    let (server, incoming) = world.bind_with(at(1, serving), &one);
+    let (asker, _incoming) = world.bind_with(at(2, asking), &two);
+    let wanted: Vec<Bytes> = (0..8).map(|number| content(number, 1 << 20)).collect();
+    serve_all(incoming, wanted.clone(), Duration::ZERO);
+    let began = Instant::now();
+    let replies = collect(ask(&asker, one.node(), 1, &wanted).await.unwrap(), &wanted).await;
+    assert!(matches!(&replies, (8, errors) if errors.is_empty()), "{replies:?}");
+    for endpoint in [server, asker] {
+        assert!(endpoint.conduct().counts().all(|(_, count)| count == 0), "nobody is blamed for it");
+    }
+    began.elapsed()
+}
+
+#[test]
+fn a_limit_of_either_side_holds_and_nobody_is_blamed_for_being_slow() {
+    let none = RateLimits::default();
+    let up = RateLimits { upload_bytes_per_s: 2 << 20, ..none };
+    let down = RateLimits { download_bytes_per_s: 1 << 20, ..none };
+    let free = run(12, Link::default(), |world| limited(world, none, none));
+    assert!(free < Duration::from_secs(1), "{free:?}");
+    for (serving, asking, seconds) in [(up, none, 4.0), (none, down, 8.0), (up, down, 8.0)] {
+        let took = run(12, Link::default(), |world| limited(world, serving, asking)).as_secs_f64();
+        // The first burst comes at once, and what is owed for the last piece is not waited for.
+        assert!((0.85 * seconds..1.05 * seconds).contains(&took), "{took} s with {serving:?} and {asking:?}");
+    }
+}
+
+#[test]
+fn a_node_is_reached_at_whichever_of_its_addresses_answers() {
+    run(13, Link::default(), |world| async move {
+        let (one, two) = (world.mesh.member(), world.mesh.member());
+        let (_server, _incoming) = world.bind(&one, 1);
+        let (dialler, _incoming) = world.bind(&two, 2);
+        let nobody = [address(7), address(8)];
+        let alone = dialler.connection(one.node(), nobody[0]).await;
+        assert!(matches!(alone, Err(ConnectError::TimedOut { .. })), "{alone:?}");
+        let began = Instant::now();
+        dialler.know(one.node(), &[nobody[0], nobody[1], address(1)]);
+        let connection = dialler.connection(one.node(), nobody[0]).await.unwrap();
+        assert_eq!((connection.node(), connection.address()), (one.node(), address(1)));
+        let took = began.elapsed();
+        assert!((500..600).contains(&took.as_millis()), "two that are silent were waited for: {took:?}");
+        // One that says who else it is, is left at once.
+        let (other, _incoming) = world.bind(&world.mesh.member(), 7);
+        connection.close(CloseCode::Done);
+        let began = Instant::now();
+        dialler.know(one.node(), &[address(7), address(1)]);
+        let again = dialler.connection(one.node(), address(7)).await.unwrap();
+        assert_eq!(again.address(), address(1));
+        assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+        drop(other);
     });
 }

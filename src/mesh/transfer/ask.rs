@@ -1,19 +1,22 @@
 //! The asker's side of a request for chunks.
 
+use super::buffers::Buffer;
 use super::{FrameReader, NO_PROGRESS, TransferError, patience, write_all, write_message};
+use crate::mesh::throttle::Throttle;
 use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told};
 use crate::mesh::{CloseCode, MemberConnection};
-use crate::model::{ChunkRef, ContentId};
-use bytes::{Bytes, BytesMut};
+use crate::model::{ChunkRef, Class, ContentId};
+use bytes::Bytes;
 use quinn::SendStream;
-use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Verified chunks that wait for the asker; then the peer is no longer read, and so is slowed down.
 const EVENTS_WAITING: usize = 4;
-/// Bytes of a growing chunk that are hashed at once (measured: from 16 KiB up BLAKE3 runs at full speed).
-const HASH_STEP_BYTES: usize = 1 << 20;
+/// Bytes of a growing chunk that are hashed at once: while the rest is on its way, and while they are in the processor's
+/// cache (measured: from 16 KiB up BLAKE3 runs at full speed).
+const HASH_STEP_BYTES: usize = 64 << 10;
 /// Memory taken for a chunk before its bytes have come; a larger one grows with what arrives.
 const RESERVE_MAX_BYTES: usize = 4 << 20;
 
@@ -85,7 +88,9 @@ pub fn ask(connection: MemberConnection, request: Request) -> Result<Asking, Tra
     request.check()?;
     let (events_in, events) = mpsc::channel(EVENTS_WAITING);
     let (withdrawals, withdrawn) = mpsc::channel(request.chunks.len());
+    let in_use = connection.begin_use();
     tokio::spawn(async move {
+        let _in_use = in_use;
         let count = request.chunks.len();
         let mut open = Open { left: count, is_open: vec![true; count], waits_left: WAITS_PER_CHUNK * count };
         let began = (tokio::time::Instant::now(), received(&connection));
@@ -173,28 +178,44 @@ async fn exchange(
         .await
         .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
         .map_err(|error| TransferError::Connection(error.to_string()))?;
-    write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
-    write_message(&mut send, &Message::Request(request.clone()), NO_PROGRESS).await?;
+    // In one piece, so that it leaves in one packet.
+    let frame = Message::Request(request.clone()).to_frame()?;
+    write_all(&mut send, [&[connection.version()][..], &frame].concat().into(), NO_PROGRESS).await?;
+    // The end of a request for one chunk leaves with it, rather than in a packet of its own when all is over.
+    let send = if request.chunks.len() == 1 {
+        let _ = send.finish();
+        None
+    } else {
+        Some(send)
+    };
     let mut reader = FrameReader::new(recv, NO_PROGRESS);
     tokio::select! {
         biased;
-        result = replies(&mut reader, request, open, events) => result,
-        never = pass_withdrawals(send, withdrawn) => match never {},
+        result = replies(connection, &mut reader, request, open, events) => result,
+        () = pass_withdrawals(send, withdrawn) => Err(TransferError::NotAnswered),
     }
 }
 
 /// Passes withdrawals on as they come. A peer that has said all it will takes no more of them, which is
-/// no failure: what it said may still be on its way. A broken connection is noticed by the reader.
-async fn pass_withdrawals(mut send: SendStream, mut withdrawn: mpsc::Receiver<u16>) -> Infallible {
+/// no failure: what it said may still be on its way. A broken connection is noticed by the reader. Returns when
+/// the only chunk of a request was withdrawn: then nothing more is read, which says as much.
+async fn pass_withdrawals(send: Option<SendStream>, mut withdrawn: mpsc::Receiver<u16>) {
+    let Some(mut send) = send else {
+        return match withdrawn.recv().await {
+            Some(_) => {}
+            None => std::future::pending().await,
+        };
+    };
     while let Some(index) = withdrawn.recv().await {
         if write_message(&mut send, &Message::Withdraw(index), NO_PROGRESS).await.is_err() {
             break;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn replies(
+    connection: &MemberConnection,
     reader: &mut FrameReader,
     request: &Request,
     open: &mut Open,
@@ -205,9 +226,8 @@ async fn replies(
         let (index, reply) = match message {
             Message::Data(header) => {
                 let index = open.find(header.index)?;
-                let limit = patience(header.len);
-                let read = tokio::time::timeout(limit, read_chunk(reader, header, &request.chunks[index]));
-                match read.await.unwrap_or(Err(TransferError::Drip { len: header.len, limit })) {
+                let intake = Intake { throttle: &connection.throttles().down, class: request.class };
+                match read_chunk(reader, header, &request.chunks[index], intake).await {
                     Ok(bytes) => (index, Reply::Arrived(bytes)),
                     Err(error @ TransferError::WrongBytes { .. }) => {
                         open.close(index);
@@ -236,7 +256,14 @@ async fn replies(
         // The asker's end being gone is noticed by whoever runs this.
         let _ = events.send((index, reply)).await;
     }
+    reader.note_end();
     Ok(())
+}
+
+/// How fast chunks are taken in.
+struct Intake<'a> {
+    throttle: &'a Throttle,
+    class: Class,
 }
 
 /// Reads a chunk's bytes and verifies them. Memory grows with what arrives, never beyond the length that
@@ -245,6 +272,7 @@ async fn read_chunk(
     reader: &mut FrameReader,
     header: DataHeader,
     chunk: &ChunkRef,
+    intake: Intake<'_>,
 ) -> Result<Bytes, TransferError> {
     let wrong = |detail: String| TransferError::WrongBytes { chunk: chunk.id, detail };
     let Encoding::Plain = header.encoding().map_err(|error| TransferError::Protocol(error.to_string()))?;
@@ -252,16 +280,55 @@ async fn read_chunk(
         return Err(wrong(format!("{} bytes instead of {}", header.len, chunk.plain_len)));
     }
     let len = header.len as usize;
-    let mut bytes = BytesMut::with_capacity(len.min(RESERVE_MAX_BYTES));
+    let mut bytes =
+        if len <= RESERVE_MAX_BYTES { Room::Whole(Buffer::take(len)) } else { Room::Growing(Vec::new()) };
     let mut hasher = blake3::Hasher::new();
-    let mut hashed = 0;
-    while bytes.len() < len {
-        bytes.extend_from_slice(&reader.bytes(len - bytes.len()).await?);
-        if bytes.len() - hashed >= HASH_STEP_BYTES || bytes.len() == len {
-            hasher.update(&bytes[hashed..]);
-            hashed = bytes.len();
+    let (mut read, mut hashed) = (0, 0);
+    let limit = patience(header.len);
+    let mut until = Instant::now() + limit;
+    while read < len {
+        let room = bytes.up_to(len, read);
+        let came = tokio::time::timeout_at(until, reader.read(&mut room[read..])).await;
+        let came = came.map_err(|_| TransferError::Drip { len: header.len, limit })??;
+        read += came;
+        // What is not read fills QUIC's windows, and the peer slows down: that is no fault of its own.
+        until += intake.throttle.pass(intake.class, came).await;
+        if read - hashed >= HASH_STEP_BYTES || read == len {
+            // BLAKE3 is fast on whole subtrees: what is beyond the last step waits for more.
+            let end = if read == len { len } else { read - (read - hashed) % HASH_STEP_BYTES };
+            hasher.update(&room[hashed..end]);
+            hashed = end;
         }
     }
     let found = ContentId::blake3(*hasher.finalize().as_bytes());
     if found == chunk.id { Ok(bytes.freeze()) } else { Err(wrong(format!("they hash to {found}"))) }
+}
+
+/// Memory for a chunk that comes in.
+enum Room {
+    Whole(Buffer),
+    /// Grown by [`RESERVE_MAX_BYTES`] whenever it is full.
+    Growing(Vec<u8>),
+}
+
+impl Room {
+    /// The memory, of at most `len` bytes; there is always some beyond `read`.
+    fn up_to(&mut self, len: usize, read: usize) -> &mut [u8] {
+        match self {
+            Self::Whole(buffer) => buffer.as_mut(),
+            Self::Growing(bytes) => {
+                if bytes.len() == read {
+                    bytes.resize(len.min(read + RESERVE_MAX_BYTES), 0);
+                }
+                bytes
+            }
+        }
+    }
+
+    fn freeze(self) -> Bytes {
+        match self {
+            Self::Whole(buffer) => buffer.freeze(),
+            Self::Growing(bytes) => bytes.into(),
+        }
+    }
 }

@@ -1,7 +1,9 @@
 //! Frames on QUIC streams, each read and write bounded in time.
 
+use crate::mesh::registry::InUse;
 use crate::mesh::wire::{HEADER_BYTES, Header, Message, VERSION, VERSION_OLDEST, WireError};
 use bytes::Bytes;
+use futures::FutureExt as _;
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 use std::future::Future;
 use std::time::Duration;
@@ -21,6 +23,8 @@ pub(in crate::mesh) enum StreamError {
     Ended,
     Wire(WireError),
     Noise(u32),
+    /// This node's own store lost the rest of a chunk that was being sent.
+    Lost,
 }
 
 impl From<WireError> for StreamError {
@@ -58,12 +62,19 @@ async fn bounded<T, E: Into<StreamError>>(
 pub(in crate::mesh) struct FrameReader {
     stream: RecvStream,
     limit: Duration,
+    /// Only held.
+    _in_use: Option<InUse>,
 }
 
 impl FrameReader {
     /// Reads `stream`; each read of some bytes may take `limit`.
     pub(in crate::mesh) fn new(stream: RecvStream, limit: Duration) -> Self {
-        Self { stream, limit }
+        Self { stream, limit, _in_use: None }
+    }
+
+    /// The same; as long as it is read from, its connection is not idle.
+    pub(in crate::mesh) fn holding(self, in_use: InUse) -> Self {
+        Self { _in_use: Some(in_use), ..self }
     }
 
     /// Changes the time-out.
@@ -108,15 +119,17 @@ impl FrameReader {
         Err(StreamError::Noise(frames))
     }
 
-    /// Up to `max` of the bytes that follow a frame.
-    pub(in crate::mesh) async fn bytes(&mut self, max: usize) -> Result<Bytes, StreamError> {
+    /// Notes the stream's end if it has come. Dropped before, a stream tells the peer to stop, in a packet of its own.
+    pub(in crate::mesh) fn note_end(&mut self) {
+        let _ = self.stream.read_chunk(1, true).now_or_never();
+    }
+
+    /// Fills the beginning of `buffer` with bytes that follow a frame, as many as have come; how many.
+    pub(in crate::mesh) async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, StreamError> {
         let read = bounded(self.limit, async {
-            self.stream
-                .read_chunk(max, true)
-                .await
-                .map_err(|error| StreamError::Connection(error.to_string()))
+            self.stream.read(buffer).await.map_err(|error| StreamError::Connection(error.to_string()))
         });
-        read.await?.map(|chunk| chunk.bytes).ok_or(StreamError::Ended)
+        read.await?.ok_or(StreamError::Ended)
     }
 }
 

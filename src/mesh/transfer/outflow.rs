@@ -6,13 +6,15 @@
 //! seconds. So the window follows the congestion window: what is in flight, half as much again to be
 //! sent next, and no more. All but that small rest has then been acknowledged by the peer.
 
-use super::{NO_PROGRESS, StreamError};
+use super::{Body, NO_PROGRESS, StreamError, patience};
+use crate::mesh::MemberConnection;
 use crate::model::Class;
 use bytes::Bytes;
 use quinn::SendStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Least send window: some packets, so that a connection can begin.
 const WINDOW_MIN_BYTES: u64 = 16 << 10;
@@ -26,6 +28,9 @@ const STEPS_PER_WINDOW: u64 = 8;
 /// Least and most bytes of a step: small enough that the next is not long in coming, large enough to be cheap.
 const STEP_MIN_BYTES: u64 = 4 << 10;
 const STEP_MAX_BYTES: u64 = 256 << 10;
+/// How often the window is adapted at most: asking QUIC for its figures costs a microsecond, and they do not change faster
+/// than round trips of a fast local network (guess).
+const ADAPT_EVERY: Duration = Duration::from_micros(200);
 /// Longest pause of a less urgent chunk for the sake of more urgent ones, before each of its steps: it never starves (guess).
 const YIELD_MAX: Duration = Duration::from_millis(50);
 /// From this length on a chunk is in the way of others of its class, and goes behind them (guess: longer than any chunk of a file).
@@ -63,10 +68,12 @@ fn window_bytes(cwnd: u64, rtt: Duration) -> u64 {
 
 /// The outflow of one connection.
 pub(super) struct Outflow {
-    connection: quinn::Connection,
+    connection: MemberConnection,
     /// Chunks that are being written, by rank.
     writing: Mutex<[u32; RANKS]>,
     ended: Notify,
+    /// When the window was last adapted, and the step that followed from it.
+    adapted: Mutex<Option<(Instant, usize)>>,
 }
 
 /// A chunk that is being written.
@@ -84,8 +91,8 @@ impl Drop for Turn<'_> {
 
 impl Outflow {
     /// The outflow of `connection`, of which there must be only one.
-    pub(super) fn new(connection: quinn::Connection) -> Self {
-        Self { connection, writing: Mutex::new([0; RANKS]), ended: Notify::new() }
+    pub(super) fn new(connection: MemberConnection) -> Self {
+        Self { connection, writing: Mutex::new([0; RANKS]), ended: Notify::new(), adapted: Mutex::new(None) }
     }
 
     fn lock(&self) -> MutexGuard<'_, [u32; RANKS]> {
@@ -113,35 +120,50 @@ impl Outflow {
 
     /// Lets QUIC hold what the path takes now; returns how many bytes to write at a time.
     fn adapt(&self) -> usize {
-        let path = self.connection.stats().path;
+        let now = Instant::now();
+        let mut adapted = self.adapted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((before, step)) = *adapted
+            && now.duration_since(before) < ADAPT_EVERY
+        {
+            return step;
+        }
+        let path = self.connection.quinn().stats().path;
         let window = window_bytes(path.cwnd, path.rtt);
-        self.connection.set_send_window(window);
+        self.connection.quinn().set_send_window(window);
         let step = (window / STEPS_PER_WINDOW).clamp(STEP_MIN_BYTES, STEP_MAX_BYTES);
-        usize::try_from(step).unwrap_or(usize::MAX)
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
+        *adapted = Some((now, step));
+        step
     }
 
     /// Writes a frame and the chunk behind it, without copying. Returns when all but a small rest of it has
-    /// reached the peer; each step may take [`NO_PROGRESS`].
+    /// reached the peer; each step may take [`NO_PROGRESS`], and all of it as long as a chunk of its length may, beside
+    /// what this node's own limit makes it wait.
     pub(super) async fn write(
         &self,
         stream: &mut SendStream,
-        rank: Rank,
+        class: Class,
         frame: Bytes,
-        mut chunk: Bytes,
+        chunk: &mut Body,
     ) -> Result<(), StreamError> {
+        let rank = Rank::of(class, chunk.len());
+        let limit = patience(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
+        let mut until = Instant::now() + limit;
         let _turn = self.begin(rank);
         let _ = stream.set_priority(rank.priority());
         let mut step = self.adapt();
-        let mut parts = [frame, chunk.split_to(chunk.len().min(step))];
+        let mut parts = [frame, chunk.part(step).await.ok_or(StreamError::Lost)?];
         loop {
             self.give_way(rank).await;
-            let written = tokio::time::timeout(NO_PROGRESS, stream.write_all_chunks(&mut parts)).await;
-            written.map_err(|_| StreamError::NoProgress(NO_PROGRESS))??;
-            if chunk.is_empty() {
+            until += self.connection.throttles().up.pass(class, parts[1].len()).await;
+            let this_step = until.min(Instant::now() + NO_PROGRESS);
+            let written = tokio::time::timeout_at(this_step, stream.write_all_chunks(&mut parts)).await;
+            written.map_err(|_| StreamError::NoProgress(limit.min(NO_PROGRESS)))??;
+            if chunk.len() == 0 {
                 return Ok(());
             }
             step = self.adapt().max(step / 2);
-            parts = [Bytes::new(), chunk.split_to(chunk.len().min(step))];
+            parts = [Bytes::new(), chunk.part(step).await.ok_or(StreamError::Lost)?];
         }
     }
 }

@@ -1,19 +1,19 @@
 //! The serving side: what peers ask is checked and passed to the driver, its answers are carried back.
 
-use super::outflow::{Outflow, Rank};
-use super::{FrameReader, NO_PROGRESS, StreamError, patience, write_message};
+use super::carry_back::{Done, Open, Out, Sending, Sent, carry_back};
+use super::outflow::Outflow;
+use super::{Body, FrameReader, NO_PROGRESS, StreamError, write_message};
 use crate::mesh::conduct::{Offence, Use};
-use crate::mesh::wire::{
-    DataHeader, Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, SliceHeld, Told,
-    WireError,
-};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
+use crate::mesh::wire::{
+    Holder, Message, NEWS_MAX_DOCUMENTS, RefusedBecause, RenewReply, Request, SliceHeld, Told, WireError,
+};
 use crate::mesh::{CloseCode, MemberConnection, MembershipCert, News, Scope};
 use crate::model::{ChunkRef, Class, NodeId, RepositoryName, limits};
 use bytes::Bytes;
 use quinn::SendStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -104,14 +104,7 @@ pub struct AskReply {
     out: mpsc::Sender<Out>,
     waited: bool,
     ended: bool,
-    _place: OwnedSemaphorePermit,
-}
-
-#[derive(Debug)]
-enum Out {
-    Say(Message),
-    Data(u16, Bytes, oneshot::Sender<bool>),
-    Nothing(u16),
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl AskReply {
@@ -150,11 +143,21 @@ impl AskReply {
 
     /// Sends the plain, verified bytes. `true` once the peer has acknowledged all of them but the little that is in
     /// flight; `false` when the asker withdrew, takes nothing for too long, or is gone.
-    pub async fn data(mut self, bytes: Bytes) -> bool {
-        self.ended = true;
+    pub async fn data(self, bytes: Bytes) -> bool {
         let (done, handed) = oneshot::channel();
-        self.send(Out::Data(self.index, bytes, done));
+        let done = Done::new(move |sent| {
+            let _ = done.send(sent == Sent::Whole);
+        });
+        self.send_body(Body::Here(bytes), done);
         handed.await.unwrap_or(false)
+    }
+
+    /// Sends a chunk, from memory or read from the store as it leaves; when the store turns out not to have it, the
+    /// asker is told that it is missing.
+    pub(in crate::mesh) fn send_body(mut self, body: Body, done: Done) {
+        self.ended = true;
+        let (out, _place) = (self.out.clone(), self.place.take());
+        self.send(Out::Data(Box::new(Sending { index: self.index, body, done, out, _place })));
     }
 }
 
@@ -169,7 +172,7 @@ impl Drop for AskReply {
 /// Serves one connection until it ends: what the peer asks goes to `requests`. When that queue is full,
 /// asks are answered busy at once. Dropping the future ends all of it.
 pub async fn serve(connection: MemberConnection, requests: mpsc::Sender<PeerRequest>) {
-    let outflow = Arc::new(Outflow::new(connection.quinn().clone()));
+    let outflow = Arc::new(Outflow::new(connection.clone()));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -203,6 +206,7 @@ struct Stream {
 
 impl Stream {
     async fn serve(mut self, mut reader: FrameReader) {
+        let _in_use = self.connection.begin_use();
         let first = match reader.version().await {
             Ok(()) => reader.message().await,
             Err(error) => Err(error),
@@ -353,10 +357,16 @@ impl Stream {
         self.pass_on(request, &open, &out);
         drop(out);
         let stopped = self.send.stopped();
+        let stopped = async {
+            // That all was acknowledged is no stop.
+            if let Ok(None) = stopped.await {
+                std::future::pending::<()>().await;
+            }
+        };
         // In this order, so that nothing is sent that is not wanted any more.
         let result = tokio::select! {
             biased;
-            _ = stopped => Ok(()),
+            () = stopped => Ok(()),
             error = take_withdrawals(reader, &open, &self.requests) => Err(error),
             result = carry_back(&mut self.send, &self.outflow, class, said, &open) => result,
         };
@@ -368,8 +378,11 @@ impl Stream {
             Err(StreamError::Noise(_) | StreamError::Wire(_)) => self.connection.report(Offence::Protocol),
             _ => {}
         }
-        if result.is_err() {
-            let _ = self.send.reset(CloseCode::Protocol.into());
+        match &result {
+            Ok(()) => {}
+            // The asker sees an end without an answer, and turns elsewhere.
+            Err(StreamError::Lost) => drop(self.send.finish()),
+            Err(_) => drop(self.send.reset(CloseCode::Protocol.into())),
         }
         result
     }
@@ -389,7 +402,7 @@ impl Stream {
                 continue;
             };
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-            let reply = AskReply { index, out: out.clone(), waited: false, ended: false, _place: place };
+            let reply = AskReply { index, out: out.clone(), waited: false, ended: false, place: Some(place) };
             let ask = Ask {
                 number,
                 peer: self.connection.node(),
@@ -422,73 +435,6 @@ pub(in crate::mesh) fn may_hear(scope: &Scope, news: &News) -> bool {
             news.repository().is_some_and(|repository| scope.covers(&repository))
         }
     }
-}
-
-/// The asks of a stream that have no final answer: their numbers, by index.
-struct Open(Mutex<Vec<Option<u64>>>);
-
-impl Open {
-    fn new(count: usize) -> Self {
-        Self(Mutex::new(vec![None; count]))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, index: u16, number: u64) {
-        self.lock()[usize::from(index)] = Some(number);
-    }
-
-    fn is_open(&self, index: u16) -> bool {
-        self.lock()[usize::from(index)].is_some()
-    }
-
-    fn take(&self, index: u16) -> Option<u64> {
-        self.lock().get_mut(usize::from(index))?.take()
-    }
-
-    fn take_all(&self) -> Vec<u64> {
-        self.lock().iter_mut().filter_map(Option::take).collect()
-    }
-}
-
-/// Writes what the asks say until all of them have ended.
-async fn carry_back(
-    send: &mut SendStream,
-    outflow: &Outflow,
-    class: Class,
-    mut said: mpsc::Receiver<Out>,
-    open: &Open,
-) -> Result<(), StreamError> {
-    while let Some(out) = said.recv().await {
-        match out {
-            Out::Say(message) => {
-                if let Message::Busy(told) | Message::Missing(told) = &message {
-                    open.take(told.index);
-                }
-                write_message(send, &message, NO_PROGRESS).await?;
-            }
-            Out::Data(index, bytes, done) => {
-                if !open.is_open(index) {
-                    // Withdrawn meanwhile; dropping `done` says so.
-                    continue;
-                }
-                let len = u32::try_from(bytes.len()).map_err(|_| StreamError::Ended)?;
-                let frame = Message::Data(DataHeader::plain(index, len)).to_frame()?;
-                let limit = patience(len);
-                let write = outflow.write(send, Rank::of(class, bytes.len()), frame.into(), bytes);
-                tokio::time::timeout(limit, write).await.map_err(|_| StreamError::NoProgress(limit))??;
-                open.take(index);
-                let _ = done.send(true);
-            }
-            Out::Nothing(index) => {
-                open.take(index);
-            }
-        }
-    }
-    let _ = send.finish();
-    Ok(())
 }
 
 /// Frames that an asker may send behind its request, for each chunk of it: one withdrawal, and what a newer version

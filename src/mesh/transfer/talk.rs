@@ -25,7 +25,7 @@ async fn open(connection: &MemberConnection, message: &Message) -> Result<FrameR
     write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
     write_message(&mut send, message, NO_PROGRESS).await?;
     // Dropping `send` ends this side of the stream.
-    Ok(FrameReader::new(recv, NO_PROGRESS))
+    Ok(FrameReader::new(recv, NO_PROGRESS).holding(connection.begin_use()))
 }
 
 fn unexpected(message: &Message) -> TransferError {
