@@ -254,7 +254,7 @@ impl Driver {
             if let Some((peer, chunk)) = under_way {
                 self.end_ask(peer, chunk);
             }
-            self.arrived(chunk, Source::Peer(peer), bytes, kept);
+            self.arrived(chunk, under_way.map(|(_, asked)| asked), Source::Peer(peer), bytes, kept);
             return;
         }
         let Some((peer, chunk)) = under_way else { return };
@@ -368,7 +368,7 @@ impl Driver {
                     self.call_progresses(&ended.call);
                 }
                 add(&self.links.counters.upstream_bytes, bytes.len() as u64);
-                self.arrived(chunk, Source::Strata, bytes, kept);
+                self.arrived(chunk, under_way, Source::Strata, bytes, kept);
             }
             (Err(why), Some(chunk)) => self.input(Input::Failed { chunk, from: Source::Strata, why }),
             (Err(_), None) => {}

@@ -27,6 +27,7 @@ mod possession;
 mod providers;
 mod recent;
 mod recorder;
+mod repositories;
 mod serve;
 mod settle;
 mod task;

@@ -56,11 +56,10 @@ impl Driver {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         }
-        let Some(number) = self.intern(chunk, repository) else {
+        let Some(number) = self.intern(chunk, repository, true) else {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         };
-        self.content.found_in(number, repository);
         let waiting = self.wants.by_chunk.entry(number).or_default();
         if waiting.waiters.is_empty() {
             self.content.pin(number);
@@ -73,7 +72,7 @@ impl Driver {
     /// The core says that a wanted chunk is here.
     pub(super) fn deliver(&mut self, chunk: Chunk) {
         let Some(entry) = self.content.get(chunk) else { return };
-        let reference = entry.chunk;
+        let (reference, repository) = (entry.chunk, entry.repository);
         if let Some((bytes, from)) = self.recent.get(&reference.id)
             && bytes.len() == reference.plain_len as usize
         {
@@ -94,13 +93,13 @@ impl Driver {
         tokio::spawn(async move {
             let bytes = links.local.load(reference.id).await;
             let bytes = bytes.filter(|bytes| bytes.len() == reference.plain_len as usize);
-            let _ = links.inbox.send(Message::Loaded { chunk: reference, bytes }).await;
+            let _ = links.inbox.send(Message::Loaded { repository, chunk: reference, bytes }).await;
         });
     }
 
     /// The store was read for waiting readers.
-    pub(super) fn loaded(&mut self, chunk: ChunkRef, bytes: Option<Bytes>) {
-        let Some(chunk) = self.content.number(&chunk) else { return };
+    pub(super) fn loaded(&mut self, repository: &RepositoryName, chunk: ChunkRef, bytes: Option<Bytes>) {
+        let Some(chunk) = self.content.number(&chunk, repository) else { return };
         let Some(waiting) = self.wants.by_chunk.get_mut(&chunk) else { return };
         waiting.loading = false;
         if let Some(bytes) = bytes {

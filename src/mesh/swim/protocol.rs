@@ -104,6 +104,8 @@ pub(super) struct Protocol<C> {
     credentials: C,
     /// [`Credentials::beliefs`] when the acquaintances were last looked through.
     beliefs: u64,
+    /// Whether this node's own certificate has ended. Then it says nothing, hears nothing and knows nobody.
+    ended: bool,
     cell: CellLabel,
     me: Seat,
     foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
@@ -148,6 +150,7 @@ impl<C: Credentials> Protocol<C> {
             cell: credentials.cell(),
             foca: Foca::new(me, config(tuning), Dice(generator), Codec),
             beliefs: credentials.beliefs(),
+            ended: false,
             credentials,
             me,
             runtime: AccumulatingRuntime::new(),
@@ -229,6 +232,9 @@ impl<C: Credentials> Protocol<C> {
         if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
             return Err(Refusal::Version(*version));
         }
+        if self.ended {
+            return Err(Refusal::NoMember);
+        }
         let datagram = Datagram::open(bytes).ok_or(Refusal::Malformed)?;
         if datagram.sender == self.me.node {
             return Err(Refusal::OwnName);
@@ -273,6 +279,7 @@ impl<C: Credentials> Protocol<C> {
         }
         if self.chores_due <= now.time {
             self.chores_due = now.time + CHORES_IDLE;
+            self.look_at_oneself(now);
             self.drop_expired(now);
             self.ask_for_certificates(now);
             self.ask_hinted(now);
@@ -426,7 +433,7 @@ impl<C: Credentials> Protocol<C> {
 
     /// Sends a packet of foca's, with this node's certificate while the receiver may not know it.
     pub(super) fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
-        if self.turned_out.contains(&receiver) {
+        if self.ended || self.turned_out.contains(&receiver) {
             return;
         }
         let known = self.known.get(&receiver);
@@ -456,6 +463,27 @@ impl<C: Credentials> Protocol<C> {
         let letter = Letter { sender, receiver, counter, certificate, wants_certificate, packet };
         let bytes = letter.seal(|message| self.credentials.sign(message));
         self.actions.push(Action::Send(to, bytes));
+    }
+
+    /// Lets go of everybody when this node's own certificate has ended: nobody listens to it any more, and what it
+    /// believes of the others is only what it remembers. Once it has a new one it asks its contacts anew.
+    fn look_at_oneself(&mut self, now: Now) {
+        let ended = !self.credentials.is_member(now.unix);
+        let before = std::mem::replace(&mut self.ended, ended);
+        if before == ended {
+            return;
+        }
+        if !ended {
+            (self.contacts_due, self.contacts_pause) = (now.time, JOIN_FIRST);
+            return;
+        }
+        self.known.clear();
+        self.hints = Hints::default();
+        for node in self.active.keys() {
+            if self.unmet.insert(*node, now.time).is_none() {
+                self.actions.push(Action::Down(*node));
+            }
+        }
     }
 
     /// Members whose certificate ran out or was revoked count as strangers again.
