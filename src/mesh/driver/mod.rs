@@ -350,7 +350,8 @@ impl Exchange for Mesh {
         deadline: Time,
     ) -> BoxFuture<'_, Result<(Bytes, Obtained), ObtainError>> {
         let (reply, answer) = oneshot::channel();
-        let want = Message::Want { repository: repository.clone(), chunk, class, deadline, reply };
+        let span = tracing::Span::current();
+        let want = Message::Want { repository: repository.clone(), chunk, class, deadline, reply, span };
         let limit = deadline.since(ambient::now()) + GRACE;
         async move {
             let wait = async {

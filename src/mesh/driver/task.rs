@@ -25,8 +25,8 @@ use super::providers::Provider;
 use super::recent::Recent;
 use super::recorder::Recorder;
 use super::serve::UploadBook;
-use super::settle::{Held, Settling};
-use super::wants::WantBook;
+use super::settle::Settling;
+use super::wants::{WantBook, Wish};
 use super::{FAREWELL, Linked, MemberStatus, PeerStatus};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
@@ -61,13 +61,33 @@ pub(super) enum PeerReply {
     Failed(Failure),
 }
 
+impl PeerReply {
+    /// For the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Arrived { .. } => "data",
+            Self::Wait { .. } => "wait",
+            Self::Busy { .. } => "busy",
+            Self::Missing { .. } => "missing",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// Where the answer to a reader goes.
 pub(super) type WantReply = oneshot::Sender<Result<(Bytes, Obtained), ObtainError>>;
 
 /// Everything that reaches the loop.
 pub(super) enum Message {
     /// The fetch path wants a chunk.
-    Want { repository: RepositoryName, chunk: ChunkRef, class: Class, deadline: Time, reply: WantReply },
+    Want {
+        repository: RepositoryName,
+        chunk: ChunkRef,
+        class: Class,
+        deadline: Time,
+        reply: WantReply,
+        span: tracing::Span,
+    },
     /// References to chunks that may be stored here.
     Offer { repository: RepositoryName, chunks: Vec<ChunkRef> },
     /// The store dropped a chunk.
@@ -266,11 +286,12 @@ impl Driver {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Want { repository, chunk, class, deadline, reply } => {
+            Message::Want { repository, chunk, class, deadline, reply, span } => {
+                let wish = Wish { repository, chunk, class, deadline, reply, span };
                 if let Some(settling) = &mut self.settling {
-                    settling.hold(Held { repository, chunk, class, deadline, reply });
+                    settling.hold(wish);
                 } else {
-                    self.want(&repository, chunk, class, deadline, reply);
+                    self.want(wish);
                 }
             }
             Message::Offer { repository, chunks } => {

@@ -13,10 +13,22 @@ const WAITERS_MAX: usize = 32_768;
 /// How often bytes that the core holds for stored may turn out lost before a reader is told so.
 const LOADS_MAX: u8 = 3;
 
+/// What a reader wants.
+pub(super) struct Wish {
+    pub(super) repository: RepositoryName,
+    pub(super) chunk: ChunkRef,
+    pub(super) class: Class,
+    pub(super) deadline: Time,
+    pub(super) reply: WantReply,
+    /// In which what is done for it is noted.
+    pub(super) span: tracing::Span,
+}
+
 struct Waiter {
     class: Class,
     deadline: Time,
     reply: WantReply,
+    span: tracing::Span,
 }
 
 #[derive(Default)]
@@ -44,19 +56,13 @@ impl WantBook {
 
 impl Driver {
     /// A reader wants a chunk.
-    pub(super) fn want(
-        &mut self,
-        repository: &RepositoryName,
-        chunk: ChunkRef,
-        class: Class,
-        deadline: Time,
-        reply: WantReply,
-    ) {
+    pub(super) fn want(&mut self, wish: Wish) {
+        let Wish { repository, chunk, class, deadline, reply, span } = wish;
         if self.wants.waiters >= WAITERS_MAX {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         }
-        let Some(number) = self.intern(chunk, repository, true) else {
+        let Some(number) = self.intern(chunk, &repository, true) else {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         };
@@ -64,9 +70,14 @@ impl Driver {
         if waiting.waiters.is_empty() {
             self.content.pin(number);
         }
-        waiting.waiters.push(Waiter { class, deadline, reply });
+        waiting.waiters.push(Waiter { class, deadline, reply, span });
         self.wants.waiters += 1;
         self.input(Input::Wanted { chunk: number, class, deadline });
+    }
+
+    /// The span of who waits for a chunk longest; none, when it is fetched for others only.
+    pub(super) fn span_of(&self, chunk: Chunk) -> Option<tracing::Id> {
+        self.wants.by_chunk.get(&chunk)?.waiters.first()?.span.id()
     }
 
     /// The core says that a wanted chunk is here.
