@@ -36,9 +36,10 @@ const DIALS_AT_ONCE: usize = 8;
 /// Members of a cell that are asked again, and named to others.
 pub(super) const CONTACTS_OF_CELL: usize = 3;
 /// Pause between two searches of the region: at first, and at most. A search asks the DHT, which costs a small mesh a
-/// connection with most of its members, and takes a list of each cell.
+/// connection with most of its members, and takes a list of each cell. An idle node need not: who is new searches at its
+/// start and makes itself known, and who wants something searches then.
 const SEARCH_FIRST: Duration = Duration::from_secs(1);
-const SEARCH_LATER: Duration = Duration::from_secs(900);
+const SEARCH_LATER: Duration = Duration::from_secs(3_600);
 const SEARCH_GROWTH: u32 = 4;
 /// Least pause between two searches that somebody wanted.
 const SEARCH_LEAST: Duration = Duration::from_secs(60);
