@@ -221,8 +221,10 @@ impl Driver {
         }
         let span = |(chunk, reference): &(Chunk, ChunkRef)| {
             let (id, len) = (reference.id, reference.plain_len);
-            let parent = self.span_of(*chunk);
-            tracing::debug_span!(parent: parent, "ask", repo = %repository, chunk = %id, ?class, source = %node, len)
+            // Named only when somebody listens, as is the parent.
+            tracing::debug_span!(
+                parent: self.span_of(*chunk), "ask", repo = %repository, chunk = %id, ?class, source = %node, len
+            )
         };
         let spans: Vec<Span> = chunks.iter().map(span).collect();
         let parent = spans.first().and_then(Span::id);
@@ -339,8 +341,9 @@ impl Driver {
         }
         let span = |(_, reference, chunk): &(RepositoryName, ChunkRef, Chunk)| {
             let (id, len) = (reference.id, reference.plain_len);
-            let parent = self.span_of(*chunk);
-            tracing::debug_span!(parent: parent, "upstream", repo = %repository, chunk = %id, source = "strata", len)
+            tracing::debug_span!(
+                parent: self.span_of(*chunk), "upstream", repo = %repository, chunk = %id, source = "strata", len
+            )
         };
         let spans: Vec<Span> = chunks.iter().map(span).collect();
         let parent = spans.first().and_then(Span::id);
