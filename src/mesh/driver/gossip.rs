@@ -128,7 +128,11 @@ impl Driver {
                 }
             }
             MemberEvent::Down(node) => {
-                self.gossip.members.remove(&node);
+                if self.gossip.members.remove(&node).is_some() && self.gossip.members.is_empty() {
+                    // Nobody of the cell speaks to this node any more. Whether anybody does at all, an exchange shows:
+                    // who is alone asks an authority why.
+                    self.gossip.sync_due = ambient::now();
+                }
                 if let Some(peer) = self.peers.number(&node) {
                     self.set_up(peer, false);
                 }
@@ -491,13 +495,16 @@ impl Driver {
                     false
                 }
             };
-            let _ = links.inbox.send(Message::Synced { ok }).await;
+            let _ = links.inbox.send(Message::Synced { node, ok }).await;
         });
     }
 
     /// An exchange ended.
-    pub(super) fn synced(&mut self, ok: bool) {
+    pub(super) fn synced(&mut self, node: NodeId, ok: bool) {
         self.gossip.syncing = false;
+        if let Some(peer) = self.peers.number(&node).filter(|_| !ok) {
+            self.unreachable(peer);
+        }
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)
