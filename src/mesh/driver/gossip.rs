@@ -325,6 +325,9 @@ impl Driver {
         let own = rank(&self.node);
         let before = self.gossip.members.keys().filter(|node| rank(node) < own).count();
         let wanted = before < ANNOUNCERS;
+        if let Some(network) = &self.links.network {
+            network.announces.store(wanted, Ordering::Relaxed);
+        }
         if wanted == self.gossip.announcing {
             return;
         }
