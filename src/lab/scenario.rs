@@ -142,6 +142,9 @@ pub struct Work {
     /// Threads that read on each node. Default 1.
     #[serde(default = "one")]
     pub readers: u32,
+    /// Whether what is read is filled in the background as well, as `starling mount --fill` does. `fill` does in any case. Default false.
+    #[serde(default)]
+    pub with_fill: bool,
     /// Each node begins at a random time within this span, in milliseconds. Default 0: all at once.
     #[serde(default)]
     pub start_within_ms: u32,

@@ -35,7 +35,8 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
     let delay = Duration::from_millis(own % (u64::from(span) + 1));
     sleep_until(start + delay);
     if !stage.scenario.work.how.mounts_before()
-        && let Err(error) = node.mount(stage, stage.scenario.work.how == How::Fill)
+        && let Err(error) =
+            node.mount(stage, stage.scenario.work.how == How::Fill || stage.scenario.work.with_fill)
     {
         note(&mut outcome.errors, node, error.to_string());
         return outcome;
