@@ -213,10 +213,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     fn audit_sums(&self) -> Result<(), AuditError> {
-        let wants = self
-            .fetches
-            .iter()
-            .filter_map(|fetch| Some((fetch.want?.class, fetch.aside, fetch.len_bytes)));
+        let wants =
+            self.fetches.iter().filter_map(|fetch| Some((fetch.want?.class, fetch.aside, fetch.len_bytes)));
         agree("window", self.window.adds_up(wants), || format!("{:?}", self.window))?;
         agree("uploads", self.uploads.adds_up((self.pace.up.count, self.pace.up.bytes)), || {
             format!("{:?}", self.uploads)
