@@ -145,6 +145,9 @@ pub struct Settings {
     /// Most time that the agent takes to unmount, leave and flush when told to stop. Default 8 000:
     /// below the ten seconds that container engines grant before they kill.
     pub stop_deadline_ms: u64,
+    /// Threads on which the agent's tasks run, beside those that wait for disks and for FUSE. Default 0: as many as the
+    /// machine has processors; at most 512. Fewer where the agent shall not spread over a machine that has other work.
+    pub worker_threads: u16,
     /// Which log lines are written, in the syntax of `tracing`'s `EnvFilter`. Default `info`, with the
     /// libraries below at `warn`.
     pub log_filter: String,
@@ -193,6 +196,7 @@ impl Default for Settings {
             background_percent: 20,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
+            worker_threads: 0,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
             dht: true,
@@ -328,6 +332,9 @@ impl Settings {
                 &self.read_deadline_ms,
                 "1000 (a second) to 3600000 (an hour)",
             );
+        }
+        if self.worker_threads > 512 {
+            return refuse("worker_threads", &self.worker_threads, "0 (as many as processors) to 512");
         }
         if !(1_000..=600_000).contains(&self.stop_deadline_ms) {
             return refuse("stop_deadline_ms", &self.stop_deadline_ms, "1000 to 600000 (ten minutes)");

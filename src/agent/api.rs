@@ -61,6 +61,9 @@ pub struct MeshStatus {
     pub members_up: usize,
     /// Whether it takes part in the DHT.
     pub dht: bool,
+    /// Why its membership does not count any more, when it does not: it expired or was revoked. Then it knows nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
 }
 
 /// The chunk cache.
@@ -185,6 +188,9 @@ pub struct UnmountRequest {
 pub struct Peers {
     /// This node, when it is a member.
     pub node: Option<NodeId>,
+    /// Why its membership does not count any more, when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
     /// The others, by cell and name.
     pub peers: Vec<PeerStatus>,
 }

@@ -355,7 +355,7 @@ mod tests {
             Box::pin(async { status })
         }
         fn peers(&self) -> BoxFuture<'_, Peers> {
-            Box::pin(async { Peers { node: None, peers: Vec::new() } })
+            Box::pin(async { Peers { node: None, ended: None, peers: Vec::new() } })
         }
         fn mounts(&self) -> Mounts {
             Mounts { mounts: Vec::new() }

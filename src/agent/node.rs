@@ -61,6 +61,14 @@ pub(super) struct Membership {
     pub(super) office: Option<Arc<Office>>,
 }
 
+impl Membership {
+    /// Why it does not count any more, by what this node believes itself.
+    fn ended(&self) -> Option<String> {
+        let (trust, own) = (self.identity.trust(), self.identity.membership());
+        trust.check(&own, ambient::unix_now()).err().map(|error| error.to_string())
+    }
+}
+
 impl Node {
     async fn peer_list(&self) -> Peers {
         let mut peers: Vec<_> = self
@@ -79,7 +87,9 @@ impl Node {
             })
             .collect();
         peers.sort_by(|a, b| (&a.cell, a.node).cmp(&(&b.cell, b.node)));
-        Peers { node: self.membership.as_ref().map(|m| m.identity.node()), peers }
+        let membership = self.membership.as_ref();
+        let ended = membership.and_then(Membership::ended);
+        Peers { node: membership.map(|m| m.identity.node()), ended, peers }
     }
 
     fn repository_list(&self) -> Vec<RepositoryStatus> {
@@ -243,6 +253,7 @@ impl Node {
             expires: certificate.expires,
             members_up: 1 + peers.peers.iter().filter(|peer| peer.up).count(),
             dht: self.settings.dht,
+            ended: membership.ended(),
         })
     }
 }

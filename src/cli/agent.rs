@@ -80,8 +80,12 @@ pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), Cli
     }
     let core = core_settings(args.core_settings.as_deref())?;
     let Args { mounts, record_inputs, first_start, .. } = args;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if settings.worker_threads > 0 {
+        builder.worker_threads(usize::from(settings.worker_threads));
+    }
     let options = Options { settings, mounts, record_inputs, core, tamper };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let stop = async move {

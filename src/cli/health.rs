@@ -11,7 +11,7 @@ use crate::upstream::{HttpClient, HttpOptions};
   starling health                                   # this machine's agent
   starling health --stratum http://localhost:8000
 
-Exit code 0: the agent answers and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
+Exit code 0: the agent answers, its membership counts and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
 Made for health checks of containers and units.")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -32,6 +32,10 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
 }
 
 fn judge(status: &Status) -> Result<(), CliError> {
+    if let Some(reason) = status.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref()) {
+        let problem = format!("this agent is no member of its mesh any more: {reason}");
+        return Err(CliError::failed(problem));
+    }
     let failed = status.mounts.iter().find_map(|mount| {
         mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))
     });

@@ -27,6 +27,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         println!("this agent is not a member of a mesh");
         return Ok(());
     }
+    if let Some(reason) = &peers.ended {
+        println!("this agent is no member of its mesh any more, and nobody speaks to it: {reason}");
+    }
     let rows: Vec<_> = peers
         .peers
         .iter()

@@ -61,7 +61,11 @@ fn human(status: &Status) -> String {
             mesh.members_up,
             if mesh.dht { "on" } else { "off" },
             mesh.expires
-        ),
+        )
+        .and_then(|()| match &mesh.ended {
+            Some(reason) => writeln!(text, "            NO MEMBER ANY MORE: {reason}"),
+            None => Ok(()),
+        }),
         None => writeln!(
             text,
             "mesh        none: this agent stands alone (see `starling mesh` and `starling join`)"
@@ -161,6 +165,7 @@ mod tests {
             expires: UnixTime(0),
             members_up: 3,
             dht: true,
+            ended: Some("it was revoked".into()),
         });
         status.mounts.push(MountStatus {
             repository: "a.b".parse().unwrap(),

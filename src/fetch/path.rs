@@ -14,6 +14,8 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
+use tracing::field::{Empty, display};
 
 /// The unit in which bytes under way are counted: every fetch costs at least one.
 const UNIT_BYTES: u32 = 64 << 10;
@@ -143,6 +145,8 @@ impl Fetcher {
             drop(budget);
             outcome
         }
+        // Whoever shares it later finds what happened under the one that began it.
+        .in_current_span()
         .boxed()
         .shared();
         flights.add(chunk, class, &flight);
@@ -174,11 +178,16 @@ impl Fetcher {
             }
             Err(last)
         };
+        let len = chunk.plain_len;
+        let span =
+            tracing::debug_span!("fetch", repo = %repository, chunk = %chunk.id, ?class, len, source = Empty);
         let outcome = tokio::time::timeout(patience, attempt)
+            .instrument(span.clone())
             .await
             .unwrap_or_else(|_| Err(ObtainError::Deadline("the mesh did not answer".to_owned())));
         match outcome {
-            Ok((bytes, _)) => {
+            Ok((bytes, from)) => {
+                span.record("source", display(from));
                 if !self.store.contains(&chunk.id) {
                     lock(&self.recent).put(chunk.id, bytes.clone());
                 }

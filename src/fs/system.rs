@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
 /// Longest name, in bytes: what every Linux file system has.
 pub(super) const NAME_MAX_BYTES: usize = 255;
@@ -274,8 +275,10 @@ impl FileSystem {
             return Ok(Bytes::new());
         }
         self.fetch_ahead(file.foresee(offset, len));
-        let failed = |cause| FsError::Content { inode: file.content.attributes.inode, offset, len, cause };
-        let got = self.source.read(pieces.clone(), Class::Read).await.map_err(failed)?;
+        let inode = file.content.attributes.inode;
+        let failed = |cause| FsError::Content { inode, offset, len, cause };
+        let span = tracing::debug_span!("read", repo = %self.label, inode = inode.0, offset, len);
+        let got = self.source.read(pieces.clone(), Class::Read).instrument(span).await.map_err(failed)?;
         join(&pieces, &got).map_err(failed)
     }
 
@@ -290,11 +293,13 @@ impl FileSystem {
             return;
         };
         let source = Arc::clone(&self.source);
-        runtime.spawn(async move {
+        let span = tracing::debug_span!("prefetch", repo = %self.label, chunks = pieces.len());
+        let ahead = async move {
             // A failure shows when the reader gets there.
             let _ = source.read(pieces, Class::Prefetch).await;
             drop(permit);
-        });
+        };
+        runtime.spawn(ahead.instrument(span));
     }
 
     /// Opens a directory: its entries are captured, so that offsets stay right.

@@ -53,6 +53,7 @@ impl Network {
         let lines: String = names.iter().map(|name| format!("netns add {name}\n")).collect();
         batch("ip", None, &lines)?;
         network.bridges(scenario)?;
+        network.keep_firewall_out();
         let rates = Rates { up: scenario.stratum.up_mbit_s, down: scenario.stratum.up_mbit_s };
         network.host(&network.stratum(), "s", "br0", stratum_address(), rates, scenario)?;
         let rates = Rates { up: scenario.fleet.up_mbit_s, down: scenario.fleet.down_mbit_s };
@@ -61,6 +62,7 @@ impl Network {
             let (name, port) = (network.node(node), port(node));
             network.host(&name, &port, &format!("br{bridge}"), address(node), rates, scenario)?;
         }
+        network.introduce(scenario.fleet.nodes)?;
         Ok(network)
     }
 
@@ -106,6 +108,35 @@ impl Network {
         if shaping.is_empty() { Ok(()) } else { batch("tc", Some(&self.hub()), &shaping) }
     }
 
+    /// Where a container engine had the kernel pass what bridges forward through the firewall, ours do not: it would cost each
+    /// packet as much as all else that they do. Where there is no such thing, nothing is to be done.
+    fn keep_firewall_out(&self) {
+        let off = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done";
+        let done = Command::new("ip").args(["netns", "exec", &self.hub(), "sh", "-c", off]).status();
+        if !done.is_ok_and(|status| status.success()) {
+            tracing::warn!("the bridges' packets may pass through this machine's firewall");
+        }
+    }
+
+    /// Tells every host the link addresses of all others for good. The kernel finds 1 024 of them at most in all namespaces
+    /// together, which 32 hosts exceed: then connections fail with "no route to host", as on no real network of that size.
+    fn introduce(&self, nodes: u32) -> Result<(), LabError> {
+        let mut hosts: Vec<(String, Ipv4Addr)> = vec![(self.stratum(), stratum_address())];
+        hosts.extend((0..nodes).map(|node| (self.node(node), address(node))));
+        for (name, own) in &hosts {
+            let others = hosts.iter().map(|(_, address)| *address).filter(|address| address != own);
+            let lines: String = others
+                .map(|other| {
+                    format!("neigh replace {other} lladdr {} dev eth0 nud permanent\n", link_address(other))
+                })
+                .collect();
+            if !lines.is_empty() {
+                batch("ip", Some(name), &lines)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A host with one shaped link.
     fn host(
         &self,
@@ -123,7 +154,8 @@ impl Network {
         batch("ip", Some(&self.hub()), &lines)?;
         let single = if scenario.network.offload { "" } else { "link set eth0 gso_max_segs 1\n" };
         let lines = format!(
-            "link set lo up\nlink set eth0 addrgenmode none\n{single}addr add {address}/16 dev eth0\nlink set eth0 up\n"
+            "link set lo up\nlink set eth0 addrgenmode none\nlink set eth0 address {}\n{single}addr add {address}/16 dev eth0\nlink set eth0 up\n",
+            link_address(address)
         );
         batch("ip", Some(name), &lines)?;
         batch("tc", Some(name), &self.shape("add", "eth0", rates.up))?;
@@ -190,6 +222,12 @@ pub(super) fn port(node: u32) -> String {
 pub(super) fn address(node: u32) -> Ipv4Addr {
     let [.., high, low] = (node + 257).to_be_bytes();
     Ipv4Addr::new(10, 77, high, low)
+}
+
+/// The link address of a host: local and of one, by its bits.
+fn link_address(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 /// The address of the stratum.

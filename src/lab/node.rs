@@ -134,6 +134,9 @@ impl Node {
         put("listen", format!("{}:{DEFAULT_PORT}", address(self.place)));
         put("cache_quota_bytes", (2 * stage.scenario.content.bytes + CACHE_ROOM_BYTES).to_string());
         put("cache_free_floor_bytes", "0".to_owned());
+        // Each node is a machine of its own with its share of this one's processors.
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        put("worker_threads", (processors / stage.scenario.fleet.nodes as usize).max(1).to_string());
         table.extend(stage.scenario.agent.clone());
         let path = stage.folder().join(format!("{}.toml", self.name));
         fs::write(&path, table.to_string()).map_err(LabError::file(&path))?;

@@ -4,6 +4,7 @@ use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
 use crate::trust::{SignedCard, SignedRoot};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use std::fmt;
 
 /// Why the strata did not deliver a chunk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +111,15 @@ pub enum Obtained {
     Peer(NodeId),
     /// A stratum, asked by this node itself.
     Strata,
+}
+
+impl fmt::Display for Obtained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(node) => node.fmt(f),
+            Self::Strata => f.write_str("strata"),
+        }
+    }
 }
 
 /// Why the mesh could not obtain a chunk.

@@ -37,8 +37,8 @@ const ROTATED_PAUSE_SHARE: u64 = 8;
 /// is called).
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LATER: Duration = Duration::from_secs(600);
-/// Longest sleep: so that a clock that was set, or a machine that was suspended, is noticed.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Longest sleep: so that a clock that was set, or a machine that was suspended, is noticed, and that a node is alone.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long a node may be alone before it asks an authority whether it missed something, and how often.
 const ALONE: Duration = Duration::from_secs(10);
 const ALONE_PAUSE: Duration = Duration::from_secs(120);

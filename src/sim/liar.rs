@@ -7,7 +7,7 @@ use crate::model::{Generator, Rng};
 use std::time::Duration;
 
 /// Sets the draw of the liars apart from all other randomness.
-const LIARS: u64 = 0x6c69_6172_73;
+const LIARS: u64 = 0x006c_6961_7273;
 /// How often one who waits is told to go on waiting: what an honest node does.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Askers that a liar remembers, to name them.
@@ -82,7 +82,7 @@ impl Machine {
             Lie::Silent => return,
             Lie::Busy => true,
             Lie::Missing => false,
-            Lie::Lie => liar.generator.below(2) == 0,
+            Lie::Evade => liar.generator.below(2) == 0,
         };
         self.end(ask);
         let answer = if busy { Answer::Busy { holders } } else { Answer::Missing { holders } };

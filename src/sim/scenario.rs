@@ -86,7 +86,8 @@ pub enum Lie {
     /// It says `Missing` and names some who asked it.
     Missing,
     /// It says `Busy` or `Missing`.
-    Lie,
+    #[serde(rename = "lie")]
+    Evade,
 }
 
 /// The nodes: all alike, the same number in each cell.

@@ -6,3 +6,4 @@
 mod double;
 mod model;
 mod mounted;
+mod spans;

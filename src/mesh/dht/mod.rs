@@ -117,6 +117,7 @@ enum Command {
     Contact(NodeId, SocketAddr),
     Down(NodeId),
     Forget(NodeId),
+    ForgetAll,
 }
 
 /// The DHT of this node: a handle to its task, which ends when the last handle is dropped.
@@ -198,6 +199,12 @@ impl Dht {
     /// of the control plane are dropped. Keeping it out is the endpoint's business.
     pub(super) fn forget(&self, node: NodeId) {
         self.command(Command::Forget(node));
+    }
+
+    /// This node is no member any more: everybody leaves the routing table, and all connections of the control plane
+    /// are dropped. Whom it knew at the start is dialled again later, should it be one again.
+    pub(super) fn forget_all(&self) {
+        self.command(Command::ForgetAll);
     }
 
     /// The counters.

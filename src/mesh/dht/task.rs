@@ -202,6 +202,7 @@ impl Task {
                 self.count_peers();
             }
             Command::Forget(node) => self.forget(node),
+            Command::ForgetAll => self.forget_all(),
         }
     }
 
@@ -246,6 +247,22 @@ impl Task {
         self.announcements.forget(&node);
         self.parts.gate.lock().forget(&node);
         self.contacts.retain(|(contact, _)| *contact != node);
+        self.count_peers();
+    }
+
+    fn forget_all(&mut self) {
+        let contacts = std::mem::take(&mut self.contacts);
+        let kad = self.swarm.behaviour_mut();
+        let mut all: Vec<PeerId> = kad
+            .kbuckets()
+            .flat_map(|bucket| bucket.iter().map(|entry| *entry.node.key.preimage()).collect::<Vec<_>>())
+            .collect();
+        all.extend(self.swarm.connected_peers());
+        for node in all.iter().filter_map(node_of) {
+            self.forget(node);
+        }
+        self.parts.members.retain(|_| false);
+        self.contacts = contacts;
         self.count_peers();
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 /// Bytes of frames that one call for the strata may span, and frames: a reply must come well within a lease.
 const UPSTREAM_MAX_BYTES: u64 = 4 << 20;
@@ -218,10 +219,21 @@ impl Driver {
             self.asks.by_pair.insert((peer, *chunk), Asked { number, index, withdraw: withdraw.clone() });
             numbers.push(number);
         }
+        let span = |(chunk, reference): &(Chunk, ChunkRef)| {
+            let (id, len) = (reference.id, reference.plain_len);
+            // Named only when somebody listens, as is the parent.
+            tracing::debug_span!(
+                parent: self.span_of(*chunk), "ask", repo = %repository, chunk = %id, ?class, source = %node, len
+            )
+        };
+        let spans: Vec<Span> = chunks.iter().map(span).collect();
+        let parent = spans.first().and_then(Span::id);
+        let transfer =
+            tracing::debug_span!(parent: parent, "transfer", source = %node, chunks = chunks.len());
         let chunks: Vec<ChunkRef> = chunks.into_iter().map(|(_, reference)| reference).collect();
         let request = Request { repository, class, chunks: chunks.clone() };
-        let reports = Reports { links: self.links.for_task(), node, chunks, numbers };
-        tokio::spawn(ask(endpoint, addr, request, reports, withdrawn));
+        let reports = Reports { links: self.links.for_task(), node, chunks, numbers, spans };
+        tokio::spawn(ask(endpoint, addr, request, reports, withdrawn).instrument(transfer));
     }
 
     /// Takes an ask out of the books.
@@ -254,7 +266,7 @@ impl Driver {
             if let Some((peer, chunk)) = under_way {
                 self.end_ask(peer, chunk);
             }
-            self.arrived(chunk, Source::Peer(peer), bytes, kept);
+            self.arrived(chunk, under_way.map(|(_, asked)| asked), Source::Peer(peer), bytes, kept);
             return;
         }
         let Some((peer, chunk)) = under_way else { return };
@@ -327,13 +339,23 @@ impl Driver {
             self.upstream.by_chunk.insert(*chunk, Fetching { number, call: Arc::clone(&call) });
             numbers.push(number);
         }
+        let span = |(_, reference, chunk): &(RepositoryName, ChunkRef, Chunk)| {
+            let (id, len) = (reference.id, reference.plain_len);
+            tracing::debug_span!(
+                parent: self.span_of(*chunk), "upstream", repo = %repository, chunk = %id, source = "strata", len
+            )
+        };
+        let spans: Vec<Span> = chunks.iter().map(span).collect();
+        let parent = spans.first().and_then(Span::id);
+        let request =
+            tracing::debug_span!(parent: parent, "request", repo = %repository, chunks = chunks.len());
         let chunks: Vec<ChunkRef> = chunks.iter().map(|(_, chunk, _)| *chunk).collect();
         let (links, calls) = (self.links.for_task(), Arc::clone(&self.upstream.calls));
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = call.stop.cancelled() => {}
-                () = fetch(&links, &calls, repository, chunks, numbers) => {}
+                () = fetch(&links, &calls, repository, chunks, numbers, spans).instrument(request) => {}
             }
         });
     }
@@ -368,7 +390,7 @@ impl Driver {
                     self.call_progresses(&ended.call);
                 }
                 add(&self.links.counters.upstream_bytes, bytes.len() as u64);
-                self.arrived(chunk, Source::Strata, bytes, kept);
+                self.arrived(chunk, under_way, Source::Strata, bytes, kept);
             }
             (Err(why), Some(chunk)) => self.input(Input::Failed { chunk, from: Source::Strata, why }),
             (Err(_), None) => {}
@@ -461,10 +483,12 @@ async fn fetch(
     repository: RepositoryName,
     chunks: Vec<ChunkRef>,
     numbers: Vec<u64>,
+    spans: Vec<Span>,
 ) {
     let Ok(_running) = calls.acquire().await else { return };
     let report = async |position: usize, result| {
         let (number, chunk) = (numbers[position], chunks[position]);
+        spans[position].in_scope(|| tracing::debug!(ok = Result::is_ok(&result), "the strata answered"));
         let _ = links.inbox.send(Message::Upstream { number, chunk, result }).await;
     };
     // Each chunk comes at most once, so there is room for all of them.
@@ -501,11 +525,14 @@ struct Reports {
     node: NodeId,
     chunks: Vec<ChunkRef>,
     numbers: Vec<u64>,
+    /// Where each answer is noted.
+    spans: Vec<Span>,
 }
 
 impl Reports {
     async fn send(&self, index: usize, reply: PeerReply) {
         let (number, chunk) = (self.numbers[index], self.chunks[index]);
+        self.spans[index].in_scope(|| tracing::debug!(answer = reply.name(), "a peer answered"));
         let _ = self.links.inbox.send(Message::Reply { number, from: self.node, chunk, reply }).await;
     }
 }

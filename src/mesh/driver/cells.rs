@@ -23,7 +23,8 @@ use crate::model::{CellLabel, NodeId, Time, limits};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -36,10 +37,13 @@ const DIALS_AT_ONCE: usize = 8;
 /// Members of a cell that are asked again, and named to others.
 pub(super) const CONTACTS_OF_CELL: usize = 3;
 /// Pause between two searches of the region: at first, and at most. A search asks the DHT, which costs a small mesh a
-/// connection with most of its members, and takes a list of each cell.
+/// connection with most of its members, and takes a list of each cell. An idle node need not: who is new searches at its
+/// start and makes itself known, and who wants something searches then.
 const SEARCH_FIRST: Duration = Duration::from_secs(1);
-const SEARCH_LATER: Duration = Duration::from_secs(900);
+const SEARCH_LATER: Duration = Duration::from_secs(3_600);
 const SEARCH_GROWTH: u32 = 4;
+/// Pause up to which every member of a cell searches by itself; then those who announce the cell do it for all.
+const SEARCH_ALL: Duration = Duration::from_secs(16);
 /// Least pause between two searches that somebody wanted.
 const SEARCH_LEAST: Duration = Duration::from_secs(60);
 /// How old a view may be when it is used, and how much older for each member of its cells: a list is 350 bytes a
@@ -83,12 +87,14 @@ pub(super) struct Watch {
     pub(super) inbox: mpsc::Sender<Message>,
     pub(super) hints: mpsc::Receiver<Hint>,
     pub(super) contacts: Vec<(NodeId, SocketAddr)>,
+    /// Whether this node is one of those who announce its cell.
+    pub(super) announces: Arc<AtomicBool>,
     pub(super) stop: CancellationToken,
 }
 
 /// Looks until it is stopped.
 pub(super) async fn watch(watch: Watch) {
-    let Watch { endpoint, dht, inbox, mut hints, contacts, stop } = watch;
+    let Watch { endpoint, dht, inbox, mut hints, contacts, announces, stop } = watch;
     let own = endpoint.identity().membership().cell.clone();
     let mut region = Region {
         own,
@@ -100,6 +106,7 @@ pub(super) async fn watch(watch: Watch) {
         looked: Time::ZERO,
         searched: Time::ZERO,
         pause: SEARCH_FIRST,
+        announces,
     };
     loop {
         let due = (region.searched + region.pause).since(ambient::now());
@@ -133,6 +140,7 @@ struct Region {
     looked: Time,
     searched: Time,
     pause: Duration,
+    announces: Arc<AtomicBool>,
 }
 
 impl Region {
@@ -187,7 +195,13 @@ impl Region {
         self.searched = ambient::now();
         let changed = !self.cells.keys().eq(before.iter());
         // A region that is still growing together is looked at often; alone in it is the rule in a small mesh.
-        self.pause = if changed { SEARCH_FIRST } else { (self.pause * SEARCH_GROWTH).min(SEARCH_LATER) };
+        self.pause = if changed {
+            SEARCH_FIRST
+        } else if self.pause >= SEARCH_ALL && !self.announces.load(Ordering::Relaxed) {
+            SEARCH_LATER
+        } else {
+            (self.pause * SEARCH_GROWTH).min(SEARCH_LATER)
+        };
     }
 
     /// Asks the cells that are known.

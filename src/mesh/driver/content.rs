@@ -1,14 +1,20 @@
 //! Numbers for content: the core knows chunks, slices and segments as small numbers, the wire and the
 //! store know them by name.
 //!
-//! A chunk is interned by its whole [`ChunkRef`], so that a reference that lies about a chunk's length
-//! or place cannot spoil the honest one. Numbers are used again: when the book is full, a chunk that
-//! nobody wants, asks for or fetches makes room (second chance, Corbató 1968).
+//! A chunk is interned by its whole [`ChunkRef`] and the repository that it is asked for in, so that a reference that
+//! lies about a chunk's length, place or repository cannot spoil the honest one. A segment that lies in two repositories
+//! is two to the core, each with homes among those who may read it. Numbers are used again: when the book is full, a
+//! chunk that nobody wants, asks for or fetches makes room (second chance, Corbató 1968).
+//!
+//! What a peer asks for under a name need not lie there. A number is *vouched for* once a reader here found the chunk in
+//! that repository's catalog, or it came from who gives it under that name alone: the strata, or a peer that was asked
+//! for it so.
 //!
 //! A node may know a million chunks, so a row has 52 bytes: what the chunks of a slice or a segment share is
 //! written there, and rows are found through an index that keeps no keys.
 
-use super::super::proto::{Chunk, ContentUpdate, Segment, Slice};
+use super::super::proto::{Chunk, ContentUpdate, Repository, Segment, Slice};
+use super::repositories::RepositoryBook;
 use crate::model::{Algorithm, ChunkRef, ContentId, NumberIndex, Place, RepositoryName, Rows, limits, mix};
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -16,19 +22,24 @@ use std::hash::{BuildHasher as _, RandomState};
 
 /// Chunks that are looked at for one that may go, before an intern is refused.
 const LOOKS_MAX: u32 = 1_024;
-/// References with one chunk's name that are kept: an honest one for each segment that holds the chunk (most often
-/// one), the rest are lies. A further one takes the place of another that is not in use.
+/// References with one chunk's name that are kept: an honest one for each segment and repository that holds the chunk
+/// (most often one), the rest are lies. A further one takes the place of another that is not in use.
 const REFERENCES_MAX: usize = 8;
+/// Numbers of one segment that are found by its name alone: one for each repository in which it is asked for (most often
+/// one). What peers tell of it reaches no others.
+const NAMESAKES_MAX: usize = 8;
 
 /// A chunk that has a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// How it is referred to.
     pub(super) chunk: ChunkRef,
-    /// The repository in which its segment is to be found.
+    /// The repository in which it is asked for.
     pub(super) repository: RepositoryName,
     /// Whether the core was told that it is stored.
     pub(super) stored: bool,
+    /// Whether it is known to lie in that repository.
+    pub(super) vouched: bool,
 }
 
 /// A chunk, as it is kept. A number's row that is not in use has the algorithm 0.
@@ -39,7 +50,7 @@ struct Row {
     plain_len: u32,
     stored_len: u32,
     ordinal: u32,
-    /// Where the frame begins in its slice (20 bits), the algorithm (4 bits), and two flags.
+    /// Where the frame begins in its slice (20 bits), the algorithm (4 bits), and three flags.
     packed: u32,
 }
 
@@ -47,6 +58,7 @@ const OFFSET_BITS: u32 = limits::SLICE_BYTES.ilog2();
 const ALGORITHM_SHIFT: u32 = 24;
 const STORED: u32 = 1 << 28;
 const USED: u32 = 1 << 29;
+const VOUCHED: u32 = 1 << 30;
 
 impl Row {
     fn new(chunk: &ChunkRef, slice: Slice) -> Self {
@@ -104,8 +116,8 @@ impl Default for SliceRow {
 
 struct SegmentEntry {
     id: ContentId,
-    /// Whose reader named it last, or who asked first: where the strata have it.
-    repository: RepositoryName,
+    /// In which repository it is asked for.
+    repository: Repository,
     slices: u32,
     /// Chunks of it that the core holds for stored.
     stored: u32,
@@ -120,8 +132,8 @@ struct SegmentEntry {
 pub(super) struct Changes {
     /// The number of a chunk that was given away: evicted first if the core held it for stored.
     pub(super) forgotten: Option<(Chunk, bool)>,
-    /// What was learned.
-    pub(super) learned: Option<ContentUpdate>,
+    /// What was learned: the chunk, and where its slice belongs if that is new, too.
+    pub(super) learned: SmallVec<[ContentUpdate; 2]>,
 }
 
 /// The book of content.
@@ -134,7 +146,11 @@ pub(super) struct ContentBook {
     slices: Rows<SliceRow>,
     by_slice: HashMap<(Segment, u32), Slice>,
     segments: HashMap<Segment, SegmentEntry>,
-    by_segment: HashMap<ContentId, Segment>,
+    by_segment: HashMap<(ContentId, Repository), Segment>,
+    /// Numbers of segments with one name, at most [`NAMESAKES_MAX`].
+    namesakes: HashMap<ContentId, SmallVec<[Segment; 1]>>,
+    /// The names of repositories, out of certificates as well.
+    pub(super) repositories: RepositoryBook,
     /// Never used again, because the core remembers which numbers it announced.
     next_segment: u32,
     hand: u32,
@@ -156,6 +172,8 @@ impl ContentBook {
             by_slice: HashMap::new(),
             segments: HashMap::new(),
             by_segment: HashMap::new(),
+            namesakes: HashMap::new(),
+            repositories: RepositoryBook::default(),
             next_segment: 0,
             hand: 0,
             max,
@@ -173,11 +191,11 @@ impl ContentBook {
     ) -> Option<(Chunk, Changes)> {
         let hash = self.hasher.hash_one(chunk.id);
         let same_name = self.with_id(&chunk.id);
-        if let Some(known) = same_name.iter().find(|number| self.reference(number.0) == Some(chunk)) {
+        if let Some(known) = self.known(&same_name, &chunk, repository) {
             if let Some(row) = self.chunks.get_mut(known.0) {
                 row.set(USED, true);
             }
-            return Some((*known, Changes::default()));
+            return Some((known, Changes::default()));
         }
         if chunk.place.slice() == u32::MAX {
             return None;
@@ -194,25 +212,60 @@ impl ContentBook {
         let number = self.chunks.insert(Row::new(&chunk, slice));
         let (chunks, hasher) = (&self.chunks, &self.hasher);
         self.by_id.insert(hash, number, |number| hash_in(chunks, hasher, number));
-        changes.learned = Some(ContentUpdate::Learned {
+        let row = self.slices.get(slice.0).copied().unwrap_or_default();
+        changes.learned.push(ContentUpdate::Learned {
             chunk: Chunk(number),
             slice,
-            segment: self.slices.get(slice.0).map_or(Segment(0), |row| row.segment),
+            segment: row.segment,
             slice_key: slice_key(&chunk.place.segment, chunk.place.slice()),
             part: chunk.place.part(),
             len_bytes: chunk.place.stored_len.max(1),
         });
+        if row.chunks == 1
+            && let Some(segment) = self.segments.get(&row.segment)
+        {
+            changes.learned.push(ContentUpdate::Belongs { slice, repository: segment.repository });
+        }
         Some((Chunk(number), changes))
     }
 
-    /// A reader on this node found the chunk in `repository`: that counts for more than what peers call it.
-    pub(super) fn found_in(&mut self, number: Chunk, repository: &RepositoryName) {
-        let slice = self.chunks.get(number.0).and_then(|row| self.slices.get(row.slice));
-        if let Some(segment) = slice.and_then(|slice| self.segments.get_mut(&slice.segment))
-            && segment.repository != *repository
-        {
-            segment.repository = repository.clone();
+    /// Of numbers with one name, the one with this reference in this repository.
+    fn known(&self, same_name: &[Chunk], chunk: &ChunkRef, repository: &RepositoryName) -> Option<Chunk> {
+        let repository = self.repositories.number(repository)?;
+        let is = |number: &&Chunk| {
+            self.repository_of(**number) == Some(repository) && self.reference(number.0) == Some(*chunk)
+        };
+        same_name.iter().find(is).copied()
+    }
+
+    /// The number of the repository in which a number's chunk is asked for.
+    pub(super) fn repository_of(&self, number: Chunk) -> Option<Repository> {
+        let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
+        Some(self.segments.get(&slice.segment)?.repository)
+    }
+
+    /// The chunk is known to lie in the repository in which it is asked for.
+    pub(super) fn vouch(&mut self, number: Chunk) {
+        if let Some(row) = self.in_use(number) {
+            row.set(VOUCHED, true);
         }
+    }
+
+    /// Whether the chunk is known to lie in the repository in which it is asked for.
+    pub(super) fn is_vouched(&self, number: Chunk) -> bool {
+        self.chunks.get(number.0).is_some_and(|row| row.has(VOUCHED))
+    }
+
+    /// Whether a chunk of this name is known to lie in any repository.
+    pub(super) fn is_vouched_anywhere(&self, id: &ContentId) -> bool {
+        self.with_id(id).into_iter().any(|number| self.is_vouched(number))
+    }
+
+    /// Everything that the core holds for stored, though it is not known to lie where it is asked for.
+    pub(super) fn stored_unvouched(&self) -> Vec<Chunk> {
+        let is =
+            |number: &u32| self.chunks.get(*number).is_some_and(|row| row.has(STORED) && !row.has(VOUCHED));
+        (0..self.chunks.end()).filter(is).map(Chunk).collect()
     }
 
     /// How a number's chunk is referred to.
@@ -233,12 +286,13 @@ impl ContentBook {
         let chunk = self.reference(number.0)?;
         let row = self.chunks.get(number.0)?;
         let segment = self.slices.get(row.slice).and_then(|slice| self.segments.get(&slice.segment))?;
-        Some(Entry { chunk, repository: segment.repository.clone(), stored: row.has(STORED) })
+        let repository = self.repositories.name(segment.repository)?.clone();
+        Some(Entry { chunk, repository, stored: row.has(STORED), vouched: row.has(VOUCHED) })
     }
 
-    /// The number of a chunk, if it has one.
-    pub(super) fn number(&self, chunk: &ChunkRef) -> Option<Chunk> {
-        self.with_id(&chunk.id).into_iter().find(|number| self.reference(number.0) == Some(*chunk))
+    /// The number of a chunk in a repository, if it has one.
+    pub(super) fn number(&self, chunk: &ChunkRef, repository: &RepositoryName) -> Option<Chunk> {
+        self.known(&self.with_id(&chunk.id), chunk, repository)
     }
 
     /// A chunk has just been obtained: its segment is news to others.
@@ -271,9 +325,15 @@ impl ContentBook {
         segment.stored = if stored { segment.stored + 1 } else { segment.stored.saturating_sub(1) };
         let turn = segment.stored == u32::from(stored) && segment.announced;
         let id = segment.id;
-        if turn {
+        if turn && (stored || !self.is_held(&id)) {
             self.turns.push((id, stored));
         }
+    }
+
+    /// Whether something of a segment is stored and announced, in whatever repository.
+    fn is_held(&self, id: &ContentId) -> bool {
+        let namesakes = self.namesakes.get(id).into_iter().flatten();
+        namesakes.filter_map(|number| self.segments.get(number)).any(|row| row.announced && row.stored > 0)
     }
 
     /// The segment behind a number.
@@ -293,9 +353,10 @@ impl ContentBook {
         Some((self.segment(row.segment)?, row.number))
     }
 
-    /// The number of a slice, if it has one.
-    pub(super) fn slice_number(&self, segment: &ContentId, slice: u32) -> Option<Slice> {
-        self.by_slice.get(&(*self.by_segment.get(segment)?, slice)).copied()
+    /// The numbers of a slice: one for each repository in which it is asked for.
+    pub(super) fn slice_numbers(&self, segment: &ContentId, slice: u32) -> impl Iterator<Item = Slice> {
+        let namesakes = self.namesakes.get(segment).into_iter().flatten();
+        namesakes.filter_map(move |number| self.by_slice.get(&(*number, slice)).copied())
     }
 
     /// All numbers whose chunks have this name, whatever their references say beside it.
@@ -345,26 +406,11 @@ impl ContentBook {
     }
 
     fn intern_slice(&mut self, segment: ContentId, number: u32, repository: &RepositoryName) -> Slice {
-        let segment_number = match self.by_segment.get(&segment) {
+        let known = self.repositories.number(repository);
+        let known = known.and_then(|repository| self.by_segment.get(&(segment, repository)));
+        let segment_number = match known {
             Some(known) => *known,
-            None => {
-                let new = Segment(self.next_segment);
-                self.next_segment = self.next_segment.wrapping_add(1);
-                let repository = repository.clone();
-                self.segments.insert(
-                    new,
-                    SegmentEntry {
-                        id: segment,
-                        repository,
-                        slices: 0,
-                        stored: 0,
-                        obtained: false,
-                        announced: false,
-                    },
-                );
-                self.by_segment.insert(segment, new);
-                new
-            }
+            None => self.new_segment(segment, repository),
         };
         let name = (segment_number, number);
         if let Some(slice) = self.by_slice.get(&name) {
@@ -379,6 +425,32 @@ impl ContentBook {
         let slice = Slice(self.slices.insert(SliceRow { segment: segment_number, number, chunks: 1 }));
         self.by_slice.insert(name, slice);
         slice
+    }
+
+    fn new_segment(&mut self, id: ContentId, repository: &RepositoryName) -> Segment {
+        let new = Segment(self.next_segment);
+        self.next_segment = self.next_segment.wrapping_add(1);
+        let repository = self.repositories.take(repository);
+        let entry = SegmentEntry { id, repository, slices: 0, stored: 0, obtained: false, announced: false };
+        self.segments.insert(new, entry);
+        self.by_segment.insert((id, repository), new);
+        let namesakes = self.namesakes.entry(id).or_default();
+        if namesakes.len() < NAMESAKES_MAX {
+            namesakes.push(new);
+        }
+        new
+    }
+
+    fn remove_segment(&mut self, number: Segment) {
+        let Some(gone) = self.segments.remove(&number) else { return };
+        self.by_segment.remove(&(gone.id, gone.repository));
+        self.repositories.give_back(gone.repository);
+        if let Some(namesakes) = self.namesakes.get_mut(&gone.id) {
+            namesakes.retain(|other| *other != number);
+            if namesakes.is_empty() {
+                self.namesakes.remove(&gone.id);
+            }
+        }
     }
 
     /// Finds a chunk that nobody needs and takes it out: the first that was not used since the hand last
@@ -420,10 +492,8 @@ impl ContentBook {
             self.by_slice.remove(&(gone.segment, gone.number));
             if let Some(segment) = self.segments.get_mut(&gone.segment) {
                 segment.slices -= 1;
-                if segment.slices == 0
-                    && let Some(gone) = self.segments.remove(&gone.segment)
-                {
-                    self.by_segment.remove(&gone.id);
+                if segment.slices == 0 {
+                    self.remove_segment(gone.segment);
                 }
             }
         }
@@ -441,139 +511,5 @@ fn slice_key(segment: &ContentId, slice: u32) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chunk(number: u8, offset: u64) -> ChunkRef {
-        let place = Place { segment: ContentId::of(&[number / 10]), ordinal: 0, offset, stored_len: 10 };
-        ChunkRef { id: ContentId::of(&[number]), plain_len: 10, place }
-    }
-
-    fn repository() -> RepositoryName {
-        "a.example".parse().unwrap()
-    }
-
-    fn intern(book: &mut ContentBook, chunk: ChunkRef) -> (Chunk, Changes) {
-        book.intern(chunk, &repository()).unwrap()
-    }
-
-    #[test]
-    fn a_reference_that_lies_gets_a_number_of_its_own() {
-        let mut book = ContentBook::new(10);
-        let honest = chunk(1, 0);
-        let (a, _) = intern(&mut book, honest);
-        let (b, _) = intern(&mut book, ChunkRef { plain_len: 11, ..honest });
-        assert_ne!(a, b);
-        assert_eq!(intern(&mut book, honest), (a, Changes::default()));
-        assert_eq!(book.with_id(&honest.id).as_slice(), [a, b]);
-    }
-
-    #[test]
-    fn lies_about_one_chunk_take_each_others_place() {
-        let mut book = ContentBook::new(100);
-        let honest = chunk(1, 0);
-        let (number, _) = intern(&mut book, honest);
-        book.pin(number);
-        for lie in 0..50 {
-            intern(&mut book, ChunkRef { plain_len: 11 + lie, ..honest });
-            assert!(book.with_id(&honest.id).len() <= REFERENCES_MAX);
-        }
-        assert_eq!(book.number(&honest), Some(number), "the one that is in use stays");
-        book.unpin(number);
-    }
-
-    #[test]
-    fn a_reader_corrects_what_a_peer_called_the_repository() {
-        let mut book = ContentBook::new(10);
-        let (other, own) = ("other.example".parse().unwrap(), repository());
-        let (number, _) = book.intern(chunk(1, 0), &other).unwrap();
-        book.found_in(number, &own);
-        book.intern(chunk(1, 0), &other).unwrap();
-        assert_eq!(book.get(number).unwrap().repository, own);
-    }
-
-    #[test]
-    fn a_known_chunk_takes_less_than_sixty_six_bytes() {
-        assert_eq!(size_of::<Row>(), 52);
-        let mut book = ContentBook::new(200_000);
-        let count = 200_000u64;
-        for n in 0..count {
-            let place = Place {
-                segment: ContentId::of(&(n / 128).to_le_bytes()),
-                ordinal: 0,
-                offset: (n % 128) << 16,
-                stored_len: 1 << 16,
-            };
-            intern(&mut book, ChunkRef { id: ContentId::of(&n.to_le_bytes()), plain_len: 1, place });
-        }
-        let slices = book.by_slice.capacity() * 14 + book.slices.bytes();
-        let segments = (book.segments.capacity() + book.by_segment.capacity()) * 80;
-        let bytes = book.chunks.bytes() + book.by_id.bytes() + slices + segments;
-        assert!(bytes as u64 / count < 66, "{} bytes a chunk", bytes as u64 / count);
-    }
-
-    #[test]
-    fn an_announced_segment_is_given_up_with_its_last_chunk_and_comes_back_with_the_next() {
-        let mut book = ContentBook::new(10);
-        let numbers = [1, 2].map(|n| intern(&mut book, chunk(n, 0)).0);
-        let segment = chunk(1, 0).place.segment;
-        numbers.iter().for_each(|number| assert!(book.set_stored(*number, true)));
-        book.obtained(numbers[0]);
-        assert_eq!(book.announced(Segment(0)), Some((segment, true)));
-        book.set_stored(numbers[0], false);
-        assert_eq!(book.take_turns(), []);
-        book.set_stored(numbers[1], false);
-        book.set_stored(numbers[0], true);
-        assert_eq!(book.take_turns(), [(segment, false), (segment, true)]);
-        book.remove(numbers[0]);
-        assert_eq!(book.take_turns(), [(segment, false)], "its number was given away");
-    }
-
-    #[test]
-    fn the_same_slice_has_one_number_and_the_same_key_everywhere() {
-        let (mut one, mut two) = (ContentBook::new(10), ContentBook::new(10));
-        let learned = |changes: Changes| match changes.learned.unwrap() {
-            ContentUpdate::Learned { slice, segment, slice_key, part, .. } => {
-                (slice, segment, slice_key, part)
-            }
-            other => unreachable!("{other:?}"),
-        };
-        let first = learned(intern(&mut one, chunk(1, 0)).1);
-        let same_slice = learned(intern(&mut one, chunk(2, 1 << 19)).1);
-        let next_slice = learned(intern(&mut one, chunk(3, 1 << 20)).1);
-        assert_eq!((first.0, first.1, first.2), (same_slice.0, same_slice.1, same_slice.2));
-        assert_eq!((first.3, same_slice.3), (0, 32));
-        assert_eq!(first.1, next_slice.1);
-        assert_ne!(first.2, next_slice.2);
-        intern(&mut two, chunk(50, 0));
-        assert_eq!(learned(intern(&mut two, chunk(3, 1 << 20)).1).2, next_slice.2);
-    }
-
-    #[test]
-    fn a_full_book_gives_away_what_is_not_in_use_and_refuses_when_all_is() {
-        let mut book = ContentBook::new(3);
-        let numbers: Vec<Chunk> = (0..3).map(|n| intern(&mut book, chunk(n, 0)).0).collect();
-        for number in &numbers[..2] {
-            book.pin(*number);
-        }
-        assert!(book.set_stored(numbers[2], true));
-        let (new, changes) = intern(&mut book, chunk(30, 0));
-        assert_eq!(changes.forgotten, Some((numbers[2], true)), "stored: to be evicted first");
-        assert_eq!((new, book.chunks.len()), (numbers[2], 3), "the number is used again");
-        assert_eq!(book.get(new).unwrap().chunk, chunk(30, 0));
-        assert!(book.with_id(&chunk(2, 0).id).is_empty());
-        book.pin(new);
-        assert!(book.intern(chunk(31, 0), &repository()).is_none());
-        book.unpin(numbers[0]);
-        assert!(book.intern(chunk(31, 0), &repository()).is_some());
-    }
-
-    #[test]
-    fn segments_and_slices_go_with_their_last_chunk() {
-        let mut book = ContentBook::new(1);
-        for number in 0..100 {
-            intern(&mut book, chunk(number, u64::from(number) << 20));
-        }
-        assert_eq!((book.by_slice.len(), book.segments.len(), book.slices.len()), (1, 1, 1));
-    }
-}
+#[path = "content_tests.rs"]
+mod tests;

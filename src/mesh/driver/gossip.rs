@@ -2,6 +2,7 @@
 
 use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::membership::{MembershipCert, Role};
+use super::super::mesh_trust::MeshTrust;
 use super::super::ports::{News, NewsVerdict};
 use super::super::proto::{Input, NewsId, Peer};
 use super::super::renewal::View;
@@ -14,11 +15,12 @@ use super::peers::PeerEntry;
 use super::possession::TELLING_MAX;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
-use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, mix};
+use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, UnixTime, mix};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -58,6 +60,8 @@ pub(super) struct Gossip {
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
     look_due: Time,
+    /// Whether this node's own certificate does not count any more. Then it knows nobody.
+    pub(super) ended: bool,
     pub(super) telling: Arc<Semaphore>,
 }
 
@@ -76,6 +80,7 @@ impl Gossip {
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
             look_due: Time::ZERO,
+            ended: false,
             telling: Arc::new(Semaphore::new(TELLING_MAX)),
         }
     }
@@ -94,6 +99,9 @@ impl Gossip {
 impl Driver {
     /// SWIM speaks.
     pub(super) fn member_changed(&mut self, event: MemberEvent) {
+        if self.gossip.ended && !matches!(event, MemberEvent::Down(_)) {
+            return;
+        }
         match event {
             MemberEvent::Up { node, addr, certificate } => {
                 let Some(membership) = self.verified(&certificate) else { return };
@@ -120,7 +128,11 @@ impl Driver {
                 }
             }
             MemberEvent::Down(node) => {
-                self.gossip.members.remove(&node);
+                if self.gossip.members.remove(&node).is_some() && self.gossip.members.is_empty() {
+                    // Nobody of the cell speaks to this node any more. Whether anybody does at all, an exchange shows:
+                    // who is alone asks an authority why.
+                    self.gossip.sync_due = ambient::now();
+                }
                 if let Some(peer) = self.peers.number(&node) {
                     self.set_up(peer, false);
                 }
@@ -143,10 +155,18 @@ impl Driver {
     /// A peer is known by a certificate that was checked.
     pub(super) fn meet_member(&mut self, addr: SocketAddr, membership: &MembershipCert) -> Option<Peer> {
         let peer = self.meet(membership.node, addr, Some(&membership.cell))?;
-        let mut updates = Vec::new();
-        self.peers.certify(peer, membership, &mut updates);
-        self.tell_peers(updates);
+        self.certify(peer, membership);
         Some(peer)
+    }
+
+    fn certify(&mut self, peer: Peer, membership: &MembershipCert) {
+        let mut updates = Vec::new();
+        let any_before = self.peers.any_scoped();
+        self.peers.certify(peer, membership, &mut self.content.repositories, &mut updates);
+        self.tell_peers(updates);
+        if self.peers.any_scoped() && !any_before {
+            self.hide_unvouched();
+        }
     }
 
     /// A known peer shows a renewed certificate, which was checked.
@@ -155,10 +175,8 @@ impl Driver {
             network.endpoint.renewed(membership);
         }
         if let Some(peer) = self.peers.number(&membership.node) {
-            let mut updates = Vec::new();
-            self.peers.certify(peer, membership, &mut updates);
-            self.tell_peers(updates);
-            if let (Some(entry), Some(dht)) = (self.peers.get(peer), self.dht()) {
+            self.certify(peer, membership);
+            if let (false, Some(entry), Some(dht)) = (self.gossip.ended, self.peers.get(peer), self.dht()) {
                 let (node, addr) = (membership.node, entry.addr);
                 dht.add_member(Neighbour { node, addr, membership: membership.clone() });
             }
@@ -184,9 +202,11 @@ impl Driver {
     /// changed, and now and then for those that expired. The endpoint closes connections by itself, and SWIM turns
     /// members out.
     pub(super) fn heed_trust(&mut self) {
-        let Some(network) = &self.links.network else { return };
-        let trust = network.endpoint.identity().trust().clone();
+        let Some(trust) = self.links.for_task().trust else { return };
         let (generation, now) = (trust.generation(), ambient::unix_now());
+        if self.heed_own_end(&trust, now) {
+            return;
+        }
         let believed = std::mem::replace(&mut self.gossip.believed, generation);
         if believed == generation && self.gossip.look_due > ambient::now() {
             return;
@@ -213,6 +233,39 @@ impl Driver {
             }
         }
         self.announce_cell();
+    }
+
+    /// Whether this node's own membership has ended. Then it lets go of everybody, for nobody speaks to it any more, and
+    /// what it believes of them is only what it remembers. A renewal may bring it back.
+    fn heed_own_end(&mut self, trust: &MeshTrust, now: UnixTime) -> bool {
+        let Some(network) = &self.links.network else { return false };
+        let error = trust.check(&network.endpoint.identity().membership(), now).err();
+        let before = std::mem::replace(&mut self.gossip.ended, error.is_some());
+        let Some(error) = error else {
+            if before {
+                tracing::info!("this node is a member again");
+            }
+            return false;
+        };
+        // Who has not heard of it yet may still come.
+        for node in network.endpoint.connections_by_node().into_keys() {
+            network.endpoint.disconnect(&node);
+        }
+        if let Some(dht) = &network.dht
+            && dht.counters().peers.load(Ordering::Relaxed) > 0
+        {
+            dht.forget_all();
+        }
+        if !before {
+            tracing::error!(%error, "this node is no member any more: it lets go of all others");
+        }
+        let up: Vec<Peer> = self.peers.others().filter(|(_, entry)| entry.up).map(|(peer, _)| peer).collect();
+        for peer in up {
+            self.set_up(peer, false);
+        }
+        self.gossip.members.clear();
+        self.gossip.others.clear();
+        true
     }
 
     /// What a renewal must know of the peers.
@@ -272,6 +325,9 @@ impl Driver {
         let own = rank(&self.node);
         let before = self.gossip.members.keys().filter(|node| rank(node) < own).count();
         let wanted = before < ANNOUNCERS;
+        if let Some(network) = &self.links.network {
+            network.announces.store(wanted, Ordering::Relaxed);
+        }
         if wanted == self.gossip.announcing {
             return;
         }
@@ -288,6 +344,9 @@ impl Driver {
 
     /// There is a connection with somebody, and so a certificate with its cell.
     pub(super) fn neighbour(&mut self, neighbour: Neighbour) {
+        if self.gossip.ended {
+            return;
+        }
         let Neighbour { node, addr, membership } = neighbour;
         let cell = &membership.cell;
         let own = *cell == self.cell;
@@ -439,13 +498,16 @@ impl Driver {
                     false
                 }
             };
-            let _ = links.inbox.send(Message::Synced { ok }).await;
+            let _ = links.inbox.send(Message::Synced { node, ok }).await;
         });
     }
 
     /// An exchange ended.
-    pub(super) fn synced(&mut self, ok: bool) {
+    pub(super) fn synced(&mut self, node: NodeId, ok: bool) {
         self.gossip.syncing = false;
+        if let Some(peer) = self.peers.number(&node).filter(|_| !ok) {
+            self.unreachable(peer);
+        }
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)

@@ -27,6 +27,7 @@ mod possession;
 mod providers;
 mod recent;
 mod recorder;
+mod repositories;
 mod serve;
 mod settle;
 mod task;
@@ -63,7 +64,7 @@ use mdns::Lan;
 use recorder::Recorder;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use task::{Driver, Links, Message};
@@ -351,7 +352,8 @@ impl Exchange for Mesh {
         deadline: Time,
     ) -> BoxFuture<'_, Result<(Bytes, Obtained), ObtainError>> {
         let (reply, answer) = oneshot::channel();
-        let want = Message::Want { repository: repository.clone(), chunk, class, deadline, reply };
+        let span = tracing::Span::current();
+        let want = Message::Want { repository: repository.clone(), chunk, class, deadline, reply, span };
         let limit = deadline.since(ambient::now()) + GRACE;
         async move {
             let wait = async {
@@ -382,6 +384,8 @@ pub(super) struct Linked {
     hints: mpsc::Sender<Hint>,
     /// Peers that are believed to be alive.
     seen: Arc<AtomicUsize>,
+    /// Whether this node is one of those who announce its cell.
+    announces: Arc<AtomicBool>,
     /// Whether there is anybody to wait for at the start.
     has_contacts: bool,
     /// Where this node is an authority.
@@ -436,12 +440,14 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     let has_contacts = !contacts.is_empty() || !bootstrap.is_empty() || mdns;
     let (hints, heard) = mpsc::channel(cells::HINTS_MAX);
+    let announces = Arc::new(AtomicBool::new(true));
     tokio::spawn(cells::watch(cells::Watch {
         endpoint: endpoint.clone(),
         dht: dht.clone(),
         inbox: inbox.clone(),
         hints: heard,
         contacts,
+        announces: Arc::clone(&announces),
         stop: stop.clone(),
     }));
     let seen = Arc::new(AtomicUsize::new(0));
@@ -476,7 +482,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));
-    Ok(Linked { endpoint, swim, dht, hints, seen, has_contacts, office, more })
+    Ok(Linked { endpoint, swim, dht, hints, announces, seen, has_contacts, office, more })
 }
 
 /// The local network. A node that cannot have it does without.

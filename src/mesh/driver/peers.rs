@@ -2,6 +2,7 @@
 
 use super::super::membership::{MembershipCert, Role, SEED_SHARE};
 use super::super::proto::{Peer, PeerUpdate};
+use super::repositories::RepositoryBook;
 use crate::model::{CellLabel, ContentId, NodeId, RepositoryName};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,6 +35,11 @@ pub(super) struct PeerEntry {
 }
 
 impl PeerEntry {
+    /// The repositories that it may read, when that is known and not all.
+    fn scope(&self) -> Option<&[RepositoryName]> {
+        self.membership.as_ref()?.scope.names()
+    }
+
     /// Whether it may read a repository, as far as is known: of a peer that was only heard of, its first handshake
     /// will tell.
     pub(super) fn may_read(&self, repository: &RepositoryName) -> bool {
@@ -50,6 +56,8 @@ pub(super) struct PeerBook {
     regions: HashMap<String, u32>,
     /// Others that are up.
     up: usize,
+    /// Those, and this node, that may not read everything.
+    scoped: usize,
 }
 
 /// This node's own number.
@@ -65,6 +73,7 @@ impl PeerBook {
             cells: HashMap::new(),
             regions: HashMap::new(),
             up: 0,
+            scoped: 0,
         };
         let mut updates = Vec::new();
         let me = book.meet(node, addr, Some(cell), &mut updates);
@@ -124,19 +133,39 @@ impl PeerBook {
     }
 
     /// Notes a peer's certificate, if it is newer than the one that is known.
-    pub(super) fn certify(&mut self, peer: Peer, membership: &MembershipCert, updates: &mut Vec<PeerUpdate>) {
+    pub(super) fn certify(
+        &mut self,
+        peer: Peer,
+        membership: &MembershipCert,
+        repositories: &mut RepositoryBook,
+        updates: &mut Vec<PeerUpdate>,
+    ) {
         let Some(entry) = self.get_mut(peer).filter(|entry| entry.node == membership.node) else { return };
         let known = entry.membership.as_ref();
         if known.is_some_and(|known| !membership.supersedes(known)) {
             return;
         }
         let before = weight(known);
+        let scope_before = entry.scope().map(<[_]>::to_vec);
         entry.membership = Some(membership.clone());
         let moved = entry.cell.as_ref() != Some(&membership.cell);
         if moved || before != weight(Some(membership)) {
             entry.cell = Some(membership.cell.clone());
             updates.push(self.met(peer, membership.node, Some(&membership.cell)));
         }
+        let scope = membership.scope.names();
+        if scope != scope_before.as_deref() {
+            self.scoped += usize::from(scope.is_some());
+            self.scoped -= usize::from(scope_before.is_some());
+            let numbers =
+                |names: &[RepositoryName]| names.iter().map(|name| repositories.keep(name)).collect();
+            updates.push(PeerUpdate::Scoped { peer, repositories: scope.map(numbers) });
+        }
+    }
+
+    /// Whether somebody is known who may not read everything.
+    pub(super) fn any_scoped(&self) -> bool {
+        self.scoped > 0
     }
 
     /// Notes that a peer answers or does not.
@@ -217,6 +246,7 @@ impl PeerBook {
         let gone = self.others().find(|(_, entry)| !entry.up && entry.pins == 0).map(|(peer, _)| peer)?;
         let entry = self.rows[gone.0 as usize].take()?;
         self.by_node.remove(&entry.node);
+        self.scoped -= usize::from(entry.scope().is_some());
         Some(gone)
     }
 }

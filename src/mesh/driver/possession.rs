@@ -41,9 +41,9 @@ impl Driver {
     /// A peer tells what it holds. Slices of which nothing was wanted or stored here yet are left out: they have no number.
     pub(super) fn possession_told(&mut self, from: NodeId, slices: &[SliceHeld]) {
         let Some(peer) = self.peers.number(&from) else { return };
-        let known = slices.iter().filter_map(|held| {
-            let slice = self.content.slice_number(&held.segment, held.slice)?;
-            Some((slice, held.parts))
+        let known = slices.iter().flat_map(|held| {
+            let numbers = self.content.slice_numbers(&held.segment, held.slice);
+            numbers.map(|slice| (slice, held.parts))
         });
         let slices: Vec<(Slice, u64)> = known.collect();
         if !slices.is_empty() {

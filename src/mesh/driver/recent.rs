@@ -6,8 +6,9 @@ use crate::model::ContentId;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 
-/// Bytes kept: half a window of uploads each way at 10 Gbit/s for 25 ms (guess).
-const RECENT_MAX_BYTES: usize = 64 << 20;
+/// Bytes kept: what arrives at 10 Gbit/s in a hundredth of a second and more; later they are read back from the store,
+/// out of the page cache most often (guess). Part of the 128 MiB that an agent may take.
+const RECENT_MAX_BYTES: usize = 16 << 20;
 /// Chunks kept, however small.
 const RECENT_MAX_CHUNKS: usize = 4_096;
 

@@ -97,7 +97,7 @@ impl Driver {
             reply.busy(Vec::new(), u8::MAX);
             return;
         };
-        let Some(number) = self.intern(chunk, &repository) else {
+        let Some(number) = self.intern(chunk, &repository, false) else {
             count(&self.links.counters.overload);
             reply.busy(Vec::new(), u8::MAX);
             return;

@@ -5,10 +5,11 @@
 //! [`PATIENCE`] is over. A node without contacts has nobody to wait for.
 
 use super::Linked;
-use super::task::{Driver, Links, WantReply};
+use super::task::{Driver, Links};
+use super::wants::Wish;
 use crate::ambient;
 use crate::mesh::ports::ObtainError;
-use crate::model::{ChunkRef, Class, RepositoryName, Time};
+use crate::model::Time;
 use std::time::Duration;
 
 /// Longest time that a reader waits for the first peer (guess: two rounds of asking contacts, less than a reader
@@ -19,20 +20,11 @@ const GRACE: Duration = Duration::from_millis(600);
 /// Wishes that are held back (guess: more than readers have within the patience).
 const HELD_MAX: usize = 16_384;
 
-/// A wish that is held back.
-pub(super) struct Held {
-    pub(super) repository: RepositoryName,
-    pub(super) chunk: ChunkRef,
-    pub(super) class: Class,
-    pub(super) deadline: Time,
-    pub(super) reply: WantReply,
-}
-
 /// The wishes of the first moments.
 pub(super) struct Settling {
     until: Time,
     met: bool,
-    held: Vec<Held>,
+    held: Vec<Wish>,
 }
 
 impl Settling {
@@ -47,7 +39,7 @@ impl Settling {
     }
 
     /// Holds a wish back.
-    pub(super) fn hold(&mut self, wish: Held) {
+    pub(super) fn hold(&mut self, wish: Wish) {
         if self.held.len() < HELD_MAX {
             self.held.push(wish);
         } else {
@@ -73,8 +65,8 @@ impl Driver {
             return;
         }
         let Some(settling) = self.settling.take() else { return };
-        for Held { repository, chunk, class, deadline, reply } in settling.held {
-            self.want(&repository, chunk, class, deadline, reply);
+        for wish in settling.held {
+            self.want(wish);
         }
     }
 }

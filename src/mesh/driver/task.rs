@@ -25,8 +25,8 @@ use super::providers::Provider;
 use super::recent::Recent;
 use super::recorder::Recorder;
 use super::serve::UploadBook;
-use super::settle::{Held, Settling};
-use super::wants::WantBook;
+use super::settle::Settling;
+use super::wants::{WantBook, Wish};
 use super::{FAREWELL, Linked, MemberStatus, PeerStatus};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
@@ -61,19 +61,39 @@ pub(super) enum PeerReply {
     Failed(Failure),
 }
 
+impl PeerReply {
+    /// For the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Arrived { .. } => "data",
+            Self::Wait { .. } => "wait",
+            Self::Busy { .. } => "busy",
+            Self::Missing { .. } => "missing",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// Where the answer to a reader goes.
 pub(super) type WantReply = oneshot::Sender<Result<(Bytes, Obtained), ObtainError>>;
 
 /// Everything that reaches the loop.
 pub(super) enum Message {
     /// The fetch path wants a chunk.
-    Want { repository: RepositoryName, chunk: ChunkRef, class: Class, deadline: Time, reply: WantReply },
+    Want {
+        repository: RepositoryName,
+        chunk: ChunkRef,
+        class: Class,
+        deadline: Time,
+        reply: WantReply,
+        span: tracing::Span,
+    },
     /// References to chunks that may be stored here.
     Offer { repository: RepositoryName, chunks: Vec<ChunkRef> },
     /// The store dropped a chunk.
     Removed(ContentId),
     /// The store was read for a reader.
-    Loaded { chunk: ChunkRef, bytes: Option<Bytes> },
+    Loaded { repository: RepositoryName, chunk: ChunkRef, bytes: Option<Bytes> },
     /// A peer answered an ask of this node.
     Reply { number: u64, from: NodeId, chunk: ChunkRef, reply: PeerReply },
     /// A connection to a peer is used; its round-trip time.
@@ -99,7 +119,7 @@ pub(super) enum Message {
     /// A document that was judged forged.
     ForgedNews { from: NodeId },
     /// An exchange of all documents with a peer ended; whether it went well.
-    Synced { ok: bool },
+    Synced { node: NodeId, ok: bool },
     /// A peer showed a renewed certificate, which was checked.
     Certified(MembershipCert),
     /// Somebody wants to see the peers.
@@ -280,24 +300,23 @@ impl Driver {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Want { repository, chunk, class, deadline, reply } => {
+            Message::Want { repository, chunk, class, deadline, reply, span } => {
+                let wish = Wish { repository, chunk, class, deadline, reply, span };
                 if let Some(settling) = &mut self.settling {
-                    settling.hold(Held { repository, chunk, class, deadline, reply });
+                    settling.hold(wish);
                 } else {
-                    self.want(&repository, chunk, class, deadline, reply);
+                    self.want(wish);
                 }
             }
             Message::Offer { repository, chunks } => {
                 for chunk in
                     chunks.into_iter().filter(|chunk| self.links.local.holds(&chunk.id)).collect::<Vec<_>>()
                 {
-                    if let Some(number) = self.intern(chunk, &repository) {
-                        self.content.found_in(number, &repository);
-                    }
+                    self.intern(chunk, &repository, true);
                 }
             }
             Message::Removed(id) => self.gone(&id),
-            Message::Loaded { chunk, bytes } => self.loaded(chunk, bytes),
+            Message::Loaded { repository, chunk, bytes } => self.loaded(&repository, chunk, bytes),
             Message::Reply { number, from, chunk, reply } => self.peer_replied(number, from, chunk, reply),
             Message::Connected { neighbour, rtt } => self.connected(neighbour, rtt),
             Message::Upstream { number, chunk, result } => self.upstream_replied(number, chunk, result),
@@ -317,7 +336,7 @@ impl Driver {
                 count(&self.links.counters.news_invalid);
                 self.report(from, Offence::ForgedDocument);
             }
-            Message::Synced { ok } => self.synced(ok),
+            Message::Synced { node, ok } => self.synced(node, ok),
             Message::Certified(membership) => self.certified(&membership),
             Message::Status(reply) => {
                 let _ = reply.send(self.status());
@@ -363,8 +382,14 @@ impl Driver {
         }
     }
 
-    /// The number of a chunk; the core learns it, and that it is stored if it is. `None`: all numbers are in use.
-    pub(super) fn intern(&mut self, chunk: ChunkRef, repository: &RepositoryName) -> Option<Chunk> {
+    /// The number of a chunk in a repository; the core learns it, and that it is stored if it is. `found`: a reader here
+    /// found it there; otherwise it is the word of a peer. `None`: all numbers are in use.
+    pub(super) fn intern(
+        &mut self,
+        chunk: ChunkRef,
+        repository: &RepositoryName,
+        found: bool,
+    ) -> Option<Chunk> {
         let (number, changes) = self.content.intern(chunk, repository)?;
         if let Some((gone, stored)) = changes.forgotten {
             if stored {
@@ -372,14 +397,35 @@ impl Driver {
             }
             self.apply(Event::Content(ContentUpdate::Forgotten { chunk: gone }));
         }
-        if let Some(learned) = changes.learned {
+        for learned in changes.learned {
             self.apply(Event::Content(learned));
         }
+        if found {
+            self.content.vouch(number);
+        }
         let stored = self.content.get(number).is_some_and(|entry| entry.stored);
-        if !stored && self.links.local.holds(&chunk.id) {
+        if !stored && self.links.local.holds(&chunk.id) && self.may_pass_for_stored(number, &chunk.id) {
             self.stored(number);
         }
         Some(number)
+    }
+
+    /// Whether a chunk that is held may be served in the repository in which it is asked for: when it is known to lie
+    /// there. Of one that was never seen anywhere in this run nothing is known; it is given away as long as there is
+    /// nobody in sight from whom anything has to be kept. Otherwise it is to be fetched under that name, which shows
+    /// whether it lies there.
+    fn may_pass_for_stored(&self, number: Chunk, id: &ContentId) -> bool {
+        self.content.is_vouched(number) || !self.peers.any_scoped() && !self.content.is_vouched_anywhere(id)
+    }
+
+    /// Somebody came in sight who may not read everything: nothing is given away any more of which it is not known
+    /// where it lies.
+    pub(super) fn hide_unvouched(&mut self) {
+        for chunk in self.content.stored_unvouched() {
+            if self.content.set_stored(chunk, false) {
+                self.input(Input::Evicted { chunk });
+            }
+        }
     }
 
     /// A chunk is stored, though the core did not have it fetched.
@@ -399,17 +445,29 @@ impl Driver {
     }
 
     /// Verified bytes came in: the core hears of it under every reference that they fit, and what it decides
-    /// is carried out while the bytes are certainly at hand.
+    /// is carried out while the bytes are certainly at hand. `asked`: the number that they were asked for under, if
+    /// that is still under way; who gave them vouches that they lie in its repository.
     pub(super) fn arrived(
         &mut self,
         chunk: ChunkRef,
+        asked: Option<Chunk>,
         from: super::super::proto::Source,
         bytes: Bytes,
         kept: bool,
     ) {
         self.recent.insert(chunk.id, bytes, from);
+        if let Some(asked) = asked {
+            self.content.vouch(asked);
+        }
+        let repository = asked.and_then(|asked| self.content.repository_of(asked));
         for number in self.content.with_id(&chunk.id) {
             let Some(entry) = self.content.get(number) else { continue };
+            let lies_there = entry.vouched
+                || repository
+                    .is_some_and(|repository| self.content.repository_of(number) == Some(repository));
+            if !lies_there && !self.may_pass_for_stored(number, &chunk.id) {
+                continue;
+            }
             self.content.obtained(number);
             if entry.chunk == chunk {
                 self.content.set_stored(number, true);
@@ -438,7 +496,7 @@ impl Driver {
     /// Notes whether a peer answers.
     pub(super) fn set_up(&mut self, peer: Peer, up: bool) {
         let mut updates = Vec::new();
-        self.peers.set_up(peer, up, &mut updates);
+        self.peers.set_up(peer, up && !self.gossip.ended, &mut updates);
         self.tell_peers(updates);
         if let Some(network) = &self.links.network {
             network.seen.store(self.peers.up(), Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Whole nodes in one process, with real endpoints on loopback and a node in memory under each.
 
 mod region;
+mod scopes;
 
 use super::super::endpoint::{EndpointConfig, Incoming};
 use super::super::identity::Identity;
@@ -43,6 +44,8 @@ pub(in crate::mesh) struct Stratum {
     /// The first fetch of each chunk fails, and every fetch takes long.
     struggles: AtomicBool,
     failed: Mutex<HashSet<ContentId>>,
+    /// In which repository a chunk lies; the others lie in all.
+    lies_in: Mutex<HashMap<ContentId, RepositoryName>>,
 }
 
 impl Stratum {
@@ -95,7 +98,7 @@ impl Local for Memory {
 
     fn fetch_upstream<'a>(
         &'a self,
-        _: RepositoryName,
+        repository: RepositoryName,
         chunks: Vec<ChunkRef>,
         arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
     ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
@@ -108,6 +111,10 @@ impl Local for Memory {
                 }
                 if self.stratum.dead.load(Ordering::Relaxed) {
                     return Err(UpstreamFailure::Unreachable("the stratum is dead".into()));
+                }
+                if self.stratum.lies_in.lock().unwrap().get(&chunk.id).is_some_and(|name| *name != repository)
+                {
+                    return Err(UpstreamFailure::Unreachable("404".into()));
                 }
                 *self.stratum.given.lock().unwrap().entry(chunk.id).or_default() += 1;
                 let found = self.stratum.content.lock().unwrap().get(&chunk.id).cloned();
@@ -158,11 +165,12 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) bootstrap: Vec<String>,
     pub(in crate::mesh) mdns: bool,
     pub(in crate::mesh) office: Option<Arc<Office>>,
+    pub(in crate::mesh) tamper: Option<Tamper>,
 }
 
 impl Options {
     pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false, office: None }
+        Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false, office: None, tamper: None }
     }
 }
 
@@ -212,7 +220,7 @@ impl TestNode {
             mdns: options.mdns,
             dht,
             tuning: Tuning::default(),
-            tamper: None,
+            tamper: options.tamper,
             more: Vec::new(),
             office: options.office,
         };
@@ -227,8 +235,17 @@ impl TestNode {
     }
 
     pub(in crate::mesh) async fn get_within(&self, n: u64, limit: Duration) -> Result<Obtained, ObtainError> {
+        self.get_from(&repository(), n, limit).await
+    }
+
+    pub(in crate::mesh) async fn get_from(
+        &self,
+        repository: &RepositoryName,
+        n: u64,
+        limit: Duration,
+    ) -> Result<Obtained, ObtainError> {
         let deadline = ambient::now() + limit;
-        let (bytes, from) = self.mesh.obtain(&repository(), chunk(n), Class::Read, deadline).await?;
+        let (bytes, from) = self.mesh.obtain(repository, chunk(n), Class::Read, deadline).await?;
         assert_eq!(bytes, bytes_of(n), "wrong bytes were delivered");
         Ok(from)
     }

@@ -13,10 +13,22 @@ const WAITERS_MAX: usize = 32_768;
 /// How often bytes that the core holds for stored may turn out lost before a reader is told so.
 const LOADS_MAX: u8 = 3;
 
+/// What a reader wants.
+pub(super) struct Wish {
+    pub(super) repository: RepositoryName,
+    pub(super) chunk: ChunkRef,
+    pub(super) class: Class,
+    pub(super) deadline: Time,
+    pub(super) reply: WantReply,
+    /// In which what is done for it is noted.
+    pub(super) span: tracing::Span,
+}
+
 struct Waiter {
     class: Class,
     deadline: Time,
     reply: WantReply,
+    span: tracing::Span,
 }
 
 #[derive(Default)]
@@ -44,36 +56,34 @@ impl WantBook {
 
 impl Driver {
     /// A reader wants a chunk.
-    pub(super) fn want(
-        &mut self,
-        repository: &RepositoryName,
-        chunk: ChunkRef,
-        class: Class,
-        deadline: Time,
-        reply: WantReply,
-    ) {
+    pub(super) fn want(&mut self, wish: Wish) {
+        let Wish { repository, chunk, class, deadline, reply, span } = wish;
         if self.wants.waiters >= WAITERS_MAX {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         }
-        let Some(number) = self.intern(chunk, repository) else {
+        let Some(number) = self.intern(chunk, &repository, true) else {
             let _ = reply.send(Err(ObtainError::TooMany));
             return;
         };
-        self.content.found_in(number, repository);
         let waiting = self.wants.by_chunk.entry(number).or_default();
         if waiting.waiters.is_empty() {
             self.content.pin(number);
         }
-        waiting.waiters.push(Waiter { class, deadline, reply });
+        waiting.waiters.push(Waiter { class, deadline, reply, span });
         self.wants.waiters += 1;
         self.input(Input::Wanted { chunk: number, class, deadline });
+    }
+
+    /// The span of who waits for a chunk longest; none, when it is fetched for others only.
+    pub(super) fn span_of(&self, chunk: Chunk) -> Option<tracing::Id> {
+        self.wants.by_chunk.get(&chunk)?.waiters.first()?.span.id()
     }
 
     /// The core says that a wanted chunk is here.
     pub(super) fn deliver(&mut self, chunk: Chunk) {
         let Some(entry) = self.content.get(chunk) else { return };
-        let reference = entry.chunk;
+        let (reference, repository) = (entry.chunk, entry.repository);
         if let Some((bytes, from)) = self.recent.get(&reference.id)
             && bytes.len() == reference.plain_len as usize
         {
@@ -94,13 +104,13 @@ impl Driver {
         tokio::spawn(async move {
             let bytes = links.local.load(reference.id).await;
             let bytes = bytes.filter(|bytes| bytes.len() == reference.plain_len as usize);
-            let _ = links.inbox.send(Message::Loaded { chunk: reference, bytes }).await;
+            let _ = links.inbox.send(Message::Loaded { repository, chunk: reference, bytes }).await;
         });
     }
 
     /// The store was read for waiting readers.
-    pub(super) fn loaded(&mut self, chunk: ChunkRef, bytes: Option<Bytes>) {
-        let Some(chunk) = self.content.number(&chunk) else { return };
+    pub(super) fn loaded(&mut self, repository: &RepositoryName, chunk: ChunkRef, bytes: Option<Bytes>) {
+        let Some(chunk) = self.content.number(&chunk, repository) else { return };
         let Some(waiting) = self.wants.by_chunk.get_mut(&chunk) else { return };
         waiting.loading = false;
         if let Some(bytes) = bytes {

@@ -13,12 +13,12 @@ fn homed_at(one: &One, home: Peer) -> Vec<Chunk> {
 }
 
 /// Lets `home` answer `chunk` with `answer` every half second until it is left; returns after how long.
-fn until_left(one: &mut One, home: Peer, chunk: Chunk, answer: Option<Answer>) -> Duration {
+fn until_left(one: &mut One, home: Peer, chunk: Chunk, answer: Option<&Answer>) -> Duration {
     let start = one.now;
     loop {
         let mut outputs = one.pass(S / 2);
-        if let Some(answer) = answer.clone() {
-            outputs.extend(one.told(home, chunk, answer));
+        if let Some(answer) = answer {
+            outputs.extend(one.told(home, chunk, answer.clone()));
         }
         if asked_of(&outputs).iter().any(|peer| *peer != home) {
             return one.now.since(start);
@@ -35,7 +35,7 @@ fn who_stalls_or_is_busy_or_silent_is_passed_over_for_a_while_and_then_tried_onc
         let liar = one.home(one.ranked(9), 0);
         let chunks = homed_at(&one, liar);
         assert_eq!(asked_of(&one.want(chunks[0], Class::Read)), [liar]);
-        let left = until_left(&mut one, liar, chunks[0], answer.clone());
+        let left = until_left(&mut one, liar, chunks[0], answer.as_ref());
         assert!(left > 2 * S && left < 13 * S, "{answer:?}: left after {left:?}");
         assert_eq!(one.core.counts().doubts, 1);
         let next = one.home(chunks[1], 1);

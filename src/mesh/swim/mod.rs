@@ -58,6 +58,8 @@ pub(super) trait Credentials: Send + Sync + 'static {
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool;
     /// Checks a certificate by what this node believes of its mesh. `None`: forged, foreign, expired or revoked.
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission>;
+    /// Whether this node's own certificate counts, by what it believes of its mesh itself.
+    fn is_member(&self, now: UnixTime) -> bool;
     /// Changes whenever a certificate that was admitted may not count any more, though it has not expired.
     fn beliefs(&self) -> u64;
 }
@@ -76,6 +78,10 @@ impl Credentials for Arc<Identity> {
 
     fn certificate(&self) -> Bytes {
         self.membership().bytes().clone()
+    }
+
+    fn is_member(&self, now: UnixTime) -> bool {
+        self.trust().check(&self.membership(), now).is_ok()
     }
 
     fn beliefs(&self) -> u64 {
@@ -163,6 +169,9 @@ pub(super) enum Refusal {
     /// Too many came from there, or in all; its signature was not even looked at.
     #[error("too many")]
     Paced,
+    /// This node's own certificate does not count any more: it belongs to no cell.
+    #[error("this node is no member any more")]
+    NoMember,
 }
 
 /// A change of the cell, for the driver.

@@ -30,9 +30,10 @@ const REMEMBERED_MAX: usize = 2 * limits::CELL_MAX_MEMBERS;
 /// Most timers kept for foca: several for each member that flaps. Beyond, only the timers that
 /// forget the dead are dropped, so the dead are remembered longer.
 const TIMERS_MAX: usize = 8 * REMEMBERED_MAX;
-/// How often certificates are asked for and contacts are looked after: while some are missing, and otherwise.
+/// How often certificates are asked for and contacts are looked after: while some are missing, and otherwise; then it is
+/// only about what this node believes of its mesh, where a revocation must count within seconds.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
-const CHORES_IDLE: Duration = Duration::from_millis(200);
+const CHORES_IDLE: Duration = Duration::from_secs(1);
 /// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
 const ASKS_AT_ONCE: usize = 32;
 /// Until a certificate is asked for again.
@@ -104,6 +105,8 @@ pub(super) struct Protocol<C> {
     credentials: C,
     /// [`Credentials::beliefs`] when the acquaintances were last looked through.
     beliefs: u64,
+    /// Whether this node's own certificate has ended. Then it says nothing, hears nothing and knows nobody.
+    ended: bool,
     cell: CellLabel,
     me: Seat,
     foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
@@ -148,6 +151,7 @@ impl<C: Credentials> Protocol<C> {
             cell: credentials.cell(),
             foca: Foca::new(me, config(tuning), Dice(generator), Codec),
             beliefs: credentials.beliefs(),
+            ended: false,
             credentials,
             me,
             runtime: AccumulatingRuntime::new(),
@@ -229,6 +233,9 @@ impl<C: Credentials> Protocol<C> {
         if let Some(version) = bytes.first().filter(|version| **version != VERSION) {
             return Err(Refusal::Version(*version));
         }
+        if self.ended {
+            return Err(Refusal::NoMember);
+        }
         let datagram = Datagram::open(bytes).ok_or(Refusal::Malformed)?;
         if datagram.sender == self.me.node {
             return Err(Refusal::OwnName);
@@ -273,13 +280,14 @@ impl<C: Credentials> Protocol<C> {
         }
         if self.chores_due <= now.time {
             self.chores_due = now.time + CHORES_IDLE;
+            self.look_at_oneself(now);
             self.drop_expired(now);
             self.ask_for_certificates(now);
             self.ask_hinted(now);
             self.claims.forget(now.time);
             self.look_after_contacts(now);
         }
-        if !self.unmet.is_empty() || self.active.is_empty() {
+        if !self.unmet.is_empty() || self.active.is_empty() || !self.hints.is_empty() {
             self.chores_due = self.chores_due.min(now.time + CHORES_EVERY);
         }
     }
@@ -426,7 +434,7 @@ impl<C: Credentials> Protocol<C> {
 
     /// Sends a packet of foca's, with this node's certificate while the receiver may not know it.
     pub(super) fn send(&mut self, to: SocketAddr, receiver: NodeId, packet: &[u8], now: Now) {
-        if self.turned_out.contains(&receiver) {
+        if self.ended || self.turned_out.contains(&receiver) {
             return;
         }
         let known = self.known.get(&receiver);
@@ -456,6 +464,27 @@ impl<C: Credentials> Protocol<C> {
         let letter = Letter { sender, receiver, counter, certificate, wants_certificate, packet };
         let bytes = letter.seal(|message| self.credentials.sign(message));
         self.actions.push(Action::Send(to, bytes));
+    }
+
+    /// Lets go of everybody when this node's own certificate has ended: nobody listens to it any more, and what it
+    /// believes of the others is only what it remembers. Once it has a new one it asks its contacts anew.
+    fn look_at_oneself(&mut self, now: Now) {
+        let ended = !self.credentials.is_member(now.unix);
+        let before = std::mem::replace(&mut self.ended, ended);
+        if before == ended {
+            return;
+        }
+        if !ended {
+            (self.contacts_due, self.contacts_pause) = (now.time, JOIN_FIRST);
+            return;
+        }
+        self.known.clear();
+        self.hints = Hints::default();
+        for node in self.active.keys() {
+            if self.unmet.insert(*node, now.time).is_none() {
+                self.actions.push(Action::Down(*node));
+            }
+        }
     }
 
     /// Members whose certificate ran out or was revoked count as strangers again.

@@ -6,6 +6,7 @@ use super::*;
 use crate::model::{Generator, Rng as _, Time};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 /// A mesh whose "signatures" are keyed hashes: as unforgeable for a test, and cheap in numbers.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ struct TestNode {
     issued: Arc<AtomicU64>,
     /// Who was revoked, as all members of the swarm believe.
     revoked: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// Whether who was revoked knows it itself; otherwise it goes on speaking.
+    heeds: Arc<AtomicBool>,
 }
 
 const LIFE_S: u64 = 100_000;
@@ -41,6 +44,7 @@ impl TestNode {
             padding: 0,
             issued: Arc::new(AtomicU64::new(START_S)),
             revoked: Arc::default(),
+            heeds: Arc::default(),
         }
     }
 }
@@ -77,6 +81,9 @@ impl Credentials for TestNode {
         let cell = std::str::from_utf8(cell).ok()?.trim_start().parse().ok()?;
         Some(Admission { node, cell, issued, expires })
     }
+    fn is_member(&self, now: UnixTime) -> bool {
+        !self.heeds.load(Ordering::Relaxed) || self.admit(&self.certificate(), now).is_some()
+    }
     fn beliefs(&self) -> u64 {
         self.revoked.lock().unwrap().len() as u64
     }
@@ -95,6 +102,7 @@ struct Swarm {
     renewed: Vec<BTreeSet<NodeId>>,
     issued: Vec<Arc<AtomicU64>>,
     revoked: Arc<Mutex<BTreeSet<NodeId>>>,
+    heeds: Arc<AtomicBool>,
     wire: BinaryHeap<std::cmp::Reverse<(Time, u64, usize, usize)>>,
     bodies: BTreeMap<u64, Vec<u8>>,
     sent: u64,
@@ -115,6 +123,7 @@ impl Swarm {
     fn new(members: usize, seed: u64) -> Self {
         let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
         let revoked: Arc<Mutex<BTreeSet<NodeId>>> = Arc::default();
+        let heeds: Arc<AtomicBool> = Arc::default();
         let mut clocks = Vec::new();
         let swims = (0..members)
             .map(|number| {
@@ -122,7 +131,7 @@ impl Swarm {
                 // The certificates of some are so long that they travel apart from large packets.
                 let padding = if number % 3 == 0 { 680 } else { 0 };
                 let node = TestNode::new(u8::try_from(number).unwrap(), 1, "eu/a/r1");
-                let node = TestNode { padding, revoked: revoked.clone(), ..node };
+                let node = TestNode { padding, revoked: revoked.clone(), heeds: heeds.clone(), ..node };
                 clocks.push(node.issued.clone());
                 let generator = Generator::stream(seed, number as u64);
                 Some(Protocol::new(node, addr(number), contacts, &Tuning::default(), now, generator))
@@ -135,6 +144,7 @@ impl Swarm {
             renewed: vec![BTreeSet::new(); members],
             issued: clocks,
             revoked,
+            heeds,
             wire: BinaryHeap::new(),
             bodies: BTreeMap::new(),
             sent: 0,
@@ -267,11 +277,22 @@ fn a_revoked_member_is_turned_out_at_once_by_all_and_stays_out_although_it_goes_
     let out = NodeId([3; 32]);
     swarm.revoked.lock().unwrap().insert(out);
     let gone = |swarm: &Swarm| (0..8).all(|n| n == 3 || !swarm.up[n].contains(&out));
-    assert!(swarm.run(Duration::from_millis(500), gone), "{:?}", swarm.up);
+    assert!(swarm.run(Duration::from_millis(1_500), gone), "{:?}", swarm.up);
     assert!(!swarm.run(Duration::from_secs(60), |swarm| !gone(swarm)), "it came back");
     assert!((0..8).all(|n| n == 3 || swarm.up[n].len() == 6), "nobody else went: {:?}", swarm.up);
     let heard = [Refusal::BadCertificate, Refusal::Stranger];
     assert!(swarm.refusals.iter().any(|refusal| heard.contains(refusal)), "it went on speaking");
+}
+
+#[test]
+fn a_member_that_knows_of_its_revocation_knows_nobody() {
+    let mut swarm = Swarm::new(6, 5);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    swarm.heeds.store(true, Ordering::Relaxed);
+    swarm.revoked.lock().unwrap().insert(NodeId([3; 32]));
+    assert!(swarm.run(Duration::from_secs(2), |swarm| swarm.up[3].is_empty()), "{:?}", swarm.up);
+    assert!(!swarm.run(Duration::from_secs(60), |swarm| !swarm.up[3].is_empty()), "it took somebody in");
+    assert!(swarm.refusals.contains(&Refusal::NoMember), "it hears nothing");
 }
 
 #[test]

@@ -58,6 +58,36 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
     let nothing = out.get_within(missing, Duration::from_secs(5)).await;
     assert!(nothing.is_err(), "{nothing:?}");
     assert_eq!(c.get(missing).await.map(|_| ()), Ok(()), "the others go on");
+    // It hears of it itself, from the authority's desk at the latest, and then knows nobody.
+    let list = office.identity().trust().revocations();
+    out.identity.trust().judge(&News::Revocations(list.bytes().to_vec()), None);
+    eventually("the revoked node knows nobody", || async {
+        let own = out.identity.membership();
+        let knows = out.identity.trust().check(&own, ambient::unix_now()).is_err();
+        knows && out.up().await == 0 && out.mesh.members().await.iter().all(|member| member.connections == 0)
+    })
+    .await;
+    let routed = || out.mesh.dht_counters().map(|counters| counters.peers.load(Ordering::Relaxed));
+    eventually("its routing table is empty", || async { routed() == Some(0) }).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_has_expired_knows_nobody() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(0));
+    let (a, b) = ("eu/a/r1", "eu/a/r2");
+    let lasting = TestNode::start(&mesh, Options::cell(a), &[], &stratum);
+    let near =
+        TestNode::start_as(in_cell(&mesh, a, Scope::All, 6), Options::cell("unused"), &[&lasting], &stratum);
+    let far =
+        TestNode::start_as(in_cell(&mesh, b, Scope::All, 6), Options::cell("unused"), &[&lasting], &stratum);
+    all_see(&[&lasting, &near, &far], 1).await;
+    for node in [&near, &far] {
+        let ended = || async {
+            node.identity.membership().check_time(ambient::unix_now()).is_err() && node.up().await == 0
+        };
+        eventually("nobody is up for who has expired", ended).await;
+        assert!(node.mesh.members().await.iter().all(|member| member.connections == 0));
+    }
 }
 
 #[tokio::test]
