@@ -137,6 +137,8 @@ fn mesh(node: &Node) -> Vec<Family> {
             .with("outcome", "made", counts.core.hedges)
             .with("outcome", "won", counts.core.hedges_won)
             .with("outcome", "held", counts.core.hedges_held),
+        Family::counter("asides", "Wants that stood still for so long that others began in their place.")
+            .is(counts.core.asides),
         Family::counter(
             "possession_messages",
             "What neighbours were told of what is held here, and what they told.",

@@ -1,11 +1,15 @@
-//! What goes wrong or takes longer: deaths, and waits at busy links.
+//! What goes wrong or takes longer: deaths, a stratum that does not answer some, and waits at busy links.
 
 use super::fluid::Fluid;
 use super::scenario::Scenario;
+use crate::mesh::proto::Chunk;
 use crate::model::{Generator, Rng};
+use std::ops::Range;
 
 /// Sets the draw of the victims apart from all other randomness.
 const VICTIMS: u64 = 0x6465_6174_6873;
+/// The same for the draw of those who are not answered.
+const STALLED: u64 = 0x7374_616c_6c73;
 
 /// Who dies, and the steps of what is still to come.
 #[derive(Clone, Debug)]
@@ -19,15 +23,7 @@ pub(super) struct Churn {
 impl Churn {
     pub(super) fn new(scenario: &Scenario, seed: u64, step_ns: u64) -> Option<Self> {
         let deaths = scenario.deaths.as_ref()?;
-        let mut nodes: Vec<u32> = (0..scenario.fleet.nodes).collect();
-        let count = (nodes.len() * deaths.per_cent as usize).div_ceil(100);
-        let mut rng = Generator::stream(seed, VICTIMS);
-        for place in 0..count {
-            let other = place + rng.below(nodes.len() - place);
-            nodes.swap(place, other);
-        }
-        nodes.truncate(count);
-        nodes.sort_unstable();
+        let nodes = draw(scenario.fleet.nodes, deaths.per_cent, Generator::stream(seed, VICTIMS));
         let step = |after_ms: u64| Some((deaths.at_ms + after_ms) * 1_000_000 / step_ns);
         Some(Self {
             victims: nodes,
@@ -35,6 +31,55 @@ impl Churn {
             noticed: step(deaths.noticed_after_ms),
             replaced: step(deaths.replaced_after_ms),
         })
+    }
+}
+
+fn draw(nodes: u32, per_cent: u32, mut rng: Generator) -> Vec<u32> {
+    let mut nodes: Vec<u32> = (0..nodes).collect();
+    let count = (nodes.len() * per_cent as usize).div_ceil(100);
+    for place in 0..count {
+        let other = place + rng.below(nodes.len() - place);
+        nodes.swap(place, other);
+    }
+    nodes.truncate(count);
+    nodes.sort_unstable();
+    nodes
+}
+
+/// Whom the stratum does not answer, in which steps, and what they ask for meanwhile.
+#[derive(Clone, Debug)]
+pub(super) struct Stall {
+    victims: Vec<u32>,
+    span: Range<u64>,
+    held: Vec<(u32, Chunk)>,
+}
+
+impl Stall {
+    pub(super) fn new(scenario: &Scenario, seed: u64, step_ns: u64) -> Option<Self> {
+        let stalls = scenario.stalls.as_ref()?;
+        let victims = draw(scenario.fleet.nodes, stalls.per_cent, Generator::stream(seed, STALLED));
+        let step = |at_ms: u64| at_ms * 1_000_000 / step_ns;
+        let span = step(stalls.at_ms)..step(stalls.at_ms + stalls.for_ms);
+        Some(Self { victims, span, held: Vec::new() })
+    }
+
+    /// Whether this request waits here.
+    pub(super) fn holds(&mut self, now: u64, from: u32, chunk: Chunk) -> bool {
+        let holds = self.span.contains(&now) && self.victims.binary_search(&from).is_ok();
+        if holds {
+            self.held.push((from, chunk));
+        }
+        holds
+    }
+
+    /// A request is called off.
+    pub(super) fn drop(&mut self, from: u32, chunk: Chunk) {
+        self.held.retain(|held| *held != (from, chunk));
+    }
+
+    /// What is answered after all, once it is over.
+    pub(super) fn over(&mut self, now: u64) -> Vec<(u32, Chunk)> {
+        if now < self.span.end { Vec::new() } else { std::mem::take(&mut self.held) }
     }
 }
 

@@ -6,7 +6,7 @@
 //! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
 //! on the machine that runs it: the same seed and scenario give the same run.
 
-use super::churn::{Churn, Queues};
+use super::churn::{Churn, Queues, Stall};
 use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
 use super::liar::Liar;
@@ -161,6 +161,7 @@ pub(super) struct Engine {
     announced: BTreeMap<u32, Vec<Peer>>,
     queues: Option<Queues>,
     churn: Option<Churn>,
+    stall: Option<Stall>,
     newcomer: Newcomer,
     deadline: Time,
     pub(super) unfinished: usize,
@@ -247,6 +248,7 @@ impl Engine {
             calendar,
             queues: Queues::new(scenario, nodes + 1, step_ns),
             churn: Churn::new(scenario, seed, step_ns),
+            stall: Stall::new(scenario, seed, step_ns),
             newcomer,
             fluid,
             step_ns,
@@ -284,6 +286,7 @@ impl Engine {
         let mut ended = Vec::new();
         while self.unfinished > 0 && self.calendar.next(self.fluid.is_idle(), &mut due) {
             self.replace_the_dead();
+            self.end_stall();
             self.events += due.iter().map(Vec::len).sum::<usize>() as u64;
             self.react(&mut due, &mut effects);
             for list in &mut effects {
@@ -378,6 +381,15 @@ impl Engine {
         self.churn = Some(churn);
     }
 
+    /// Lets requests go on that the stratum did not answer, when it does again.
+    fn end_stall(&mut self) {
+        let over = self.stall.as_mut().map(|stall| stall.over(self.calendar.now)).unwrap_or_default();
+        if !over.is_empty() {
+            self.stratum_line.extend(over);
+            self.fill_stratum();
+        }
+    }
+
     /// Tells all that live of each of `whom`.
     fn tell_all(&mut self, whom: &[u32], event: fn(u32) -> Event) {
         for to in 0..u32::try_from(self.machines.len()).unwrap_or(u32::MAX) {
@@ -405,11 +417,16 @@ impl Engine {
             }
             Effect::Upstream(chunk) => {
                 self.messages += 1;
-                self.stratum_line.push_back((from, chunk));
-                self.fill_stratum();
+                if !self.stall.as_mut().is_some_and(|stall| stall.holds(now, from, chunk)) {
+                    self.stratum_line.push_back((from, chunk));
+                    self.fill_stratum();
+                }
             }
             Effect::StopUpstream(chunk) => {
                 self.stratum_line.retain(|waiting| *waiting != (from, chunk));
+                if let Some(stall) = &mut self.stall {
+                    stall.drop(from, chunk);
+                }
                 let is_it =
                     |carried| matches!(carried, Carried::FromStratum { chunk: other } if other == chunk);
                 let stopped = self.fluid.stop(|flow| flow.to == from && is_it(flow.what));

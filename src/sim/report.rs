@@ -28,6 +28,8 @@ pub struct Report {
     pub liars: u32,
     /// Times that an honest node decided to pass somebody over for a while, who took asks and delivered nothing.
     pub doubts: u64,
+    /// Times that an honest node's want stood still for so long that another began in its place.
+    pub asides: u64,
     /// The network model and its error band.
     pub model: &'static str,
     /// BLAKE3 over each node's time and byte counters, in order.
@@ -88,6 +90,7 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         rollout,
         liars: scenario.fleet.nodes - nodes,
         doubts: honest().map(|machine| machine.counts().doubts).sum(),
+        asides: honest().map(|machine| machine.counts().asides).sum(),
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,

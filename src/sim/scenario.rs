@@ -27,6 +27,8 @@ pub struct Scenario {
     pub deaths: Option<Deaths>,
     /// Nodes that lie.
     pub liars: Option<Liars>,
+    /// Nodes that the stratum does not answer for a while.
+    pub stalls: Option<Stalls>,
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
@@ -44,6 +46,18 @@ pub struct Deaths {
     pub noticed_after_ms: u64,
     /// When the replacements begin, in milliseconds after the deaths.
     pub replaced_after_ms: u64,
+}
+
+/// Nodes that the stratum does not answer for a while: what they ask for meanwhile begins afterwards, unless it is called off.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stalls {
+    /// How many of 100 nodes, drawn by the seed; at least one.
+    pub per_cent: u32,
+    /// When it begins, in milliseconds.
+    pub at_ms: u64,
+    /// How long it lasts, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// Nodes that lie to whoever asks them, and are homes like all others. They want the content like all others, too; figures
@@ -274,6 +288,12 @@ impl Scenario {
                 deaths.noticed_after_ms,
                 "less than deaths.replaced_after_ms",
             )?;
+        }
+        if let Some(stalls) = &self.stalls {
+            let per_cent = stalls.per_cent;
+            check((1..=100).contains(&per_cent), "stalls.per_cent", per_cent, "1 to 100")?;
+            let latest = stalls.at_ms.max(stalls.for_ms);
+            check(latest <= 86_400_000, "stalls.*_ms", latest, "at most a day")?;
         }
         if let Some(liars) = &self.liars {
             let per_cent = liars.per_cent;

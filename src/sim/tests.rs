@@ -58,6 +58,21 @@ fn readers_in_order_get_everything_too() {
 }
 
 #[test]
+fn homes_that_the_stratum_does_not_answer_do_not_keep_the_others() {
+    let report = |aside_max: u32| {
+        let text = include_str!("../../simulations/scenarios/rollout-32-stalls.toml");
+        let text = text.replace("bytes = 134_217_728", "bytes = 67_108_864");
+        let text = text.replace("at_ms = 10_000", "at_ms = 2_000");
+        run(&format!("{text}\n[settings]\naside_max = {aside_max}\n"), 1, 1)
+    };
+    let (with, without) = (report(96), report(0));
+    assert_eq!((with.rollout.completed, without.rollout.completed), (32, 32));
+    assert!(with.asides > 0 && without.asides == 0);
+    let (with, without) = (with.rollout.makespan_over_bound, without.rollout.makespan_over_bound);
+    assert!(with < 1.2 && with < without, "{with} with wants that stand aside, {without} without");
+}
+
+#[test]
 fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
     let error = |from: &str, to: &str| Scenario::parse(&SMALL.replace(from, to)).unwrap_err().to_string();
     for (from, to, parts) in [
@@ -73,6 +88,11 @@ fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
             "[network]",
             "[deaths]\nper_cent = 0\nat_ms = 1\nnoticed_after_ms = 1\nreplaced_after_ms = 2\n[network]",
             ["deaths.per_cent", "0"],
+        ),
+        (
+            "[network]",
+            "[stalls]\nper_cent = 101\nat_ms = 1\nfor_ms = 1\n[network]",
+            ["stalls.per_cent", "101"],
         ),
         ("up_mbit_s = 40_000", "up_mbit_s = nan", ["stratum.up_mbit_s", "NaN"]),
         ("'Fill'", "'fill'", ["fill", "Prefetch"]),

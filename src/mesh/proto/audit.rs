@@ -120,6 +120,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.fetches.len() - wanted,
             (settings.relays_max + settings.window_chunks) as usize,
         )?;
+        within("wants that stand aside", self.window.aside(), settings.aside_max as usize)?;
         within("asks", self.uploads.len(), settings.asks_max as usize)?;
         within("queue for uploads", self.uploads.queued(), settings.upload_queue_max as usize)?;
         within("uploads", self.pace.up.count as usize, settings.uploads_max as usize)?;
@@ -212,7 +213,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     fn audit_sums(&self) -> Result<(), AuditError> {
-        let wants = self.fetches.iter().filter_map(|fetch| Some((fetch.want?.class, fetch.len_bytes)));
+        let wants =
+            self.fetches.iter().filter_map(|fetch| Some((fetch.want?.class, fetch.aside, fetch.len_bytes)));
         agree("window", self.window.adds_up(wants), || format!("{:?}", self.window))?;
         agree("uploads", self.uploads.adds_up((self.pace.up.count, self.pace.up.bytes)), || {
             format!("{:?}", self.uploads)
@@ -246,6 +248,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         armed("a waiter", Timer::Waiters, waiters.map(|waiter| waiter.due).min())?;
         armed("a look-up", Timer::Lookup, self.lookups.due_at())?;
         armed("a document to repeat", Timer::News, self.news.repeat_due_at())?;
+        let moves = self.fetches.iter().any(|fetch| fetch.want.is_some() && !fetch.aside);
+        let unseen = moves && self.timers.at(Timer::Aside) == Time::NEVER;
+        agree("window", !unseen, || "nobody looks whether wants stand still".to_owned())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);
         let late = announces.is_some() && self.timers.at(Timer::Announce) == Time::NEVER;
         // What is under way makes room when it ends.

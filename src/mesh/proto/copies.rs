@@ -14,6 +14,7 @@ use super::marks::Mark;
 use super::timer::Timer;
 use super::{Answer, Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers};
 use crate::model::{Class, Rng, Time};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -182,8 +183,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let (me, slice, part) = (self.peers.me(), self.content.slice(chunk), self.content.part(chunk));
         let wanted = self.copies_wanted();
         let Some(mine) = self.rank_of(me, slice).filter(|mine| *mine < wanted) else { return };
-        for rank in mine + 1..wanted {
-            let Some(peer) = self.peers.home(slice, usize::from(rank)) else { return };
+        let ranks = (mine + 1..wanted).map_while(|rank| self.peers.home(slice, usize::from(rank)));
+        let next: SmallVec<[Peer; 4]> = ranks.collect();
+        // Who was one of them when it was asked may have others before it now.
+        self.drop_copy_asks(|peer, other, _| other == chunk && !next.contains(&peer), out);
+        for peer in next {
             let holds = self.homes.get(slice).is_some_and(|home| home.holds(peer, part))
                 || self.claims.of(slice, part).any(|holder| holder == peer);
             let asked = |asked: &(Peer, Chunk, Time)| (asked.0, asked.1) == (peer, chunk);

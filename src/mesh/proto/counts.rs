@@ -23,6 +23,8 @@ pub struct Counts {
     pub possession_barred: u64,
     /// Times that a peer was passed over for a while, because it took asks and delivered nothing.
     pub doubts: u64,
+    /// Wants that stood still for so long that others began in their place.
+    pub asides: u64,
     /// Copies that this node made because a minimum is declared.
     pub copies_made: u64,
     /// Asks of next ranks for chunks that they should copy.

@@ -37,6 +37,8 @@ struct Doubt {
 pub(super) struct Doubts {
     doubted: Vec<Doubt>,
     delivered: Vec<(Peer, Time)>,
+    /// When this node last began to run again, having stood still itself.
+    woke: Time,
 }
 
 impl Doubts {
@@ -54,7 +56,7 @@ impl Doubts {
     fn idle(&self, peer: Peer, since: Time, now: Time) -> Duration {
         let last = self.delivered.get(peer.0 as usize % DELIVERED_SLOTS);
         let last = last.filter(|(other, _)| *other == peer).map_or(Time::ZERO, |(_, at)| *at);
-        now.since(since.max(last))
+        now.since(since.max(last).max(self.woke))
     }
 
     fn note(&mut self, peer: Peer, now: Time, first: Duration) {
@@ -73,6 +75,11 @@ impl Doubts {
         (doubt.last, doubt.delivers) = (now, false);
         doubt.until = now + first * (1 << doubt.times.min(DOUBLINGS_MAX));
         doubt.times = doubt.times.saturating_add(1).min(DOUBLINGS_MAX + 1);
+    }
+
+    /// This node did not run for a while: what nobody could deliver to it meanwhile is nobody's fault.
+    pub(super) fn note_woke(&mut self, now: Time) {
+        self.woke = now;
     }
 
     /// `peer` is asked. If it was doubted, nobody else tries it while this ask is open.
@@ -187,5 +194,7 @@ mod tests {
         doubts.note_delivered(Peer(7), at(5));
         assert_eq!(doubts.idle(Peer(7), at(2), at(6)), Duration::from_secs(1));
         assert_eq!(doubts.idle(Peer(8), at(2), at(6)), Duration::from_secs(4));
+        doubts.note_woke(at(5));
+        assert_eq!(doubts.idle(Peer(8), at(2), at(6)), Duration::from_secs(1), "this node slept itself");
     }
 }

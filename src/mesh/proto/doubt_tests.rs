@@ -53,6 +53,21 @@ fn who_stalls_or_is_busy_or_silent_is_passed_over_for_a_while_and_then_tried_onc
 }
 
 #[test]
+fn nobody_is_doubted_because_this_node_slept() {
+    let mut one = One::new(20, Settings { hedge_percent: 0, ..Settings::default() });
+    let home = one.home(one.ranked(9), 0);
+    let chunks = homed_at(&one, home);
+    one.want(chunks[0], Class::Read);
+    one.told(home, chunks[0], busy(&[]));
+    // No tick comes for longer than anybody may be busy.
+    one.now = one.now + 40 * S;
+    one.input(Input::Tick);
+    one.told(home, chunks[0], busy(&[]));
+    assert_eq!(one.core.counts().doubts, 0);
+    assert_eq!(asked_of(&one.want(chunks[1], Class::Read)), [home], "it is asked as before");
+}
+
+#[test]
 fn who_delivers_other_chunks_meanwhile_is_waited_for() {
     let mut one = One::new(20, Settings { hedge_percent: 0, ..Settings::default() });
     let home = one.home(one.ranked(9), 0);

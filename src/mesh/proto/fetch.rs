@@ -84,6 +84,10 @@ pub(super) struct Fetch {
     /// It is fetched because a minimum of copies is declared.
     pub(super) copy: bool,
     pub(super) waiters: Vec<Waiter>,
+    /// Whether its want stands still and does not keep others from beginning.
+    pub(super) aside: bool,
+    /// Since when no bytes are known to have come.
+    pub(super) still: Time,
     pub(super) at: At,
     /// When `at` takes too long.
     pub(super) due: Time,
@@ -134,7 +138,7 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    pub(super) fn new(chunk: Chunk, slice: Slice, len_bytes: u32) -> Self {
+    pub(super) fn new(chunk: Chunk, slice: Slice, len_bytes: u32, now: Time) -> Self {
         Self {
             chunk,
             slice,
@@ -143,6 +147,8 @@ impl Fetch {
             want: None,
             copy: false,
             waiters: Vec::new(),
+            aside: false,
+            still: now,
             at: At::Choosing,
             due: Time::NEVER,
             since: Time::ZERO,

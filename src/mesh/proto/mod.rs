@@ -16,6 +16,7 @@
 //! failing home is replaced by the next rank, never by the strata.
 
 mod announce;
+mod aside;
 mod audit;
 mod budget;
 mod content_table;
@@ -46,6 +47,8 @@ mod upstream;
 mod vocabulary;
 mod wants;
 
+#[cfg(test)]
+mod aside_tests;
 #[cfg(test)]
 mod copies_tests;
 #[cfg(test)]

@@ -110,6 +110,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Something happened; what there is to do is appended to `out`.
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         debug_assert!(now >= self.now, "time goes back from {:?} to {now:?}", self.now);
+        let late = |since: Time| now.since(since) > Duration::from_millis(u64::from(self.settings.ask_ms));
+        if late(self.now) && self.timers.next().is_some_and(late) {
+            self.doubts.note_woke(now);
+        }
         self.now = self.now.max(now);
         match input {
             Input::Wanted { chunk, class, deadline } => self.wanted(chunk, class, deadline, out),
@@ -190,6 +194,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         for timer in fired.into_iter().flatten() {
             match timer {
                 Timer::Fetch => self.fetches_due(out),
+                Timer::Aside => self.aside_due(out),
                 Timer::Pending => self.pending_due(out),
                 Timer::Queue => self.queue_due(out),
                 Timer::Waiters => self.waiters_due(out),

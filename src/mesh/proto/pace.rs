@@ -174,8 +174,9 @@ impl Pace {
                     || bytes < self.up.bytes / 4))
     }
 
-    /// Whether another want may begin beside `under_way`, the number and the bytes of those as urgent or more.
-    pub(super) fn may_begin(&self, under_way: (u32, u64), settings: &Settings) -> bool {
+    /// Whether another want may begin beside `under_way`: the number and the bytes of those as urgent or more that move, and of
+    /// those that stand aside. The latter count for the bounds alone.
+    pub(super) fn may_begin(&self, [under_way, aside]: [(u32, u64); 2], settings: &Settings) -> bool {
         let bounds = Bounds {
             least: settings.window_min,
             even: settings.window_even,
@@ -185,8 +186,8 @@ impl Pace {
         // A want waits twice: until somebody has time for it, and until it has come.
         let twice = (under_way.0.div_ceil(2), under_way.1 / 2);
         let halves = Bounds { least: bounds.least.div_ceil(2), even: bounds.even.div_ceil(2), ..bounds };
-        under_way.0 < settings.window_chunks
-            && under_way.1 < settings.window_bytes
+        under_way.0 + aside.0 < settings.window_chunks
+            && under_way.1 + aside.1 < settings.window_bytes
             && self.has_room(&self.down, twice, halves)
     }
 

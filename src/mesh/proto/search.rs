@@ -294,7 +294,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     self.patience(fetch.len_bytes)
                 };
                 self.timers.arm(Timer::Fetch, fetch.due);
+                let stands = self.step_aside(&mut fetch);
                 self.fetches.put(fetch);
+                if stands {
+                    self.begin_wants(out);
+                }
             }
             Answer::Busy { holders } => {
                 // Who was only remembered from another answer may be waiting itself, for somebody who waits for this node:

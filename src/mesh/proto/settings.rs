@@ -20,6 +20,11 @@ pub struct Settings {
     pub window_bytes: u64,
     /// Wanted chunks that are under way at once at most (guess).
     pub window_chunks: u32,
+    /// Milliseconds after which a want that waits for others and gets no bytes stands aside: it no longer keeps others from beginning. Longer where
+    /// the link takes longer for all that is under way (guess: twice `keep_alive_ms`, which tells waiting from coming).
+    pub aside_ms: u32,
+    /// Wants that stand aside at once at most (guess: four times `window_even`).
+    pub aside_max: u32,
     /// Wanted chunks that are remembered, under way or not. More are given up at once (guess).
     pub wants_max: u32,
     /// `Fill` picks at random among the oldest pending wants of this many bytes: nodes that copy the same
@@ -198,6 +203,8 @@ impl Default for Settings {
             window_ms: 1_000,
             window_bytes: 64 * MIB,
             window_chunks: 256,
+            aside_ms: 1_000,
+            aside_max: 96,
             wants_max: 16_384,
             fill_window_bytes: 256 * MIB,
             fill_first: 8,

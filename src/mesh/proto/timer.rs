@@ -8,6 +8,8 @@ use crate::model::Time;
 pub(super) enum Timer {
     /// A fetch: its source is too slow, its pause is over, its wait was long enough, or its readers give up.
     Fetch,
+    /// Wants may stand still.
+    Aside,
     /// A pending want's readers give up.
     Pending,
     /// An ask waits for an upload slot for too long.
@@ -29,10 +31,11 @@ pub(super) enum Timer {
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 10;
+pub(super) const KINDS_LEN: usize = 11;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
+    Timer::Aside,
     Timer::Pending,
     Timer::Queue,
     Timer::Waiters,

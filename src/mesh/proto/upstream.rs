@@ -148,6 +148,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// The strata are at work on it: the lease is good for as long again.
     pub(super) fn strata_progress(&mut self, chunk: Chunk) {
         let Some(mut fetch) = self.take_at(chunk, At::Strata) else { return };
+        fetch.still = self.now;
         fetch.due = fetch.due.max(self.now + self.lease());
         self.timers.arm(Timer::Fetch, fetch.due);
         self.fetches.put(fetch);

@@ -8,15 +8,15 @@ use crate::model::{Class, Rng, Time};
 
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
 
-/// What is under way for wants of each class.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Window {
+/// Wants of each class, and their bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tally {
     bytes: [u64; 3],
     chunks: [u32; 3],
 }
 
-impl Window {
-    /// What is under way of `class` and of more urgent ones: less urgent ones do not stand in its way.
+impl Tally {
+    /// Those of `class` and of more urgent ones.
     fn upto(&self, class: Class) -> (u32, u64) {
         let upto = class as usize + 1;
         (self.chunks[..upto].iter().sum(), self.bytes[..upto].iter().sum())
@@ -32,20 +32,59 @@ impl Window {
         self.chunks[class as usize] -= 1;
     }
 
+    fn chunks(&self) -> u32 {
+        self.chunks.iter().sum()
+    }
+}
+
+/// What is under way for wants of each class.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Window {
+    moves: Tally,
+    /// What stands still, and lets others begin meanwhile ([`super::aside`]).
+    aside: Tally,
+}
+
+impl Window {
+    /// What moves, and what stands aside, of `class` and of more urgent ones: less urgent ones do not stand in its way.
+    fn upto(&self, class: Class) -> [(u32, u64); 2] {
+        [self.moves.upto(class), self.aside.upto(class)]
+    }
+
+    fn of(&mut self, aside: bool) -> &mut Tally {
+        if aside { &mut self.aside } else { &mut self.moves }
+    }
+
     fn chunks(&self) -> usize {
-        self.chunks.iter().map(|count| *count as usize).sum()
+        self.moves.chunks() as usize + self.aside()
+    }
+
+    /// Wants that stand aside.
+    pub(super) fn aside(&self) -> usize {
+        self.aside.chunks() as usize
+    }
+
+    /// How much moves.
+    pub(super) fn moving_bytes(&self) -> u64 {
+        self.moves.upto(Class::Fill).1
+    }
+
+    /// A want that moved stands aside.
+    pub(super) fn step_aside(&mut self, class: Class, len_bytes: u32) {
+        self.moves.remove(class, len_bytes);
+        self.aside.add(class, len_bytes);
     }
 }
 
 /// What an audit looks at.
 impl Window {
-    /// Whether it counts exactly these wants, given with their bytes.
-    pub(super) fn adds_up(&self, wants: impl Iterator<Item = (Class, u32)>) -> bool {
+    /// Whether it counts exactly these wants, given with whether they stand aside and their bytes.
+    pub(super) fn adds_up(&self, wants: impl Iterator<Item = (Class, bool, u32)>) -> bool {
         let mut counted = Self::default();
-        for (class, len_bytes) in wants {
-            counted.add(class, len_bytes);
+        for (class, aside, len_bytes) in wants {
+            counted.of(aside).add(class, len_bytes);
         }
-        (counted.bytes, counted.chunks) == (self.bytes, self.chunks)
+        counted == *self
     }
 }
 
@@ -94,14 +133,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Counts a want in the window. [`Self::end_want`] takes it out again.
     fn set_want(&mut self, fetch: &mut Fetch, want: Want) {
-        self.window.add(want.class, fetch.len_bytes);
+        fetch.aside = false;
+        self.window.of(false).add(want.class, fetch.len_bytes);
         self.timers.arm(Timer::Fetch, want.deadline);
+        self.timers.arm(Timer::Aside, self.now + self.aside_after());
         fetch.want = Some(want);
     }
 
     pub(super) fn end_want(&mut self, fetch: &mut Fetch) -> Option<Want> {
         let want = fetch.want.take()?;
-        self.window.remove(want.class, fetch.len_bytes);
+        self.window.of(std::mem::take(&mut fetch.aside)).remove(want.class, fetch.len_bytes);
         Some(want)
     }
 
@@ -131,7 +172,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Begins to fetch `chunk`, without choosing a source yet. `None` when there is no slot.
     pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Fetch> {
-        let fetch = Fetch::new(chunk, self.content.slice(chunk), self.content.len_bytes(chunk));
+        let (slice, len_bytes) = (self.content.slice(chunk), self.content.len_bytes(chunk));
+        let fetch = Fetch::new(chunk, slice, len_bytes, self.now);
         let slot = self.fetches.insert(fetch)?;
         let mut fetch = self.fetches.take(slot)?;
         self.marks.set(chunk, Mark::Fetching(slot));

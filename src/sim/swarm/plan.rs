@@ -291,6 +291,8 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     settings.window_bytes = pick(&[MIB, 4 * MIB, 16 * MIB]);
     settings.window_chunks = small(pick(&[2, 16, 256]));
+    // Not drawn: seeds stay what they are.
+    settings.aside_max = settings.window_chunks / 4;
     settings.upload_bytes = pick(&[1 << 16, MIB, 32 * MIB]);
     settings.uploads_max = small(pick(&[1, 4, 64]));
     settings.upload_queue_bytes = pick(&[1, MIB, 4 * MIB]);

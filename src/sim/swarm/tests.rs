@@ -40,6 +40,10 @@ fn what_was_broken_once_stays_mended() {
     for seed in [2_199, 5_854] {
         run(seed..seed + 1);
     }
+    // Members came back while a home waited for those whom it had asked to copy in their stead, and were asked as well.
+    run(2_775..2_776);
+    // A clock went on by half a minute, and a home that had been busy before was doubted because of it.
+    run(5_098..5_099);
 }
 
 #[test]
