@@ -16,6 +16,7 @@ fn settings() -> Settings {
         window_ms: 0,
         hedge_percent: 0,
         aside_max: 8,
+        upstream_min: 2,
         slowest_bytes_per_s: 16 << 20,
         ..Settings::default()
     }
