@@ -126,6 +126,13 @@ impl Driver {
                 if let Some(network) = &self.links.network {
                     network.endpoint.disconnect(&node);
                 }
+                // What its old life was asked comes to nothing, and is not held against the new one.
+                if let Some(peer) = self.peers.number(&node)
+                    && self.peers.get(peer).is_some_and(|entry| entry.up)
+                {
+                    self.set_up(peer, false);
+                    self.set_up(peer, true);
+                }
             }
             MemberEvent::Down(node) => {
                 if self.gossip.members.remove(&node).is_some() && self.gossip.members.is_empty() {

@@ -425,7 +425,8 @@ async fn a_member_that_restarts_elsewhere_before_it_is_missed_is_reached_at_its_
         a.get(n).await.unwrap();
         b.get(n).await.unwrap();
     }
-    assert!(b.mesh.counts().bytes_down > 0 && b.mesh.counts().bytes_up > 0);
+    let counts = b.mesh.counts();
+    assert!(counts.bytes_down > 0 && counts.bytes_up > 0, "{counts:?} {:?}", a.mesh.counts());
 }
 
 #[tokio::test]

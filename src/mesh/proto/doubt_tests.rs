@@ -88,6 +88,7 @@ fn who_delivers_other_chunks_meanwhile_is_waited_for() {
 
 #[test]
 fn who_is_doubted_is_asked_when_nobody_else_is_left() {
+    // The strata are asked for both chunks at once.
     let mut one = One::new(2, Settings { upstream_min: 2, ..Settings::default() });
     let other = Peer(1);
     let chunks = homed_at(&one, other);
