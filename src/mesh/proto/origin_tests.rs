@@ -16,8 +16,6 @@ fn budget(bytes_per_s: u64, burst_bytes: u64) -> Settings {
         upstream_min: 2,
         // The tests look at long waits; how long one source may make a node wait is another matter.
         wait_max_s: 600,
-        // The budget alone holds anything back here.
-        upstream_min: 2,
         ..Settings::default()
     }
 }
