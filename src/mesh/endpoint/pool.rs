@@ -13,6 +13,8 @@ type Dialling = SharedFuture<BoxFuture<'static, Result<MemberConnection, Connect
 
 struct Slot {
     dialling: Dialling,
+    /// Where it is, or was, dialled.
+    address: SocketAddr,
     used: Time,
 }
 
@@ -29,6 +31,12 @@ impl Slot {
             Some(Err(_)) => false,
             Some(Ok(connection)) => connection.is_open(),
         }
+    }
+
+    /// Whether it serves somebody who knows the node at `address`. One that still dials where the node was before says so
+    /// only when its time is over.
+    fn leads_to(&self, address: SocketAddr) -> bool {
+        self.is_good() && (self.address == address || self.dialling.peek().is_some())
     }
 }
 
@@ -69,7 +77,7 @@ impl Pool {
         // The last handles of connections are dropped outside the lock.
         let mut dropped = Vec::new();
         let mut slots = self.lock();
-        if let Some(slot) = slots.get_mut(&node).filter(|slot| slot.is_good()) {
+        if let Some(slot) = slots.get_mut(&node).filter(|slot| slot.leads_to(address)) {
             slot.used = now;
             return Ok(slot.dialling.clone());
         }
@@ -87,7 +95,7 @@ impl Pool {
         let dialling = async move { dial.dial_anywhere(node, address).await }.boxed().shared();
         // A task of its own carries it through: a caller who stops waiting stops nobody else's dial.
         tokio::spawn(dialling.clone().map(drop));
-        slots.insert(node, Slot { dialling: dialling.clone(), used: now });
+        slots.insert(node, Slot { dialling: dialling.clone(), address, used: now });
         drop(slots);
         Ok(dialling)
     }
