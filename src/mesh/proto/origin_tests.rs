@@ -13,7 +13,6 @@ fn budget(bytes_per_s: u64, burst_bytes: u64) -> Settings {
     Settings {
         origin_bytes_per_s: bytes_per_s,
         origin_burst_bytes: burst_bytes,
-        upstream_min: 2,
         // The tests look at long waits; how long one source may make a node wait is another matter.
         wait_max_s: 600,
         ..Settings::default()

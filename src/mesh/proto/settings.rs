@@ -249,7 +249,7 @@ impl Default for Settings {
             slowest_bytes_per_s: 1 << 18,
             distrust_s: 600,
             doubt_s: 30,
-            upstream_min: 1,
+            upstream_min: 2,
             upstream_ms: 250,
             upstream_first_bytes: MIB / 16,
             upstream_bytes: 32 * MIB,
