@@ -505,16 +505,13 @@ impl Driver {
                     false
                 }
             };
-            let _ = links.inbox.send(Message::Synced { node, ok }).await;
+            let _ = links.inbox.send(Message::Synced { ok }).await;
         });
     }
 
     /// An exchange ended.
-    pub(super) fn synced(&mut self, node: NodeId, ok: bool) {
+    pub(super) fn synced(&mut self, ok: bool) {
         self.gossip.syncing = false;
-        if let Some(peer) = self.peers.number(&node).filter(|_| !ok) {
-            self.unreachable(peer);
-        }
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)

@@ -119,7 +119,7 @@ pub(super) enum Message {
     /// A document that was judged forged.
     ForgedNews { from: NodeId },
     /// An exchange of all documents with a peer ended; whether it went well.
-    Synced { node: NodeId, ok: bool },
+    Synced { ok: bool },
     /// A peer showed a renewed certificate, which was checked.
     Certified(MembershipCert),
     /// Somebody wants to see the peers.
@@ -336,7 +336,7 @@ impl Driver {
                 count(&self.links.counters.news_invalid);
                 self.report(from, Offence::ForgedDocument);
             }
-            Message::Synced { node, ok } => self.synced(node, ok),
+            Message::Synced { ok } => self.synced(ok),
             Message::Certified(membership) => self.certified(&membership),
             Message::Status(reply) => {
                 let _ = reply.send(self.status());
