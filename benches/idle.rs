@@ -49,10 +49,25 @@ impl Net {
             assert!(run("ip", &[&veth[..], &["netns", name.as_str()][..]].concat()));
             assert!(run("ip", &["-n", &hub, "link", "set", &port, "master", "br0", "up"]));
             assert!(run("ip", &["-n", &name, "addr", "add", &address, "dev", INTERFACE]));
+            assert!(run("ip", &["-n", &name, "link", "set", INTERFACE, "address", &net.link_address(node)]));
             assert!(run("ip", &["-n", &name, "link", "set", INTERFACE, "up"]));
             assert!(run("ip", &["-n", &name, "link", "set", "lo", "up"]));
         }
+        // For good: the kernel finds at most 1 024 link addresses in all namespaces together, and 32 nodes that know each
+        // other need as many.
+        for node in 0..nodes {
+            for other in (0..nodes).filter(|other| *other != node) {
+                let (name, ip, link) = (net.name(node), net.ip(other), net.link_address(other));
+                let neighbour = ["-n", &name, "neigh", "add", &ip, "lladdr", &link, "nud", "permanent"];
+                assert!(run("ip", &[&neighbour[..], &["dev", INTERFACE]].concat()));
+            }
+        }
         net
+    }
+
+    /// A local one, by the node's number.
+    fn link_address(&self, node: usize) -> String {
+        format!("02:00:00:00:{:02x}:{:02x}", node / 256, node % 256)
     }
 
     fn hub(&self) -> String {

@@ -15,7 +15,7 @@ use super::peers::PeerEntry;
 use super::possession::TELLING_MAX;
 use super::task::{Driver, Message, TaskLinks};
 use crate::ambient;
-use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, UnixTime, mix};
+use crate::model::{CellLabel, ContentId, Generator, NodeId, Rng, Time, mix};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -60,7 +60,7 @@ pub(super) struct Gossip {
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
     look_due: Time,
-    /// Whether this node's own certificate does not count any more. Then it knows nobody.
+    /// Whether this node was revoked. Then it knows nobody.
     pub(super) ended: bool,
     pub(super) telling: Arc<Semaphore>,
 }
@@ -211,7 +211,7 @@ impl Driver {
     pub(super) fn heed_trust(&mut self) {
         let Some(trust) = self.links.for_task().trust else { return };
         let (generation, now) = (trust.generation(), ambient::unix_now());
-        if self.heed_own_end(&trust, now) {
+        if self.heed_own_end(&trust) {
             return;
         }
         let believed = std::mem::replace(&mut self.gossip.believed, generation);
@@ -242,13 +242,15 @@ impl Driver {
         self.announce_cell();
     }
 
-    /// Whether this node's own membership has ended. Then it lets go of everybody, for nobody speaks to it any more, and
-    /// what it believes of them is only what it remembers. A renewal may bring it back.
-    fn heed_own_end(&mut self, trust: &MeshTrust, now: UnixTime) -> bool {
+    /// Whether this node's own membership has ended for good. Then it lets go of everybody, for nobody speaks to it any more, and
+    /// what it believes of them is only what it remembers. A certificate that has lapsed is no such end: it is renewed
+    /// as soon as an authority is there, and who forgot everybody would be long in finding them again.
+    fn heed_own_end(&mut self, trust: &MeshTrust) -> bool {
         let Some(network) = &self.links.network else { return false };
-        let error = trust.check(&network.endpoint.identity().membership(), now).err();
-        let before = std::mem::replace(&mut self.gossip.ended, error.is_some());
-        let Some(error) = error else {
+        let own = network.endpoint.identity().membership();
+        let revoked = trust.revoked(&own.node, own.issued);
+        let before = std::mem::replace(&mut self.gossip.ended, revoked.is_some());
+        let Some(revoked) = revoked else {
             if before {
                 tracing::info!("this node is a member again");
             }
@@ -264,7 +266,7 @@ impl Driver {
             dht.forget_all();
         }
         if !before {
-            tracing::error!(%error, "this node is no member any more: it lets go of all others");
+            tracing::error!(at = %revoked.at, "this node was revoked: it lets go of all others");
         }
         let up: Vec<Peer> = self.peers.others().filter(|(_, entry)| entry.up).map(|(peer, _)| peer).collect();
         for peer in up {

@@ -58,8 +58,8 @@ pub(super) trait Credentials: Send + Sync + 'static {
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool;
     /// Checks a certificate by what this node believes of its mesh. `None`: forged, foreign, expired or revoked.
     fn admit(&self, certificate: &[u8], now: UnixTime) -> Option<Admission>;
-    /// Whether this node's own certificate counts, by what it believes of its mesh itself.
-    fn is_member(&self, now: UnixTime) -> bool;
+    /// Whether this node was not revoked, by what it believes of its mesh itself.
+    fn is_member(&self) -> bool;
     /// Changes whenever a certificate that was admitted may not count any more, though it has not expired.
     fn beliefs(&self) -> u64;
 }
@@ -80,8 +80,9 @@ impl Credentials for Arc<Identity> {
         self.membership().bytes().clone()
     }
 
-    fn is_member(&self, now: UnixTime) -> bool {
-        self.trust().check(&self.membership(), now).is_ok()
+    fn is_member(&self) -> bool {
+        let own = self.membership();
+        self.trust().revoked(&own.node, own.issued).is_none()
     }
 
     fn beliefs(&self) -> u64 {

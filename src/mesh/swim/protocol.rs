@@ -33,7 +33,7 @@ const TIMERS_MAX: usize = 8 * REMEMBERED_MAX;
 /// How often certificates are asked for and contacts are looked after: while some are missing, and otherwise; then it is
 /// only about what this node believes of its mesh, where a revocation must count within seconds.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
-const CHORES_IDLE: Duration = Duration::from_secs(1);
+const CHORES_IDLE: Duration = Duration::from_millis(200);
 /// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
 const ASKS_AT_ONCE: usize = 32;
 /// Until a certificate is asked for again.
@@ -105,7 +105,7 @@ pub(super) struct Protocol<C> {
     credentials: C,
     /// [`Credentials::beliefs`] when the acquaintances were last looked through.
     beliefs: u64,
-    /// Whether this node's own certificate has ended. Then it says nothing, hears nothing and knows nobody.
+    /// Whether this node was revoked. Then it says nothing, hears nothing and knows nobody.
     ended: bool,
     cell: CellLabel,
     me: Seat,
@@ -466,10 +466,10 @@ impl<C: Credentials> Protocol<C> {
         self.actions.push(Action::Send(to, bytes));
     }
 
-    /// Lets go of everybody when this node's own certificate has ended: nobody listens to it any more, and what it
+    /// Lets go of everybody when this node was revoked: nobody listens to it any more, and what it
     /// believes of the others is only what it remembers. Once it has a new one it asks its contacts anew.
     fn look_at_oneself(&mut self, now: Now) {
-        let ended = !self.credentials.is_member(now.unix);
+        let ended = !self.credentials.is_member();
         let before = std::mem::replace(&mut self.ended, ended);
         if before == ended {
             return;

@@ -72,25 +72,6 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
 }
 
 #[tokio::test]
-async fn a_node_whose_certificate_has_expired_knows_nobody() {
-    let (mesh, stratum) = (TestMesh::new(), Stratum::with(0));
-    let (a, b) = ("eu/a/r1", "eu/a/r2");
-    let lasting = TestNode::start(&mesh, Options::cell(a), &[], &stratum);
-    let near =
-        TestNode::start_as(in_cell(&mesh, a, Scope::All, 6), Options::cell("unused"), &[&lasting], &stratum);
-    let far =
-        TestNode::start_as(in_cell(&mesh, b, Scope::All, 6), Options::cell("unused"), &[&lasting], &stratum);
-    all_see(&[&lasting, &near, &far], 1).await;
-    for node in [&near, &far] {
-        let ended = || async {
-            node.identity.membership().check_time(ambient::unix_now()).is_err() && node.up().await == 0
-        };
-        eventually("nobody is up for who has expired", ended).await;
-        assert!(node.mesh.members().await.iter().all(|member| member.connections == 0));
-    }
-}
-
-#[tokio::test]
 async fn a_node_without_scope_is_told_of_nothing_named_to_nobody_and_served_nothing() {
     let (mesh, stratum) = (TestMesh::new(), Stratum::with(8));
     let (a, _) = authority(&mesh, Duration::from_secs(3_600), &stratum);
