@@ -33,7 +33,7 @@ const TIMERS_MAX: usize = 8 * REMEMBERED_MAX;
 /// How often certificates are asked for and contacts are looked after: while some are missing, and otherwise; then it is
 /// only about what this node believes of its mesh, where a revocation must count within seconds.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
-const CHORES_IDLE: Duration = Duration::from_millis(200);
+const CHORES_IDLE: Duration = Duration::from_secs(1);
 /// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
 const ASKS_AT_ONCE: usize = 32;
 /// Until a certificate is asked for again.
