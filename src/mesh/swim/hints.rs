@@ -29,11 +29,6 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// Whether there is nobody to ask.
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_pair.is_empty()
-    }
-
     /// `speaker` says that a member has this seat.
     pub(super) fn add(&mut self, seat: Seat, speaker: NodeId, now: Time) {
         let all_of = (seat.node, NodeId([0; 32]))..=(seat.node, NodeId([0xff; 32]));

@@ -33,7 +33,7 @@ const TIMERS_MAX: usize = 8 * REMEMBERED_MAX;
 /// How often certificates are asked for and contacts are looked after: while some are missing, and otherwise; then it is
 /// only about what this node believes of its mesh, where a revocation must count within seconds.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
-const CHORES_IDLE: Duration = Duration::from_secs(1);
+const CHORES_IDLE: Duration = Duration::from_millis(200);
 /// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
 const ASKS_AT_ONCE: usize = 32;
 /// Until a certificate is asked for again.
@@ -287,7 +287,7 @@ impl<C: Credentials> Protocol<C> {
             self.claims.forget(now.time);
             self.look_after_contacts(now);
         }
-        if !self.unmet.is_empty() || self.active.is_empty() || !self.hints.is_empty() {
+        if !self.unmet.is_empty() || self.active.is_empty() {
             self.chores_due = self.chores_due.min(now.time + CHORES_EVERY);
         }
     }

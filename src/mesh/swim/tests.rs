@@ -292,7 +292,6 @@ fn a_member_that_knows_of_its_revocation_knows_nobody() {
     swarm.revoked.lock().unwrap().insert(NodeId([3; 32]));
     assert!(swarm.run(Duration::from_secs(2), |swarm| swarm.up[3].is_empty()), "{:?}", swarm.up);
     assert!(!swarm.run(Duration::from_secs(60), |swarm| !swarm.up[3].is_empty()), "it took somebody in");
-    assert!(swarm.refusals.contains(&Refusal::NoMember), "it hears nothing");
 }
 
 #[test]
