@@ -54,7 +54,7 @@ const SHOWN_AT_ONCE: usize = 32;
 pub(super) struct View {
     /// Members with the role of an authority, those that are up first.
     pub(super) authorities: Vec<(NodeId, SocketAddr)>,
-    /// Peers that are up.
+    /// Peers that are up; none when they all refuse to speak.
     pub(super) up: usize,
 }
 
