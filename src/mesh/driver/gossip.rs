@@ -28,6 +28,9 @@ use tokio::sync::{Semaphore, oneshot};
 const ANNOUNCERS: usize = 3;
 /// Documents of peers that are judged at once; beyond, they are dropped, and come again by an exchange.
 const JUDGING_MAX: usize = 32;
+/// The same for lists of revocations and charters: a flood of roots must not keep a revoked node in (guess: few are
+/// ever under way).
+const JUDGING_TRUST_MAX: usize = 8;
 /// Documents that are handed on at once; beyond, they wait for an exchange.
 const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
@@ -61,6 +64,7 @@ pub(super) struct Gossip {
     /// Exchanges in a row that failed.
     failed: u8,
     judging: Arc<Semaphore>,
+    judging_trust: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
@@ -83,11 +87,20 @@ impl Gossip {
             early: SYNCS_EARLY,
             failed: 0,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
+            judging_trust: Arc::new(Semaphore::new(JUDGING_TRUST_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
             look_due: Time::ZERO,
             ended: false,
             telling: Arc::new(Semaphore::new(TELLING_MAX)),
+        }
+    }
+
+    /// Where a document waits for its judgement.
+    fn places(&self, news: &News) -> &Arc<Semaphore> {
+        match news {
+            News::Charter(_) | News::Revocations(_) => &self.judging_trust,
+            News::Root(_) | News::Card(_) => &self.judging,
         }
     }
 
@@ -440,7 +453,8 @@ impl Driver {
             count(&self.links.counters.news_repeated);
             return;
         }
-        let Ok(permit) = Arc::clone(&self.gossip.judging).try_acquire_owned() else {
+        let places = self.gossip.places(&news);
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             count(&self.links.counters.overload);
             return;
         };
@@ -569,4 +583,20 @@ async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_and_cards_take_no_place_from_revocations() {
+        let gossip = Gossip::new(Generator::new(1));
+        let flood = News::Root(Vec::new());
+        let taken: Vec<_> =
+            std::iter::from_fn(|| Arc::clone(gossip.places(&flood)).try_acquire_owned().ok()).collect();
+        assert_eq!(taken.len(), JUDGING_MAX);
+        assert_eq!(gossip.places(&News::Card(Vec::new())).available_permits(), 0);
+        assert_eq!(gossip.places(&News::Revocations(Vec::new())).available_permits(), JUDGING_TRUST_MAX);
+    }
 }
