@@ -24,6 +24,9 @@ const ASKS_PER_NODE: usize = 1_024;
 /// How long a connection must have been idle before it may make room for another (guess: some round trips, so that one
 /// that was just opened for a request is not closed before it).
 const IDLE_MIN: Duration = Duration::from_secs(1);
+/// QUIC's error codes for TLS alerts (RFC 9001, section 4.8): a client gets one after its own handshake was done when the
+/// server does not take its certificate.
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 /// Most nodes that are banned at once; the ban that would end first makes room.
 const BANS_MAX: usize = 4_096;
 
@@ -127,6 +130,20 @@ impl MemberConnection {
     /// Whether it still stands, as far as this side knows.
     pub fn is_open(&self) -> bool {
         self.inner.quinn.close_reason().is_none()
+    }
+
+    /// Whether the peer closed it because this node's certificate does not count for it: in the handshake, which its dialler
+    /// hears of only afterwards, or later.
+    pub(super) fn is_refused(&self) -> bool {
+        match self.inner.quinn.close_reason() {
+            Some(quinn::ConnectionError::ApplicationClosed(close)) => {
+                CloseCode::from_number(close.error_code) == Some(CloseCode::Refused)
+            }
+            Some(quinn::ConnectionError::ConnectionClosed(close)) => {
+                TLS_ALERTS.contains(&u64::from(close.error_code))
+            }
+            _ => false,
+        }
     }
 
     /// Closes it and tells the peer why.

@@ -390,3 +390,17 @@ impl<C: Credentials> Task<C> {
         true
     }
 }
+
+/// A datagram in which `identity` introduces itself to `to`, as if it had just started.
+#[cfg(test)]
+pub(super) fn introduction(identity: &Arc<Identity>, to: NodeId) -> Vec<u8> {
+    let letter = datagram::Letter {
+        sender: identity.node(),
+        receiver: to,
+        counter: datagram::Counter::default().next(ambient::unix_now()),
+        certificate: Some(&identity.certificate()),
+        wants_certificate: true,
+        packet: &[],
+    };
+    letter.seal(|message| Credentials::sign(identity, message))
+}
