@@ -5,7 +5,7 @@ use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
-use super::throttle::{RateLimits, Throttles};
+use super::throttle::{PassBook, RateLimits, Throttles};
 use crate::model::{NodeId, Time, UnixTime};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -216,6 +216,11 @@ pub(super) struct Registry {
 impl Registry {
     pub(super) fn new(limits: RateLimits) -> Self {
         Self { throttles: Throttles::new(limits), ..Self::default() }
+    }
+
+    /// What the limits let pass, to be read by others.
+    pub(super) fn passed(&self) -> PassBook {
+        self.throttles.book()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
