@@ -125,6 +125,12 @@ impl Driver {
                 }
                 return;
             }
+            MemberEvent::Reached { node, addresses } => {
+                if let Some(network) = &self.links.network {
+                    network.endpoint.know(node, &addresses);
+                }
+                return;
+            }
             MemberEvent::Moved(node) => {
                 if let Some(network) = &self.links.network {
                     network.endpoint.disconnect(&node);

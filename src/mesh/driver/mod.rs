@@ -436,7 +436,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         }
     });
     let identity = Arc::clone(endpoint.identity());
-    let swim = Swim::start(identity, addr, contacts.clone(), &tuning, datagrams, send, events);
+    let swim = Swim::start(identity, (addr, &more), contacts.clone(), &tuning, datagrams, send, events);
     tokio::spawn(pass_members(members, inbox.clone()));
     let dht = if dht {
         let contacts = contacts.clone();
