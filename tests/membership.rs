@@ -173,7 +173,8 @@ fn a_revoked_node_finds_out_says_so_and_its_mounts_go_on_with_what_is_cached() {
     ok(&[OsStr::new("health"), "--socket".as_ref(), out.socket().as_ref()]);
     assert_eq!(status(&out)["mesh"]["ended"], Value::Null);
 
-    // It is away while all others turn it out, so nobody tells it: it is refused, and asks the authority why.
+    // It is away while all others turn it out. What they had sent it before may tell it when it is back; otherwise it is
+    // refused, and asks the authority why.
     out.pause();
     mesh(&nodes[0], "revoke", &[&name, "--reason", "stolen"]);
     wait_for("all members to have turned it out", LONG, || {
