@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Node, Stratum, at_fingerprint, can_mount, fails, make_tree, ok, publish, wait_for};
+use common::{Node, Stratum, at_fingerprint, can_mount, fails, make_tree, ok, publish, starling, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -133,6 +133,12 @@ fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() 
         assert!(is_gone(node, &out), "it came back");
         assert_eq!(node.peers_up(), 4);
     }
+
+    // Nobody speaks to it any more but the authority's desk, where it hears why.
+    let socket = nodes[5].socket();
+    let health: [&OsStr; 3] = ["health".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+    wait_for("the revoked node to know it", LONG, || (!starling(&health).status.success()).then_some(()));
+    assert!(fails(&health).contains("no member of its mesh any more"));
 
     // No ticket from before lets it in again, and one from after does.
     let state = nodes[5].state();

@@ -161,7 +161,7 @@ const CLOSING_MAX: usize = 64;
 pub enum Admitted {
     /// It proved that it holds a ticket. Whether the ticket has expired or was used is still to be checked.
     Ticket(TicketProof),
-    /// It is or was a member, and not revoked. Whether it may be renewed is still to be checked.
+    /// It is or was a member, perhaps a revoked one. Whether it may be renewed is still to be checked.
     Member(MembershipCert),
 }
 

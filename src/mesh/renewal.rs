@@ -54,9 +54,10 @@ const SHOWN_AT_ONCE: usize = 32;
 pub(super) struct View {
     /// Members with the role of an authority, those that are up first.
     pub(super) authorities: Vec<(NodeId, SocketAddr)>,
-    /// Peers that are up.
+    /// Peers that are up, as this node believes.
     pub(super) up: usize,
-    /// Whether the member that was asked last for its documents refused this node as none of its mesh.
+    /// Whether the member that was asked last for its documents refused this node as none of its mesh, or several in a row
+    /// gave none.
     pub(super) refused: bool,
 }
 

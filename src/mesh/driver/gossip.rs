@@ -37,6 +37,9 @@ const SYNC_SPREAD_S: usize = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
+/// Exchanges in a row that failed from which on a node takes itself for alone, whomever it believes to be up: members of
+/// other cells are not probed, and all of them may have closed their doors (guess: one or two may just have gone down).
+const FAILED_ALONE: u8 = 3;
 /// Exchanges that a newcomer has soon, each with a random member: one of them may be as new as itself (guess).
 const SYNCS_EARLY: u8 = 4;
 
@@ -57,6 +60,8 @@ pub(super) struct Gossip {
     refused: bool,
     /// Exchanges of a newcomer that are still to come.
     early: u8,
+    /// Exchanges in a row that failed.
+    failed: u8,
     judging: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
@@ -79,6 +84,7 @@ impl Gossip {
             syncing: false,
             refused: false,
             early: SYNCS_EARLY,
+            failed: 0,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
@@ -299,7 +305,7 @@ impl Driver {
         authorities.sort_by_key(|entry| (!entry.up, entry.node));
         let up = self.peers.others().filter(|(_, entry)| entry.up).count();
         let authorities = authorities.iter().map(|entry| (entry.node, entry.addr)).collect();
-        View { authorities, up, refused: self.gossip.refused }
+        View { authorities, up, refused: self.gossip.refused || self.gossip.failed >= FAILED_ALONE }
     }
 
     /// Members for a newcomer: this node, seeds, members of its cell, authorities, others; those that are up.
@@ -531,6 +537,7 @@ impl Driver {
     pub(super) fn synced(&mut self, ok: bool, refused: bool) {
         self.gossip.syncing = false;
         self.gossip.refused = refused;
+        self.gossip.failed = if ok { 0 } else { self.gossip.failed.saturating_add(1) };
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)

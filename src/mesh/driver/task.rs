@@ -391,7 +391,7 @@ impl Driver {
         repository: &RepositoryName,
         found: bool,
     ) -> Option<Chunk> {
-        let (number, changes) = self.content.intern(chunk, repository)?;
+        let (number, changes) = self.content.intern(chunk, repository, found)?;
         if let Some((gone, stored)) = changes.forgotten {
             if stored {
                 self.input(Input::Evicted { chunk: gone });

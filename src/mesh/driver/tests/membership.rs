@@ -61,7 +61,7 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
     let nothing = out.get_within(missing, Duration::from_secs(5)).await;
     assert!(nothing.is_err(), "{nothing:?}");
     assert_eq!(c.get(missing).await.map(|_| ()), Ok(()), "the others go on");
-    // It hears of it itself, from the authority's desk at the latest, and then knows nobody.
+    // It hears of it itself (from the authority's desk: see the tests of joining), and then knows nobody.
     let list = office.identity().trust().revocations();
     out.identity.trust().judge(&News::Revocations(list.bytes().to_vec()), None);
     eventually("the revoked node knows nobody", || async {
