@@ -99,7 +99,7 @@ impl Collector for Shown {
                 let mut sample = metric.encode_family(&labels)?;
                 match (family.kind, value) {
                     (Kind::Counter, Figure::Whole(n)) => {
-                        sample.encode_counter::<NoLabelSet, _, u64>(n, None)?
+                        sample.encode_counter::<NoLabelSet, _, u64>(n, None)?;
                     }
                     (Kind::Counter, Figure::Seconds(s)) => {
                         sample.encode_counter::<NoLabelSet, _, u64>(s, None)?;

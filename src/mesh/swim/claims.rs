@@ -107,7 +107,7 @@ impl Claims {
             _ => {}
         }
         let mut hints = SmallVec::new();
-        let mut kept: SmallVec<[Member<Seat>; 16]> = SmallVec::new();
+        let mut kept = Updates::new();
         let (members, behind) = updates(rest)?;
         let mut further = further_behind(behind);
         for (number, member) in members.into_iter().enumerate() {
@@ -135,7 +135,7 @@ impl Claims {
         member: Member<Seat>,
         view: &View<'_>,
         now: Time,
-        kept: &mut SmallVec<[Member<Seat>; 16]>,
+        kept: &mut Updates,
     ) -> bool {
         let (seat, sender, state) = (*member.id(), header.src.node, member.state());
         if seat.node == sender {
@@ -207,9 +207,12 @@ impl Claims {
 /// Stands for this node among those who are accused: no key has this name.
 const OWN_END: NodeId = NodeId([0xff; 32]);
 
+/// What a packet says of members.
+type Updates = SmallVec<[Member<Seat>; 16]>;
+
 /// The updates after a header, a count and so many members, and what stands behind them.
-fn updates(rest: &[u8]) -> Result<(SmallVec<[Member<Seat>; 16]>, &[u8]), Refusal> {
-    let mut members = SmallVec::new();
+fn updates(rest: &[u8]) -> Result<(Updates, &[u8]), Refusal> {
+    let mut members = Updates::new();
     if rest.is_empty() {
         return Ok((members, rest));
     }

@@ -119,10 +119,13 @@ impl Acquaintance {
     }
 }
 
-/// What the receiver of a datagram is asked for.
-struct Asks {
-    certificate: bool,
-    addresses: bool,
+/// What goes with a packet.
+#[derive(Clone, Copy)]
+struct Enclosed<'a> {
+    certificate: Option<&'a [u8]>,
+    addresses: Option<&'a [u8]>,
+    wants_certificate: bool,
+    wants_addresses: bool,
 }
 
 pub(super) struct Protocol<C> {
@@ -519,52 +522,41 @@ impl<C: Credentials> Protocol<C> {
         }
         let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
-        let asks = Asks {
-            certificate: known.is_none_or(|known| known.is_ageing(now.unix)),
-            addresses: known.is_none_or(|known| known.further.is_none()),
-        };
         let wanted = !self.further.is_empty() && known.is_some_and(|known| known.wants_further);
-        let certificate = self.credentials.certificate();
-        let certificate = attach.then_some(&certificate[..]);
-        let further = self.further.clone();
-        let further = wanted.then_some(&further[..]);
-        if !fit_together(certificate, further, packet) {
+        let (certificate, further) = (self.credentials.certificate(), self.further.clone());
+        let enclosed = Enclosed {
+            certificate: attach.then_some(&certificate[..]),
+            addresses: wanted.then_some(&further[..]),
+            wants_certificate: known.is_none_or(|known| known.is_ageing(now.unix)),
+            wants_addresses: known.is_none_or(|known| known.further.is_none()),
+        };
+        if !fit_together(enclosed.certificate, enclosed.addresses, packet) {
             // They go ahead. Should they be overtaken or lost, the packet is dropped there as a stranger's, and foca
             // sends another.
-            self.seal(to, receiver, certificate, further, &asks, &[], now);
-            self.seal(to, receiver, None, None, &asks, packet, now);
+            self.seal(to, receiver, enclosed, &[], now);
+            let bare = Enclosed { certificate: None, addresses: None, ..enclosed };
+            self.seal(to, receiver, bare, packet, now);
             return;
         }
-        let taken =
-            certificate.map_or(0, |bytes| 2 + bytes.len()) + further.map_or(0, |bytes| 1 + bytes.len());
+        let taken = enclosed.certificate.map_or(0, |bytes| 2 + bytes.len())
+            + enclosed.addresses.map_or(0, |bytes| 1 + bytes.len());
         let mut packet = packet.to_vec();
         let room = PACKET_MAX_BYTES - taken - packet.len();
         append_further(&mut packet, room, |node| {
             self.known.get(node)?.further.as_ref().filter(|further| !further.is_empty())
         });
-        self.seal(to, receiver, certificate, further, &asks, &packet, now);
+        self.seal(to, receiver, enclosed, &packet, now);
     }
 
-    fn seal(
-        &mut self,
-        to: SocketAddr,
-        receiver: NodeId,
-        certificate: Option<&[u8]>,
-        addresses: Option<&[u8]>,
-        asks: &Asks,
-        packet: &[u8],
-        now: Now,
-    ) {
-        let (sender, counter) = (self.me.node, self.counter.next(now.unix));
-        let (wants_certificate, wants_addresses) = (asks.certificate, asks.addresses);
+    fn seal(&mut self, to: SocketAddr, receiver: NodeId, with: Enclosed<'_>, packet: &[u8], now: Now) {
         let letter = Letter {
-            sender,
+            sender: self.me.node,
             receiver,
-            counter,
-            certificate,
-            wants_certificate,
-            addresses,
-            wants_addresses,
+            counter: self.counter.next(now.unix),
+            certificate: with.certificate,
+            wants_certificate: with.wants_certificate,
+            addresses: with.addresses,
+            wants_addresses: with.wants_addresses,
             packet,
         };
         let bytes = letter.seal(|message| self.credentials.sign(message));
