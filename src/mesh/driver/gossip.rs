@@ -59,6 +59,8 @@ pub(super) struct Gossip {
     generator: Generator,
     sync_due: Time,
     syncing: bool,
+    /// Whether the last exchange was refused: perhaps this node is no member any more, and has not heard of it.
+    refused: bool,
     /// Exchanges of a newcomer that are still to come.
     early: u8,
     /// Exchanges in a row that failed.
@@ -84,6 +86,7 @@ impl Gossip {
             generator,
             sync_due: Time::ZERO,
             syncing: false,
+            refused: false,
             early: SYNCS_EARLY,
             failed: 0,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
@@ -138,6 +141,12 @@ impl Driver {
                         member.1 = certificate;
                     }
                     self.certified(&membership);
+                }
+                return;
+            }
+            MemberEvent::Reached { node, addresses } => {
+                if let Some(network) = &self.links.network {
+                    network.endpoint.know(node, &addresses);
                 }
                 return;
             }
@@ -285,7 +294,10 @@ impl Driver {
             dht.forget_all();
         }
         if !before {
-            tracing::error!(at = %revoked.at, "this node was revoked: it lets go of all others");
+            tracing::error!(
+                at = %revoked.at,
+                "this node was revoked: it lets go of all others, and its mounts go on with the cache and the strata"
+            );
         }
         let up: Vec<Peer> = self.peers.others().filter(|(_, entry)| entry.up).map(|(peer, _)| peer).collect();
         for peer in up {
@@ -304,9 +316,9 @@ impl Driver {
         let mut authorities: Vec<_> =
             self.peers.others().filter(|(_, entry)| is_authority(entry)).map(|(_, entry)| entry).collect();
         authorities.sort_by_key(|entry| (!entry.up, entry.node));
-        let is_alone = self.gossip.failed >= FAILED_ALONE;
-        let up = if is_alone { 0 } else { self.peers.others().filter(|(_, entry)| entry.up).count() };
-        View { authorities: authorities.iter().map(|entry| (entry.node, entry.addr)).collect(), up }
+        let up = self.peers.others().filter(|(_, entry)| entry.up).count();
+        let authorities = authorities.iter().map(|entry| (entry.node, entry.addr)).collect();
+        View { authorities, up, refused: self.gossip.refused || self.gossip.failed >= FAILED_ALONE }
     }
 
     /// Members for a newcomer: this node, seeds, members of its cell, authorities, others; those that are up.
@@ -521,20 +533,24 @@ impl Driver {
         self.gossip.syncing = true;
         let (links, endpoint) = (self.links.for_task(), network.endpoint.clone());
         tokio::spawn(async move {
-            let ok = match endpoint.connection(node, addr).await {
-                Ok(connection) => sync(&links, &connection).await,
+            let (ok, refused) = match endpoint.connection(node, addr).await {
+                Ok(connection) => {
+                    let ok = sync(&links, &connection).await;
+                    (ok, !ok && connection.is_refused())
+                }
                 Err(error) => {
                     tracing::debug!(%error, "asking for all documents");
-                    false
+                    (false, false)
                 }
             };
-            let _ = links.inbox.send(Message::Synced { ok }).await;
+            let _ = links.inbox.send(Message::Synced { ok, refused }).await;
         });
     }
 
     /// An exchange ended.
-    pub(super) fn synced(&mut self, ok: bool) {
+    pub(super) fn synced(&mut self, ok: bool, refused: bool) {
         self.gossip.syncing = false;
+        self.gossip.refused = refused;
         self.gossip.failed = if ok { 0 } else { self.gossip.failed.saturating_add(1) };
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {

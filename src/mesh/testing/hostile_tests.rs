@@ -437,7 +437,8 @@ fn impostor(world: &World, number: u8, contact: &TestNode, answer: fn(Told) -> M
     let send = Box::new(move |to, bytes: bytes::Bytes| drop(sender.send_datagram(to, &bytes)));
     let (events, mut members) = tokio::sync::mpsc::channel(256);
     let contacts = vec![(contact.identity.node(), contact.addr)];
-    let swim = Swim::start(identity, address(number), contacts, &Tuning::default(), datagrams, send, events);
+    let swim =
+        Swim::start(identity, (address(number), &[]), contacts, &Tuning::default(), datagrams, send, events);
     tokio::spawn(async move {
         while members.recv().await.is_some() {}
         drop(swim);
