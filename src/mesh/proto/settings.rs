@@ -45,7 +45,7 @@ pub struct Settings {
     /// So many bytes if they take no longer, however many chunks they are: with small chunks on slow links the connections of real
     /// transfers stand idle between two of them (measured: 12 real nodes with 20 Mbit/s 1.150 against 1.18 without).
     pub uploads_even_bytes: u64,
-    /// Milliseconds of the uplink that uploads may take together (guess: well below `ask_ms`, after which askers turn elsewhere).
+    /// Milliseconds of the uplink that uploads may take together (guess: half of `ask_ms`, after which askers turn elsewhere).
     pub uploads_ms: u32,
     /// Bytes that are uploaded at once at most (guess: 25 Gbit/s for 10 ms).
     pub upload_bytes: u64,

@@ -136,7 +136,7 @@ pub(super) struct Protocol<C> {
     ended: bool,
     cell: CellLabel,
     me: Seat,
-    /// Where else it is, as an envelope has it; empty for nowhere.
+    /// This node's further addresses, as [`further_bytes`] has them.
     further: Vec<u8>,
     foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
     runtime: AccumulatingRuntime<Seat>,

@@ -52,19 +52,28 @@ async fn judged<T>(
     result
 }
 
+/// Says something that is answered by `acknowledgement` alone.
+async fn acknowledged(
+    connection: &MemberConnection,
+    message: &Message,
+    acknowledgement: &Message,
+) -> Result<(), TransferError> {
+    let exchange = async {
+        match open(connection, message).await?.message().await? {
+            Some(answer) if answer == *acknowledgement => Ok(()),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(TransferError::NotAnswered),
+        }
+    };
+    judged(connection, ANSWER_LIMIT, exchange).await
+}
+
 /// Hands a document to a peer. `Ok` says that it came in, not that it was believed.
 ///
 /// # Errors
 /// [`TransferError`]; a peer with too much to do ends the stream.
 pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), TransferError> {
-    let push = async {
-        match open(connection, &Message::News(news)).await?.message().await? {
-            Some(Message::NewsAck) => Ok(()),
-            Some(other) => Err(unexpected(&other)),
-            None => Err(TransferError::NotAnswered),
-        }
-    };
-    judged(connection, ANSWER_LIMIT, push).await
+    acknowledged(connection, &Message::News(news), &Message::NewsAck).await
 }
 
 /// Tells a peer what this node holds. `Ok` says that it came in.
@@ -75,14 +84,7 @@ pub async fn tell_possession(
     connection: &MemberConnection,
     slices: Vec<SliceHeld>,
 ) -> Result<(), TransferError> {
-    let tell = async {
-        match open(connection, &Message::Possession(slices)).await?.message().await? {
-            Some(Message::PossessionAck) => Ok(()),
-            Some(other) => Err(unexpected(&other)),
-            None => Err(TransferError::NotAnswered),
-        }
-    };
-    judged(connection, ANSWER_LIMIT, tell).await
+    acknowledged(connection, &Message::Possession(slices), &Message::PossessionAck).await
 }
 
 /// Asks a peer for the newest documents that it knows. They are not verified.
@@ -198,14 +200,7 @@ pub(in crate::mesh) async fn show(
     connection: &MemberConnection,
     certificate: Vec<u8>,
 ) -> Result<(), TransferError> {
-    let show = async {
-        match open(connection, &Message::Certificate(certificate)).await?.message().await? {
-            Some(Message::NewsAck) => Ok(()),
-            Some(other) => Err(unexpected(&other)),
-            None => Err(TransferError::NotAnswered),
-        }
-    };
-    judged(connection, ANSWER_LIMIT, show).await
+    acknowledged(connection, &Message::Certificate(certificate), &Message::NewsAck).await
 }
 
 /// The records whose certificate is of this mesh and not revoked, though it may have lapsed.
