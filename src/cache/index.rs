@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of the digest that the table is keyed by. With 8, an entry has 20 bytes and a million chunks
-/// cost 28 MB; that two of ten million share them happens once in 370 000 caches. Two chunks that do share a slot: the
+/// cost 27 MB; that two of ten million share them happens once in 370 000 caches. Two chunks that do share a slot: the
 /// header in the pack, which holds the whole name, is compared at each read, so the loser is merely absent.
 const KEY_BYTES: usize = 8;
 

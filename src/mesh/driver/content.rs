@@ -10,7 +10,7 @@
 //! that repository's catalog, or it came from who gives it under that name alone: the strata, or a peer that was asked
 //! for it so.
 //!
-//! A node may know a million chunks, so a row has 52 bytes: what the chunks of a slice or a segment share is
+//! A node may know a million chunks, so a row has 48 bytes: what the chunks of a slice or a segment share is
 //! written there, and rows are found through an index that keeps no keys.
 
 use super::super::proto::{Chunk, ContentUpdate, Repository, Segment, Slice};
@@ -47,37 +47,55 @@ pub(super) struct Entry {
 #[derive(Clone, Copy, Default)]
 struct Row {
     digest: [u8; 32],
-    slice: u32,
-    plain_len: u32,
-    stored_len: u32,
-    ordinal: u32,
-    /// Where the frame begins in its slice (20 bits), the algorithm (4 bits), and three flags.
-    packed: u32,
+    /// From the low end: the plain length (30 bits), the stored length (30) and the algorithm (4).
+    lengths: u64,
+    /// From the low end: the frame's number in its segment (20 bits), the slice (20), where the frame begins in its slice
+    /// (20); at the high end three flags.
+    place: u64,
 }
 
+const LENGTH_BITS: u32 = 30;
+const ALGORITHM_SHIFT: u32 = 2 * LENGTH_BITS;
+const ORDINAL_BITS: u32 = limits::SEGMENT_MAX_FRAMES.ilog2();
+/// So that a book has at most as many chunks: each slice has one.
+const SLICE_BITS: u32 = 20;
 const OFFSET_BITS: u32 = limits::SLICE_BYTES.ilog2();
-const ALGORITHM_SHIFT: u32 = 24;
-const STORED: u32 = 1 << 28;
-const USED: u32 = 1 << 29;
-const VOUCHED: u32 = 1 << 30;
+const STORED: u64 = 1 << 61;
+const USED: u64 = 1 << 62;
+const VOUCHED: u64 = 1 << 63;
+const _: () = assert!(ORDINAL_BITS + SLICE_BITS + OFFSET_BITS <= STORED.ilog2());
+const _: () = assert!(limits::PLAIN_MAX_BYTES + limits::FRAME_OVERHEAD_BYTES < 1 << LENGTH_BITS);
+
+/// The `bits` of a word from `shift` on.
+fn bits(word: u64, shift: u32, bits: u32) -> u32 {
+    u32::try_from(word >> shift & ((1 << bits) - 1)).unwrap_or(0)
+}
 
 impl Row {
+    /// Whether the numbers of a reference are within the bounds that all documents and messages are checked for.
+    fn has_room_for(chunk: &ChunkRef) -> bool {
+        let place = &chunk.place;
+        chunk.plain_len.max(place.stored_len) >> LENGTH_BITS == 0
+            && place.ordinal < limits::SEGMENT_MAX_FRAMES
+            && place.slice() < u32::MAX
+    }
+
     fn new(chunk: &ChunkRef, slice: Slice) -> Self {
         let mut digest = [0; 32];
         digest[..chunk.id.digest().len()].copy_from_slice(chunk.id.digest());
-        let offset = u32::try_from(chunk.place.offset % limits::SLICE_BYTES).unwrap_or(0);
-        Self {
-            digest,
-            slice: slice.0,
-            plain_len: chunk.plain_len,
-            stored_len: chunk.place.stored_len,
-            ordinal: chunk.place.ordinal,
-            packed: offset | (chunk.id.algorithm() as u32) << ALGORITHM_SHIFT | USED,
-        }
+        let lengths = u64::from(chunk.plain_len) | u64::from(chunk.place.stored_len) << LENGTH_BITS;
+        let algorithm = (chunk.id.algorithm() as u64) << ALGORITHM_SHIFT;
+        let place = u64::from(chunk.place.ordinal) | u64::from(slice.0) << ORDINAL_BITS;
+        let offset = (chunk.place.offset % limits::SLICE_BYTES) << (ORDINAL_BITS + SLICE_BITS);
+        Self { digest, lengths: lengths | algorithm, place: place | offset | USED }
+    }
+
+    fn is_vacant(&self) -> bool {
+        self.lengths >> ALGORITHM_SHIFT == 0
     }
 
     fn id(&self) -> Option<ContentId> {
-        let algorithm = match self.packed >> ALGORITHM_SHIFT & 0xf {
+        let algorithm = match self.lengths >> ALGORITHM_SHIFT {
             1 => Algorithm::Blake3,
             2 => Algorithm::Sha1,
             3 => Algorithm::Ripemd160,
@@ -87,16 +105,32 @@ impl Row {
         ContentId::new(algorithm, &self.digest[..algorithm.digest_len()]).ok()
     }
 
+    fn plain_len(&self) -> u32 {
+        bits(self.lengths, 0, LENGTH_BITS)
+    }
+
+    fn stored_len(&self) -> u32 {
+        bits(self.lengths, LENGTH_BITS, LENGTH_BITS)
+    }
+
+    fn ordinal(&self) -> u32 {
+        bits(self.place, 0, ORDINAL_BITS)
+    }
+
+    fn slice(&self) -> u32 {
+        bits(self.place, ORDINAL_BITS, SLICE_BITS)
+    }
+
     fn offset(&self) -> u64 {
-        u64::from(self.packed & ((1 << OFFSET_BITS) - 1))
+        bits(self.place, ORDINAL_BITS + SLICE_BITS, OFFSET_BITS).into()
     }
 
-    fn has(&self, flag: u32) -> bool {
-        self.packed & flag != 0
+    fn has(&self, flag: u64) -> bool {
+        self.place & flag != 0
     }
 
-    fn set(&mut self, flag: u32, on: bool) {
-        if on { self.packed |= flag } else { self.packed &= !flag }
+    fn set(&mut self, flag: u64, on: bool) {
+        if on { self.place |= flag } else { self.place &= !flag }
     }
 }
 
@@ -163,7 +197,7 @@ pub(super) struct ContentBook {
 }
 
 impl ContentBook {
-    /// An empty book for at most `max` chunks.
+    /// An empty book for at most `max` chunks, and at most 2^20.
     pub(super) fn new(max: usize) -> Self {
         Self {
             chunks: Rows::default(),
@@ -177,7 +211,7 @@ impl ContentBook {
             repositories: RepositoryBook::default(),
             next_segment: 0,
             hand: 0,
-            max,
+            max: max.min(1 << SLICE_BITS),
             turns: Vec::new(),
             hasher: RandomState::new(),
         }
@@ -200,7 +234,7 @@ impl ContentBook {
             }
             return Some((known, Changes::default()));
         }
-        if chunk.place.slice() == u32::MAX {
+        if !Row::has_room_for(&chunk) {
             return None;
         }
         let mut changes = Changes::default();
@@ -247,7 +281,7 @@ impl ContentBook {
 
     /// The number of the repository in which a number's chunk is asked for.
     pub(super) fn repository_of(&self, number: Chunk) -> Option<Repository> {
-        let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
+        let slice = self.slices.get(self.chunks.get(number.0)?.slice())?;
         Some(self.segments.get(&slice.segment)?.repository)
     }
 
@@ -278,21 +312,21 @@ impl ContentBook {
     /// How a number's chunk is referred to.
     fn reference(&self, number: u32) -> Option<ChunkRef> {
         let row = self.chunks.get(number)?;
-        let slice = self.slices.get(row.slice)?;
+        let slice = self.slices.get(row.slice())?;
         let place = Place {
             segment: self.segments.get(&slice.segment)?.id,
-            ordinal: row.ordinal,
+            ordinal: row.ordinal(),
             offset: u64::from(slice.number) * limits::SLICE_BYTES + row.offset(),
-            stored_len: row.stored_len,
+            stored_len: row.stored_len(),
         };
-        Some(ChunkRef { id: row.id()?, plain_len: row.plain_len, place })
+        Some(ChunkRef { id: row.id()?, plain_len: row.plain_len(), place })
     }
 
     /// The chunk behind a number.
     pub(super) fn get(&self, number: Chunk) -> Option<Entry> {
         let chunk = self.reference(number.0)?;
         let row = self.chunks.get(number.0)?;
-        let segment = self.slices.get(row.slice).and_then(|slice| self.segments.get(&slice.segment))?;
+        let segment = self.slices.get(row.slice()).and_then(|slice| self.segments.get(&slice.segment))?;
         let repository = self.repositories.name(segment.repository)?.clone();
         Some(Entry { chunk, repository, stored: row.has(STORED), vouched: row.has(VOUCHED) })
     }
@@ -322,7 +356,7 @@ impl ContentBook {
     }
 
     fn segment_entry(&mut self, number: Chunk) -> Option<&mut SegmentEntry> {
-        let slice = self.slices.get(self.chunks.get(number.0)?.slice)?;
+        let slice = self.slices.get(self.chunks.get(number.0)?.slice())?;
         self.segments.get_mut(&slice.segment)
     }
 
@@ -350,7 +384,7 @@ impl ContentBook {
 
     /// The number of the segment that a chunk lies in.
     pub(super) fn segment_of(&self, number: Chunk) -> Option<Segment> {
-        let slice = self.chunks.get(number.0)?.slice;
+        let slice = self.chunks.get(number.0)?.slice();
         self.slices.get(slice).map(|row| row.segment)
     }
 
@@ -409,7 +443,7 @@ impl ContentBook {
     }
 
     fn in_use(&mut self, number: Chunk) -> Option<&mut Row> {
-        self.chunks.get_mut(number.0).filter(|row| row.packed != 0)
+        self.chunks.get_mut(number.0).filter(|row| !row.is_vacant())
     }
 
     fn intern_slice(&mut self, segment: ContentId, number: u32, repository: &RepositoryName) -> Slice {
@@ -491,10 +525,10 @@ impl ContentBook {
         let hash_of = |number: u32| hash_in(chunks, hasher, number);
         self.by_id.remove(hash_of(number.0), number.0, hash_of);
         let row = self.chunks.remove(number.0)?;
-        let slice = self.slices.get_mut(row.slice)?;
+        let slice = self.slices.get_mut(row.slice())?;
         slice.chunks -= 1;
         if slice.chunks == 0
-            && let Some(gone) = self.slices.remove(row.slice)
+            && let Some(gone) = self.slices.remove(row.slice())
         {
             self.by_slice.remove(&(gone.segment, gone.number));
             if let Some(segment) = self.segments.get_mut(&gone.segment) {
