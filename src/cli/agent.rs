@@ -179,7 +179,11 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
 fn start_logging(settings: &Settings) -> Result<(), CliError> {
     let filter = EnvFilter::try_new(&settings.log_filter)
         .map_err(|error| CliError::usage(format!("`log_filter` is `{}`: {error}", settings.log_filter)))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would tell a line that cannot be written to standard error, with a macro that panics of that.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let started = match settings.log_format {
         LogFormat::Human => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => log.json().try_init(),

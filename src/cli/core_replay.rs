@@ -4,7 +4,7 @@ use super::CliError;
 use crate::mesh::proto::Replay;
 use serde::Serialize;
 use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::path::PathBuf;
 
 /// Arguments.
@@ -42,7 +42,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         table(&replay)
     };
-    writeln!(std::io::stdout(), "{text}")?;
+    println!("{text}");
     match replay.difference {
         None => Ok(()),
         Some(difference) => Err(CliError::failed(format!("{name}: line {} differs", difference.line))

@@ -7,7 +7,7 @@ use crate::lab::{
     Fate, Interrupt, LabError, LiarKind, Moment, Options, Report, Scenario, run as run_lab, tamper,
 };
 use std::cell::RefCell;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
@@ -79,7 +79,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         in_words(&args.file, &report)
     };
-    writeln!(std::io::stdout(), "{text}")?;
+    println!("{text}");
     match report.problems().as_slice() {
         [] => Ok(()),
         problems => Err(CliError::failed(problems.join("\nerror: "))),

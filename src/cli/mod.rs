@@ -4,6 +4,10 @@
     expect(clippy::needless_pass_by_value, reason = "each verb is handed its arguments for good")
 )]
 
+// First, so that all verbs print with its macros.
+#[macro_use]
+mod output;
+
 #[cfg(feature = "node")]
 mod agent;
 #[cfg(feature = "node")]
@@ -160,6 +164,10 @@ pub fn main() -> ExitCode {
         Command::LabLiar(args) => lab::run_liar(args),
         Command::CoreReplay(args) => core_replay::run(args),
     };
+    let result = result.and_then(|()| match output::failure() {
+        None => Ok(()),
+        Some(error) => Err(CliError::failed(format!("standard output: {error}"))),
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,7 +3,7 @@
 use super::CliError;
 use crate::sim::{Progress, Report, Scenario, simulate};
 use serde::Serialize;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
@@ -56,7 +56,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     } else {
         table(&args.file, &timed)
     };
-    writeln!(std::io::stdout(), "{text}")?;
+    println!("{text}");
     if report.rollout.completed < report.rollout.nodes {
         let missing = report.rollout.nodes - report.rollout.completed;
         return Err(CliError::failed(format!(

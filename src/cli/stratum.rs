@@ -1,6 +1,7 @@
 //! `starling stratum`: serve a published repository over http.
 
 use super::CliError;
+use super::output::Output;
 use crate::upstream::{LogTarget, ServeError, ServeOptions, Server};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -57,8 +58,7 @@ async fn serve(args: Serve) -> Result<(), CliError> {
     } else {
         format!("listening on {url}")
     };
-    let mut out = std::io::stdout();
-    writeln!(out, "{line}").and_then(|()| out.flush())?;
+    writeln!(Output, "{line}").and_then(|()| Output.flush())?;
     server
         .run(async {
             tokio::select! {

@@ -1,6 +1,7 @@
 //! `starling swarm`: the node's decisions among everything that can go wrong, seed by seed.
 
 use super::CliError;
+use super::output::Output;
 use crate::sim::swarm::{Calm, NODES_MAX, describe, swarm};
 use std::io::{BufWriter, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -140,7 +141,7 @@ fn report(sum: &Sum, nodes: Option<u32>) -> Result<(), CliError> {
         ("hash of all", format!("{:016x}", sum.hash)),
     ];
     for (name, value) in rows {
-        writeln!(std::io::stdout(), "{name:<17} {value}")?;
+        println!("{name:<17} {value}");
     }
     let Some((seed, _)) = sum.failures.first() else { return Ok(()) };
     let failing: Vec<String> = sum.failures.iter().map(|(seed, _)| seed.to_string()).collect();
@@ -150,7 +151,7 @@ fn report(sum: &Sum, nodes: Option<u32>) -> Result<(), CliError> {
 }
 
 fn run_one(seed: u64, nodes: Option<u32>, trace: bool) -> Result<(), CliError> {
-    let mut out = BufWriter::new(std::io::stdout());
+    let mut out = BufWriter::new(Output);
     writeln!(out, "seed {seed}: {}", describe(seed, nodes))?;
     let result = guarded(seed, nodes, trace.then_some(&mut out as &mut dyn Write));
     if let Ok(calm) = &result {
