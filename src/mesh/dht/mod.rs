@@ -11,9 +11,11 @@
 //! * [`members`] knows whom this node has seen a certificate of: nobody else is in the routing table, and no cell and
 //!   no network has a bucket for itself.
 //! * [`flood`] bounds what one member may ask and announce.
+//! * [`forget`] keeps whom it is to forget until it has.
 //! * [`transport`] lends libp2p the endpoint.
 
 mod flood;
+mod forget;
 mod members;
 mod name;
 mod pace;
@@ -31,6 +33,7 @@ use super::membership::MembershipCert;
 use super::registry::MemberConnection;
 use crate::model::NodeId;
 use flood::{Gate, REQUESTS};
+use forget::Wishes;
 use members::Members;
 use std::io;
 use std::net::SocketAddr;
@@ -116,14 +119,13 @@ enum Command {
     Member(Neighbour),
     Contact(NodeId, SocketAddr),
     Down(NodeId),
-    Forget(NodeId),
-    ForgetAll,
 }
 
 /// The DHT of this node: a handle to its task, which ends when the last handle is dropped.
 #[derive(Clone)]
 pub(super) struct Dht {
     commands: mpsc::Sender<Command>,
+    wishes: Arc<Wishes>,
     counters: Arc<DhtCounters>,
 }
 
@@ -155,10 +157,12 @@ impl Dht {
         let (gate, members) = (Gate::new(REQUESTS), Arc::new(Members::default()));
         let doors = transport::Doors { incoming, met, gate: gate.clone(), members: members.clone() };
         let transport = SharedEndpoint::new(endpoint.clone(), addr, doors);
-        let parts = task::Parts { endpoint, addr, gate, members, counters: Arc::clone(&counters), spread };
+        let wishes = Arc::new(Wishes::default());
+        let (shared, counted) = (Arc::clone(&wishes), Arc::clone(&counters));
+        let parts = task::Parts { endpoint, addr, gate, members, wishes: shared, counters: counted, spread };
         let task = Task::new(parts, transport, contacts, inbox)?;
         tokio::spawn(task.run());
-        Ok((Self { commands, counters }, neighbours))
+        Ok((Self { commands, wishes, counters }, neighbours))
     }
 
     /// Announces that this node has something of `key`, and repeats it until [`Dht::withdraw`].
@@ -196,15 +200,15 @@ impl Dht {
     }
 
     /// A node is no member any more (revoked, expired): it leaves the routing table, its records and its connections
-    /// of the control plane are dropped. Keeping it out is the endpoint's business.
+    /// of the control plane are dropped, however busy the task is. Keeping it out is the endpoint's business.
     pub(super) fn forget(&self, node: NodeId) {
-        self.command(Command::Forget(node));
+        self.wishes.forget(node);
     }
 
     /// This node is no member any more: everybody leaves the routing table, and all connections of the control plane
     /// are dropped. Whom it knew at the start is dialled again later, should it be one again.
     pub(super) fn forget_all(&self) {
-        self.command(Command::ForgetAll);
+        self.wishes.forget_all();
     }
 
     /// The counters.

@@ -3,12 +3,13 @@
 use super::super::endpoint::Endpoint;
 use super::super::identity::{node_of, peer_id_of};
 use super::flood::{ANNOUNCEMENTS, Buckets, Gate};
+use super::forget::{Wish, Wishes};
 use super::members::Members;
 use super::name::{DhtKey, from_multiaddr, to_multiaddr};
 use super::pace::Pace;
 use super::records::{Limits, Providers, key_of};
 use super::transport::SharedEndpoint;
-use super::{Command, DhtCounters, Neighbour, Spread};
+use super::{COMMANDS_MAX, Command, DhtCounters, Neighbour, Spread};
 use crate::ambient;
 use crate::model::{NodeId, Time};
 use futures::StreamExt;
@@ -60,6 +61,7 @@ pub(super) struct Parts {
     pub(super) addr: SocketAddr,
     pub(super) gate: Arc<Gate>,
     pub(super) members: Arc<Members>,
+    pub(super) wishes: Arc<Wishes>,
     pub(super) counters: Arc<DhtCounters>,
     pub(super) spread: Spread,
 }
@@ -151,6 +153,7 @@ impl Task {
                     Some(command) => self.obey(command),
                     None => return,
                 },
+                () = self.parts.wishes.made() => {}
                 event = self.swarm.select_next_some() => self.notice(event),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -201,8 +204,6 @@ impl Task {
                 self.swarm.behaviour_mut().remove_peer(&peer_id_of(&node));
                 self.count_peers();
             }
-            Command::Forget(node) => self.forget(node),
-            Command::ForgetAll => self.forget_all(),
         }
     }
 
@@ -234,6 +235,20 @@ impl Task {
         if has_share {
             kad.add_address(&peer, to_multiaddr(seen.addr));
             self.count_peers();
+        }
+    }
+
+    /// Forgets whom it was told to. A command of before the wish may still wait and bring the node in again, so all that
+    /// wait go first.
+    fn fulfil_wishes(&mut self) {
+        let Some(wish) = self.parts.wishes.take() else { return };
+        for _ in 0..COMMANDS_MAX {
+            let Ok(command) = self.inbox.try_recv() else { break };
+            self.obey(command);
+        }
+        match wish {
+            Wish::Nodes(nodes) => nodes.into_iter().for_each(|node| self.forget(node)),
+            Wish::All => self.forget_all(),
         }
     }
 
@@ -359,6 +374,7 @@ impl Task {
 
     /// Does what is due.
     fn advance(&mut self) {
+        self.fulfil_wishes();
         let now = ambient::now();
         let overdue: Vec<QueryId> =
             self.finding.iter().filter(|(_, finding)| finding.deadline <= now).map(|(id, _)| *id).collect();

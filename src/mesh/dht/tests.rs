@@ -108,6 +108,27 @@ async fn a_node_that_is_no_member_any_more_leaves_the_table_and_takes_its_record
 }
 
 #[tokio::test]
+async fn a_full_queue_loses_no_wish_to_forget_and_what_waits_in_it_brings_nobody_back() {
+    let mesh = TestMesh::new();
+    let b = node(&mesh, "middle/b/b", &[]);
+    let a = node(&mesh, "east/a/a", &[&b]);
+    eventually(|| async { (count(&b.dht.counters().peers) == 1).then_some(()) }).await;
+    a.endpoint.close(Duration::ZERO).await;
+    // Nothing waits between these, so that the task does not get at its queue.
+    let membership = a.endpoint.identity().membership();
+    for _ in 0..=COMMANDS_MAX {
+        let (node, membership) = (a.endpoint.node(), membership.clone());
+        b.dht.add_member(Neighbour { node, addr: a.addr, membership });
+    }
+    assert!(count(&b.dht.counters().refused) > 0);
+    b.dht.forget(a.endpoint.node());
+    eventually(|| async { (count(&b.dht.counters().peers) == 0).then_some(()) }).await;
+    // All commands of before have been obeyed by the time that this one is.
+    assert_eq!(b.dht.find(DhtKey::region("east")).await, []);
+    assert_eq!(count(&b.dht.counters().peers), 0);
+}
+
+#[tokio::test]
 async fn who_was_never_met_is_not_in_the_routing_table() {
     let mesh = TestMesh::new();
     let b = node(&mesh, "middle/b/b", &[]);
