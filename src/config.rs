@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// What environment variables that are settings begin with.
 pub const ENVIRONMENT_PREFIX: &str = "STARLING_";
@@ -387,6 +389,10 @@ impl Settings {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
             return refuse("advertise", &found, "an address and a port that others can reach");
         }
+        if !is_log_filter(&self.log_filter) {
+            let allowed = "levels (off, error, warn, info, debug, trace) and TARGET=LEVEL, with commas and no blanks between them";
+            return refuse("log_filter", &self.log_filter, allowed);
+        }
         Ok(())
     }
 
@@ -421,6 +427,16 @@ fn is_host_and_port(text: &str) -> bool {
             && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
     host_ok && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// Whether a text is a filter, and one that was meant: to `tracing`, a level that is misspelt is a target of which
+/// everything is logged, and of all others nothing.
+fn is_log_filter(text: &str) -> bool {
+    let mut parts = text.split(',').filter(|part| !part.is_empty()).peekable();
+    parts.peek().is_some()
+        && parts.all(|part| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok())
+        && !text.contains(char::is_whitespace)
+        && EnvFilter::try_new(text).is_ok()
 }
 
 /// A list, or a text with commas, as an environment variable has to write it.
@@ -654,9 +670,21 @@ mod tests {
             ("bootstrap = [\"a.example:7400\", \"b.example\"]", "bootstrap", "b.example"),
             ("bootstrap = [\"[::1:7400\"]", "bootstrap", "[::1:7400"),
             ("bootstrap = [\"a.example:0\"]", "bootstrap", "a.example:0"),
+            ("log_filter = \"[[[\"", "log_filter", "[[["),
+            ("log_filter = \"inof\"", "log_filter", "inof"),
+            ("log_filter = \"info,libp2p=loud\"", "log_filter", "libp2p=loud"),
+            ("log_filter = \"lib p2p=warn\"", "log_filter", "lib p2p=warn"),
+            ("log_filter = \",\"", "log_filter", ","),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn filters_of_the_log_are_what_tracing_takes() {
+        for filter in ["off", "INFO", "debug,quinn=warn", "warn,[read{chunk}]=trace,starling[fetch]=debug,"] {
+            assert_eq!(load(&format!("log_filter = \"{filter}\""), &[]).unwrap().log_filter, filter);
         }
     }
 
