@@ -148,6 +148,12 @@ fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() 
         args.push(state.as_os_str());
         args.iter().map(|arg| arg.to_os_string()).collect::<Vec<_>>()
     };
+    // Its agent would write the old membership over the new one.
+    let told = fails(&again(&old));
+    assert!(
+        told.contains("an agent works in this state folder") && told.contains("stop the agent"),
+        "{told}"
+    );
     nodes[5].stop();
     assert!(fails(&again(&old)).contains("revocation"), "an old ticket");
     let new = ticket(&nodes[0], &[]);

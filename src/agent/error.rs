@@ -11,8 +11,8 @@ use std::path::PathBuf;
 /// A failure of the agent as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Another agent works in the same state folder.
-    #[error("{}: another agent works in this state folder", .0.display())]
+    /// An agent works in this state folder already.
+    #[error("{}: an agent works in this state folder", .0.display())]
     StateInUse(PathBuf),
     /// A file or folder of the state cannot be used.
     #[error("{}: {source}", .path.display())]

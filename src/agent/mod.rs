@@ -27,3 +27,4 @@ pub use error::AgentError;
 pub use lifecycle::{Options, run};
 pub use memory::keep_small;
 pub use server::{Control, ControlSocket, SocketError, control_router, open_router};
+pub use state::StateFolder;

@@ -7,16 +7,20 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// An agent's state folder, locked as long as this lives. The kernel drops the lock with the process.
+/// An agent's state folder, locked as long as this lives. The kernel drops the lock with the process. A command that
+/// changes what an agent reads once, and writes itself, holds it too.
 #[derive(Debug)]
-pub(super) struct StateFolder {
+pub struct StateFolder {
     path: PathBuf,
     _lock: File,
 }
 
 impl StateFolder {
     /// Makes the folder, for its owner only, and locks it.
-    pub(super) fn open(path: &Path) -> Result<Self, AgentError> {
+    ///
+    /// # Errors
+    /// [`AgentError::StateInUse`] while an agent works in it; [`AgentError::State`].
+    pub fn open(path: &Path) -> Result<Self, AgentError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| AgentError::State { path, source }

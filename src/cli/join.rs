@@ -2,6 +2,7 @@
 
 use super::CliError;
 use super::ask::{StateArgs, block_on, print_json};
+use crate::agent::{AgentError, StateFolder};
 use crate::mesh::{IdentityError, JoinError, Ticket, TicketError, join};
 use crate::model::CellLabel;
 
@@ -9,14 +10,15 @@ use crate::model::CellLabel;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   starling join starling-ticket-… --cell eu-west/a/rack12
+  starling join starling-ticket-… --force
 
 `starling mesh invite` on the mesh's authority prints tickets. Run `starling agent` afterwards; an agent that
-runs already must be restarted.")]
+runs already must be restarted, and for --force be stopped before.")]
 pub(super) struct Args {
     /// The ticket.
     ticket: String,
     /// Where this machine is: REGION/ZONE/RACK. Nodes with the same label know each other well.
-    /// [default: the ticket's, else default/default/default]
+    /// [default: the ticket's, else that of the membership it has, else default/default/default]
     #[arg(long, value_name = "R/Z/R")]
     cell: Option<CellLabel>,
     #[command(flatten)]
@@ -31,8 +33,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let ticket: Ticket = args.ticket.parse().map_err(|error: TicketError| CliError::usage(error))?;
-    let joined =
-        block_on(async { join(&ticket, args.cell, &args.state.dir(), args.force).await.map_err(explain) })?;
+    let dir = args.state.dir();
+    // An agent renews the membership that it read at its start, and would write that over the new one.
+    let _lock = args.force.then(|| StateFolder::open(&dir)).transpose().map_err(explain_lock)?;
+    let joined = block_on(async { join(&ticket, args.cell, &dir, args.force).await.map_err(explain) })?;
     let membership = &joined.membership;
     if args.json {
         return print_json(&serde_json::json!({
@@ -56,6 +60,14 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     Ok(())
 }
 
+fn explain_lock(error: AgentError) -> CliError {
+    let failed = CliError::failed(&error);
+    match error {
+        AgentError::StateInUse(_) => failed.hint("stop the agent, join, and start it again"),
+        _ => failed,
+    }
+}
+
 /// What a person can do about it.
 pub(super) fn explain(error: JoinError) -> CliError {
     let failed = CliError::failed(&error);
@@ -63,6 +75,7 @@ pub(super) fn explain(error: JoinError) -> CliError {
         JoinError::Identity(IdentityError::AlreadyAMember { .. }) => {
             failed.hint("one state folder belongs to one mesh: choose another with --state, or give --force")
         }
+        JoinError::CellUnknown(_) => failed.hint("say where this machine is with --cell REGION/ZONE/RACK"),
         JoinError::Ticket(TicketError::Cell { .. }) => failed.hint("leave --cell away"),
         JoinError::Unreachable { .. } => {
             failed.hint("is `starling agent` running there, and is its UDP port reachable from here?")

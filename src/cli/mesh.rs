@@ -68,7 +68,7 @@ node that is off or cut off.")]
 
 All members close their connections with the node within seconds and accept none. Its certificate is not renewed,
 and tickets from before the revocation that it used, or that it could use, are void. To take the node in again,
-print a new ticket and run `starling join TICKET --force` there.")]
+print a new ticket, stop the node's agent, run `starling join TICKET --force` there, and start it again.")]
     Revoke {
         #[command(flatten)]
         agent: AgentArgs,
@@ -89,7 +89,7 @@ print a new ticket and run `starling join TICKET --force` there.")]
 The mesh keeps its name. The new key is signed by the old one and spreads to all members, which have their
 certificates renewed under it; the old key counts beside it until the overlap has passed. Tickets stay good.
 Other authorities are not given the new key, for the old one may be stolen: each needs a ticket of this one
-(`starling mesh invite --role authority`), `starling join TICKET --force` and a restart of its agent.
+(`starling mesh invite --role authority`); stop its agent, run `starling join TICKET --force`, and start it again.
 Nodes that are off for longer than the overlap come back if the authority still renews their certificates
 (`renewal_grace_s`), else with a new ticket.")]
     Rotate {

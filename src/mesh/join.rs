@@ -55,6 +55,9 @@ pub enum JoinError {
     /// The machine is a member already, or its state directory is damaged.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The membership that is to be replaced says where this machine is, and cannot be read.
+    #[error("where this machine is cannot be read from the membership that it has: {0}")]
+    CellUnknown(IdentityError),
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
@@ -115,9 +118,10 @@ pub struct Joined {
     pub members: Members,
 }
 
-/// Makes this machine a member of the ticket's mesh, in `cell` (or the ticket's, or the default). Key,
-/// membership and first contacts are stored in `state_dir`. Ends within `ATTEMPT_LIMIT` an address. `force`
-/// replaces a membership that is there; the key stays.
+/// Makes this machine a member of the ticket's mesh, in `cell` (or the ticket's, or that of the membership that it
+/// has, or the default). Key, membership and first contacts are stored in `state_dir`, where no agent may run if
+/// there is a membership. Ends within `ATTEMPT_LIMIT` an address. `force` replaces a membership that is there; the
+/// key stays.
 ///
 /// # Errors
 /// [`JoinError`]. The membership was not changed then.
@@ -131,12 +135,22 @@ pub async fn join(
         refuse_member(state_dir)?;
     }
     ticket.check_time(crate::ambient::unix_now())?;
-    let cell = ticket.terms().cell_for(cell)?;
+    let told = cell.is_some() || ticket.terms().cell.is_some();
+    let cell = ticket.terms().cell_for(if told { cell } else { present_cell(state_dir)? })?;
     let key = node_key(state_dir)?;
     let request = Message::JoinRequest(JoinRequest { cell: cell.clone() });
     let answer =
         approach(&key, &Credential::Joiner(ticket.prove(&key.node())), ticket.contacts(), request).await?;
     settle(ticket.mesh(), &cell, state_dir, key.node(), answer)
+}
+
+/// Where this machine is, if it has a membership: that does not change with a new one.
+fn present_cell(state_dir: &Path) -> Result<Option<CellLabel>, JoinError> {
+    match Identity::load(state_dir) {
+        Ok(present) => Ok(Some(present.membership().cell.clone())),
+        Err(IdentityError::NotAMember { .. }) => Ok(None),
+        Err(error) => Err(JoinError::CellUnknown(error)),
+    }
 }
 
 /// Asks authorities, by name, to renew a membership that others may not accept any more, or whose holder may not

@@ -126,6 +126,16 @@ async fn a_ticket_is_good_for_as_many_nodes_as_it_says_however_often_those_ask()
     let cell = Some("eu/b/r9".parse().unwrap());
     let moved = join(&ticket, cell, dirs[0].path(), true).await.unwrap();
     assert_eq!((moved.membership.node, moved.membership.cell.as_str()), (joined.membership.node, "eu/b/r9"));
+    // It stays where it is, unless it is told otherwise or nobody can tell.
+    let stayed = join(&ticket, None, dirs[0].path(), true).await.unwrap();
+    assert_eq!(stayed.membership.cell.as_str(), "eu/b/r9");
+    let bound = desk.ticket_with(|terms| terms.cell = Some("us/c/r7".parse().unwrap()));
+    let bound = join(&bound, None, dirs[0].path(), true).await.unwrap();
+    assert_eq!(bound.membership.cell.as_str(), "us/c/r7");
+    std::fs::remove_file(dirs[0].path().join("charter")).unwrap();
+    let unknown = join(&ticket, None, dirs[0].path(), true).await.unwrap_err();
+    assert!(matches!(unknown, JoinError::CellUnknown(_)), "{unknown}");
+    join(&ticket, Some("eu/b/r9".parse().unwrap()), dirs[0].path(), true).await.unwrap();
     // The authority remembers after a restart.
     let state = StateDir::open(desk.dir.path()).unwrap();
     let mut used = UsedTickets::open(state, crate::ambient::unix_now()).unwrap();
