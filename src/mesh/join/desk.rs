@@ -9,14 +9,14 @@ use crate::mesh::endpoint::{Admitted, CloseCode, JoinConnection};
 use crate::mesh::office::Office;
 use crate::mesh::ports::News;
 use crate::mesh::state::{StateDir, StateError};
-use crate::mesh::ticket::TicketProof;
+use crate::mesh::ticket::{TicketId, TicketProof};
 use crate::mesh::transfer::{FrameReader, StreamError, write_message};
 use crate::mesh::wire::{JoinReply, JoinRequest, MEMBERS_PER_FRAME, MemberRecord, Message};
 use crate::model::{CellLabel, NodeId, UnixTime};
 use crate::seldom::Seldom;
 use futures::future::BoxFuture;
 use quinn::SendStream;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,8 +28,15 @@ const DESK_LIMIT: Duration = Duration::from_secs(10);
 /// Time for its question alone, which follows the handshake at once (guess: several round trips, so that who says nothing
 /// is soon out of the way of those who wait).
 const QUESTION_LIMIT: Duration = Duration::from_secs(3);
-/// Joiners that are served at a time. Each costs one flush of the disk. No node has two places.
-const AT_THE_DESK: usize = 16;
+/// Nodes at the desk at a time, whether they have asked yet or still read the answer (guess: a few racks that start at
+/// once; each costs a connection). No node is there twice.
+const PRESENT_MAX: usize = 256;
+/// Of them with one and the same ticket: whoever has one that is spent can show it under any number of names.
+const WITH_ONE_TICKET_MAX: usize = PRESENT_MAX / 4;
+/// Of them with tickets that have expired, which are only told so: those lie about in scripts and logs.
+const WITH_EXPIRED_MAX: usize = 8;
+/// Nodes that are decided on at a time, which waits for nobody but this machine. Each costs one flush of the disk.
+const DECIDING_MAX: usize = 16;
 
 /// Pause between two warnings of joiners that were turned away.
 const WARN_EVERY: Duration = Duration::from_secs(5);
@@ -43,7 +50,42 @@ pub struct JoinDesk {
     used: Mutex<UsedTickets>,
     introductions: Introductions,
     refusals: Seldom,
-    present: Mutex<BTreeSet<NodeId>>,
+    present: Mutex<Crowd>,
+    deciding: Semaphore,
+}
+
+/// What a node at the desk shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    Membership,
+    Ticket(TicketId),
+    ExpiredTicket,
+}
+
+/// Who is at the desk.
+#[derive(Debug, Default)]
+struct Crowd(BTreeMap<NodeId, Shows>);
+
+impl Crowd {
+    fn enter(&mut self, node: NodeId, shows: Shows) -> Result<(), &'static str> {
+        let alike = self.0.values().filter(|shown| **shown == shows).count();
+        let alike_max = match shows {
+            Shows::Membership => PRESENT_MAX,
+            Shows::Ticket(_) => WITH_ONE_TICKET_MAX,
+            Shows::ExpiredTicket => WITH_EXPIRED_MAX,
+        };
+        if self.0.contains_key(&node) {
+            return Err("it is at the desk already");
+        }
+        if alike >= alike_max {
+            return Err("too many are at the desk with that ticket, or with expired ones");
+        }
+        if self.0.len() >= PRESENT_MAX {
+            return Err("too many are at the desk");
+        }
+        self.0.insert(node, shows);
+        Ok(())
+    }
 }
 
 /// A node that is at the desk.
@@ -51,7 +93,7 @@ struct Present(Arc<JoinDesk>, NodeId);
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.0.present.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner).0.remove(&self.1);
     }
 }
 
@@ -78,24 +120,28 @@ impl JoinDesk {
             introductions,
             refusals: Seldom::new(WARN_EVERY),
             present: Mutex::default(),
+            deciding: Semaphore::new(DECIDING_MAX),
         }))
     }
 
     /// Serves joiners until the endpoint closes.
     pub async fn run(self: Arc<Self>, mut joins: mpsc::Receiver<JoinConnection>) {
-        let places = Arc::new(Semaphore::new(AT_THE_DESK));
         while let Some(join) = joins.recv().await {
-            let is_new = self.present.lock().unwrap_or_else(PoisonError::into_inner).insert(join.node);
-            if !is_new {
-                self.warn(join.node, "it is at the desk already");
+            let shows = match &join.admitted {
+                Admitted::Member(_) => Shows::Membership,
+                Admitted::Ticket(proof) if has_expired(proof) => Shows::ExpiredTicket,
+                Admitted::Ticket(proof) => Shows::Ticket(proof.id),
+            };
+            let entered = self.present.lock().unwrap_or_else(PoisonError::into_inner).enter(join.node, shows);
+            if let Err(why) = entered {
+                self.warn(join.node, why);
                 join.quinn.close(CloseCode::Busy.into(), CloseCode::Busy.reason());
                 continue;
             }
             let present = Present(self.clone(), join.node);
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             let desk = self.clone();
             tokio::spawn(async move {
-                let (_place, _present) = (place, present);
+                let _present = present;
                 let (node, connection) = (join.node, join.quinn.clone());
                 match tokio::time::timeout(DESK_LIMIT, desk.serve(join)).await {
                     Ok(Ok(())) => {}
@@ -125,6 +171,8 @@ impl JoinDesk {
         };
         let asked = tokio::time::timeout(QUESTION_LIMIT, question).await;
         let (mut send, question) = asked.map_err(|_| StreamError::NoProgress(QUESTION_LIMIT))??;
+        // It has asked, so that nobody waits here for a node that says nothing.
+        let place = self.deciding.acquire().await;
         let reply = match (admitted, question) {
             (Admitted::Ticket(proof), Some(Message::JoinRequest(request))) => {
                 self.admit(node, proof, request).await?
@@ -137,6 +185,7 @@ impl JoinDesk {
                 return Ok(());
             }
         };
+        drop(place);
         let refused = !matches!(&reply, Message::JoinReply(JoinReply::Granted { .. }) | Message::Renewed(_));
         if refused {
             self.office.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -191,7 +240,7 @@ impl JoinDesk {
         members: Vec<MemberRecord>,
     ) -> JoinReply {
         let (now, terms) = (crate::ambient::unix_now(), &proof.terms);
-        if now >= terms.expires {
+        if has_expired(proof) {
             return JoinReply::Expired { at: terms.expires };
         }
         let cell = match terms.cell_for(Some(request.cell)) {
@@ -233,5 +282,37 @@ impl JoinDesk {
             .filter_map(|user| trust.revocation_of(user))
             .map(|entry| entry.at)
             .find(|at| *at >= proof.terms.issued)
+    }
+}
+
+fn has_expired(proof: &TicketProof) -> bool {
+    crate::ambient::unix_now() >= proof.terms.expires
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: usize) -> NodeId {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        NodeId(id)
+    }
+
+    #[test]
+    fn no_ticket_under_many_names_fills_the_desk() {
+        let mut crowd = Crowd::default();
+        let mut come = |from: usize, shows| {
+            (from..from + 1_000).filter(|n| crowd.enter(node(*n), shows).is_ok()).count()
+        };
+        assert_eq!(come(0, Shows::ExpiredTicket), WITH_EXPIRED_MAX);
+        let spent = Shows::Ticket(TicketId([1; 16]));
+        assert_eq!(come(1_000, spent), WITH_ONE_TICKET_MAX);
+        let left = PRESENT_MAX - WITH_EXPIRED_MAX - WITH_ONE_TICKET_MAX;
+        assert_eq!(come(2_000, Shows::Membership), left);
+        assert!(crowd.enter(node(9_000), Shows::Ticket(TicketId([2; 16]))).is_err(), "the desk is full");
+        crowd.0.remove(&node(0));
+        assert!(crowd.enter(node(2_000), Shows::Membership).is_err(), "no node is there twice");
+        assert!(crowd.enter(node(9_000), Shows::Ticket(TicketId([2; 16]))).is_ok());
     }
 }

@@ -232,6 +232,32 @@ async fn a_lapsed_member_is_renewed_by_name_and_a_revoked_one_or_a_stranger_is_n
     assert!(ask_to_renew(&stranger, &[desk.contact()]).await.is_err());
 }
 
+/// A node of its own that is at the desk with `ticket` and says nothing.
+async fn silent_joiner(desk: &Desk, ticket: &Ticket, endpoint: &quinn::Endpoint) -> quinn::Connection {
+    let key = NodeKey::generate();
+    let certified = tls::make_certificate(&key, &Credential::Joiner(ticket.prove(&key.node()))).unwrap();
+    let names = [Alpn::Join.name().as_bytes()];
+    let tls = tls::client_config(&certified, Rules::ByName, desk.authority.node(), &names).unwrap();
+    let client = quinn::ClientConfig::new(Arc::new(tls));
+    endpoint.connect_with(client, desk.address, tls::SERVER_NAME).unwrap().await.unwrap()
+}
+
+#[tokio::test]
+async fn an_expired_ticket_under_many_names_keeps_nobody_from_the_desk() {
+    let desk = Desk::open();
+    let expired = desk.ticket_with(|terms| terms.expires.0 -= 70);
+    let endpoint = client_endpoint().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(silent_joiner(&desk, &expired, &endpoint).await);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    join_in(&dir, &desk.ticket()).await.unwrap();
+    // The last had no place, and was told so at once.
+    let reason = silent.pop().unwrap().closed().await;
+    assert!(reason.to_string().contains("busy"), "{reason}");
+}
+
 #[tokio::test]
 async fn who_is_at_the_desk_and_says_nothing_has_one_place_and_not_for_long() {
     let desk = Desk::open();
