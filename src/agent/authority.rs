@@ -175,9 +175,7 @@ impl Node {
             .map_err(|error| refused(&error))?;
         // The charter first: by it the others are judged.
         self.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
-        if let Some(list) = revocations {
-            self.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
-        }
+        self.mesh.spread(News::Revocations(revocations.bytes().to_vec())).await;
         let cards = self.sign_cards_anew().await;
         Ok(Rotated {
             key_number: charter.number(),

@@ -232,6 +232,12 @@ impl Charter {
         self.links.len() + 1
     }
 
+    /// Number of `key`; the first is 1, and one that is none of the mesh's has 0.
+    pub(super) fn number_of(&self, key: &AuthorityKey) -> usize {
+        let newest_first = self.keys().position(|(known, _)| known == *key);
+        newest_first.map_or(0, |position| self.number() - position)
+    }
+
     /// The newest key.
     pub fn newest(&self) -> AuthorityKey {
         self.links.last().map_or(self.first, |link| link.key)

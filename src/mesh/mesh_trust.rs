@@ -272,15 +272,25 @@ impl MeshTrust {
         let now = ambient::unix_now();
         let mut list = Revocations::parse(bytes, self.mesh, self.counting_keys(now))?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.revocations();
-        if !known.is_older_than(&list) {
+        let (charter, known) = (self.charter(), self.revocations());
+        if !known.is_older_than(&list, &charter) {
             return Ok(NewsVerdict::Known);
         }
         if let Some(keys) = signing {
             let lost: Vec<Revocation> = known.missing_in(&list, now).cloned().collect();
             if !lost.is_empty() {
                 // In one step: a crash leaves the list that has the lost entries, or the one that has all.
-                list = list.next(keys, lost, now)?;
+                match list.next(keys, &charter, lost, now) {
+                    Ok(both) => list = both,
+                    Err(RevocationError::OlderKey) => tracing::error!(
+                        "the key was rotated elsewhere, and revocations of this authority are lost: revoke there again"
+                    ),
+                    // Nobody's misbehaviour who hands it on.
+                    Err(error) => {
+                        self.warn(&format!("a list of revocations lacks some: {error}"));
+                        return Ok(NewsVerdict::Unjudged);
+                    }
+                }
             }
         }
         self.adopt(|belief| belief.revocations = list.clone(), REVOCATIONS_FILE, list.bytes())?;
@@ -321,7 +331,7 @@ impl MeshTrust {
         now: UnixTime,
     ) -> Result<Revocations, TrustChangeError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = self.revocations().next(keys, more, now)?;
+        let list = self.revocations().next(keys, &self.charter(), more, now)?;
         self.adopt(|belief| belief.revocations = list.clone(), REVOCATIONS_FILE, list.bytes())?;
         Ok(list)
     }
@@ -435,6 +445,39 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_a_thief_signed_with_the_last_number_is_replaced_after_a_rotation() {
+        let mesh = TestMesh::new();
+        let (authority, member, now) = (mesh.trust(), mesh.trust(), ambient::unix_now());
+        let (old, new) = (mesh.keys(), mesh.keys().successor());
+        let hear = |trust: &MeshTrust, keys: Option<&MeshKeys>, list: &Revocations| {
+            trust.judge(&News::Revocations(list.bytes().to_vec()), keys).unwrap()
+        };
+        let (first, second) = (NodeId([1; 32]), NodeId([2; 32]));
+        let honest = authority.revoke(&old, first, String::new(), now).unwrap();
+        assert_eq!(hear(&member, None, &honest), NewsVerdict::Fresh);
+        let stolen = Revocations::last_of(&old);
+        assert_eq!(hear(&member, None, &stolen), NewsVerdict::Fresh);
+        assert_eq!(hear(&authority, Some(&old), &stolen), NewsVerdict::Unjudged, "it would lose an entry");
+        assert_eq!(authority.revocations(), honest);
+
+        let charter = authority.rotate(&old, &new, now, SOON).unwrap();
+        let signed = authority.sign_revocations(&new, [], now).unwrap();
+        member.judge(&News::Charter(charter.bytes().to_vec()), None);
+        assert_eq!(hear(&member, None, &signed), NewsVerdict::Fresh);
+        for trust in [&authority, &member] {
+            assert_eq!(hear(trust, None, &stolen), NewsVerdict::Known);
+            assert!(trust.revocation_of(&first).is_some());
+        }
+        // An authority that has the old key only is told that it cannot.
+        let error = member.revoke(&old, second, String::new(), now).unwrap_err();
+        assert!(matches!(error, TrustChangeError::Revocation(RevocationError::OlderKey)), "{error}");
+        assert_eq!(
+            hear(&member, None, &authority.revoke(&new, second, String::new(), now).unwrap()),
+            NewsVerdict::Fresh
+        );
+    }
+
+    #[test]
     fn certificates_of_both_keys_count_in_the_overlap_and_then_only_those_of_the_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let (mesh, trust) = founded(&dir);
@@ -461,12 +504,13 @@ mod tests {
         let (mesh, trust) = founded(&dir);
         let now = ambient::unix_now();
         let newer = mesh.keys().successor();
-        let ahead = Revocations::none().next(&newer, [], now).unwrap();
+        let ahead = Revocations::none().next(&newer, &trust.charter(), [], now).unwrap();
         assert_eq!(
             trust.judge(&News::Revocations(ahead.bytes().to_vec()), None),
             Some(NewsVerdict::Unjudged)
         );
-        let mut forged = Revocations::none().next(&mesh.keys(), [], now).unwrap().bytes().to_vec();
+        let mut forged =
+            Revocations::none().next(&mesh.keys(), &trust.charter(), [], now).unwrap().bytes().to_vec();
         forged[50] ^= 1;
         assert_eq!(trust.judge(&News::Revocations(forged), None), Some(NewsVerdict::Invalid));
         assert_eq!(trust.judge(&News::Charter(vec![1; 40]), None), Some(NewsVerdict::Invalid));

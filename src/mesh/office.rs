@@ -242,23 +242,16 @@ impl Office {
         Ok(list)
     }
 
-    /// Rotates the authority's key: durable here when this returns, with the own certificate and the revocations
-    /// signed anew. `overlap` is how long the old key counts; at least two lives of a certificate.
+    /// Rotates the authority's key: durable here when this returns, with the revocations signed anew (also where there
+    /// are none: from then on no list of the old key counts). `overlap` is how long the old key counts; at least two lives of a certificate.
     ///
     /// # Errors
     /// [`IdentityError::Trust`] when this authority does not hold the newest key, or a rotation is under way.
-    pub fn rotate(
-        &self,
-        overlap: Duration,
-        now: UnixTime,
-    ) -> Result<(Charter, Option<Revocations>), IdentityError> {
+    pub fn rotate(&self, overlap: Duration, now: UnixTime) -> Result<(Charter, Revocations), IdentityError> {
         // This node goes on showing its certificate of the old key for a while, as all others do: who has not heard
         // of the new key yet must be able to hear of it from here.
         let charter = self.identity.rotate(overlap, now)?;
-        let signed_before = self.trust().revocations().number() > 0;
-        let revocations = signed_before
-            .then(|| self.trust().sign_revocations(&*self.keys()?, [], now).map_err(IdentityError::from))
-            .transpose()?;
+        let revocations = self.trust().sign_revocations(&*self.keys()?, [], now)?;
         tracing::info!(key = charter.number(), "the authority's key was rotated");
         Ok((charter, revocations))
     }
@@ -309,7 +302,8 @@ mod tests {
         let office = office(&mesh);
         let (shown, now) = (certificate(&office, 1), unix_now());
         assert!(matches!(office.renew(&shown, now), RenewReply::Unable { .. }));
-        let (charter, _) = office.rotate(Duration::from_secs(200), now).unwrap();
+        let (charter, list) = office.rotate(Duration::from_secs(200), now).unwrap();
+        assert_eq!((list.number(), list.entries().count()), (1, 0));
         let RenewReply::Granted { certificate, .. } = office.renew(&shown, now) else { panic!() };
         let renewed = office.trust().verify(&certificate, now).unwrap();
         assert_eq!(renewed.signer(), charter.newest());

@@ -1,7 +1,8 @@
 //! Revocations: which nodes are no longer members, although their certificates have not expired.
 //!
-//! One numbered document, signed by the authority, lists all revocations that still matter; the one with
-//! the highest number replaces the others. A certificate of a listed node counts only if it was issued later
+//! One numbered document, signed by the authority, lists all revocations that still matter. One of a newer key replaces
+//! one of an older, whatever its number; of the lists of one key, the one with the highest number replaces the others.
+//! So a rotation ends what somebody can do who stole the key before. A certificate of a listed node counts only if it was issued later
 //! than [`MARGIN_S`] after the revocation: so a certificate that another authority issued meanwhile, or
 //! with a clock that is behind, is revoked with it, and a node that is invited again gets one that counts.
 //! An entry is dropped once no certificate or ticket from before it can count any more.
@@ -9,10 +10,12 @@
 //! As bytes (`docs/mesh-protocol.md`): version, key of the signer, signature, body (postcard).
 
 use super::authority::{AuthorityKey, MeshId, MeshKeys, SIGNATURE_BYTES};
+use super::charter::Charter;
 use super::membership::CERTIFICATE_LIFE_MAX;
 use crate::model::{NodeId, UnixTime};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Most revocations at a time. (The bound on bytes may be met first.)
@@ -24,6 +27,12 @@ pub const REVOCATIONS_MAX_BYTES: usize = 64 << 10;
 /// How much later than the revocation a certificate must have been issued to count, in seconds: as much as
 /// clocks may differ.
 pub(super) const MARGIN_S: u64 = 300;
+/// How far ahead of the clock a revocation may lie to be carried on into a new list, in seconds: a day (guess: no clock
+/// is further off for long, and a stolen key may have signed one that would bar its node for ever).
+const AHEAD_MAX_S: u64 = 86_400;
+/// Numbers from which on the lists of a newer key begin at one again. Below it they go on, for programs that know numbers
+/// only; an honest authority does not come so far.
+const NUMBERS_PLAUSIBLE: u64 = 1 << 32;
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 1 + 32 + SIGNATURE_BYTES;
 const DOMAIN: &str = "starling revocations 1";
@@ -88,6 +97,14 @@ pub enum RevocationError {
         /// What is wrong.
         detail: String,
     },
+    /// The list that is known is of a newer key.
+    #[error(
+        "the list of revocations is signed by a newer key: revoke on the authority where the key was rotated"
+    )]
+    OlderKey,
+    /// The list that is known has the highest number that there is, which no honest authority gave it.
+    #[error("no list of this key can replace the known one, which somebody else signed: rotate the key")]
+    Exhausted,
     /// Too many at a time.
     #[error("{count} nodes are revoked, at most {REVOKED_MAX} can be at a time")]
     TooMany {
@@ -105,6 +122,8 @@ pub enum RevocationError {
 /// A verified list of revocations. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocations {
+    /// `None` when nobody was ever revoked.
+    signer: Option<AuthorityKey>,
     number: u64,
     issued: UnixTime,
     entries: BTreeMap<NodeId, Revocation>,
@@ -114,16 +133,18 @@ pub struct Revocations {
 impl Revocations {
     /// Nobody was ever revoked.
     pub(super) fn none() -> Self {
-        Self { number: 0, issued: UnixTime(0), entries: BTreeMap::new(), bytes: Bytes::new() }
+        Self { signer: None, number: 0, issued: UnixTime(0), entries: BTreeMap::new(), bytes: Bytes::new() }
     }
 
-    /// Signs the next list: what still matters of this one and of `more`.
+    /// Signs the next list: what still matters of this one and of `more`. `charter` tells which key is newer.
     ///
     /// # Errors
-    /// [`RevocationError::Reason`], [`RevocationError::TooMany`] or [`RevocationError::Length`].
+    /// [`RevocationError::OlderKey`], [`RevocationError::Exhausted`], [`RevocationError::Reason`],
+    /// [`RevocationError::TooMany`] or [`RevocationError::Length`].
     pub(super) fn next(
         &self,
         keys: &MeshKeys,
+        charter: &Charter,
         more: impl IntoIterator<Item = Revocation>,
         now: UnixTime,
     ) -> Result<Self, RevocationError> {
@@ -135,13 +156,15 @@ impl Revocations {
                 *known = entry;
             }
         }
-        entries.retain(|_, entry| entry.until > now);
-        let body = Body {
-            mesh: keys.mesh(),
-            number: self.number.saturating_add(1),
-            issued: now,
-            entries: entries.into_values().collect(),
+        let ahead = UnixTime(now.0.saturating_add(AHEAD_MAX_S));
+        entries.retain(|_, entry| entry.until > now && entry.at <= ahead);
+        let following = self.number.checked_add(1);
+        let number = match self.key_number(charter).cmp(&charter.number_of(&keys.public())) {
+            Ordering::Less => following.filter(|number| *number < NUMBERS_PLAUSIBLE).unwrap_or(1),
+            Ordering::Equal => following.ok_or(RevocationError::Exhausted)?,
+            Ordering::Greater => return Err(RevocationError::OlderKey),
         };
+        let body = Body { mesh: keys.mesh(), number, issued: now, entries: entries.into_values().collect() };
         let entries = checked(&body)?;
         let content = postcard::to_allocvec(&body)
             .map_err(|error| RevocationError::Malformed { detail: error.to_string() })?;
@@ -152,7 +175,16 @@ impl Revocations {
         if bytes.len() > REVOCATIONS_MAX_BYTES {
             return Err(RevocationError::Length { len: bytes.len() });
         }
-        Ok(Self { number: body.number, issued: now, entries, bytes: bytes.into() })
+        Ok(Self { signer: Some(keys.public()), number, issued: now, entries, bytes: bytes.into() })
+    }
+
+    /// What a thief can sign: nobody is revoked, with the highest number.
+    #[cfg(test)]
+    pub(super) fn last_of(keys: &MeshKeys) -> Self {
+        let before = Self { signer: Some(keys.public()), number: u64::MAX - 1, ..Self::none() };
+        before
+            .next(keys, &Charter::founded_by(keys.public()), [], UnixTime(0))
+            .unwrap_or_else(|_| Self::none())
     }
 
     /// Reads a list that one of `keys` signed.
@@ -191,7 +223,7 @@ impl Revocations {
         }
         let entries = checked(&body)?;
         let bytes = Bytes::copy_from_slice(bytes);
-        Ok(Self { number: body.number, issued: body.issued, entries, bytes })
+        Ok(Self { signer: Some(signer), number: body.number, issued: body.issued, entries, bytes })
     }
 
     /// Its number; 0 when there is none.
@@ -214,11 +246,17 @@ impl Revocations {
         &self.bytes
     }
 
+    /// The number of the key that signed it, in `charter`.
+    fn key_number(&self, charter: &Charter) -> usize {
+        self.signer.map_or(0, |key| charter.number_of(&key))
+    }
+
     /// Whether `other` is to replace this one. Two authorities may have signed different lists with one number
     /// at the same moment: then all choose the same, and the authorities sign one that has both.
-    pub(super) fn is_older_than(&self, other: &Self) -> bool {
-        (other.number, blake3::hash(&other.bytes).as_bytes())
-            > (self.number, blake3::hash(&self.bytes).as_bytes())
+    pub(super) fn is_older_than(&self, other: &Self, charter: &Charter) -> bool {
+        let rank =
+            |list: &Self| (list.key_number(charter), list.number, *blake3::hash(&list.bytes).as_bytes());
+        rank(other) > rank(self)
     }
 
     /// Entries of this list that `other` lacks and that still matter at `now`.
@@ -268,10 +306,16 @@ mod tests {
         Revocation { node: NodeId([node; 32]), at: UnixTime(at), until, reason: "stolen".into() }
     }
 
+    fn charter(keys: &MeshKeys) -> Charter {
+        Charter::founded_by(keys.public())
+    }
+
     #[test]
     fn a_list_survives_bytes_and_names_its_signer() {
         let keys = MeshKeys::generate();
-        let list = Revocations::none().next(&keys, [entry(1, NOW.0), entry(2, NOW.0)], NOW).unwrap();
+        let list = Revocations::none()
+            .next(&keys, &charter(&keys), [entry(1, NOW.0), entry(2, NOW.0)], NOW)
+            .unwrap();
         let read = Revocations::parse(list.bytes(), keys.mesh(), [keys.public()]).unwrap();
         assert_eq!((read.number(), &read), (1, &list));
         assert!(read.of(&NodeId([1; 32])).is_some() && read.of(&NodeId([3; 32])).is_none());
@@ -290,26 +334,26 @@ mod tests {
     #[test]
     fn what_no_longer_matters_is_dropped_and_the_rest_is_carried_on() {
         let keys = MeshKeys::generate();
-        let list = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
+        let list = Revocations::none().next(&keys, &charter(&keys), [entry(1, NOW.0)], NOW).unwrap();
         let later = UnixTime(NOW.0 + 600);
-        let list = list.next(&keys, [entry(2, later.0)], later).unwrap();
+        let list = list.next(&keys, &charter(&keys), [entry(2, later.0)], later).unwrap();
         assert_eq!((list.number(), list.entries().count()), (2, 2));
         let last = UnixTime(NOW.0 + 1_000);
-        let list = list.next(&keys, [], last).unwrap();
+        let list = list.next(&keys, &charter(&keys), [], last).unwrap();
         assert_eq!(list.entries().map(|entry| entry.node.0[0]).collect::<Vec<_>>(), [2]);
     }
 
     #[test]
     fn of_two_lists_with_one_number_all_choose_the_same_and_the_other_entry_is_not_forgotten() {
         let keys = MeshKeys::generate();
-        let one = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
-        let two = Revocations::none().next(&keys, [entry(2, NOW.0)], NOW).unwrap();
-        assert!(one.is_older_than(&two) != two.is_older_than(&one));
+        let one = Revocations::none().next(&keys, &charter(&keys), [entry(1, NOW.0)], NOW).unwrap();
+        let two = Revocations::none().next(&keys, &charter(&keys), [entry(2, NOW.0)], NOW).unwrap();
+        assert!(one.is_older_than(&two, &charter(&keys)) != two.is_older_than(&one, &charter(&keys)));
         let lost: Vec<_> = one.missing_in(&two, NOW).cloned().collect();
         assert_eq!(lost.len(), 1);
-        let both = two.next(&keys, lost, NOW).unwrap();
+        let both = two.next(&keys, &charter(&keys), lost, NOW).unwrap();
         assert_eq!((both.number(), both.entries().count()), (2, 2));
-        assert!(one.is_older_than(&both) && two.is_older_than(&both));
+        assert!(one.is_older_than(&both, &charter(&keys)) && two.is_older_than(&both, &charter(&keys)));
     }
 
     #[test]
@@ -320,18 +364,47 @@ mod tests {
             entry.node.0[..8].copy_from_slice(&(n as u64).to_be_bytes());
             entry
         });
-        let error = Revocations::none().next(&keys, many, NOW).unwrap_err();
+        let error = Revocations::none().next(&keys, &charter(&keys), many, NOW).unwrap_err();
         assert_eq!(error, RevocationError::TooMany { count: REVOKED_MAX + 1 });
         let long = Revocation { reason: "x".repeat(65), ..entry(1, NOW.0) };
-        let error = Revocations::none().next(&keys, [long], NOW).unwrap_err();
+        let error = Revocations::none().next(&keys, &charter(&keys), [long], NOW).unwrap_err();
         assert_eq!(error, RevocationError::Reason { len: 65 });
+    }
+
+    #[test]
+    fn a_list_of_a_newer_key_replaces_every_list_of_an_older_one_and_not_the_other_way_round() {
+        let old = MeshKeys::generate();
+        let new = old.successor();
+        let before = charter(&old);
+        let after = before.rotated(&old, &new, NOW, std::time::Duration::from_secs(60)).unwrap();
+        let next = |list: &Revocations, keys, charter| list.next(keys, charter, [entry(2, NOW.0)], NOW);
+        let honest = next(&Revocations::none(), &old, &before).unwrap();
+        let stolen = Revocations { number: u64::MAX, ..honest.clone() };
+        assert_eq!(next(&stolen, &old, &before).unwrap_err(), RevocationError::Exhausted);
+        let newer = next(&stolen, &new, &after).unwrap();
+        assert_eq!((newer.number(), newer.entries().count()), (1, 1));
+        assert!(stolen.is_older_than(&newer, &after) && !newer.is_older_than(&stolen, &after));
+        let following = next(&newer, &new, &after).unwrap();
+        assert!(newer.is_older_than(&following, &after));
+        assert_eq!(next(&newer, &old, &after).unwrap_err(), RevocationError::OlderKey);
+        assert_eq!(next(&honest, &new, &after).unwrap().number(), 2, "older programs know numbers only");
+    }
+
+    #[test]
+    fn a_revocation_from_far_ahead_is_not_carried_on() {
+        let keys = MeshKeys::generate();
+        let of = |at| Revocations::none().next(&keys, &charter(&keys), [entry(1, at)], UnixTime(at)).unwrap();
+        let carried =
+            |list: Revocations| list.next(&keys, &charter(&keys), [], NOW).unwrap().entries().count();
+        assert_eq!(carried(of(NOW.0 + AHEAD_MAX_S)), 1, "a clock that is off");
+        assert_eq!(carried(of(NOW.0 + AHEAD_MAX_S + 1)), 0, "a stolen key");
     }
 
     proptest! {
         #[test]
         fn an_altered_list_is_refused(at in 0usize..400, flip in 1u8..=255) {
             let keys = MeshKeys::from_seed(&[9; 32]);
-            let list = Revocations::none().next(&keys, [entry(1, NOW.0)], NOW).unwrap();
+            let list = Revocations::none().next(&keys, &charter(&keys), [entry(1, NOW.0)], NOW).unwrap();
             let mut bytes = list.bytes().to_vec();
             let at = at % bytes.len();
             bytes[at] ^= flip;
