@@ -578,15 +578,13 @@ async fn judge(links: &TaskLinks, news: News, from: NodeId) -> NewsVerdict {
 }
 
 /// Takes all documents of a peer: the charter first, by which the others are judged, and cards before roots,
-/// because a root can be judged only with its card.
+/// because a root can be judged only with its card. Where not all came in time, those that did are of use.
 async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
-    let mut news = match transfer::all_news(connection).await {
-        Ok(news) => news,
-        Err(error) => {
-            tracing::debug!(%error, "asking for all documents");
-            return false;
-        }
-    };
+    let mut news = Vec::new();
+    let asked = transfer::all_news(connection, &mut news).await;
+    if let Err(error) = &asked {
+        tracing::debug!(%error, came = news.len(), "asking for all documents");
+    }
     news.sort_by_key(|document| match document {
         News::Charter(_) => 0,
         News::Revocations(_) => 1,
@@ -598,7 +596,7 @@ async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
             return false;
         }
     }
-    true
+    asked.is_ok()
 }
 
 #[cfg(test)]

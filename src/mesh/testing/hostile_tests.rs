@@ -350,8 +350,10 @@ fn a_list_that_never_ends_is_given_up() {
         let (asker, _incoming) = world.bind(&world.mesh.member(), 2);
         let connection = asker.connection(node, address(1)).await.unwrap();
         let began = Instant::now();
-        assert!(transfer::all_news(&connection).await.is_err());
-        assert!(began.elapsed() <= Duration::from_secs(121), "{:?}", began.elapsed());
+        let mut news = Vec::new();
+        assert!(transfer::all_news(&connection, &mut news).await.is_err());
+        assert!(began.elapsed() <= Duration::from_secs(16), "{:?}", began.elapsed());
+        assert!((2..=4).contains(&news.len()), "what came before counts: {}", news.len());
     });
 }
 

@@ -151,9 +151,10 @@ fn documents_of_kinds_that_are_unknown_are_skipped_among_those_that_are_known_bu
             }
             answering.quinn().closed().await;
         });
-        let news = crate::mesh::transfer::all_news(&connection).await.unwrap();
+        let mut news = Vec::new();
+        crate::mesh::transfer::all_news(&connection, &mut news).await.unwrap();
         assert_eq!(news, vec![News::Root(vec![1, 2, 3]); 2]);
-        assert!(crate::mesh::transfer::all_news(&connection).await.is_err());
+        assert!(crate::mesh::transfer::all_news(&connection, &mut news).await.is_err());
         let noted = asker.conduct().counts().find(|(offence, _)| *offence == Offence::Protocol);
         assert_eq!(noted, Some((Offence::Protocol, 1)));
         drop(server);

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Time for a list of all documents (guess: 64 MiB at half a megabyte a second).
-const LIST_LIMIT: Duration = Duration::from_secs(120);
+/// Time for a list of all documents, during which no other peer is asked for one (guess: two thousand cards and roots
+/// of a kilobyte each come in it at a megabit a second; of more, what came in time counts).
+const LIST_LIMIT: Duration = Duration::from_secs(15);
 /// Time for a list of members, during which no other cell is asked (guess: the largest has 700 KB).
 const MEMBERS_LIMIT: Duration = Duration::from_secs(15);
 /// Time for an exchange whose answer is short, whatever a peer says before it: others wait for its place.
@@ -87,26 +88,27 @@ pub async fn tell_possession(
     acknowledged(connection, &Message::Possession(slices), &Message::PossessionAck).await
 }
 
-/// Asks a peer for the newest documents that it knows. They are not verified.
+/// Asks a peer for the newest documents that it knows. They come into `news`, not verified; after an error it holds those that
+/// came before.
 ///
 /// # Errors
 /// [`TransferError`]; too many of them are a violation of the protocol.
-pub async fn all_news(connection: &MemberConnection) -> Result<Vec<News>, TransferError> {
-    judged(connection, LIST_LIMIT, read_news(connection)).await
+pub async fn all_news(connection: &MemberConnection, news: &mut Vec<News>) -> Result<(), TransferError> {
+    judged(connection, LIST_LIMIT, read_news(connection, news)).await
 }
 
-async fn read_news(connection: &MemberConnection) -> Result<Vec<News>, TransferError> {
+async fn read_news(connection: &MemberConnection, news: &mut Vec<News>) -> Result<(), TransferError> {
     let mut reader = open(connection, &Message::AllNews).await?;
-    let (mut news, mut bytes) = (Vec::new(), 0);
+    let mut bytes = 0;
     while let Some(message) = reader.message().await? {
         let Message::News(document) = message else { return Err(unexpected(&message)) };
         bytes += document.document().len();
-        news.push(document);
-        if news.len() > NEWS_MAX_DOCUMENTS || bytes > NEWS_MAX_BYTES {
-            return Err(TransferError::Protocol(format!("{} documents of {bytes} bytes", news.len())));
+        if news.len() >= NEWS_MAX_DOCUMENTS || bytes > NEWS_MAX_BYTES {
+            return Err(TransferError::Protocol(format!("{} documents of {bytes} bytes", news.len() + 1)));
         }
+        news.push(document);
     }
-    Ok(news)
+    Ok(())
 }
 
 /// Asks a peer for the members of its cell. Only those whose certificate counts at `now` are returned.
