@@ -77,6 +77,15 @@ impl<K: Ord + Copy> Buckets<K> {
         self.by_key.entry(key).or_default().take(self.pace, tokens, now)
     }
 
+    /// The same, but when too many are remembered, the one that has most left makes room for a newcomer.
+    pub(super) fn take_with_room(&mut self, key: K, tokens: u32, now: Time) -> bool {
+        if self.by_key.len() >= self.max && !self.by_key.contains_key(&key) {
+            let fullest = self.by_key.iter().min_by_key(|(_, bucket)| bucket.full_at).map(|(key, _)| *key);
+            fullest.map(|fullest| self.by_key.remove(&fullest));
+        }
+        self.take(key, tokens, now)
+    }
+
     /// Whether at least half of `key`'s bucket is left.
     pub(super) fn is_half_full(&self, key: &K, now: Time) -> bool {
         self.by_key.get(key).is_none_or(|bucket| bucket.is_half_full(self.pace, now))
@@ -114,5 +123,14 @@ mod tests {
         let later = Time::ZERO + Duration::from_secs(4);
         assert!(buckets.take(100, 1, later));
         assert!(buckets.by_key.len() <= 2, "full buckets are forgotten: {}", buckets.by_key.len());
+    }
+
+    #[test]
+    fn where_newcomers_must_be_known_who_has_taken_least_makes_room() {
+        let mut buckets = Buckets::new(PACE, 100);
+        assert!((0..100).all(|key| buckets.take_with_room(key, if key == 42 { 3 } else { 5 }, Time::ZERO)));
+        assert!(buckets.take_with_room(100, 9, Time::ZERO));
+        assert!(!buckets.take_with_room(100, 2, Time::ZERO), "it is known");
+        assert!(!buckets.by_key.contains_key(&42) && buckets.by_key.len() == 100);
     }
 }

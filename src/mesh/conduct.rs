@@ -15,7 +15,7 @@ pub(super) const BAN: Duration = Duration::from_secs(600);
 const PATIENCE: u32 = 600;
 /// How long what was gathered takes to fade: [`PATIENCE`] at one a second.
 const MEMORY: Pace = Pace { burst: PATIENCE, per_s: 1 };
-/// Nodes whose offences are remembered at once. Members only: names cannot be made up.
+/// Nodes whose offences are remembered at once; who has gathered least makes room. Members only: names cannot be made up.
 const OFFENDERS_MAX: usize = 4_096;
 
 macro_rules! offences {
@@ -127,7 +127,7 @@ impl Conduct {
         let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         let weight = offence.weight();
         // The last offence that patience has room for is the one too many.
-        let ban = weight >= PATIENCE || !gathered.take(node, weight, now);
+        let ban = weight >= PATIENCE || !gathered.take_with_room(node, weight, now);
         self.bans.fetch_add(u64::from(ban), Ordering::Relaxed);
         ban
     }
@@ -179,6 +179,28 @@ mod tests {
             assert!(conduct.allows(NodeId([2; 32]), what, 1, Time::ZERO));
             assert!(conduct.allows(NODE, what, 1, Time::ZERO + Duration::from_secs(1)));
         }
+    }
+
+    #[test]
+    fn the_newest_offender_is_judged_by_what_it_does_however_many_there_are() {
+        let conduct = Conduct::default();
+        let node = |n: usize| {
+            let mut id = [7; 32];
+            id[..8].copy_from_slice(&n.to_le_bytes());
+            NodeId(id)
+        };
+        let worst = node(OFFENDERS_MAX - 1);
+        for _ in 0..4 {
+            assert!(!conduct.note(worst, Offence::Protocol, Time::ZERO));
+        }
+        assert!((0..OFFENDERS_MAX - 1).all(|n| !conduct.note(node(n), Offence::Drip, Time::ZERO)));
+        // The table is full. A newcomer is not banned for a trifle, and is for what others are.
+        let newcomer = node(OFFENDERS_MAX);
+        assert!(!conduct.note(newcomer, Offence::Drip, Time::ZERO));
+        let offences = (0..10).position(|_| conduct.note(newcomer, Offence::Protocol, Time::ZERO));
+        assert_eq!(offences, Some(4));
+        assert!(!conduct.note(worst, Offence::Protocol, Time::ZERO));
+        assert!(conduct.note(worst, Offence::Protocol, Time::ZERO), "what it did was not forgotten");
     }
 
     #[test]
