@@ -12,14 +12,19 @@
 //! cell also names a few members of each other cell that it knows. So a region finds together without a DHT, too. Whoever is
 //! found is dialled by name; its certificate tells its cell, and one of each cell tells the cell's members, whose
 //! certificates are checked. The loop gets the result as a [`CellView`].
+//!
+//! No member of a cell can hide the others. A search asks two of each cell; a refresh asks one, and others when that one lacks
+//! somebody who was there before. What all of them told is put together ([`Answers`]). And each node chooses for itself, by
+//! a hash, whom it asks again.
 
 use super::super::dht::{Dht, DhtKey};
 use super::super::endpoint::Endpoint;
 use super::super::membership::MembershipCert;
 use super::super::transfer;
+use super::answers::{Answers, Next};
 use super::task::Message;
 use crate::ambient;
-use crate::model::{CellLabel, NodeId, Time, limits};
+use crate::model::{CellLabel, NodeId, Time, limits, mix};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -50,6 +55,8 @@ const SEARCH_LEAST: Duration = Duration::from_secs(60);
 /// member (10 s and 30 ms: at most 12 KB/s while it is used).
 const FRESH: Duration = Duration::from_secs(10);
 const FRESH_MEMBER: Duration = Duration::from_millis(30);
+/// Members of each cell that a search asks.
+const OPINIONS: u8 = 2;
 /// Least pause between two rounds, when a member of another cell failed.
 const FAILED_LEAST: Duration = Duration::from_secs(2);
 /// Hints that may wait for the watch; one too many is no loss, the next fetch gives another.
@@ -76,7 +83,7 @@ pub(super) struct CellView {
 /// Whom to ask about a cell, and when it was last told.
 struct Known {
     contacts: Vec<(NodeId, SocketAddr)>,
-    members: usize,
+    members: Vec<NodeId>,
     asked: Time,
 }
 
@@ -148,7 +155,7 @@ impl Region {
         let now = ambient::now();
         match hint {
             Hint::Used => {
-                let members = self.cells.values().map(|known| known.members).sum::<usize>();
+                let members = self.cells.values().map(|known| known.members.len()).sum::<usize>();
                 let fresh = FRESH + FRESH_MEMBER * u32::try_from(members).unwrap_or(u32::MAX);
                 if now.since(self.searched) >= SEARCH_LEAST.max(fresh) {
                     self.search().await;
@@ -164,7 +171,7 @@ impl Region {
             Hint::Contact(node, addr) => {
                 let known = self.cells.values().any(|known| known.contacts.contains(&(node, addr)));
                 if !known && self.remember(node, addr) {
-                    self.ask_all(vec![vec![(node, addr)]]).await;
+                    self.ask_all(vec![vec![(node, addr)]], OPINIONS).await;
                 }
             }
         }
@@ -191,7 +198,7 @@ impl Region {
         };
         contacts.truncate(CONTACTS_MAX);
         contacts.extend(self.contacts.iter().copied());
-        self.round(contacts).await;
+        self.round(contacts, OPINIONS).await;
         self.searched = ambient::now();
         let changed = !self.cells.keys().eq(before.iter());
         // A region that is still growing together is looked at often; alone in it is the rule in a small mesh.
@@ -206,15 +213,22 @@ impl Region {
 
     /// Asks the cells that are known.
     async fn refresh(&mut self) {
-        self.round(Vec::new()).await;
+        self.round(Vec::new(), 1).await;
     }
 
     /// Asks those who answered before, who know their cells best, and `others`.
-    async fn round(&mut self, others: Vec<(NodeId, SocketAddr)>) {
+    async fn round(&mut self, others: Vec<(NodeId, SocketAddr)>, opinions: u8) {
         let began = ambient::now();
-        let known = self.cells.values().map(|known| known.contacts.clone());
+        // As many groups of each cell as members of it are to be asked.
+        let step = usize::from(opinions);
+        let groups_of = |known: &Known| -> Vec<Vec<_>> {
+            (0..step)
+                .map(|first| known.contacts.iter().skip(first).step_by(step).copied().collect())
+                .collect()
+        };
+        let known = self.cells.values().flat_map(groups_of);
         let groups = known.chain(others.into_iter().map(|contact| vec![contact])).collect();
-        self.ask_all(groups).await;
+        self.ask_all(groups, opinions).await;
         // A cell of which nobody answers: nobody there can be a home.
         let silent: Vec<CellLabel> = self
             .cells
@@ -230,17 +244,12 @@ impl Region {
         self.looked = ambient::now();
     }
 
-    /// Asks one of each group, and then those whom they named, each node once.
-    async fn ask_all(&mut self, groups: Vec<Vec<(NodeId, SocketAddr)>>) {
-        let began = ambient::now();
-        let mut seen = BTreeSet::from([self.endpoint.node()]);
-        let claims = Claims::default();
+    /// Asks one of each group, and then those whom they named, each node once, and of each cell `opinions` members.
+    async fn ask_all(&mut self, groups: Vec<Vec<(NodeId, SocketAddr)>>, opinions: u8) {
+        let (claims, mut answers) = (Claims::new(self.endpoint.node(), opinions), Answers::new());
         let mut open = groups;
         // Each step asks only nodes that were not asked before, and there is a most of them.
-        while !open.is_empty() && seen.len() < 2 * CONTACTS_MAX + CONTACTS_OF_CELL * CELLS_MAX {
-            for group in &mut open {
-                group.retain(|(node, _)| seen.insert(*node));
-            }
+        while !open.is_empty() && claims.nodes() < 2 * CONTACTS_MAX + CONTACTS_OF_CELL * CELLS_MAX {
             let (endpoint, own, claims) = (&self.endpoint, &self.own, &claims);
             let asks: Vec<Option<Found>> = futures::stream::iter(std::mem::take(&mut open))
                 .map(|group| ask_one(endpoint, own, claims, group))
@@ -248,34 +257,66 @@ impl Region {
                 .collect()
                 .await;
             for found in asks.into_iter().flatten() {
-                open.extend(self.take(found, began).await.into_iter().map(|contact| vec![contact]));
+                open.extend(
+                    self.take(found, claims, &mut answers).await.into_iter().map(|contact| vec![contact]),
+                );
             }
+        }
+        for (cell, members) in answers.rest() {
+            self.tell(CellView { cell, members }).await;
         }
     }
 
     /// Hands on what was found; whom to ask next.
-    async fn take(&mut self, found: Found, began: Time) -> Vec<(NodeId, SocketAddr)> {
+    async fn take(
+        &mut self,
+        found: Found,
+        claims: &Claims,
+        answers: &mut Answers<CellLabel, (SocketAddr, MembershipCert)>,
+    ) -> Vec<(NodeId, SocketAddr)> {
         let Found { own, view, named } = found;
+        let mut next = Vec::new();
         if let Some((node, addr)) = own {
             let _ = self.inbox.send(Message::SwimContact { node, addr }).await;
         }
         if let Some(view) = view {
             let full = self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&view.cell);
-            // Of two answers about one cell in a round, the first counts.
-            let again = self.cells.get(&view.cell).is_some_and(|known| known.asked >= began);
-            if !full && !again {
-                let contacts =
-                    view.members.iter().take(CONTACTS_OF_CELL).map(|(n, (a, _))| (*n, *a)).collect();
-                let known = Known { contacts, members: view.members.len(), asked: ambient::now() };
-                self.cells.insert(view.cell.clone(), known);
-                let _ = self.inbox.send(Message::Cell(view)).await;
+            let known = self.cells.get(&view.cell);
+            let members = known.map_or(&[][..], |known| &known.members);
+            if !full {
+                match answers.take(&view.cell, view.members, members) {
+                    Next::Tell(members) => self.tell(CellView { cell: view.cell, members }).await,
+                    Next::AskAnother => {
+                        claims.ask_more(&view.cell);
+                        next.extend(known.iter().flat_map(|known| &known.contacts));
+                    }
+                    Next::Nothing => {}
+                }
             }
         }
-        let is_new = |(cell, _, _): &(CellLabel, NodeId, SocketAddr)| {
-            self.cells.get(cell).is_none_or(|known| known.asked < began)
-        };
-        named.into_iter().filter(is_new).map(|(_, node, addr)| (node, addr)).collect()
+        let is_wanted = |(cell, _, _): &(CellLabel, NodeId, SocketAddr)| claims.is_open(cell);
+        next.extend(named.into_iter().filter(is_wanted).map(|(_, node, addr)| (node, addr)));
+        next
     }
+
+    /// Tells the loop who is in a cell.
+    async fn tell(&mut self, view: CellView) {
+        let contacts = some_of(&view.members, self.endpoint.node());
+        let members = view.members.keys().copied().collect();
+        self.cells.insert(view.cell.clone(), Known { contacts, members, asked: ambient::now() });
+        let _ = self.inbox.send(Message::Cell(view)).await;
+    }
+}
+
+/// A few members of a cell, chosen by a hash, for each node `me` others: nobody can have a name that all choose.
+fn some_of(
+    members: &BTreeMap<NodeId, (SocketAddr, MembershipCert)>,
+    me: NodeId,
+) -> Vec<(NodeId, SocketAddr)> {
+    let mut all: Vec<_> = members.iter().map(|(node, (addr, _))| (*node, *addr)).collect();
+    all.sort_by_cached_key(|(node, _)| mix(node.key() ^ me.key()));
+    all.truncate(CONTACTS_OF_CELL);
+    all
 }
 
 /// What one node told.
@@ -289,23 +330,66 @@ struct Found {
     named: Vec<(CellLabel, NodeId, SocketAddr)>,
 }
 
-/// How often each cell was asked for its members in one round: a list may be long, so once, and once more should that
-/// fail.
-#[derive(Default)]
-struct Claims(Mutex<BTreeMap<CellLabel, u8>>);
+/// Who was asked in one round, and how often each cell was for its members. A list may be long, so as often as is wanted, and once more
+/// should that fail.
+struct Claims {
+    opinions: u8,
+    nodes: Mutex<BTreeSet<NodeId>>,
+    by_cell: Mutex<BTreeMap<CellLabel, Claim>>,
+}
+
+#[derive(Clone, Copy)]
+struct Claim {
+    asked: u8,
+    answered: u8,
+    wanted: u8,
+}
+
+impl Claim {
+    const fn is_open(self) -> bool {
+        self.answered < self.wanted && self.asked <= self.wanted
+    }
+}
 
 impl Claims {
-    const EACH: u8 = 2;
+    fn new(me: NodeId, opinions: u8) -> Self {
+        Self { opinions, nodes: Mutex::new([me].into()), by_cell: Mutex::default() }
+    }
+
+    fn nodes(&self) -> usize {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether a node was not asked yet. Now it is.
+    fn is_first(&self, node: NodeId) -> bool {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(node)
+    }
+
+    /// What was asked of a cell so far, and after `change`.
+    fn of(&self, cell: &CellLabel, change: impl FnOnce(&mut Claim)) -> Claim {
+        let mut claims = self.by_cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let claim =
+            claims.entry(cell.clone()).or_insert(Claim { asked: 0, answered: 0, wanted: self.opinions });
+        let before = *claim;
+        change(claim);
+        before
+    }
+
+    fn is_open(&self, cell: &CellLabel) -> bool {
+        self.of(cell, |_| ()).is_open()
+    }
 
     fn claim(&self, cell: &CellLabel) -> bool {
-        let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let claimed = claims.entry(cell.clone()).or_default();
-        *claimed = claimed.saturating_add(1);
-        *claimed <= Self::EACH
+        self.of(cell, |claim| claim.asked = claim.asked.saturating_add(1)).is_open()
     }
 
     fn is_done(&self, cell: &CellLabel) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(cell.clone(), Self::EACH);
+        self.of(cell, |claim| claim.answered = claim.answered.saturating_add(1));
+    }
+
+    /// The answer lacks somebody: others of the cell may be asked as well.
+    fn ask_more(&self, cell: &CellLabel) {
+        self.of(cell, |claim| claim.wanted = claim.asked.max(claim.wanted).saturating_add(1));
     }
 }
 
@@ -317,6 +401,9 @@ async fn ask_one(
     group: Vec<(NodeId, SocketAddr)>,
 ) -> Option<Found> {
     for (node, addr) in group {
+        if !claims.is_first(node) {
+            continue;
+        }
         let connection = match endpoint.connection(node, addr).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -368,3 +455,6 @@ fn sort_out(own: &CellLabel, cell: &CellLabel, list: Vec<(MembershipCert, Vec<So
     found.view = (cell != own).then_some(view);
     found
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@
 //! A node that joined no mesh runs the same loop without a network: it has no peers, is its own home and
 //! takes everything from the strata.
 
+mod answers;
 mod bootstrap;
 mod carry;
 mod cells;
