@@ -107,7 +107,7 @@ impl Node {
                 .hint("leave --repo away, or invite a member"));
         }
         let addresses =
-            if request.addresses.is_empty() { membership.addresses.clone() } else { request.addresses };
+            if request.addresses.is_empty() { membership.places.all() } else { request.addresses };
         let now = ambient::unix_now();
         let expires = now.after(Duration::from_secs(request.expires_s));
         let terms = Terms {

@@ -3,6 +3,56 @@
 use crate::mesh::CONTACT_MAX_ADDRESSES;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often the interfaces are looked at (guess: a host that gets another address is away for a minute at most; a look
+/// costs about as much as a small read).
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Where this machine is reached, which may change while the agent runs.
+#[derive(Debug)]
+pub(super) struct Places {
+    bound: SocketAddr,
+    told: Option<SocketAddr>,
+    more: Vec<SocketAddr>,
+    /// At least one, best first.
+    found: Mutex<Vec<SocketAddr>>,
+}
+
+impl Places {
+    /// See [`addresses`].
+    pub(super) fn find(bound: SocketAddr, told: Option<SocketAddr>, more: Vec<SocketAddr>) -> Self {
+        let found = Mutex::new(addresses(bound, told, &more));
+        Self { bound, told, more, found }
+    }
+
+    /// All, best first.
+    pub(super) fn all(&self) -> Vec<SocketAddr> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The best.
+    pub(super) fn best(&self) -> SocketAddr {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)[0]
+    }
+
+    /// Looks again. `true`: something has changed.
+    pub(super) fn look(&self) -> bool {
+        self.take(addresses(self.bound, self.told, &self.more))
+    }
+
+    /// A machine that has no network for a while is where it was before.
+    fn take(&self, now: Vec<SocketAddr>) -> bool {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = now.first().is_none_or(|best| best.ip().is_loopback() && !found[0].ip().is_loopback());
+        if lost || now == *found {
+            return false;
+        }
+        *found = now;
+        true
+    }
+}
 
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +65,7 @@ struct Found {
 /// Under which addresses others can reach a socket that listens on `bound`, best first, at most eight: that which is
 /// `told`, or else the one of the interface with the default route; then `more`; then, if nothing is told and the
 /// socket listens everywhere, those of the other interfaces.
-pub(super) fn addresses(bound: SocketAddr, told: Option<SocketAddr>, more: &[SocketAddr]) -> Vec<SocketAddr> {
+fn addresses(bound: SocketAddr, told: Option<SocketAddr>, more: &[SocketAddr]) -> Vec<SocketAddr> {
     let first = told.unwrap_or_else(|| reachable(bound));
     let search = told.is_none() && bound.ip().is_unspecified() && !first.ip().is_loopback();
     let others = if search { usable(interfaces(), bound.is_ipv6()) } else { Vec::new() };
@@ -118,6 +168,22 @@ mod tests {
         let (everywhere, told) = ("0.0.0.0:7400".parse().unwrap(), "198.51.100.1:1".parse().unwrap());
         let more = ["198.51.100.2:2".parse().unwrap(), told];
         assert_eq!(addresses(everywhere, Some(told), &more), [told, more[0]]);
+    }
+
+    #[test]
+    fn a_change_is_taken_over_and_a_network_that_is_gone_for_a_while_is_none() {
+        let all =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let places = Places::find("127.0.0.1:7".parse().unwrap(), None, Vec::new());
+        assert!(!places.look(), "nothing changed");
+        assert!(
+            places.take(all(&["10.0.0.1:7", "10.0.1.1:7"]))
+                && !places.take(all(&["10.0.0.1:7", "10.0.1.1:7"]))
+        );
+        assert!(!places.take(all(&["127.0.0.1:7"])) && !places.take(Vec::new()));
+        assert_eq!(places.best(), "10.0.0.1:7".parse().unwrap());
+        assert!(places.take(all(&["10.0.0.1:7"])) && places.take(all(&["10.0.2.1:7"])));
+        assert_eq!(places.all(), all(&["10.0.2.1:7"]));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
-use super::interfaces;
+use super::interfaces::{LOOK_EVERY, Places};
 use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
@@ -165,6 +165,7 @@ impl Agent {
             tracing::warn!("some mounts of the last run are not there yet; they follow");
         }
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
+        tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
         let servers = serve(&node, socket, open_listener, &ending);
         Ok(Self { node, ending, servers, tending, joins, _state: state })
     }
@@ -269,8 +270,8 @@ fn join_network(
     };
     let (endpoint, incoming) = Endpoint::bind(endpoint_config(settings), identity.clone())?;
     let bound = endpoint.local_addr()?;
-    let addresses = interfaces::addresses(bound, settings.advertise, &settings.advertise_more);
-    let address = addresses[0];
+    let places = Places::find(bound, settings.advertise, settings.advertise_more.clone());
+    let (address, addresses) = (places.best(), places.all());
     if address.ip().is_loopback() && !settings.listen.ip().is_loopback() {
         tracing::warn!(%address, "no address of this machine was found that others could reach; see `advertise`");
     }
@@ -296,7 +297,7 @@ fn join_network(
         tamper,
         office: office.clone(),
     };
-    Ok((network, joins, Membership { identity, addresses, office }))
+    Ok((network, joins, Membership { identity, places: Arc::new(places), office }))
 }
 
 async fn open_http(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
@@ -335,6 +336,21 @@ fn serve(
         }));
     }
     servers
+}
+
+/// Tells the mesh where this node is reached when its interfaces have other addresses than before.
+async fn look_at_interfaces(node: Arc<Node>, ending: CancellationToken) {
+    let Some(places) = node.membership.as_ref().map(|membership| membership.places.clone()) else { return };
+    while ending.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        let looking = places.clone();
+        // It asks the kernel, and reads files of it.
+        let looked = tokio::task::spawn_blocking(move || looking.look()).await;
+        if looked.is_ok_and(|changed| changed) {
+            tracing::info!(addresses = ?places.all(), "this machine is reached elsewhere now");
+        }
+        // In any case, should it not have come in before.
+        node.mesh.reached_at(places.all()).await;
+    }
 }
 
 /// Looks after the mounts whenever there is news, and every [`TEND_EVERY`] in any case; then also

@@ -7,6 +7,7 @@ use super::api::{
     UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
+use super::interfaces::Places;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
 use super::server::Control;
@@ -55,8 +56,8 @@ pub(super) struct Node {
 #[derive(Clone)]
 pub(super) struct Membership {
     pub(super) identity: Arc<Identity>,
-    /// Where others reach it, best first; at least one.
-    pub(super) addresses: Vec<SocketAddr>,
+    /// Where others reach it.
+    pub(super) places: Arc<Places>,
     /// Where it is an authority.
     pub(super) office: Option<Arc<Office>>,
 }
@@ -64,7 +65,7 @@ pub(super) struct Membership {
 impl Membership {
     /// Where others reach it best.
     pub(super) fn address(&self) -> SocketAddr {
-        self.addresses[0]
+        self.places.best()
     }
 
     /// Why it does not count any more, by what this node believes itself.

@@ -119,6 +119,7 @@ enum Command {
     Member(Neighbour),
     Contact(NodeId, SocketAddr),
     Down(NodeId),
+    Moved(SocketAddr),
 }
 
 /// The DHT of this node: a handle to its task, which ends when the last handle is dropped.
@@ -197,6 +198,11 @@ impl Dht {
     /// A node does not answer: it leaves the routing table, and may come back.
     pub(super) fn down(&self, node: NodeId) {
         self.command(Command::Down(node));
+    }
+
+    /// Others reach this node there from now on: all that it announces is announced anew, at the pace of announcements.
+    pub(super) fn moved(&self, addr: SocketAddr) {
+        self.command(Command::Moved(addr));
     }
 
     /// A node is no member any more (revoked, expired): it leaves the routing table, its records and its connections

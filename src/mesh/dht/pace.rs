@@ -106,6 +106,13 @@ impl Pace {
         true
     }
 
+    /// All keys that wait to be repeated are due now.
+    pub(super) fn anew(&mut self, now: Time) {
+        for (_, key) in std::mem::take(&mut self.due) {
+            self.schedule(key, now);
+        }
+    }
+
     /// Gives a key up.
     pub(super) fn remove(&mut self, key: DhtKey) {
         match self.keys.remove(&key) {

@@ -200,6 +200,7 @@ impl Task {
                 self.admit(node);
             }
             Command::Contact(node, addr) => self.add_contact(node, addr),
+            Command::Moved(addr) => self.moved(addr),
             Command::Down(node) => {
                 self.swarm.behaviour_mut().remove_peer(&peer_id_of(&node));
                 self.count_peers();
@@ -220,6 +221,16 @@ impl Task {
         self.bootstrap_pause = BOOTSTRAP_FIRST;
         self.bootstrap_due = self.bootstrap_due.min(ambient::now());
         self.chores_due = Time::ZERO;
+    }
+
+    fn moved(&mut self, addr: SocketAddr) {
+        let before = std::mem::replace(&mut self.parts.addr, addr);
+        if before != addr {
+            self.swarm.remove_external_address(&to_multiaddr(before));
+            self.swarm.add_external_address(to_multiaddr(addr));
+            self.contacts.retain(|(_, contact)| *contact != addr);
+            self.pace.anew(ambient::now());
+        }
     }
 
     /// Puts a node into the routing table whose certificate was seen, if its bucket has a share for it.

@@ -265,6 +265,12 @@ impl Mesh {
         }
     }
 
+    /// Says where others reach this node from now on, best first. Told again, it changes nothing; and it should be, for a
+    /// part that is busy may miss it.
+    pub async fn reached_at(&self, addresses: Vec<SocketAddr>) {
+        let _ = self.inbox.send(Message::ReachedAt(addresses)).await;
+    }
+
     /// Spreads a document of trust that this node, an authority, has made and believes already.
     pub async fn spread(&self, news: News) {
         let _ = self.inbox.send(Message::FreshNews { news, from: None }).await;

@@ -9,6 +9,7 @@ use super::peers::ME;
 use super::task::{Driver, Message};
 use crate::model::{ContentId, limits};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -233,6 +234,20 @@ impl Driver {
         let certificate = network.endpoint.identity().membership().bytes().to_vec();
         let addresses = std::iter::once(entry.addr).chain(network.more.iter().copied());
         Some(MemberRecord { certificate, addresses: addresses.take(CONTACT_MAX_ADDRESSES).collect() })
+    }
+
+    /// This node is reached elsewhere from now on.
+    pub(super) fn reached_at(&mut self, addresses: &[SocketAddr]) {
+        let (Some(network), Some((addr, more))) = (&mut self.links.network, addresses.split_first()) else {
+            return;
+        };
+        network.more = more.to_vec();
+        network.swim.moved(*addr, more);
+        if let Some(dht) = &network.dht {
+            dht.moved(*addr);
+        }
+        // The core knows this node by its number only: nothing changes for it.
+        self.peers.meet(self.node, *addr, None, &mut Vec::new());
     }
 
     /// The members of this cell that are up, this node first, and a few of each other cell of the region: who asks

@@ -110,6 +110,8 @@ pub(super) enum Message {
     Neighbour(Neighbour),
     /// Who is in another cell of the region.
     Cell(CellView),
+    /// Where this node is reached from now on, best first.
+    ReachedAt(Vec<SocketAddr>),
     /// A node that claims this node's own cell and may not be known to SWIM.
     SwimContact { node: NodeId, addr: SocketAddr },
     /// The DHT answered.
@@ -326,6 +328,7 @@ impl Driver {
             Message::Member(event) => self.member_changed(event),
             Message::Neighbour(neighbour) => self.neighbour(neighbour),
             Message::Cell(view) => self.cell_seen(view),
+            Message::ReachedAt(addresses) => self.reached_at(&addresses),
             Message::SwimContact { node, addr } => {
                 if let Some(network) = &self.links.network {
                     network.swim.add_contact(node, addr);

@@ -205,7 +205,10 @@ impl TestNode {
         stratum: &Arc<Stratum>,
     ) -> Self {
         let Incoming { libp2p, chunks, datagrams, .. } = incoming;
-        let addr = endpoint.local_addr().unwrap();
+        let mut addr = endpoint.local_addr().unwrap();
+        if addr.ip().is_unspecified() {
+            addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
         let contacts = contacts.iter().map(contact).collect();
         let dht = options.dht;

@@ -236,6 +236,7 @@ pub(super) type SendDatagram = Box<dyn Fn(SocketAddr, Bytes) + Send + Sync>;
 enum Command {
     Contact(NodeId, SocketAddr),
     NotOurs(NodeId),
+    Moved(SocketAddr, Vec<SocketAddr>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -278,6 +279,11 @@ impl Swim {
     /// Says that a node belongs to another cell, so that it is not asked any longer. Dropped when the task is busy.
     pub(super) fn not_ours(&self, node: NodeId) {
         let _ = self.commands.try_send(Command::NotOurs(node));
+    }
+
+    /// Says where others reach this node from now on, and where else. Dropped when the task is busy: to be repeated.
+    pub(super) fn moved(&self, addr: SocketAddr, further: &[SocketAddr]) {
+        let _ = self.commands.try_send(Command::Moved(addr, further.to_vec()));
     }
 
     /// Tells a few members that this node goes, and ends the task, when the future is run.
@@ -338,6 +344,7 @@ impl<C: Credentials> Task<C> {
                 command = self.inbox.recv() => match command {
                     Some(Command::Contact(node, addr)) => self.swim.add_contact((node, addr), now()),
                     Some(Command::NotOurs(node)) => self.swim.forget_contact(node),
+                    Some(Command::Moved(addr, further)) => self.swim.move_to(addr, &further, now()),
                     Some(Command::Leave(done)) => {
                         self.swim.leave(now());
                         self.carry_out().await;

@@ -25,7 +25,7 @@ use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
 use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Foca, NoCustomBroadcast, OwnedNotification, Timer};
+use foca::{AccumulatingRuntime, Foca, Identity as _, NoCustomBroadcast, OwnedNotification, Timer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
@@ -334,6 +334,21 @@ impl<C: Credentials> Protocol<C> {
         if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
             tracing::debug!(%error, "leaving the cell");
         }
+        self.settle(now);
+    }
+
+    /// This node is reached elsewhere from now on. It takes a new name, so that the others believe it at once and ask where
+    /// else it is.
+    pub(super) fn move_to(&mut self, addr: SocketAddr, further: &[SocketAddr], now: Now) {
+        let further = further_bytes(further);
+        if (addr, &further) == (self.me.addr, &self.further) {
+            return;
+        }
+        let Some(seat) = self.me.renew().map(|seat| Seat { addr, ..seat }) else { return };
+        if let Err(error) = self.foca.change_identity(seat, &mut self.runtime) {
+            tracing::debug!(%error, "telling the cell of a new address");
+        }
+        (self.me, self.further) = (*self.foca.identity(), further);
         self.settle(now);
     }
 

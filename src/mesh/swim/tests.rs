@@ -118,8 +118,12 @@ struct Swarm {
     side: Vec<u8>,
     /// Between the two of such a pair only their second addresses lead anywhere.
     far: BTreeSet<(usize, usize)>,
+    /// Who is reached, and sends, at its second address only.
+    moved: BTreeSet<usize>,
     /// Where members say that they are.
     reached: Vec<BTreeMap<NodeId, Vec<SocketAddr>>>,
+    /// Where members were last found to be up.
+    found: Vec<BTreeMap<NodeId, SocketAddr>>,
     loss_percent: usize,
     refusals: Vec<Refusal>,
     /// Members that somebody lost.
@@ -167,6 +171,8 @@ impl Swarm {
             fast_s: vec![0; members],
             side: vec![0; members],
             far: BTreeSet::new(),
+            moved: BTreeSet::new(),
+            found: vec![BTreeMap::new(); members],
             reached: vec![BTreeMap::new(); members],
             loss_percent: 0,
             refusals: Vec::new(),
@@ -194,7 +200,8 @@ impl Swarm {
                     if let Some(tape) = &mut self.tape {
                         tape.push((number, to, bytes.clone()));
                     }
-                    let unreachable = self.is_far(number, to) && place != second_addr(to);
+                    let second = self.is_far(number, to) || self.moved.contains(&to);
+                    let unreachable = second && place != second_addr(to);
                     let lost = self.generator.below(100) < self.loss_percent || unreachable;
                     if !lost && to < self.side.len() && self.side[number] == self.side[to] {
                         let delay = Duration::from_micros(200 + self.generator.below(2_000) as u64);
@@ -203,8 +210,9 @@ impl Swarm {
                         self.bodies.insert(self.sent, bytes);
                     }
                 }
-                Action::Up { node, certificate, .. } => {
+                Action::Up { node, addr, certificate } => {
                     assert!(!certificate.is_empty());
+                    self.found[number].insert(node, addr);
                     self.up[number].insert(node);
                 }
                 Action::Renewed { node, .. } => {
@@ -244,7 +252,8 @@ impl Swarm {
                 self.wire.pop();
                 let bytes = self.bodies.remove(&id).unwrap();
                 let clock = self.clock_of(to);
-                let source = if self.is_far(from, to) { second_addr(from) } else { addr(from) };
+                let second = self.is_far(from, to) || self.moved.contains(&from);
+                let source = if second { second_addr(from) } else { addr(from) };
                 if let Some(swim) = self.members[to].as_mut()
                     && let Err(refusal) = swim.receive(source, &bytes, clock)
                 {
@@ -295,6 +304,49 @@ fn a_hundred_members_all_see_all_and_a_killed_one_is_noticed_by_all() {
     let before = swarm.up.clone();
     swarm.run(Duration::from_secs(20), |_| false);
     assert_eq!(swarm.up, before, "nobody else was suspected to death");
+}
+
+/// Whether all others find member 3 at its second address.
+fn is_found(swarm: &Swarm) -> bool {
+    let moved = |n: usize| n == 3 || swarm.found[n].get(&NodeId([3; 32])) == Some(&second_addr(3));
+    swarm.all_see_all() && (0..swarm.members.len()).all(moved)
+}
+
+#[test]
+fn a_member_that_moves_is_found_where_it_is_and_nobody_goes_down() {
+    let mut swarm = Swarm::with_second_addresses(6, 5, &[4]);
+    assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+    for _ in 0..2 {
+        swarm.moved.insert(3);
+        let clock = swarm.clock();
+        swarm.members[3].as_mut().unwrap().move_to(second_addr(3), &[addr(9)], clock);
+        swarm.collect(3);
+        let told = |swarm: &Swarm| {
+            let at = vec![second_addr(3), addr(9)];
+            (0..6).all(|n| n == 3 || swarm.reached[n].get(&NodeId([3; 32])) == Some(&at))
+        };
+        assert!(
+            swarm.run(Duration::from_secs(30), |swarm| is_found(swarm) && told(swarm)),
+            "{:?}",
+            swarm.found
+        );
+    }
+    swarm.run(Duration::from_secs(60), |_| false);
+    assert!(is_found(&swarm) && swarm.lost.is_empty(), "{:?}", swarm.lost);
+}
+
+#[test]
+fn a_member_that_was_lost_because_it_moved_is_found_once_it_knows() {
+    for seed in 0..5 {
+        let mut swarm = Swarm::new(6, seed);
+        assert!(swarm.run(Duration::from_secs(30), Swarm::all_see_all));
+        swarm.moved.insert(3);
+        assert!(swarm.run(Duration::from_secs(60), |swarm| swarm.up[3].is_empty() && swarm.up[0].len() == 4));
+        let clock = swarm.clock();
+        swarm.members[3].as_mut().unwrap().move_to(second_addr(3), &[], clock);
+        swarm.collect(3);
+        assert!(swarm.run(Duration::from_secs(60), is_found), "seed {seed}: {:?}", swarm.up);
+    }
 }
 
 #[test]

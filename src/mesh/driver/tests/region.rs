@@ -104,3 +104,27 @@ async fn what_is_known_of_the_region_is_told_to_who_asks_and_only_that() {
         list.iter().map(|(certificate, _)| (certificate.node, certificate.cell.as_str())).collect();
     assert_eq!(named, [(a.identity.node(), "eu/a/r1"), (b.identity.node(), "eu/a/r2")]);
 }
+
+#[tokio::test]
+async fn a_node_whose_address_changes_is_found_at_the_new_one() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(4));
+    let a = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[], &stratum);
+    let identity = mesh.member_with(|membership| membership.cell = "eu/a/r1".parse().unwrap());
+    let config = EndpointConfig::new(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let bound = Endpoint::bind(config, Arc::clone(&identity)).unwrap();
+    let b = TestNode::over(bound, identity, Options::cell("eu/a/r1"), &[&a], &stratum);
+    all_see(&[&a, &b], 1).await;
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], b.addr.port()));
+    b.mesh.reached_at(vec![elsewhere]).await;
+    let config = EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (asker, _incoming) = Endpoint::bind(config, mesh.member()).unwrap();
+    for told_by in [&b, &a] {
+        eventually("others are told of it", || async {
+            let connection = asker.connection(told_by.identity.node(), told_by.addr).await.unwrap();
+            let (authority, now) = (asker.identity().trust(), ambient::unix_now());
+            let list = super::super::super::transfer::members(&connection, authority, now).await.unwrap();
+            list.iter().any(|(member, at)| member.node == b.identity.node() && at[0] == elsewhere)
+        })
+        .await;
+    }
+}
