@@ -2,7 +2,7 @@
 
 use super::carry_back::{Done, Open, Out, Sending, Sent, carry_back};
 use super::outflow::Outflow;
-use super::{Body, FrameReader, NO_PROGRESS, StreamError, write_message};
+use super::{Body, FrameReader, NO_PROGRESS, StreamError, say};
 use crate::mesh::conduct::{Offence, Use};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::wire::{
@@ -238,7 +238,7 @@ impl Stream {
     }
 
     async fn refuse(&mut self, because: RefusedBecause) -> Result<(), StreamError> {
-        write_message(&mut self.send, &Message::Refused(because), NO_PROGRESS).await
+        say(&self.connection, &mut self.send, &Message::Refused(because)).await
     }
 
     async fn answer(&mut self, message: Message, reader: FrameReader) -> Result<(), StreamError> {
@@ -258,7 +258,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::News { from, news }) {
-                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::NewsAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -269,7 +269,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::Possession { from, slices }) {
-                    Ok(()) => write_message(&mut self.send, &Message::PossessionAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::PossessionAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -283,7 +283,7 @@ impl Stream {
                 news.retain(|document| may_hear(&scope, document));
                 news.truncate(NEWS_MAX_DOCUMENTS);
                 for document in news {
-                    write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+                    say(&self.connection, &mut self.send, &Message::News(document)).await?;
                 }
                 Ok(())
             }
@@ -291,7 +291,7 @@ impl Stream {
                 let mut members = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
                 members.truncate(limits::CELL_MAX_MEMBERS);
                 for part in members.chunks(MEMBERS_PER_FRAME) {
-                    write_message(&mut self.send, &Message::MemberList(part.to_vec()), NO_PROGRESS).await?;
+                    say(&self.connection, &mut self.send, &Message::MemberList(part.to_vec())).await?;
                 }
                 Ok(())
             }
@@ -303,7 +303,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::Shown { from, certificate }) {
-                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::NewsAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -324,12 +324,12 @@ impl Stream {
         let Ok(Ok((reply, documents, mut members))) = tokio::time::timeout(DRIVER_LIMIT, answer).await else {
             return self.refuse(RefusedBecause::NotUnderstood).await;
         };
-        write_message(&mut self.send, &Message::Renewed(reply), NO_PROGRESS).await?;
+        say(&self.connection, &mut self.send, &Message::Renewed(reply)).await?;
         for document in documents {
-            write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+            say(&self.connection, &mut self.send, &Message::News(document)).await?;
         }
         members.truncate(MEMBERS_PER_FRAME);
-        write_message(&mut self.send, &Message::MemberList(members), NO_PROGRESS).await
+        say(&self.connection, &mut self.send, &Message::MemberList(members)).await
     }
 
     /// Ends the stream without an answer, so that the peer knows that it got none.

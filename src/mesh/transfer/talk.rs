@@ -2,7 +2,7 @@
 //! certificate, and showing one.
 
 use super::StreamError;
-use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
+use super::{FrameReader, NO_PROGRESS, TransferError, say, write_all};
 use crate::mesh::wire::{
     MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply, SliceHeld,
 };
@@ -26,8 +26,9 @@ async fn open(connection: &MemberConnection, message: &Message) -> Result<FrameR
         .await
         .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
         .map_err(|error| TransferError::Connection(error.to_string()))?;
-    write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
-    write_message(&mut send, message, NO_PROGRESS).await?;
+    let version = Bytes::copy_from_slice(&[connection.version()]);
+    connection.precedence().first(write_all(&mut send, version, NO_PROGRESS)).await?;
+    say(connection, &mut send, message).await?;
     // Dropping `send` ends this side of the stream.
     Ok(FrameReader::new(recv, NO_PROGRESS).holding(connection.begin_use()))
 }
