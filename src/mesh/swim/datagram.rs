@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
 //! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours"; bits 4 to 7 may be ignored, others not |
+//! | | bits 4 to 6: how often the label was halved for the sender; bit 7: its cell has few members |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
 //! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
@@ -14,6 +15,7 @@
 //! another node does not verify there. A foreign mesh's datagrams fail at the certificate.
 
 use super::super::membership::MEMBERSHIP_MAX_BYTES;
+use super::super::proto::Told;
 use super::super::socket::DATAGRAM_MAX_BYTES;
 use crate::model::{NodeId, UnixTime};
 
@@ -32,8 +34,9 @@ const COUNTER_SHIFT: u32 = 20;
 
 const HAS_CERTIFICATE: u8 = 1;
 const WANTS_CERTIFICATE: u8 = 2;
-/// Flags that a newer program may set without changing the layout.
+/// Flags that may be set without changing the layout: what the sender tells of its cell.
 const MAY_BE_IGNORED: u8 = 0xf0;
+const TOLD_SHIFT: u8 = 4;
 
 /// What a sender puts into an envelope.
 pub(super) struct Letter<'a> {
@@ -42,6 +45,8 @@ pub(super) struct Letter<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
+    /// Of the sender's cell.
+    pub(super) told: Told,
     pub(super) packet: &'a [u8],
 }
 
@@ -52,6 +57,8 @@ pub(super) struct Datagram<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
+    /// Of the sender's cell.
+    pub(super) told: Told,
     pub(super) packet: &'a [u8],
     pub(super) signature: [u8; SIGNATURE_BYTES],
     signed: &'a [u8],
@@ -73,7 +80,8 @@ impl Letter<'_> {
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         bytes.push(
             flag(self.certificate.is_some(), HAS_CERTIFICATE)
-                | flag(self.wants_certificate, WANTS_CERTIFICATE),
+                | flag(self.wants_certificate, WANTS_CERTIFICATE)
+                | self.told.to_nibble() << TOLD_SHIFT,
         );
         bytes.extend_from_slice(&self.sender.0);
         bytes.extend_from_slice(&self.counter.to_be_bytes());
@@ -119,6 +127,7 @@ impl<'a> Datagram<'a> {
             counter: u64::from_be_bytes(*counter),
             certificate,
             wants_certificate: flags & WANTS_CERTIFICATE != 0,
+            told: Told::of_nibble(flags >> TOLD_SHIFT),
             packet: rest,
             signature: *signature,
             signed,
@@ -195,6 +204,7 @@ mod tests {
             counter: 5 << COUNTER_SHIFT,
             certificate,
             wants_certificate: true,
+            told: Told { bits: 5, few: true },
             packet,
         }
     }
