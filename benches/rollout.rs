@@ -53,14 +53,32 @@ fn arguments() -> Result<Arguments, String> {
     Ok(found)
 }
 
+/// Nodes of the scenarios as they are.
+const NODES: u32 = 32;
+
+/// A scenario with another number of nodes: as large a part of them is at fault, at least one.
+fn resized(text: &str, nodes: u32) -> String {
+    let mut in_faults = false;
+    let lines = text.lines().map(|line| {
+        in_faults = if line.starts_with('[') { line == "[[faults]]" } else { in_faults };
+        match line.strip_prefix("nodes = ").and_then(|number| number.parse::<u32>().ok()) {
+            Some(faulty) if in_faults => {
+                format!("nodes = {}\n", ((faulty * nodes + NODES / 2) / NODES).max(1))
+            }
+            Some(NODES) => format!("nodes = {nodes}\n"),
+            _ => format!("{line}\n"),
+        }
+    });
+    lines.collect()
+}
+
 /// The file of a scenario, or a copy with another number of nodes.
 fn scenario(name: &str, nodes: Option<u32>) -> Result<PathBuf, String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("simulations/lab/{name}.toml"));
     let Some(nodes) = nodes else { return Ok(file) };
     let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let copy = std::env::temp_dir().join(format!("starling-rollout-{}-{name}.toml", std::process::id()));
-    let changed = text.replacen("nodes = 32", &format!("nodes = {nodes}"), 1);
-    std::fs::write(&copy, changed).map_err(|error| format!("{}: {error}", copy.display()))?;
+    std::fs::write(&copy, resized(&text, nodes)).map_err(|error| format!("{}: {error}", copy.display()))?;
     Ok(copy)
 }
 

@@ -96,11 +96,12 @@ pub struct Settings {
     /// UDP address and port of the mesh, for both planes. Default `0.0.0.0:7400`: all interfaces.
     pub listen: SocketAddr,
     /// Address and port that other members are told to reach this node at, when it is not the one it
-    /// listens on (address translation, several interfaces). Default: the listening address, or the
-    /// address of the interface that has the default route.
+    /// listens on (address translation). Default: the listening address; when that is all addresses, the one of
+    /// the interface that has the default route, and up to 7 of the others.
     pub advertise: Option<SocketAddr>,
-    /// Further addresses at which other members can reach this node, best first, up to 7: other interfaces, the other
-    /// family (then `listen` must be `[::]:PORT`). They are dialled where the first does not answer. Default: none.
+    /// Further addresses at which other members can reach this node, best first, up to 7: an address translator's, the
+    /// other family (then `listen` must be `[::]:PORT`). They are dialled where the first does not answer, and come before
+    /// those that the node finds itself. Default: none.
     #[serde(deserialize_with = "list")]
     pub advertise_more: Vec<SocketAddr>,
     /// TCP address for `/metrics`, `/healthz` and `POST /v1/announce`. Nothing else is served there,

@@ -54,6 +54,31 @@ fn an_agent_killed_at_fifty_points_of_a_read_comes_back_right() {
     node.stop();
 }
 
+#[test]
+fn an_agent_whose_mount_is_declared_at_its_start_comes_back_after_a_kill() {
+    if !can_mount("kill_agent_declared") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let (tree, to) = (base.path().join("tree"), base.path().join("to"));
+    make_tree(&tree, 3, 4, 1 << 20);
+    let made = publish(&tree, "kill.test", &to, &base.path().join("keys"), &[]);
+    let stratum = Stratum::serve(&to, base.path());
+    let dir = base.path().join("node");
+    let declared = format!("kill.test:{}", dir.join("mnt").display());
+    let mut node = Node::new(dir).with_args(&["--mount", &declared]);
+    node.start();
+    node.add_repository(&at_fingerprint(&made), &stratum.url);
+    for _ in 0..2 {
+        remount(&mut node);
+        assert_same(&listing(&tree), &listing(&node.dir.join("mnt")));
+        node.kill();
+        node.start();
+    }
+    remount(&mut node);
+    node.stop();
+}
+
 /// The restarted agent restores its mounts; where it has not, it is asked to.
 fn remount(node: &mut Node) {
     let at = node.dir.join("mnt");

@@ -41,7 +41,7 @@ impl Node {
         let membership = self.member()?;
         let mut own = info(&MemberStatus {
             membership: membership.identity.membership(),
-            address: membership.address,
+            address: membership.address(),
             up: true,
             connections: 0,
         });
@@ -107,7 +107,7 @@ impl Node {
                 .hint("leave --repo away, or invite a member"));
         }
         let addresses =
-            if request.addresses.is_empty() { vec![membership.address] } else { request.addresses };
+            if request.addresses.is_empty() { membership.addresses.clone() } else { request.addresses };
         let now = ambient::unix_now();
         let expires = now.after(Duration::from_secs(request.expires_s));
         let terms = Terms {

@@ -5,6 +5,7 @@ use super::metrics::{Family, encode};
 use super::node::{Membership, Node};
 use crate::ambient;
 use crate::cache::{ByOrigin, CacheStatistics};
+use crate::mesh::Passed;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// All metrics in Prometheus' text format.
@@ -20,6 +21,7 @@ pub(super) fn text(node: &Node, peers: &Peers) -> String {
     ];
     families.extend(cache(&node.cache.statistics()));
     families.extend(mesh(node));
+    families.extend(limits(&node.mesh.passed()));
     families.extend(node.membership.as_ref().map(membership).unwrap_or_default());
     families.extend(directory(node));
     encode(families)
@@ -178,6 +180,29 @@ fn mesh(node: &Node) -> Vec<Family> {
             .with("fate", "repeated", counts.news_repeated)
             .with("fate", "invalid", counts.news_invalid),
     ]
+}
+
+/// What passed between this node and others by class, and how long the node's own limits held it back.
+fn limits([up, down]: &[[Passed; 3]; 2]) -> Vec<Family> {
+    let by_class = |passed: &[Passed; 3], bytes: Family, wait: Family| {
+        let classes = ["read", "prefetch", "fill"].into_iter().zip(passed);
+        let (bytes, wait) =
+            classes.fold((bytes.bytes(), wait.seconds()), |(bytes, wait), (class, passed)| {
+                (bytes.with("class", class, passed.bytes), wait.with_time("class", class, passed.waited))
+            });
+        [bytes, wait]
+    };
+    let mut families = Vec::from(by_class(
+        up,
+        Family::counter("upload_class", "Bytes of chunks sent to peers by how urgent they are."),
+        Family::counter("upload_wait", "Time for which uploads were held back by this node's own limit."),
+    ));
+    families.extend(by_class(
+        down,
+        Family::counter("download_class", "Bytes of chunks taken from peers by how urgent they are."),
+        Family::counter("download_wait", "Time for which downloads were held back by this node's own limit."),
+    ));
+    families
 }
 
 fn offences(node: &Node) -> Family {

@@ -7,6 +7,7 @@
 use super::api::{MountRequest, Peers};
 use super::contacts::Contacts;
 use super::error::AgentError;
+use super::interfaces;
 use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
@@ -26,7 +27,6 @@ use crate::trust::Repositories;
 use crate::upstream::{HttpClient, HttpOptions};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -269,7 +269,8 @@ fn join_network(
     };
     let (endpoint, incoming) = Endpoint::bind(endpoint_config(settings), identity.clone())?;
     let bound = endpoint.local_addr()?;
-    let address = settings.advertise.unwrap_or_else(|| reachable(bound));
+    let addresses = interfaces::addresses(bound, settings.advertise, &settings.advertise_more);
+    let address = addresses[0];
     if address.ip().is_loopback() && !settings.listen.ip().is_loopback() {
         tracing::warn!(%address, "no address of this machine was found that others could reach; see `advertise`");
     }
@@ -286,7 +287,7 @@ fn join_network(
         chunks,
         datagrams,
         addr: address,
-        more: settings.advertise_more.clone(),
+        more: addresses[1..].to_vec(),
         contacts: known,
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,
@@ -295,26 +296,7 @@ fn join_network(
         tamper,
         office: office.clone(),
     };
-    Ok((network, joins, Membership { identity, address, office }))
-}
-
-/// The address under which others can reach a socket that listens on `bound`.
-fn reachable(bound: SocketAddr) -> SocketAddr {
-    if !bound.ip().is_unspecified() {
-        return bound;
-    }
-    // Connecting a UDP socket sends nothing: the kernel only picks the interface of the route. The
-    // addresses belong to nobody (RFC 5737, RFC 3849), so the default route is the one that is taken.
-    let asked: [(IpAddr, SocketAddr); 2] = [
-        (Ipv4Addr::UNSPECIFIED.into(), SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9))),
-        (Ipv6Addr::UNSPECIFIED.into(), SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9))),
-    ];
-    let found = asked.iter().filter(|(own, _)| own.is_ipv4() || bound.is_ipv6()).find_map(|(own, to)| {
-        let socket = UdpSocket::bind((*own, 0)).ok()?;
-        socket.connect(to).ok()?;
-        socket.local_addr().ok().map(|address| address.ip())
-    });
-    SocketAddr::new(found.unwrap_or(Ipv4Addr::LOCALHOST.into()), bound.port())
+    Ok((network, joins, Membership { identity, addresses, office }))
 }
 
 async fn open_http(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
@@ -373,22 +355,5 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
             }
         }
         node.mounts.tend().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_socket_on_one_address_is_reached_there() {
-        let bound = "127.0.0.1:7400".parse().unwrap();
-        assert_eq!(reachable(bound), bound);
-    }
-
-    #[test]
-    fn a_socket_on_all_addresses_is_reached_at_a_real_one() {
-        let found = reachable("0.0.0.0:7400".parse().unwrap());
-        assert!(!found.ip().is_unspecified() && found.port() == 7400, "{found}");
     }
 }

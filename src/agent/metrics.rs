@@ -8,6 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
+use std::time::Duration;
 
 /// What the names of all metrics begin with.
 const PREFIX: &str = "starling";
@@ -28,7 +29,14 @@ pub(super) struct Family {
     help: &'static str,
     unit: Option<Unit>,
     kind: Kind,
-    samples: Vec<(Option<(&'static str, &'static str)>, u64)>,
+    samples: Vec<(Option<(&'static str, &'static str)>, Figure)>,
+}
+
+/// A figure as it is shown.
+#[derive(Clone, Copy, Debug)]
+enum Figure {
+    Whole(u64),
+    Seconds(f64),
 }
 
 impl Family {
@@ -56,13 +64,19 @@ impl Family {
 
     /// The figure.
     pub(super) fn is(mut self, value: u64) -> Self {
-        self.samples.push((None, value));
+        self.samples.push((None, Figure::Whole(value)));
         self
     }
 
     /// The figure under a label.
     pub(super) fn with(mut self, label: &'static str, value: &'static str, figure: u64) -> Self {
-        self.samples.push((Some((label, value)), figure));
+        self.samples.push((Some((label, value)), Figure::Whole(figure)));
+        self
+    }
+
+    /// The time under a label, in seconds and parts of them.
+    pub(super) fn with_time(mut self, label: &'static str, value: &'static str, time: Duration) -> Self {
+        self.samples.push((Some((label, value)), Figure::Seconds(time.as_secs_f64())));
         self
     }
 }
@@ -83,9 +97,15 @@ impl Collector for Shown {
             for (label, value) in &family.samples {
                 let labels: Vec<_> = label.iter().copied().collect();
                 let mut sample = metric.encode_family(&labels)?;
-                match family.kind {
-                    Kind::Counter => sample.encode_counter::<NoLabelSet, _, u64>(value, None)?,
-                    Kind::Gauge => sample.encode_gauge(value)?,
+                match (family.kind, value) {
+                    (Kind::Counter, Figure::Whole(n)) => {
+                        sample.encode_counter::<NoLabelSet, _, u64>(n, None)?;
+                    }
+                    (Kind::Counter, Figure::Seconds(s)) => {
+                        sample.encode_counter::<NoLabelSet, _, u64>(s, None)?;
+                    }
+                    (Kind::Gauge, Figure::Whole(n)) => sample.encode_gauge(n)?,
+                    (Kind::Gauge, Figure::Seconds(s)) => sample.encode_gauge(s)?,
                 }
             }
         }
@@ -113,6 +133,11 @@ mod tests {
             Family::counter("obtained", "Plain bytes.").bytes().with("source", "peers", 7),
             Family::gauge("members", "Live members.").is(3),
             Family::gauge("uptime", "Time since the start.").seconds().is(9),
+            Family::counter("wait", "Time waited.").seconds().with_time(
+                "class",
+                "fill",
+                Duration::from_millis(1_500),
+            ),
         ]);
         for line in [
             "starling_obtained_bytes_total{source=\"peers\"} 7",
@@ -120,6 +145,7 @@ mod tests {
             "# TYPE starling_obtained_bytes counter",
             "starling_members 3",
             "starling_uptime_seconds 9",
+            "starling_wait_seconds_total{class=\"fill\"} 1.5",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");

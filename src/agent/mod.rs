@@ -9,6 +9,7 @@ mod client;
 mod contacts;
 mod error;
 mod fill;
+mod interfaces;
 mod lifecycle;
 mod memory;
 mod metrics;

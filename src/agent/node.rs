@@ -55,13 +55,18 @@ pub(super) struct Node {
 #[derive(Clone)]
 pub(super) struct Membership {
     pub(super) identity: Arc<Identity>,
-    /// Where others reach it.
-    pub(super) address: SocketAddr,
+    /// Where others reach it, best first; at least one.
+    pub(super) addresses: Vec<SocketAddr>,
     /// Where it is an authority.
     pub(super) office: Option<Arc<Office>>,
 }
 
 impl Membership {
+    /// Where others reach it best.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
     /// Why it does not count any more, by what this node believes itself.
     fn ended(&self) -> Option<String> {
         let (trust, own) = (self.identity.trust(), self.identity.membership());
@@ -249,7 +254,7 @@ impl Node {
             node: certificate.node,
             cell: certificate.cell.clone(),
             authority: membership.identity.mesh_keys().is_some(),
-            address: membership.address,
+            address: membership.address(),
             expires: certificate.expires,
             members_up: 1 + peers.peers.iter().filter(|peer| peer.up).count(),
             dht: self.settings.dht,

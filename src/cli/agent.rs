@@ -75,7 +75,7 @@ pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), Cli
     let settings = settings(&args)?;
     start_logging(&settings)?;
     for mount in &args.mounts {
-        std::fs::create_dir_all(&mount.directory)
+        make_mount_point(&mount.directory)
             .map_err(|error| CliError::failed(format!("{}: {error}", mount.directory.display())))?;
     }
     let core = core_settings(args.core_settings.as_deref())?;
@@ -104,6 +104,15 @@ pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), Cli
     // Whatever still blocks (a disk that hangs) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Makes a folder to mount on. Where a predecessor that was killed has left a dead mount, the folder is there below it,
+/// though the system says otherwise; it is cleared when it is mounted on.
+fn make_mount_point(directory: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory).or_else(|error| match std::fs::metadata(directory) {
+        Err(seen) if seen.kind() == std::io::ErrorKind::NotConnected => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// `REPO:DIR` or `REPO:DIR:fill`.

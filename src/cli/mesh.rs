@@ -88,6 +88,8 @@ print a new ticket and run `starling join TICKET --force` there.")]
 
 The mesh keeps its name. The new key is signed by the old one and spreads to all members, which have their
 certificates renewed under it; the old key counts beside it until the overlap has passed. Tickets stay good.
+Other authorities are not given the new key, for the old one may be stolen: each needs a ticket of this one
+(`starling mesh invite --role authority`), `starling join TICKET --force` and a restart of its agent.
 Nodes that are off for longer than the overlap come back if the authority still renews their certificates
 (`renewal_grace_s`), else with a new ticket.")]
     Rotate {

@@ -24,6 +24,7 @@ use super::identity::Identity;
 use super::membership::MembershipCert;
 use super::registry::{MemberConnection, Registry, Turned};
 use super::socket::{self, DatagramCounts, DatagramError, SharedSocket, Wire};
+use super::throttle::PassBook;
 use super::ticket::TicketProof;
 use super::tls::{self, Rules, Verified};
 use super::wire::{VERSION, VERSION_OLDEST};
@@ -160,7 +161,7 @@ const CLOSING_MAX: usize = 64;
 pub enum Admitted {
     /// It proved that it holds a ticket. Whether the ticket has expired or was used is still to be checked.
     Ticket(TicketProof),
-    /// It is or was a member, and not revoked. Whether it may be renewed is still to be checked.
+    /// It is or was a member, perhaps a revoked one. Whether it may be renewed is still to be checked.
     Member(MembershipCert),
 }
 
@@ -392,6 +393,11 @@ impl Endpoint {
     /// The book of the door, to be read by others.
     pub(super) fn door(&self) -> &Arc<DoorBook> {
         &self.inner.shared.door
+    }
+
+    /// What passed under the limits of this node, to be read by others.
+    pub(super) fn passed(&self) -> PassBook {
+        self.inner.shared.registry.passed()
     }
 
     /// Whether `node` is banned now.

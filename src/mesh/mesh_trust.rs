@@ -174,11 +174,14 @@ impl MeshTrust {
 
     /// Reads a certificate that any of the mesh's keys signed; it may have lapsed, but not been revoked.
     pub(super) fn verify_lapsed(&self, bytes: &[u8]) -> Result<MembershipCert, MembershipError> {
-        let belief = self.read();
-        let keys = belief.charter.keys().map(|(key, _)| key);
-        let certificate = MembershipCert::read(bytes, self.mesh, keys)?;
-        belief.check_revoked(&certificate)?;
+        let certificate = self.verify_signed(bytes)?;
+        self.read().check_revoked(&certificate)?;
         Ok(certificate)
+    }
+
+    /// Reads a certificate that any of the mesh's keys signed, whether it counts or not.
+    pub(super) fn verify_signed(&self, bytes: &[u8]) -> Result<MembershipCert, MembershipError> {
+        MembershipCert::read(bytes, self.mesh, self.all_keys())
     }
 
     /// Whether a certificate that was read before counts at `now`.

@@ -102,7 +102,7 @@ pub use state::StateError;
 #[cfg(feature = "node")]
 pub use swim::{SwimCounters, Tuning};
 #[cfg(feature = "node")]
-pub use throttle::{LIMIT_MIN_BYTES_PER_S, RateLimits};
+pub use throttle::{LIMIT_MIN_BYTES_PER_S, Passed, RateLimits};
 #[cfg(feature = "node")]
 pub use ticket::{
     CONTACT_MAX_ADDRESSES, Contact, TICKET_MAX_CONTACTS, TICKET_MAX_USES, Terms, Ticket, TicketError,

@@ -168,6 +168,14 @@ impl Office {
             Some(keys) if keys.public() == newest => {}
             _ => return unable("this authority does not hold the newest key yet".into()),
         }
+        // With the key that retires anybody who stole it certifies himself as an authority: the new key must not follow.
+        if shown.role == Role::Authority && shown.signer() != newest {
+            return unable(
+                "signed by a key that was rotated away: this authority needs a new ticket (`starling mesh invite \
+                 --role authority`)"
+                    .into(),
+            );
+        }
         let lapsed = self.trust().end_of(shown);
         let grace_s = self.config.grace.as_secs();
         if now.0 >= lapsed.0.saturating_add(grace_s) {
@@ -307,6 +315,26 @@ mod tests {
         assert_eq!(renewed.signer(), charter.newest());
         assert_ne!(office.identity.membership().signer(), charter.newest(), "others must hear of it first");
         assert_eq!(office.counts(), OfficeCounts { renewed: 1, denied: 1, ..Default::default() });
+    }
+
+    #[test]
+    fn the_new_key_is_not_given_to_an_authority_that_the_old_one_certified() {
+        let mesh = TestMesh::new();
+        let (office, now) = (office(&mesh), unix_now());
+        let authority = |signed: &Office| {
+            let (cell, issued) = ("eu/a/r1".parse().unwrap(), UnixTime(now.0 - 50));
+            signed.certify(NodeId([5; 32]), cell, Role::Authority, Scope::All, issued).unwrap()
+        };
+        let forged = authority(&office);
+        office.rotate(Duration::from_secs(200), now).unwrap();
+        assert_eq!(office.trust().check(&forged, now), Ok(()), "the old key still counts");
+        let RenewReply::Unable { detail } = office.renew(&forged, now) else { panic!("it got the key") };
+        assert!(detail.contains("rotated away") && detail.contains("--role authority"), "{detail}");
+        let newest = *office.keys().unwrap().seed();
+        let RenewReply::Granted { seed, .. } = office.renew(&authority(&office), now) else { panic!() };
+        assert_eq!(seed, Some(Secret(newest)), "one that the new key certified is given it");
+        office.renew_own(now).unwrap();
+        assert_eq!(office.identity.membership().signer(), office.trust().charter().newest());
     }
 
     #[test]

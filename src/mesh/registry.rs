@@ -5,7 +5,7 @@ use super::endpoint::{Alpn, CloseCode, agreed_version};
 use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
-use super::throttle::{RateLimits, Throttles};
+use super::throttle::{PassBook, RateLimits, Throttles};
 use crate::model::{NodeId, Time, UnixTime};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -24,6 +24,9 @@ const ASKS_PER_NODE: usize = 1_024;
 /// How long a connection must have been idle before it may make room for another (guess: some round trips, so that one
 /// that was just opened for a request is not closed before it).
 const IDLE_MIN: Duration = Duration::from_secs(1);
+/// QUIC's error codes for TLS alerts (RFC 9001, section 4.8): a client gets one after its own handshake was done when the
+/// server does not take its certificate.
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 /// Most nodes that are banned at once; the ban that would end first makes room.
 const BANS_MAX: usize = 4_096;
 
@@ -129,6 +132,20 @@ impl MemberConnection {
         self.inner.quinn.close_reason().is_none()
     }
 
+    /// Whether the peer closed it because this node's certificate does not count for it: in the handshake, which its dialler
+    /// hears of only afterwards, or later.
+    pub(super) fn is_refused(&self) -> bool {
+        match self.inner.quinn.close_reason() {
+            Some(quinn::ConnectionError::ApplicationClosed(close)) => {
+                CloseCode::from_number(close.error_code) == Some(CloseCode::Refused)
+            }
+            Some(quinn::ConnectionError::ConnectionClosed(close)) => {
+                TLS_ALERTS.contains(&u64::from(close.error_code))
+            }
+            _ => false,
+        }
+    }
+
     /// Closes it and tells the peer why.
     pub fn close(&self, code: CloseCode) {
         self.inner.quinn.close(code.into(), code.reason());
@@ -199,6 +216,11 @@ pub(super) struct Registry {
 impl Registry {
     pub(super) fn new(limits: RateLimits) -> Self {
         Self { throttles: Throttles::new(limits), ..Self::default() }
+    }
+
+    /// What the limits let pass, to be read by others.
+    pub(super) fn passed(&self) -> PassBook {
+        self.throttles.book()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

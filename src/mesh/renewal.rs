@@ -39,7 +39,7 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LATER: Duration = Duration::from_secs(600);
 /// Longest sleep: so that a clock that was set, or a machine that was suspended, is noticed, and that a node is alone.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How long a node may be alone before it asks an authority whether it missed something, and how often.
+/// How long a node may be alone, or refused, before it asks an authority whether it missed something, and how often.
 const ALONE: Duration = Duration::from_secs(10);
 const ALONE_PAUSE: Duration = Duration::from_secs(120);
 /// Pause between two warnings that the certificate was not renewed.
@@ -54,8 +54,11 @@ const SHOWN_AT_ONCE: usize = 32;
 pub(super) struct View {
     /// Members with the role of an authority, those that are up first.
     pub(super) authorities: Vec<(NodeId, SocketAddr)>,
-    /// Peers that are up.
+    /// Peers that are up, as this node believes.
     pub(super) up: usize,
+    /// Whether the member that was asked last for its documents refused this node as none of its mesh, or several in a row
+    /// gave none.
+    pub(super) refused: bool,
 }
 
 /// What a renewal needs of its node.
@@ -272,9 +275,11 @@ impl Keeper {
         contacts
     }
 
-    /// A node that nobody speaks to may have missed a rotation: then it cannot tell its mesh's members from strangers.
+    /// A node that nobody speaks to may have missed a rotation, and then cannot tell its mesh's members from strangers;
+    /// or it was revoked. Members of other cells are held for up until they fail, so what they say counts, too.
     async fn look_whether_alone(&mut self) {
-        if self.renewing.office.is_some() || (self.renewing.view)().await.up > 0 {
+        let view = (self.renewing.view)().await;
+        if self.renewing.office.is_some() || (view.up > 0 && !view.refused) {
             self.alone_since = None;
             return;
         }
@@ -285,7 +290,7 @@ impl Keeper {
         }
         self.alone_since = Some(now + ALONE_PAUSE);
         let identity = self.identity();
-        match ask_to_renew(&identity, &self.by_name(&[])).await {
+        match ask_to_renew(&identity, &self.by_name(&view.authorities)).await {
             Ok(renewal) => {
                 let done = apply(identity, renewal).await;
                 tracing::debug!(?done, "asked an authority what was missed");

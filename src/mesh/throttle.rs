@@ -7,7 +7,8 @@
 //! Only the bytes of chunks count: what members say to each other beside is bounded elsewhere, and small.
 
 use crate::model::Class;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -39,6 +40,46 @@ impl Default for RateLimits {
     }
 }
 
+/// What passed one way, and how long it waited for that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Bytes of chunks, also where there is no limit.
+    pub bytes: u64,
+    /// Time for which the node's own limit held them back, of all transfers together.
+    pub waited: Duration,
+}
+
+/// One way's figures by class: reads, prefetches, fills.
+#[derive(Debug, Default)]
+struct WayBook([(AtomicU64, AtomicU64); 3]);
+
+impl WayBook {
+    fn snapshot(&self) -> [Passed; 3] {
+        self.0.each_ref().map(|(bytes, waited_ns)| Passed {
+            bytes: bytes.load(Ordering::Relaxed),
+            waited: Duration::from_nanos(waited_ns.load(Ordering::Relaxed)),
+        })
+    }
+
+    fn of(&self, class: Class) -> &(AtomicU64, AtomicU64) {
+        &self.0[class as usize]
+    }
+}
+
+/// What the limits did, to be read by others.
+#[derive(Debug, Default)]
+pub(super) struct PassBook {
+    up: Arc<WayBook>,
+    down: Arc<WayBook>,
+}
+
+impl PassBook {
+    /// What was sent and what was taken, each by class in their order.
+    pub(super) fn snapshot(&self) -> [[Passed; 3]; 2] {
+        [self.up.snapshot(), self.down.snapshot()]
+    }
+}
+
 /// Both ways of a node.
 #[derive(Debug, Default)]
 pub(super) struct Throttles {
@@ -54,11 +95,19 @@ impl Throttles {
             down: Throttle::new(limits.download_bytes_per_s, share),
         }
     }
+
+    /// What passed so far, growing from 0.
+    pub(super) fn book(&self) -> PassBook {
+        PassBook { up: self.up.book.clone(), down: self.down.book.clone() }
+    }
 }
 
 /// One way.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Option<Limited>);
+pub(super) struct Throttle {
+    limited: Option<Limited>,
+    book: Arc<WayBook>,
+}
 
 #[derive(Debug)]
 struct Limited {
@@ -72,23 +121,44 @@ impl Throttle {
     /// At most `bytes_per_s` a second, without a limit when that is 0; `percent` of it for fills while readers wait.
     pub(super) fn new(bytes_per_s: u64, percent: u8) -> Self {
         if bytes_per_s == 0 {
-            return Self(None);
+            return Self::default();
         }
         let share = (bytes_per_s.saturating_mul(u64::from(percent)) / 100).max(1);
         let state = State { all: Bucket::new(bytes_per_s), fill: Bucket::new(share), readers_waiting: 0 };
-        Self(Some(Limited {
+        let limited = Limited {
             state: Mutex::new(state),
             readers: tokio::sync::Mutex::default(),
             fills: tokio::sync::Mutex::default(),
-        }))
+        };
+        Self { limited: Some(limited), book: Arc::default() }
     }
 
     /// Waits until `bytes` may pass; how long that was. Dropping it gives nothing away.
     pub(super) async fn pass(&self, class: Class, bytes: usize) -> Duration {
-        match &self.0 {
+        let (passed, waited_ns) = self.book.of(class);
+        let waited = match &self.limited {
             None => Duration::ZERO,
-            Some(limited) => limited.pass(class, bytes as u64).await,
-        }
+            Some(limited) => {
+                let wait = Wait { began: Instant::now(), waited_ns };
+                limited.pass(class, bytes as u64).await;
+                wait.began.elapsed()
+            }
+        };
+        passed.fetch_add(bytes as u64, Ordering::Relaxed);
+        waited
+    }
+}
+
+/// A wait, which is noted also when its transfer is given up meanwhile.
+struct Wait<'a> {
+    began: Instant,
+    waited_ns: &'a AtomicU64,
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let nanos = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.waited_ns.fetch_add(nanos, Ordering::Relaxed);
     }
 }
 
@@ -106,8 +176,7 @@ impl Limited {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn pass(&self, class: Class, bytes: u64) -> Duration {
-        let began = Instant::now();
+    async fn pass(&self, class: Class, bytes: u64) {
         let is_fill = class == Class::Fill;
         let _waiting = (!is_fill).then(|| {
             self.lock().readers_waiting += 1;
@@ -118,7 +187,7 @@ impl Limited {
         loop {
             // Not in the condition: the lock would be held over the pause.
             let pause = self.lock().take(is_fill, bytes, Instant::now());
-            let Some(pause) = pause else { return began.elapsed() };
+            let Some(pause) = pause else { return };
             tokio::time::sleep(pause.min(PAUSE_MAX)).await;
         }
     }
@@ -268,5 +337,25 @@ mod tests {
             assert_eq!(throttles.up.pass(Class::Fill, usize::MAX).await, Duration::ZERO);
             assert_eq!(throttles.down.pass(Class::Read, usize::MAX).await, Duration::ZERO);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passed_and_how_long_it_waited_is_noted_by_way_and_class() {
+        let limits = RateLimits { upload_bytes_per_s: LIMIT, ..RateLimits::default() };
+        let throttles = Throttles::new(limits);
+        let (book, burst) = (throttles.book(), usize::try_from(LIMIT).unwrap());
+        throttles.up.pass(Class::Read, burst).await;
+        let waited = throttles.up.pass(Class::Fill, STEP).await;
+        let gives_up =
+            tokio::time::timeout(Duration::from_millis(10), throttles.up.pass(Class::Prefetch, burst));
+        assert!(gives_up.await.is_err());
+        throttles.down.pass(Class::Prefetch, STEP).await;
+        let [up, down] = book.snapshot();
+        assert_eq!(up[0], Passed { bytes: LIMIT, waited: Duration::ZERO });
+        assert_eq!(up[1], Passed { bytes: 0, waited: Duration::from_millis(10) }, "given up, and noted");
+        assert_eq!(up[2], Passed { bytes: STEP as u64, waited });
+        assert!(waited > Duration::from_millis(800));
+        let unlimited = Passed { bytes: STEP as u64, waited: Duration::ZERO };
+        assert_eq!(down, [Passed::default(), unlimited, Passed::default()]);
     }
 }

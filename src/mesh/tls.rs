@@ -80,7 +80,8 @@ pub(super) enum Verified {
     Member(MembershipCert),
     /// A node that holds a ticket of this authority, expired or not.
     Joiner(NodeId, TicketProof),
-    /// A node whose membership no longer counts, but was not revoked; only an authority takes notice.
+    /// A node whose membership no longer counts, because it lapsed or was revoked; only an authority takes notice, at
+    /// whose desk it is renewed, or told why not.
     Lapsed(MembershipCert),
     /// A node that is known by its key alone, and the membership that it shows, not yet verified.
     Named(NodeId, Vec<u8>),
@@ -179,7 +180,8 @@ impl Rules {
     }
 }
 
-/// A membership that counts, or, where `certifying`, one that lapsed and may be renewed.
+/// A membership that counts, or, where `certifying`, one that did once. The desk renews it if it only lapsed, and tells
+/// its node if it was revoked: members close their doors at once, so that nobody else can.
 fn judge_member(
     bytes: &[u8],
     node: NodeId,
@@ -189,9 +191,11 @@ fn judge_member(
 ) -> Result<Verified, Refusal> {
     let verified = match trust.verify(bytes, now) {
         Ok(membership) => Verified::Member(membership),
-        Err(MembershipError::Expired { .. } | MembershipError::Signature { .. }) if certifying => {
-            Verified::Lapsed(trust.verify_lapsed(bytes)?)
-        }
+        Err(
+            MembershipError::Expired { .. }
+            | MembershipError::Signature { .. }
+            | MembershipError::Revoked { .. },
+        ) if certifying => Verified::Lapsed(trust.verify_signed(bytes)?),
         Err(error) => return Err(error.into()),
     };
     match &verified {
@@ -502,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lapsed_membership_is_noticed_by_authorities_only_and_a_revoked_one_by_nobody() {
+    fn a_membership_that_lapsed_or_was_revoked_is_noticed_by_authorities_only() {
         let mesh = TestMesh::new();
         let member = mesh.member();
         let (certificate, now) = (&member.certified().cert[0], crate::ambient::unix_now());
@@ -513,9 +517,15 @@ mod tests {
         assert!(matches!(authority.judge(certificate, late), Ok(Verified::Lapsed(_))));
         assert!(rules(&mesh, None).judge(certificate, late).is_err());
         trust.revoke(&mesh.keys(), member.node(), String::new(), now).unwrap();
+        let ordinary = Rules::Member { trust, desk: None };
         for at in [now, late] {
-            let refused = authority.judge(certificate, at).unwrap_err();
-            assert!(matches!(refused, Refusal::Membership(MembershipError::Revoked { .. })), "{refused}");
+            assert!(matches!(authority.judge(certificate, at), Ok(Verified::Lapsed(_))), "to be told");
+            let refused = ordinary.judge(certificate, at).unwrap_err();
+            let expected = matches!(
+                refused,
+                Refusal::Membership(MembershipError::Revoked { .. } | MembershipError::Expired { .. })
+            );
+            assert!(expected, "{refused}");
         }
     }
 

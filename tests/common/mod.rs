@@ -279,6 +279,21 @@ impl Node {
         }
     }
 
+    /// Stops the agent's time, as when a machine is suspended; [`Self::resume`] lets it go on.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Ends [`Self::pause`].
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let agent = self.agent.as_ref().expect("the agent runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&agent.0), signal).unwrap();
+    }
+
     /// Whether the agent runs.
     pub fn pid(&self) -> Option<u32> {
         self.agent.as_ref().map(|a| a.0.id())

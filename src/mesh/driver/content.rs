@@ -23,7 +23,8 @@ use std::hash::{BuildHasher as _, RandomState};
 /// Chunks that are looked at for one that may go, before an intern is refused.
 const LOOKS_MAX: u32 = 1_024;
 /// References with one chunk's name that are kept: an honest one for each segment and repository that holds the chunk
-/// (most often one), the rest are lies. A further one takes the place of another that is not in use.
+/// (most often one), the rest are lies. A further one takes the place of another that is not in use. When all are, what
+/// a peer asks for is refused; what a reader here wants is not, for peers that lie must not keep it from anybody.
 const REFERENCES_MAX: usize = 8;
 /// Numbers of one segment that are found by its name alone: one for each repository in which it is asked for (most often
 /// one). What peers tell of it reaches no others.
@@ -182,12 +183,14 @@ impl ContentBook {
         }
     }
 
-    /// The number of a chunk, and what the core has to be told first. `None`: the book is full of
-    /// chunks that are in use, or the reference is out of all bounds.
+    /// The number of a chunk, and what the core has to be told first. `found`: a reader here found the reference, so it
+    /// is no lie, and finds room beside those that are. `None`: the book is full of chunks that are in use, or the
+    /// reference is out of all bounds.
     pub(super) fn intern(
         &mut self,
         chunk: ChunkRef,
         repository: &RepositoryName,
+        found: bool,
     ) -> Option<(Chunk, Changes)> {
         let hash = self.hasher.hash_one(chunk.id);
         let same_name = self.with_id(&chunk.id);
@@ -203,9 +206,13 @@ impl ContentBook {
         let mut changes = Changes::default();
         if same_name.len() >= REFERENCES_MAX {
             let idle = |number: &&Chunk| !self.pins.contains_key(number);
-            let victim = *same_name.iter().find(idle)?;
-            changes.forgotten = self.remove(victim).map(|stored| (victim, stored));
-        } else if self.chunks.len() >= self.max {
+            let victim = same_name.iter().find(idle).copied();
+            if victim.is_none() && !found {
+                return None;
+            }
+            changes.forgotten = victim.and_then(|victim| Some((victim, self.remove(victim)?)));
+        }
+        if changes.forgotten.is_none() && self.chunks.len() >= self.max {
             changes.forgotten = Some(self.make_room()?);
         }
         let slice = self.intern_slice(chunk.place.segment, chunk.place.slice(), repository);

@@ -12,7 +12,7 @@ fn repository() -> RepositoryName {
 }
 
 fn intern(book: &mut ContentBook, chunk: ChunkRef) -> (Chunk, Changes) {
-    book.intern(chunk, &repository()).unwrap()
+    book.intern(chunk, &repository(), false).unwrap()
 }
 
 #[test]
@@ -41,11 +41,25 @@ fn lies_about_one_chunk_take_each_others_place() {
 }
 
 #[test]
+fn lies_that_are_all_in_use_keep_no_reader_from_the_chunk() {
+    let mut book = ContentBook::new(100);
+    let honest = chunk(1, 0);
+    for lie in (0..).take(REFERENCES_MAX) {
+        let (number, _) = intern(&mut book, ChunkRef { plain_len: 11 + lie, ..honest });
+        book.pin(number);
+    }
+    assert_eq!(book.intern(honest, &repository(), false), None, "a peer may lie once more");
+    let (number, _) = book.intern(honest, &repository(), true).unwrap();
+    assert_eq!(book.number(&honest, &repository()), Some(number));
+    assert_eq!(book.intern(honest, &repository(), false), Some((number, Changes::default())));
+}
+
+#[test]
 fn a_chunk_has_a_number_for_each_repository_in_which_it_is_asked_for() {
     let mut book = ContentBook::new(10);
     let (own, other) = (repository(), "other.example".parse().unwrap());
-    let (a, learned) = book.intern(chunk(1, 0), &own).unwrap();
-    let (b, learned_too) = book.intern(chunk(1, 0), &other).unwrap();
+    let (a, learned) = book.intern(chunk(1, 0), &own, false).unwrap();
+    let (b, learned_too) = book.intern(chunk(1, 0), &other, false).unwrap();
     let belongs = |changes: Changes| match changes.learned.as_slice() {
         [
             ContentUpdate::Learned { slice, slice_key, .. },
@@ -66,7 +80,7 @@ fn a_chunk_has_a_number_for_each_repository_in_which_it_is_asked_for() {
     let place = chunk(1, 0).place;
     assert_eq!(book.slice_numbers(&place.segment, 0).collect::<Vec<_>>(), [first.0, second.0]);
     // The slice is known, and where it belongs.
-    assert_eq!(book.intern(chunk(2, 1 << 19), &own).unwrap().1.learned.len(), 1);
+    assert_eq!(book.intern(chunk(2, 1 << 19), &own, false).unwrap().1.learned.len(), 1);
     // The segment is given up when nothing of it is left under either name.
     for number in [a, b] {
         book.set_stored(number, true);
@@ -150,9 +164,9 @@ fn a_full_book_gives_away_what_is_not_in_use_and_refuses_when_all_is() {
     assert_eq!(book.get(new).unwrap().chunk, chunk(30, 0));
     assert!(book.with_id(&chunk(2, 0).id).is_empty());
     book.pin(new);
-    assert!(book.intern(chunk(31, 0), &repository()).is_none());
+    assert!(book.intern(chunk(31, 0), &repository(), false).is_none());
     book.unpin(numbers[0]);
-    assert!(book.intern(chunk(31, 0), &repository()).is_some());
+    assert!(book.intern(chunk(31, 0), &repository(), false).is_some());
 }
 
 #[test]

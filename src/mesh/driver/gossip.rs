@@ -29,6 +29,9 @@ use tokio::sync::{Semaphore, oneshot};
 const ANNOUNCERS: usize = 3;
 /// Documents of peers that are judged at once; beyond, they are dropped, and come again by an exchange.
 const JUDGING_MAX: usize = 32;
+/// The same for lists of revocations and charters: a flood of roots must not keep a revoked node in (guess: few are
+/// ever under way).
+const JUDGING_TRUST_MAX: usize = 8;
 /// Documents that are handed on at once; beyond, they wait for an exchange.
 const SPREADING_MAX: usize = 128;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
@@ -38,6 +41,9 @@ const SYNC_SPREAD_S: usize = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Pause after an exchange that failed.
 const SYNC_RETRY: Duration = Duration::from_secs(2);
+/// Exchanges in a row that failed from which on a node takes itself for alone, whomever it believes to be up: members of
+/// other cells are not probed, and all of them may have closed their doors (guess: one or two may just have gone down).
+const FAILED_ALONE: u8 = 3;
 /// Exchanges that a newcomer has soon, each with a random member: one of them may be as new as itself (guess).
 const SYNCS_EARLY: u8 = 4;
 
@@ -56,9 +62,14 @@ pub(super) struct Gossip {
     generator: Generator,
     sync_due: Time,
     syncing: bool,
+    /// Whether the last exchange was refused: perhaps this node is no member any more, and has not heard of it.
+    refused: bool,
     /// Exchanges of a newcomer that are still to come.
     early: u8,
+    /// Exchanges in a row that failed.
+    failed: u8,
     judging: Arc<Semaphore>,
+    judging_trust: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
@@ -78,13 +89,24 @@ impl Gossip {
             generator,
             sync_due: Time::ZERO,
             syncing: false,
+            refused: false,
             early: SYNCS_EARLY,
+            failed: 0,
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
+            judging_trust: Arc::new(Semaphore::new(JUDGING_TRUST_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
             believed: 0,
             look_due: Time::ZERO,
             ended: false,
             telling: Arc::new(Semaphore::new(TELLING_MAX)),
+        }
+    }
+
+    /// Where a document waits for its judgement.
+    fn places(&self, news: &News) -> &Arc<Semaphore> {
+        match news {
+            News::Charter(_) | News::Revocations(_) => &self.judging_trust,
+            News::Root(_) | News::Card(_) => &self.judging,
         }
     }
 
@@ -122,6 +144,12 @@ impl Driver {
                         member.1 = certificate;
                     }
                     self.certified(&membership);
+                }
+                return;
+            }
+            MemberEvent::Reached { node, addresses } => {
+                if let Some(network) = &self.links.network {
+                    network.endpoint.know(node, &addresses);
                 }
                 return;
             }
@@ -306,7 +334,10 @@ impl Driver {
             dht.forget_all();
         }
         if !before {
-            tracing::error!(at = %revoked.at, "this node was revoked: it lets go of all others");
+            tracing::error!(
+                at = %revoked.at,
+                "this node was revoked: it lets go of all others, and its mounts go on with the cache and the strata"
+            );
         }
         let up: Vec<Peer> = self.peers.others().filter(|(_, entry)| entry.up).map(|(peer, _)| peer).collect();
         for peer in up {
@@ -326,7 +357,8 @@ impl Driver {
             self.peers.others().filter(|(_, entry)| is_authority(entry)).map(|(_, entry)| entry).collect();
         authorities.sort_by_key(|entry| (!entry.up, entry.node));
         let up = self.peers.others().filter(|(_, entry)| entry.up).count();
-        View { authorities: authorities.iter().map(|entry| (entry.node, entry.addr)).collect(), up }
+        let authorities = authorities.iter().map(|entry| (entry.node, entry.addr)).collect();
+        View { authorities, up, refused: self.gossip.refused || self.gossip.failed >= FAILED_ALONE }
     }
 
     /// Members for a newcomer: this node, seeds, members of its cell, authorities, others; those that are up.
@@ -493,7 +525,8 @@ impl Driver {
             count(&self.links.counters.news_repeated);
             return;
         }
-        let Ok(permit) = Arc::clone(&self.gossip.judging).try_acquire_owned() else {
+        let places = self.gossip.places(&news);
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             count(&self.links.counters.overload);
             return;
         };
@@ -560,20 +593,25 @@ impl Driver {
         self.gossip.syncing = true;
         let (links, endpoint) = (self.links.for_task(), network.endpoint.clone());
         tokio::spawn(async move {
-            let ok = match endpoint.connection(node, addr).await {
-                Ok(connection) => sync(&links, &connection).await,
+            let (ok, refused) = match endpoint.connection(node, addr).await {
+                Ok(connection) => {
+                    let ok = sync(&links, &connection).await;
+                    (ok, !ok && connection.is_refused())
+                }
                 Err(error) => {
                     tracing::debug!(%error, "asking for all documents");
-                    false
+                    (false, false)
                 }
             };
-            let _ = links.inbox.send(Message::Synced { ok }).await;
+            let _ = links.inbox.send(Message::Synced { ok, refused }).await;
         });
     }
 
     /// An exchange ended.
-    pub(super) fn synced(&mut self, ok: bool) {
+    pub(super) fn synced(&mut self, ok: bool, refused: bool) {
         self.gossip.syncing = false;
+        self.gossip.refused = refused;
+        self.gossip.failed = if ok { 0 } else { self.gossip.failed.saturating_add(1) };
         self.gossip.early = self.gossip.early.saturating_sub(u8::from(ok));
         let pause = if ok && self.gossip.early == 0 {
             SYNC_PAUSE + Duration::from_secs(self.gossip.generator.below(SYNC_SPREAD_S) as u64)
@@ -621,4 +659,20 @@ async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_and_cards_take_no_place_from_revocations() {
+        let gossip = Gossip::new(Generator::new(1));
+        let flood = News::Root(Vec::new());
+        let taken: Vec<_> =
+            std::iter::from_fn(|| Arc::clone(gossip.places(&flood)).try_acquire_owned().ok()).collect();
+        assert_eq!(taken.len(), JUDGING_MAX);
+        assert_eq!(gossip.places(&News::Card(Vec::new())).available_permits(), 0);
+        assert_eq!(gossip.places(&News::Revocations(Vec::new())).available_permits(), JUDGING_TRUST_MAX);
+    }
 }

@@ -284,7 +284,7 @@ mod tests {
             let (mut peers, mut updates) = PeerBook::new(NodeId([0; 32]), addr, &CellLabel::default());
             let peer = peers.meet(NodeId([7; 32]), addr, None, &mut updates).unwrap();
             let mut content = ContentBook::new(CLOSED_MAX + 100);
-            let (chunk, _) = content.intern(reference(1), &"a.example".parse().unwrap()).unwrap();
+            let (chunk, _) = content.intern(reference(1), &"a.example".parse().unwrap(), true).unwrap();
             Self { peers, content, peer, chunk, journal: Journal::default(), now: Time::from_nanos(1_000) }
         }
 

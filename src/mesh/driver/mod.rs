@@ -52,6 +52,7 @@ use super::proto::{Settings, Start};
 use super::registry::MemberConnection;
 use super::renewal::{self, Renewing, View};
 use super::swim::{MemberEvent, Swim, SwimCounters, Tuning};
+use super::throttle::{PassBook, Passed};
 use super::ticket::Contact;
 use super::transfer::{PeerRequest, serve};
 use crate::ambient;
@@ -176,6 +177,7 @@ pub struct Mesh {
     dht: Option<Arc<DhtCounters>>,
     swim: Option<Arc<SwimCounters>>,
     defence: Option<(Arc<Conduct>, Arc<DoorBook>)>,
+    passed: Option<PassBook>,
     news: watch::Receiver<u64>,
     stories: Stories,
     local: Arc<dyn Local>,
@@ -206,7 +208,7 @@ impl Mesh {
         };
         let core = Start { me: peers::ME, settings, generator: ambient::generator() };
         let recorder = record.map(|to| Recorder::start(to, &core)).transpose()?;
-        let (mut dht, mut swim, mut defence) = (None, None, None);
+        let (mut dht, mut swim, mut defence, mut passed) = (None, None, None, None);
         let driver = match network {
             None => {
                 let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -215,6 +217,7 @@ impl Mesh {
             Some(network) => {
                 let (addr, identity) = (network.addr, Arc::clone(network.endpoint.identity()));
                 defence = Some((Arc::clone(network.endpoint.conduct()), Arc::clone(network.endpoint.door())));
+                passed = Some(network.endpoint.passed());
                 let linked = link(network, &inbox, &stop)?;
                 dht = linked.dht.as_ref().map(Dht::counters);
                 swim = Some(linked.swim.counters());
@@ -231,6 +234,7 @@ impl Mesh {
             dht,
             swim,
             defence,
+            passed,
             news,
             stories,
             local,
@@ -315,6 +319,12 @@ impl Mesh {
     /// What happened at the door; all zero without a mesh.
     pub fn door_counts(&self) -> DoorCounts {
         self.defence.as_ref().map_or_else(DoorCounts::default, |(_, door)| door.snapshot())
+    }
+
+    /// Bytes of chunks that were sent and that were taken, and how long this node's own limits held them back, each by
+    /// class: reads, prefetches, fills.
+    pub fn passed(&self) -> [[Passed; 3]; 2] {
+        self.passed.as_ref().map(PassBook::snapshot).unwrap_or_default()
     }
 
     /// The counters of the DHT, if there is one.
@@ -431,7 +441,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         }
     });
     let identity = Arc::clone(endpoint.identity());
-    let swim = Swim::start(identity, addr, contacts.clone(), &tuning, datagrams, send, events);
+    let swim = Swim::start(identity, (addr, &more), contacts.clone(), &tuning, datagrams, send, events);
     tokio::spawn(pass_members(members, inbox.clone()));
     let dht = if dht {
         let contacts = contacts.clone();

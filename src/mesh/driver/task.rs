@@ -118,8 +118,9 @@ pub(super) enum Message {
     FreshNews { news: News, from: Option<NodeId> },
     /// A document that was judged forged.
     ForgedNews { from: NodeId },
-    /// An exchange of all documents with a peer ended; whether it went well.
-    Synced { ok: bool },
+    /// An exchange of all documents with a peer ended: whether it went well, and else whether the peer takes this node for
+    /// no member.
+    Synced { ok: bool, refused: bool },
     /// A peer showed a renewed certificate, which was checked.
     Certified(MembershipCert),
     /// Somebody wants to see the peers.
@@ -336,7 +337,7 @@ impl Driver {
                 count(&self.links.counters.news_invalid);
                 self.report(from, Offence::ForgedDocument);
             }
-            Message::Synced { ok } => self.synced(ok),
+            Message::Synced { ok, refused } => self.synced(ok, refused),
             Message::Certified(membership) => self.certified(&membership),
             Message::Status(reply) => {
                 let _ = reply.send(self.status());
@@ -390,7 +391,7 @@ impl Driver {
         repository: &RepositoryName,
         found: bool,
     ) -> Option<Chunk> {
-        let (number, changes) = self.content.intern(chunk, repository)?;
+        let (number, changes) = self.content.intern(chunk, repository, found)?;
         if let Some((gone, stored)) = changes.forgotten {
             if stored {
                 self.input(Input::Evicted { chunk: gone });

@@ -1,4 +1,5 @@
-//! The desk of an authority, where joiners are certified and members renewed that nobody else lets in.
+//! The desk of an authority, where joiners are certified, members renewed that nobody else lets in, and those that were
+//! revoked are told so.
 //!
 //! The authority writes down that a ticket was used, and by whom, before it hands out the certificate:
 //! after a crash in between the same node may ask again, another may not.
@@ -15,6 +16,7 @@ use crate::model::{CellLabel, NodeId, UnixTime};
 use crate::seldom::Seldom;
 use futures::future::BoxFuture;
 use quinn::SendStream;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +25,10 @@ use tokio::sync::{Semaphore, mpsc};
 
 /// Time that a joiner's connection may take at the desk (guess).
 const DESK_LIMIT: Duration = Duration::from_secs(10);
-/// Joiners that are served at a time. Each costs one flush of the disk.
+/// Time for its question alone, which follows the handshake at once (guess: several round trips, so that who says nothing
+/// is soon out of the way of those who wait).
+const QUESTION_LIMIT: Duration = Duration::from_secs(3);
+/// Joiners that are served at a time. Each costs one flush of the disk. No node has two places.
 const AT_THE_DESK: usize = 16;
 
 /// Pause between two warnings of joiners that were turned away.
@@ -38,6 +43,16 @@ pub struct JoinDesk {
     used: Mutex<UsedTickets>,
     introductions: Introductions,
     refusals: Seldom,
+    present: Mutex<BTreeSet<NodeId>>,
+}
+
+/// A node that is at the desk.
+struct Present(Arc<JoinDesk>, NodeId);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 impl std::fmt::Debug for JoinDesk {
@@ -62,6 +77,7 @@ impl JoinDesk {
             used: Mutex::new(used),
             introductions,
             refusals: Seldom::new(WARN_EVERY),
+            present: Mutex::default(),
         }))
     }
 
@@ -69,10 +85,17 @@ impl JoinDesk {
     pub async fn run(self: Arc<Self>, mut joins: mpsc::Receiver<JoinConnection>) {
         let places = Arc::new(Semaphore::new(AT_THE_DESK));
         while let Some(join) = joins.recv().await {
+            let is_new = self.present.lock().unwrap_or_else(PoisonError::into_inner).insert(join.node);
+            if !is_new {
+                self.warn(join.node, "it is at the desk already");
+                join.quinn.close(CloseCode::Busy.into(), CloseCode::Busy.reason());
+                continue;
+            }
+            let present = Present(self.clone(), join.node);
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let desk = self.clone();
             tokio::spawn(async move {
-                let _place = place;
+                let (_place, _present) = (place, present);
                 let (node, connection) = (join.node, join.quinn.clone());
                 match tokio::time::timeout(DESK_LIMIT, desk.serve(join)).await {
                     Ok(Ok(())) => {}
@@ -93,11 +116,16 @@ impl JoinDesk {
 
     async fn serve(self: &Arc<Self>, join: JoinConnection) -> Result<(), StreamError> {
         let JoinConnection { node, admitted, quinn } = join;
-        let (mut send, recv) =
-            quinn.accept_bi().await.map_err(|error| StreamError::Connection(error.to_string()))?;
-        let mut reader = FrameReader::new(recv, DESK_LIMIT);
-        reader.version().await?;
-        let reply = match (admitted, reader.message().await?) {
+        let question = async {
+            let (send, recv) =
+                quinn.accept_bi().await.map_err(|error| StreamError::Connection(error.to_string()))?;
+            let mut reader = FrameReader::new(recv, QUESTION_LIMIT);
+            reader.version().await?;
+            Ok::<_, StreamError>((send, reader.message().await?))
+        };
+        let asked = tokio::time::timeout(QUESTION_LIMIT, question).await;
+        let (mut send, question) = asked.map_err(|_| StreamError::NoProgress(QUESTION_LIMIT))??;
+        let reply = match (admitted, question) {
             (Admitted::Ticket(proof), Some(Message::JoinRequest(request))) => {
                 self.admit(node, proof, request).await?
             }

@@ -214,7 +214,31 @@ async fn a_lapsed_member_is_renewed_by_name_and_a_revoked_one_or_a_stranger_is_n
     assert_eq!(renewed.node, lapsed.node());
     assert!(renewal.documents.iter().any(|document| matches!(document, News::Charter(_))));
     desk.revoke(lapsed.node());
-    assert!(ask_to_renew(&lapsed, &[desk.contact()]).await.is_err(), "refused in the handshake");
+    let told = ask_to_renew(&lapsed, &[desk.contact()]).await.unwrap();
+    assert!(matches!(told.reply, RenewReply::Revoked { .. }), "{told:?}");
+    assert!(told.members.is_empty());
+    assert!(told.documents.iter().any(|document| matches!(document, News::Revocations(_))));
     let stranger = TestMesh::new().member();
     assert!(ask_to_renew(&stranger, &[desk.contact()]).await.is_err());
+}
+
+#[tokio::test]
+async fn who_is_at_the_desk_and_says_nothing_has_one_place_and_not_for_long() {
+    let desk = Desk::open();
+    let (silent, _incoming, _) = bind(&desk.mesh.member());
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(silent.connect(desk.authority.node(), desk.address, Alpn::Join).await.unwrap());
+        // In this order to the desk.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for second in &held[1..] {
+        let reason = second.quinn().closed().await;
+        assert!(reason.to_string().contains("busy"), "{reason}");
+    }
+    assert!(held[0].is_open());
+    let dir = tempfile::tempdir().unwrap();
+    join_in(&dir, &desk.ticket()).await.unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(8), held[0].quinn().closed());
+    assert!(first.await.is_ok(), "it is sent away in less than the desk's whole time");
 }

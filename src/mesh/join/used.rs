@@ -1,14 +1,16 @@
-//! Which tickets were used, and by whom, until they expire: a log of records of one length.
+//! Which tickets were used, and by whom, until they expire and for some time after it: a log of records of one length.
 //!
 //! A record that could not be written whole must not be followed by another: the log is then closed and written
 //! anew before the next claim, however often that fails.
 
+use crate::mesh::mesh_trust::REVOCATION_SPAN;
 use crate::mesh::state::{Secrecy, StateDir, StateError};
 use crate::mesh::ticket::TicketId;
 use crate::model::{NodeId, UnixTime};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::time::Duration;
 
 const FILE: &str = "used-tickets";
 /// Most uses of unexpired tickets (guess: a fleet of a hundred thousand that joins in one day).
@@ -20,6 +22,10 @@ const RECORD_BYTES: usize = 16 + 32 + 8 + CHECK_BYTES;
 const FILE_MAX_BYTES: u64 = (4 * USES_MAX * RECORD_BYTES) as u64;
 /// Records after which the log is written anew without the expired ones.
 const LOG_MAX_RECORDS: usize = 2 * USES_MAX;
+
+/// How long a use is remembered after its ticket expired, unless the room is needed: a clock that is far ahead at one
+/// start must not make tickets good again that have not expired by the right one (as long as revocations are kept).
+const REMEMBERED: Duration = REVOCATION_SPAN;
 
 /// What a claim found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +84,9 @@ impl UsedTickets {
         let count = content.len().div_ceil(RECORD_BYTES);
         for (at, bytes) in content.chunks(RECORD_BYTES).enumerate() {
             match read_record(bytes) {
-                Some((ticket, node, expires)) if expires > now => opened.note(ticket, node, expires),
+                Some((ticket, node, expires)) if expires.after(REMEMBERED) > now => {
+                    opened.note(ticket, node, expires);
+                }
                 Some(_) => {}
                 None if at + 1 == count => tracing::warn!(record = at, "an unfinished record was dropped"),
                 None => {
@@ -186,10 +194,18 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_ticket_is_forgotten_at_the_next_start() {
+    fn a_start_with_a_clock_that_is_ahead_makes_no_ticket_good_again() {
         let dir = tempfile::tempdir().unwrap();
         claim(&mut open(&dir, NOW).unwrap(), 7, ONE).unwrap();
-        assert_eq!(open(&dir, LATER).unwrap().table.len(), 0);
+        drop(open(&dir, LATER.after(Duration::from_secs(3 * 86_400))).unwrap());
+        assert_eq!(claim(&mut open(&dir, NOW).unwrap(), 7, TWO).unwrap(), Usage::Spent);
+    }
+
+    #[test]
+    fn a_ticket_that_expired_long_ago_is_forgotten_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        claim(&mut open(&dir, NOW).unwrap(), 7, ONE).unwrap();
+        assert_eq!(open(&dir, LATER.after(REMEMBERED)).unwrap().table.len(), 0);
         assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().len(), 0);
     }
 

@@ -1,8 +1,8 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer,
-    PeerTable, PeerUpdate, Settings, Usage,
+    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Nearness, Node, NumberTooLarge, Outbox,
+    Peer, PeerTable, PeerUpdate, Peers, Settings, Usage,
 };
 use crate::model::{Generator, Time};
 use serde::{Deserialize, Serialize};

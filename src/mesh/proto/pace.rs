@@ -98,6 +98,8 @@ struct Bounds {
     least: u32,
     /// That many if they take no longer than `span`; more only as far as they are on their way.
     even: u32,
+    /// So many bytes, however many pieces they are, if they take no longer than `span`.
+    even_bytes: u64,
     /// The time that all of them together may take.
     span: Duration,
     /// Bytes that count where the speed is not known.
@@ -140,7 +142,7 @@ impl Pace {
         }
         // Beyond the even number, the bytes that are on their way.
         let beyond = bytes / u64::from(count.max(1)) * u64::from((count + 1).saturating_sub(bounds.even));
-        count < bounds.even || beyond <= meter.within(self.trip()).unwrap_or(0)
+        count < bounds.even || bytes < bounds.even_bytes || beyond <= meter.within(self.trip()).unwrap_or(0)
     }
 
     /// What an upload of `len_bytes` counts: a catalog of hundreds of MiB must not keep all others waiting.
@@ -153,6 +155,7 @@ impl Pace {
         let bounds = Bounds {
             least: settings.uploads_min,
             even: settings.uploads_even,
+            even_bytes: settings.uploads_even_bytes,
             span: Duration::from_millis(u64::from(settings.uploads_ms)),
             unknown_bytes: UNKNOWN_BYTES,
         };
@@ -180,12 +183,18 @@ impl Pace {
         let bounds = Bounds {
             least: settings.window_min,
             even: settings.window_even,
+            even_bytes: settings.window_even_bytes,
             span: Duration::from_millis(u64::from(settings.window_ms)),
             unknown_bytes: 2 * UNKNOWN_BYTES,
         };
         // A want waits twice: until somebody has time for it, and until it has come.
         let twice = (under_way.0.div_ceil(2), under_way.1 / 2);
-        let halves = Bounds { least: bounds.least.div_ceil(2), even: bounds.even.div_ceil(2), ..bounds };
+        let halves = Bounds {
+            least: bounds.least.div_ceil(2),
+            even: bounds.even.div_ceil(2),
+            even_bytes: bounds.even_bytes / 2,
+            ..bounds
+        };
         under_way.0 + aside.0 < settings.window_chunks
             && under_way.1 + aside.1 < settings.window_bytes
             && self.has_room(&self.down, twice, halves)
@@ -196,6 +205,7 @@ impl Pace {
         let bounds = Bounds {
             least: settings.upstream_min,
             even: settings.upstream_max,
+            even_bytes: 0,
             span: Duration::from_millis(u64::from(settings.upstream_ms)),
             unknown_bytes: settings.upstream_first_bytes,
         };
@@ -277,14 +287,15 @@ mod tests {
 
     #[test]
     fn slow_links_carry_few_at_once_and_what_is_on_its_way_comes_on_top() {
-        let settings = Settings::default();
-        let most = |rate: f64, trip: Duration| {
+        let settings = Settings { uploads_even_bytes: 0, ..Settings::default() };
+        let most_of = |settings: &Settings, rate: f64, trip: Duration| {
             let mut pace = Pace::default();
             pace.note_trip(trip);
             run(&mut pace, rate, 200.0 * f64::from(CHUNK) / rate + 0.5, |pace| {
-                pace.may_upload(Class::Fill, &settings)
+                pace.may_upload(Class::Fill, settings)
             })
         };
+        let most = |rate: f64, trip: Duration| most_of(&settings, rate, trip);
         // 100 kbit/s: one chunk takes five seconds.
         assert_eq!(most(12.5e3, Duration::from_millis(100)), settings.uploads_min, "as few as can be");
         let mut slow = Pace::default();
@@ -299,6 +310,13 @@ mod tests {
         );
         // 25 Gbit/s and 500 µs: 24 chunks are on their way.
         assert!(most(3.1e9, Duration::from_micros(500)) >= settings.uploads_even + 20);
+        // Small chunks: as many as make up the bytes, if the link takes no longer for them.
+        let (small, soon) =
+            (Settings { uploads_ms: 1_000, ..Settings::default() }, Duration::from_micros(200));
+        let as_bytes = u32::try_from(small.uploads_even_bytes / u64::from(CHUNK)).unwrap();
+        assert_eq!(most_of(&small, 25e5, soon), as_bytes);
+        let slower = most_of(&small, 12.5e5, soon);
+        assert!(slower < as_bytes && slower > small.uploads_even, "{slower}");
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Settings {
     /// As many if they take no longer than `window_ms`; beyond that only what is on its way (simulated: twice `uploads_even`, since a
     /// want waits for its turn and then for its bytes; with less links stand idle, with more asks outnumber the places in the queues).
     pub window_even: u32,
+    /// So many bytes if they take no longer, however many chunks they are (measured: twice `uploads_even_bytes`, for the same reason).
+    pub window_even_bytes: u64,
     /// Milliseconds of the downlink that wants under way may take together, twice (guess: what a reader may have to wait behind).
     pub window_ms: u32,
     /// Bytes of wanted chunks that are under way at once at most (guess: 25 Gbit/s for 10 ms).
@@ -40,6 +42,9 @@ pub struct Settings {
     /// As many if they take no longer than `uploads_ms`; beyond that only what is on its way (simulated: with 6 the
     /// makespan is 2 % longer, with 16 no shorter).
     pub uploads_even: u32,
+    /// So many bytes if they take no longer, however many chunks they are: with small chunks on slow links the connections of real
+    /// transfers stand idle between two of them (measured: 12 real nodes with 20 Mbit/s 1.150 against 1.18 without).
+    pub uploads_even_bytes: u64,
     /// Milliseconds of the uplink that uploads may take together (guess: well below `ask_ms`, after which askers turn elsewhere).
     pub uploads_ms: u32,
     /// Bytes that are uploaded at once at most (guess: 25 Gbit/s for 10 ms).
@@ -200,6 +205,7 @@ impl Default for Settings {
         Self {
             window_min: 16,
             window_even: 24,
+            window_even_bytes: 4 * MIB,
             window_ms: 1_000,
             window_bytes: 64 * MIB,
             window_chunks: 256,
@@ -210,7 +216,8 @@ impl Default for Settings {
             fill_first: 8,
             uploads_min: 4,
             uploads_even: 12,
-            uploads_ms: 500,
+            uploads_even_bytes: 2 * MIB,
+            uploads_ms: 1_000,
             upload_bytes: 32 * MIB,
             uploads_max: 256,
             queue_even: 4,

@@ -21,7 +21,7 @@ use crate::model::{Time, mix};
 use std::fmt;
 use std::time::Duration;
 
-/// Most halvings: 128 cells of one label, a quarter of a million nodes. With one more bit they fit four bits of a datagram.
+/// Most halvings: 128 cells of one label, a quarter of a million nodes. They fit three bits of a datagram.
 pub const HALVINGS_MAX: u8 = 7;
 /// A cell has few members below this share of the most that it may have, in percent: two such cells have together at most
 /// 60 percent (guess: a rolling restart of a third of a fleet must not move homes).
@@ -95,14 +95,14 @@ pub struct Told {
 }
 
 impl Told {
-    /// Four bits.
-    pub const fn to_nibble(self) -> u8 {
+    /// Four bits of a byte.
+    pub const fn to_byte(self) -> u8 {
         self.bits & 7 | (self.few as u8) << 3
     }
 
-    /// What [`Told::to_nibble`] made.
-    pub const fn of_nibble(nibble: u8) -> Self {
-        Self { bits: nibble & 7, few: nibble & 8 != 0 }
+    /// What [`Told::to_byte`] made.
+    pub const fn of_byte(byte: u8) -> Self {
+        Self { bits: byte & 7, few: byte & 8 != 0 }
     }
 }
 

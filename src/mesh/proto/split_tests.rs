@@ -41,8 +41,8 @@ fn parts_refine_and_know_their_siblings() {
     assert_eq!(Part::of(key(1), 99).bits(), HALVINGS_MAX);
     assert_eq!((Part::WHOLE.to_string(), Part::WHOLE.sibling()), (String::new(), None));
     assert_eq!(Part { bits: 3, prefix: 2 }.to_string(), "#010");
-    for nibble in 0..16 {
-        assert_eq!(Told::of_nibble(nibble).to_nibble(), nibble);
+    for byte in 0..16 {
+        assert_eq!(Told::of_byte(byte).to_byte(), byte);
     }
 }
 

@@ -13,11 +13,13 @@
 
 use super::super::bucket::{Buckets, Pace};
 use super::Refusal;
+use super::datagram::{FURTHER_MAX, Further, is_dialable};
 use super::seat::Seat;
 use crate::model::{NodeId, Time, limits};
 use foca::{Header, Member, Message, State};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Members that must say that another is down (guess: a liar and its accomplice are not enough).
@@ -49,8 +51,8 @@ pub(super) struct ClaimCounts {
 pub(super) struct Sifted {
     /// For foca.
     pub(super) packet: Vec<u8>,
-    /// Members that may be reached there, if they answer.
-    pub(super) hints: SmallVec<[Seat; 4]>,
+    /// Members that may be reached there, or at these further addresses, if they answer.
+    pub(super) hints: SmallVec<[(Seat, Further); 4]>,
 }
 
 /// The book of accusations.
@@ -83,8 +85,8 @@ impl Claims {
         }
     }
 
-    /// Takes what is believed out of a packet that `sender` signed. What follows the updates, from a newer version
-    /// perhaps, is left out.
+    /// Takes what is believed out of a packet that `sender` signed. Behind the updates may stand further addresses of
+    /// those that they are about; what else follows, from a newer version perhaps, is left out.
     pub(super) fn sift(
         &mut self,
         sender: NodeId,
@@ -105,9 +107,15 @@ impl Claims {
             _ => {}
         }
         let mut hints = SmallVec::new();
-        let mut kept: SmallVec<[Member<Seat>; 16]> = SmallVec::new();
-        for member in updates(rest)? {
-            self.judge(&header, member, view, now, &mut kept, &mut hints);
+        let mut kept = Updates::new();
+        let (members, behind) = updates(rest)?;
+        let mut further = further_behind(behind);
+        for (number, member) in members.into_iter().enumerate() {
+            let seat = *member.id();
+            if self.judge(&header, member, view, now, &mut kept) {
+                let number = u16::try_from(number).unwrap_or(u16::MAX);
+                hints.push((seat, further.remove(&number).unwrap_or_default()));
+            }
         }
         let mut packet = postcard::to_stdvec(&header).map_err(|_| Refusal::Malformed)?;
         // An announcement carries no updates, not even none.
@@ -120,40 +128,37 @@ impl Claims {
         Ok(Sifted { packet, hints })
     }
 
+    /// Keeps what is believed; whether it only says whom to ask.
     fn judge(
         &mut self,
         header: &Header<Seat>,
         member: Member<Seat>,
         view: &View<'_>,
         now: Time,
-        kept: &mut SmallVec<[Member<Seat>; 16]>,
-        hints: &mut SmallVec<[Seat; 4]>,
-    ) {
+        kept: &mut Updates,
+    ) -> bool {
         let (seat, sender, state) = (*member.id(), header.src.node, member.state());
         if seat.node == sender {
             // Of itself a member may say anything, even that it goes.
             if seat == header.src {
                 kept.push(member);
             }
-            return;
+            return false;
         }
         if !view.knows(&seat) {
             self.counts.unknown += 1;
             let newer = view.active.get(&seat.node).is_none_or(|known| seat.renewal > known.renewal);
-            if state == State::Alive && newer && seat.node != view.me.node {
-                hints.push(seat);
-            }
-            return;
+            return state == State::Alive && newer && seat.node != view.me.node;
         }
         if state == State::Alive {
             if seat != view.me {
                 kept.push(member);
             }
-            return;
+            return false;
         }
         if !self.paces.take(sender, 1, now) {
             self.counts.ignored += 1;
-            return;
+            return false;
         }
         if state == State::Suspect {
             kept.push(member);
@@ -167,6 +172,7 @@ impl Claims {
             self.counts.doubted += 1;
             kept.push(Member::new(seat, member.incarnation(), State::Suspect));
         }
+        false
     }
 
     /// Notes that `accuser` says `victim` is down; whether enough say so.
@@ -201,11 +207,14 @@ impl Claims {
 /// Stands for this node among those who are accused: no key has this name.
 const OWN_END: NodeId = NodeId([0xff; 32]);
 
-/// The updates after a header: a count and so many members.
-fn updates(rest: &[u8]) -> Result<SmallVec<[Member<Seat>; 16]>, Refusal> {
-    let mut members = SmallVec::new();
+/// What a packet says of members.
+type Updates = SmallVec<[Member<Seat>; 16]>;
+
+/// The updates after a header, a count and so many members, and what stands behind them.
+fn updates(rest: &[u8]) -> Result<(Updates, &[u8]), Refusal> {
+    let mut members = Updates::new();
     if rest.is_empty() {
-        return Ok(members);
+        return Ok((members, rest));
     }
     let (count, mut rest) = rest.split_first_chunk::<2>().ok_or(Refusal::Malformed)?;
     // Each takes some bytes of a datagram, so the loop ends soon, whatever the count.
@@ -215,14 +224,53 @@ fn updates(rest: &[u8]) -> Result<SmallVec<[Member<Seat>; 16]>, Refusal> {
         members.push(member);
         rest = after;
     }
-    Ok(members)
+    Ok((members, rest))
+}
+
+/// Further addresses of members, by their place among a packet's updates.
+type FurtherByPlace = BTreeMap<u16, Further>;
+
+/// What stands behind the updates, as far as it is known here: it is only about whom to ask where.
+fn further_behind(bytes: &[u8]) -> FurtherByPlace {
+    // Not at once as what it becomes, which would take memory for as many as the sender says.
+    let all = postcard::take_from_bytes::<BTreeMap<u16, Vec<SocketAddr>>>(bytes);
+    let all = all.map(|(all, _)| all).unwrap_or_default().into_iter();
+    all.filter(|(_, addresses)| addresses.len() <= FURTHER_MAX && addresses.iter().all(is_dialable))
+        .map(|(place, addresses)| (place, addresses.into()))
+        .collect()
+}
+
+/// Appends to a packet of foca's, as far as `room` bytes allow, where else those members can be reached of whom it says
+/// that they are alive and of whom `further` knows it. A program of before leaves it out.
+pub(super) fn append_further<'a>(
+    packet: &mut Vec<u8>,
+    room: usize,
+    further: impl Fn(&NodeId) -> Option<&'a Further>,
+) {
+    let Ok((header, rest)) = postcard::take_from_bytes::<Header<Seat>>(packet) else { return };
+    let Ok((members, [])) = updates(rest) else { return };
+    if header.message == Message::Announce || rest.is_empty() {
+        return;
+    }
+    let mut known = FurtherByPlace::new();
+    let mut bytes = Vec::new();
+    for (place, member) in members.iter().enumerate().filter(|(_, member)| member.state() == State::Alive) {
+        let (Ok(place), Some(addresses)) = (u16::try_from(place), further(&member.id().node)) else {
+            continue;
+        };
+        known.insert(place, addresses.clone());
+        match postcard::to_stdvec(&known) {
+            Ok(longer) if longer.len() <= room => bytes = longer,
+            _ => break,
+        }
+    }
+    packet.extend(bytes);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::net::SocketAddr;
 
     fn seat(number: u8) -> Seat {
         let addr = SocketAddr::from(([10, 0, 0, number], 1));
@@ -241,7 +289,7 @@ mod tests {
 
     fn read(packet: &[u8]) -> (Message<Seat>, Vec<Member<Seat>>) {
         let (header, rest) = postcard::take_from_bytes::<Header<Seat>>(packet).unwrap();
-        (header.message, updates(rest).unwrap().into_vec())
+        (header.message, updates(rest).unwrap().0.into_vec())
     }
 
     /// Node 1 knows nodes 2 to 6.
@@ -321,6 +369,29 @@ mod tests {
         assert_eq!(fixture.hear(2, State::Alive, seat(3)), [State::Alive]);
         let forged = packet(3, Message::Gossip, &[]);
         assert!(matches!(fixture.sift(2, &forged), Err(Refusal::Forged)));
+    }
+
+    #[test]
+    fn where_else_members_are_is_told_behind_the_updates_as_far_as_there_is_room() {
+        let mut fixture = Fixture::new();
+        let further: Further = (1..=2).map(|port| SocketAddr::from(([10, 1, 0, 1], port))).collect();
+        let known = BTreeMap::from([(NodeId([8; 32]), further.clone()), (NodeId([9; 32]), further.clone())]);
+        let about = [3, 8, 9].map(|number| Member::new(seat(number), 0, State::Alive));
+        let bare = packet(2, Message::Gossip, &about);
+        for (room, told) in [(1_000, [2, 2]), (20, [2, 0]), (10, [0, 0])] {
+            let mut longer = bare.clone();
+            append_further(&mut longer, room, |node| known.get(node));
+            assert!(longer.len() <= bare.len() + room);
+            let sifted = fixture.sift(2, &longer).unwrap();
+            assert_eq!(read(&sifted.packet).1, [about[0].clone()], "foca sees nothing of it");
+            let hints: Vec<_> = sifted.hints.iter().map(|(seat, at)| (*seat, at.len())).collect();
+            assert_eq!(hints, [(seat(8), told[0]), (seat(9), told[1])], "{room}");
+        }
+        let mut announcement = packet(2, Message::Announce, &[]);
+        announcement.truncate(announcement.len() - 2);
+        let before = announcement.clone();
+        append_further(&mut announcement, 1_000, |node| known.get(node));
+        assert_eq!(announcement, before);
     }
 
     #[test]

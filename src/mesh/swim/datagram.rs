@@ -3,11 +3,12 @@
 //! | bytes | meaning |
 //! | --- | --- |
 //! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
-//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours"; bits 4 to 7 may be ignored, others not |
-//! | | bits 4 to 6: how often the label was halved for the sender; bit 7: its cell has few members |
+//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours", bit 2 further addresses follow, bit 3 the part of a label follows, bit 4 "send me your further addresses"; bits 4 to 7 may be ignored, others not |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
 //! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
+//! | 1 + n | with bit 2: the sender's further addresses (postcard: a list of at most 7), only ever sent to who set bit 4 |
+//! | 1 | with bit 3, for which the label was halved: bits 0 to 2 how often, bit 3 its cell has few members |
 //! | rest | a packet of foca, or nothing (an introduction) |
 //! | 64 | ed25519 signature over the receiver's name and all bytes before it |
 //!
@@ -17,11 +18,14 @@
 use super::super::membership::MEMBERSHIP_MAX_BYTES;
 use super::super::proto::Told;
 use super::super::socket::DATAGRAM_MAX_BYTES;
+use super::super::ticket::CONTACT_MAX_ADDRESSES;
 use crate::model::{NodeId, UnixTime};
+use smallvec::SmallVec;
+use std::net::SocketAddr;
 
 /// First byte of every membership datagram of this protocol version.
 pub(super) const VERSION: u8 = 0x01;
-const HEAD_BYTES: usize = 1 + 1 + 32 + 8;
+const HEAD_BYTES: usize = 1 + 1 + 32 + 8 + 1;
 const SIGNATURE_BYTES: usize = 64;
 /// Most bytes that foca may put into one datagram, when no certificate travels with it.
 pub(super) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - HEAD_BYTES - SIGNATURE_BYTES;
@@ -34,9 +38,40 @@ const COUNTER_SHIFT: u32 = 20;
 
 const HAS_CERTIFICATE: u8 = 1;
 const WANTS_CERTIFICATE: u8 = 2;
-/// Flags that may be set without changing the layout: what the sender tells of its cell.
+/// A program of before these addresses refuses a datagram with them as malformed. It never asks for them.
+const HAS_ADDRESSES: u8 = 4;
+const WANTS_ADDRESSES: u8 = 0x10;
+/// A program of before halved cells refuses a datagram with this as malformed. It could not be in such a cell.
+const HAS_PART: u8 = 8;
+/// Flags that a newer program may set without changing the layout.
 const MAY_BE_IGNORED: u8 = 0xf0;
-const TOLD_SHIFT: u8 = 4;
+
+/// Most addresses of a node beside the one of its seat.
+pub(super) const FURTHER_MAX: usize = CONTACT_MAX_ADDRESSES - 1;
+/// Most bytes of those: a count, and for each a family, 16 bytes and a port.
+const FURTHER_MAX_BYTES: usize = 1 + FURTHER_MAX * 20;
+
+/// Addresses of a node beside the one of its seat, best first.
+pub(super) type Further = SmallVec<[SocketAddr; 2]>;
+
+/// The bytes of an envelope's further addresses: none for none.
+pub(super) fn further_bytes(addresses: &[SocketAddr]) -> Vec<u8> {
+    let addresses: Further = addresses.iter().copied().filter(is_dialable).take(FURTHER_MAX).collect();
+    let bytes = if addresses.is_empty() { None } else { postcard::to_stdvec(&addresses).ok() };
+    bytes.filter(|bytes| bytes.len() <= FURTHER_MAX_BYTES).unwrap_or_default()
+}
+
+/// The addresses behind those bytes. `None` when they are malformed.
+pub(super) fn further_of(bytes: &[u8]) -> Option<Further> {
+    // Not at once as what it becomes, which would take memory for as many as the sender says.
+    let addresses: Vec<SocketAddr> = postcard::from_bytes(bytes).ok()?;
+    (addresses.len() <= FURTHER_MAX && addresses.iter().all(is_dialable)).then(|| addresses.into())
+}
+
+/// Whether an address is one of a single host, with a port.
+pub(super) fn is_dialable(address: &SocketAddr) -> bool {
+    address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
+}
 
 /// What a sender puts into an envelope.
 pub(super) struct Letter<'a> {
@@ -45,8 +80,11 @@ pub(super) struct Letter<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
-    /// Of the sender's cell.
+    /// Of the sender's cell; whether it has few members counts once it was halved.
     pub(super) told: Told,
+    /// Its further addresses, as [`further_bytes`] has them.
+    pub(super) addresses: Option<&'a [u8]>,
+    pub(super) wants_addresses: bool,
     pub(super) packet: &'a [u8],
 }
 
@@ -57,16 +95,21 @@ pub(super) struct Datagram<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
-    /// Of the sender's cell.
+    /// Of the sender's cell; whether it has few members counts once it was halved.
     pub(super) told: Told,
+    /// Its further addresses, as [`further_bytes`] has them.
+    pub(super) addresses: Option<&'a [u8]>,
+    pub(super) wants_addresses: bool,
     pub(super) packet: &'a [u8],
     pub(super) signature: [u8; SIGNATURE_BYTES],
     signed: &'a [u8],
 }
 
-/// Whether a certificate and a packet fit one datagram.
-pub(super) const fn fit_together(certificate: &[u8], packet: &[u8]) -> bool {
-    2 + certificate.len() + packet.len() <= PACKET_MAX_BYTES
+/// Whether a certificate or none, addresses or none, and a packet fit one datagram.
+pub(super) fn fit_together(certificate: Option<&[u8]>, addresses: Option<&[u8]>, packet: &[u8]) -> bool {
+    let certificate = certificate.map_or(0, |bytes| 2 + bytes.len());
+    let addresses = addresses.map_or(0, |bytes| 1 + bytes.len());
+    certificate + addresses + packet.len() <= PACKET_MAX_BYTES
 }
 
 impl Letter<'_> {
@@ -81,7 +124,9 @@ impl Letter<'_> {
         bytes.push(
             flag(self.certificate.is_some(), HAS_CERTIFICATE)
                 | flag(self.wants_certificate, WANTS_CERTIFICATE)
-                | self.told.to_nibble() << TOLD_SHIFT,
+                | flag(self.addresses.is_some(), HAS_ADDRESSES)
+                | flag(self.wants_addresses, WANTS_ADDRESSES)
+                | flag(self.told.bits > 0, HAS_PART),
         );
         bytes.extend_from_slice(&self.sender.0);
         bytes.extend_from_slice(&self.counter.to_be_bytes());
@@ -89,6 +134,13 @@ impl Letter<'_> {
             let len = u16::try_from(certificate.len()).expect("a certificate fits a datagram");
             bytes.extend_from_slice(&len.to_be_bytes());
             bytes.extend_from_slice(certificate);
+        }
+        if let Some(addresses) = self.addresses {
+            bytes.push(u8::try_from(addresses.len()).expect("addresses fit a datagram"));
+            bytes.extend_from_slice(addresses);
+        }
+        if self.told.bits > 0 {
+            bytes.push(self.told.to_byte());
         }
         bytes.extend_from_slice(self.packet);
         let signature = sign(&message(self.receiver, &bytes));
@@ -108,7 +160,8 @@ impl<'a> Datagram<'a> {
         let ([version, flags], rest) = signed.split_first_chunk::<2>()?;
         let (sender, rest) = rest.split_first_chunk::<32>()?;
         let (counter, mut rest) = rest.split_first_chunk::<8>()?;
-        if *version != VERSION || *flags & !(HAS_CERTIFICATE | WANTS_CERTIFICATE | MAY_BE_IGNORED) != 0 {
+        let known = HAS_CERTIFICATE | WANTS_CERTIFICATE | HAS_ADDRESSES | HAS_PART | MAY_BE_IGNORED;
+        if *version != VERSION || *flags & !known != 0 {
             return None;
         }
         let mut certificate = None;
@@ -122,12 +175,27 @@ impl<'a> Datagram<'a> {
             certificate = Some(body);
             rest = after;
         }
+        let mut addresses = None;
+        if flags & HAS_ADDRESSES != 0 {
+            let (len, after) = rest.split_first()?;
+            let (body, after) = after.split_at_checked(usize::from(*len))?;
+            addresses = Some(body);
+            rest = after;
+        }
+        let mut told = Told::default();
+        if flags & HAS_PART != 0 {
+            let (byte, after) = rest.split_first()?;
+            told = Told::of_byte(*byte);
+            rest = after;
+        }
         Some(Self {
             sender: NodeId(*sender),
             counter: u64::from_be_bytes(*counter),
             certificate,
             wants_certificate: flags & WANTS_CERTIFICATE != 0,
-            told: Told::of_nibble(flags >> TOLD_SHIFT),
+            told,
+            addresses,
+            wants_addresses: flags & WANTS_ADDRESSES != 0,
             packet: rest,
             signature: *signature,
             signed,
@@ -204,7 +272,9 @@ mod tests {
             counter: 5 << COUNTER_SHIFT,
             certificate,
             wants_certificate: true,
-            told: Told { bits: 5, few: true },
+            told: Told::default(),
+            addresses: None,
+            wants_addresses: false,
             packet,
         }
     }
@@ -213,9 +283,11 @@ mod tests {
     fn an_envelope_survives_and_the_receiver_is_part_of_what_is_signed() {
         let certificate = vec![3; MEMBERSHIP_MAX_BYTES];
         let packet = vec![4; PACKET_MAX_BYTES - 2 - MEMBERSHIP_MAX_BYTES];
-        assert!(fit_together(&certificate, &packet));
+        assert!(fit_together(Some(&certificate), None, &packet));
+        assert!(!fit_together(Some(&certificate), Some(&[]), &packet));
         let mut signed = Vec::new();
-        let bytes = letter(Some(&certificate), &packet).seal(|message| {
+        let told = Told { bits: 5, few: true };
+        let bytes = Letter { told, ..letter(Some(&certificate), &packet) }.seal(|message| {
             let hash = blake3::hash(message);
             [*hash.as_bytes(), *hash.as_bytes()].concat().try_into().unwrap()
         });
@@ -235,8 +307,43 @@ mod tests {
         let mut bytes = letter(None, &[1, 2, 3]).seal(|_| [5; 64]);
         bytes[1] |= 0xf0;
         assert_eq!(Datagram::open(&bytes).unwrap().packet, [1, 2, 3]);
-        bytes[1] |= 0x04;
-        assert!(Datagram::open(&bytes).is_none());
+    }
+
+    #[test]
+    fn the_part_of_a_label_is_told_only_where_it_was_halved() {
+        let told = Told { bits: 5, few: true };
+        let whole = letter(None, &[1, 2, 3]).seal(|_| [5; 64]);
+        let halved = Letter { told, ..letter(None, &[1, 2, 3]) }.seal(|_| [5; 64]);
+        assert_eq!((whole[1] & HAS_PART, halved.len()), (0, whole.len() + 1));
+        let open = Datagram::open(&halved).unwrap();
+        assert_eq!((open.told, open.packet), (told, &[1, 2, 3][..]));
+        assert_eq!(Datagram::open(&whole).unwrap().told, Told::default());
+    }
+
+    #[test]
+    fn further_addresses_stand_before_the_packet_and_are_bounded() {
+        let at = |port| SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], port));
+        let many: Vec<SocketAddr> = (65_000..65_020).chain([0]).map(at).collect();
+        let further = further_bytes(&many);
+        assert_eq!(further.len(), FURTHER_MAX_BYTES);
+        assert_eq!(further_of(&further).unwrap()[..], many[..FURTHER_MAX]);
+        let whole =
+            Letter { addresses: Some(&further), wants_addresses: true, ..letter(Some(&[1; 50]), &[1, 2]) };
+        let bytes = whole.seal(|_| [5; 64]);
+        let open = Datagram::open(&bytes).unwrap();
+        assert_eq!(
+            (open.addresses, open.wants_addresses, open.packet),
+            (Some(&further[..]), true, &[1, 2][..])
+        );
+        // As an older program sees what is asked of it: nothing.
+        let asking = Letter { wants_addresses: true, ..letter(None, &[1, 2]) }.seal(|_| [5; 64]);
+        assert_eq!(asking[1] & !(HAS_CERTIFICATE | WANTS_CERTIFICATE | MAY_BE_IGNORED), 0);
+        assert_eq!(further_bytes(&[]), [0; 0]);
+        for bad in [at(0), "0.0.0.0:1".parse().unwrap(), "224.0.0.1:1".parse().unwrap()] {
+            assert_eq!(further_of(&postcard::to_stdvec(&[bad][..]).unwrap()), None);
+        }
+        assert_eq!(further_of(&postcard::to_stdvec(&many[..FURTHER_MAX + 1]).unwrap()), None);
+        assert_eq!(further_of(&[0xff, 0xff, 0xff, 1]), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A hint is nobody's word to be taken for: it only says whom to ask, and where. So that a liar cannot crowd out what
 //! honest members say, each speaker has hints of its own, and a share of the table.
 
+use super::datagram::Further;
 use super::seat::Seat;
 use crate::model::{NodeId, Time, limits};
 use std::collections::BTreeMap;
@@ -11,14 +12,37 @@ use std::time::Duration;
 /// Most hints at a time, and most of one speaker.
 const HINTS_MAX: usize = limits::CELL_MAX_MEMBERS;
 const HINTS_OF_ONE: usize = HINTS_MAX / 8;
-/// How often a member is asked on one hint before it is forgotten, and how long apart.
-const TRIES: u8 = 5;
+/// How often a member is asked on one hint before it is forgotten, in all and at each of its addresses.
+const TRIES: usize = 5;
+const TRIES_EACH: usize = 2;
+/// How long apart it is asked where it was; its other addresses take their turns between.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 struct Hint {
     seat: Seat,
+    /// Where else it may be.
+    further: Further,
     due: Time,
-    asked: u8,
+    asked: usize,
+}
+
+impl Hint {
+    fn addresses(&self) -> usize {
+        1 + self.further.len()
+    }
+
+    fn tries(&self) -> usize {
+        TRIES.max(TRIES_EACH * self.addresses())
+    }
+
+    /// Where to ask next.
+    fn place(&self) -> Seat {
+        let addr = match self.asked % self.addresses() {
+            0 => self.seat.addr,
+            n => self.further[n - 1],
+        };
+        Seat { addr, ..self.seat }
+    }
 }
 
 /// The table of hints, by whom they are about and by whom they are from.
@@ -29,16 +53,17 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// `speaker` says that a member has this seat.
-    pub(super) fn add(&mut self, seat: Seat, speaker: NodeId, now: Time) {
+    /// `speaker` says that a member has this seat, and may be reached at further addresses, too.
+    pub(super) fn add(&mut self, seat: Seat, further: Further, speaker: NodeId, now: Time) {
         let all_of = (seat.node, NodeId([0; 32]))..=(seat.node, NodeId([0xff; 32]));
-        if self.by_pair.range(all_of).any(|(_, hint)| hint.seat == seat) {
+        let says_it = |hint: &Hint| hint.seat == seat && further.iter().all(|at| hint.further.contains(at));
+        if self.by_pair.range(all_of).any(|(_, hint)| says_it(hint)) {
             return;
         }
         let own = self.of_speaker.get(&speaker).copied().unwrap_or(0);
         let room = self.by_pair.len() < HINTS_MAX && own < HINTS_OF_ONE;
         if room && !self.by_pair.contains_key(&(seat.node, speaker)) {
-            self.by_pair.insert((seat.node, speaker), Hint { seat, due: now, asked: 0 });
+            self.by_pair.insert((seat.node, speaker), Hint { seat, further, due: now, asked: 0 });
             *self.of_speaker.entry(speaker).or_default() += 1;
         }
     }
@@ -49,7 +74,7 @@ impl Hints {
         let of_speaker = &mut self.of_speaker;
         self.by_pair.retain(|(node, speaker), hint| {
             let here = active.get(node).is_some_and(|seat| seat.renewal >= hint.seat.renewal);
-            let keep = !here && hint.asked < TRIES;
+            let keep = !here && hint.asked < hint.tries();
             if !keep && let Some(count) = of_speaker.get_mut(speaker) {
                 *count -= 1;
                 if *count == 0 {
@@ -60,9 +85,10 @@ impl Hints {
         });
         let due = self.by_pair.values_mut().filter(|hint| hint.due <= now).take(most);
         due.map(|hint| {
+            let seat = hint.place();
             hint.asked += 1;
-            hint.due = now + ASK_AGAIN;
-            hint.seat
+            hint.due = now + ASK_AGAIN / u32::try_from(hint.addresses()).unwrap_or(u32::MAX);
+            seat
         })
         .collect()
     }
@@ -86,8 +112,8 @@ mod tests {
     #[test]
     fn a_member_is_asked_five_times_a_second_apart_and_forgotten_or_found() {
         let (mut hints, mut active) = (Hints::default(), BTreeMap::new());
-        hints.add(seat(1, 7), speaker(200), Time::ZERO);
-        hints.add(seat(2, 7), speaker(200), Time::ZERO);
+        hints.add(seat(1, 7), Further::new(), speaker(200), Time::ZERO);
+        hints.add(seat(2, 7), Further::new(), speaker(200), Time::ZERO);
         let mut asked = 0;
         for tenth in 0..100 {
             let now = Time::ZERO + Duration::from_millis(100) * tenth;
@@ -101,19 +127,36 @@ mod tests {
     }
 
     #[test]
+    fn a_member_with_several_addresses_is_asked_at_each_of_them_within_seconds() {
+        let mut hints = Hints::default();
+        let further: Further = (1..=7).map(|last| SocketAddr::from(([10, 0, 1, last], 1))).collect();
+        hints.add(seat(1, 7), further.clone(), speaker(200), Time::ZERO);
+        hints.add(seat(1, 7), further[..3].into(), speaker(201), Time::ZERO);
+        let mut asked: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        for tenth in 0..100 {
+            for seat in hints.due(&BTreeMap::new(), 32, Time::ZERO + Duration::from_millis(100) * tenth) {
+                *asked.entry(seat.addr).or_default() += 1;
+            }
+            assert!(tenth != 20 || asked.len() == 8, "{asked:?}");
+        }
+        assert!(asked.len() == 8 && asked.values().all(|times| *times == TRIES_EACH), "{asked:?}");
+        assert!(hints.by_pair.is_empty());
+    }
+
+    #[test]
     fn a_liar_crowds_nobody_out() {
         let mut hints = Hints::default();
         for number in 0..5_000 {
-            hints.add(seat(number, 1), speaker(200), Time::ZERO);
+            hints.add(seat(number, 1), Further::new(), speaker(200), Time::ZERO);
         }
         assert_eq!(hints.by_pair.len(), HINTS_OF_ONE);
         // What it says of a member does not keep others from saying it otherwise.
-        hints.add(seat(3, 9), speaker(201), Time::ZERO);
-        hints.add(seat(3, 9), speaker(202), Time::ZERO);
+        hints.add(seat(3, 9), Further::new(), speaker(201), Time::ZERO);
+        hints.add(seat(3, 9), Further::new(), speaker(202), Time::ZERO);
         assert_eq!(hints.by_pair.len(), HINTS_OF_ONE + 1, "the same twice is said once");
         for by in 203..=255 {
             for number in 0..5_000 {
-                hints.add(seat(number, u64::from(by)), speaker(by), Time::ZERO);
+                hints.add(seat(number, u64::from(by)), Further::new(), speaker(by), Time::ZERO);
             }
         }
         assert_eq!(hints.by_pair.len(), HINTS_MAX);

@@ -202,6 +202,13 @@ pub(super) enum MemberEvent {
         /// The certificate, checked.
         certificate: Bytes,
     },
+    /// A member that is up says where it can be reached: its seat's address, and others, best first.
+    Reached {
+        /// Who.
+        node: NodeId,
+        /// Where, at most eight.
+        addresses: Vec<SocketAddr>,
+    },
     /// A member that is up restarted or is elsewhere now: connections with its old life lead nowhere.
     Moved(NodeId),
     /// A member is down, left, or is a member no longer.
@@ -252,13 +259,13 @@ pub(super) struct Swim {
 }
 
 impl Swim {
-    /// Starts the task, which asks `contacts` at once. `addr` is where others reach this node.
+    /// Starts the task, which asks `contacts` at once. `addr` is where others reach this node, `further` where else.
     ///
     /// The task ends when this handle is dropped, on [`Swim::leaving`], or when `events` or
     /// `datagrams` close.
     pub(super) fn start(
         credentials: impl Credentials,
-        addr: SocketAddr,
+        (addr, further): (SocketAddr, &[SocketAddr]),
         contacts: Vec<(NodeId, SocketAddr)>,
         tuning: &Tuning,
         datagrams: mpsc::Receiver<(SocketAddr, Bytes)>,
@@ -267,7 +274,7 @@ impl Swim {
     ) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let counters = Arc::new(SwimCounters::default());
-        let swim = Protocol::new(credentials, addr, contacts, tuning, now(), ambient::generator());
+        let swim = Protocol::new(credentials, addr, further, contacts, tuning, now(), ambient::generator());
         let task = Task { swim, inbox, datagrams, send, events, counters: Arc::clone(&counters) };
         tokio::spawn(task.run());
         Self { commands, counters }
@@ -390,6 +397,7 @@ impl<C: Credentials> Task<C> {
                 }
                 Action::Up { node, addr, certificate } => MemberEvent::Up { node, addr, certificate },
                 Action::Renewed { node, certificate } => MemberEvent::Renewed { node, certificate },
+                Action::Reached { node, addresses } => MemberEvent::Reached { node, addresses },
                 Action::Moved(node) => MemberEvent::Moved(node),
                 Action::Down(node) => MemberEvent::Down(node),
                 Action::Parted(part) => MemberEvent::Parted(part),
@@ -400,4 +408,21 @@ impl<C: Credentials> Task<C> {
         }
         true
     }
+}
+
+/// A datagram in which `identity` introduces itself to `to`, as if it had just started.
+#[cfg(test)]
+pub(super) fn introduction(identity: &Arc<Identity>, to: NodeId) -> Vec<u8> {
+    let letter = datagram::Letter {
+        sender: identity.node(),
+        receiver: to,
+        counter: datagram::Counter::default().next(ambient::unix_now()),
+        certificate: Some(&identity.certificate()),
+        wants_certificate: true,
+        addresses: None,
+        wants_addresses: false,
+        told: super::proto::Told::default(),
+        packet: &[],
+    };
+    letter.seal(|message| Credentials::sign(identity, message))
 }

@@ -9,14 +9,20 @@
 //! so hears of the renewed one in time. Members that others speak of are asked, at a bounded pace, and join
 //! by what they answer themselves.
 //!
+//! A node's further addresses travel from its own mouth to who asks for them, and by hearsay to those who have not
+//! met it yet. It is spoken to at the one that it is heard from.
+//!
 //! Signatures cost the most here (50 µs each), so they are checked at a bounded pace: for each address, and in all.
 
 mod parting;
 
 use super::super::bucket::{Bucket, Buckets, Pace};
 use super::super::proto::{Part, Told};
-use super::claims::{ClaimCounts, Claims, View};
-use super::datagram::{Counter, Datagram, Letter, PACKET_MAX_BYTES, VERSION, Window, fit_together};
+use super::claims::{ClaimCounts, Claims, View, append_further};
+use super::datagram::{
+    Counter, Datagram, Further, Letter, PACKET_MAX_BYTES, VERSION, Window, fit_together, further_bytes,
+    further_of,
+};
 use super::hints::Hints;
 use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
@@ -64,6 +70,10 @@ const REFUSED_COST: u32 = 7;
 /// Addresses whose pace is remembered.
 const ADDRESSES_MAX: usize = 4 * limits::CELL_MAX_MEMBERS;
 
+/// Room that is left in each packet of foca's for further addresses of those that it is about: some twenty of IPv4, nine
+/// of IPv6 (guess).
+const FURTHER_ROOM: usize = 192;
+
 /// Lives from which on a new one is a restart, not a rejoin: a second of a start's clock.
 const RESTARTED: u64 = 1_000;
 
@@ -76,6 +86,8 @@ pub(super) enum Action {
     Up { node: NodeId, addr: SocketAddr, certificate: Bytes },
     /// A member that is up shows a renewed certificate.
     Renewed { node: NodeId, certificate: Bytes },
+    /// A member says where it can be reached, best first.
+    Reached { node: NodeId, addresses: Vec<SocketAddr> },
     /// A member began a new life elsewhere, or after a restart: connections with the old one lead nowhere.
     Moved(NodeId),
     /// A member is down, left, or is a member no longer.
@@ -104,6 +116,12 @@ struct Acquaintance {
     /// What it said of its cell, and when.
     told: Told,
     heard: Time,
+    /// Where else it says that it is, once it has said so in this life.
+    further: Option<Further>,
+    /// Whether it understands further addresses, and does not know this node's yet.
+    wants_further: bool,
+    /// The one of them that it was last heard from.
+    heard_at: Option<SocketAddr>,
 }
 
 impl Acquaintance {
@@ -114,6 +132,15 @@ impl Acquaintance {
     }
 }
 
+/// What goes with a packet.
+#[derive(Clone, Copy)]
+struct Enclosed<'a> {
+    certificate: Option<&'a [u8]>,
+    addresses: Option<&'a [u8]>,
+    wants_certificate: bool,
+    wants_addresses: bool,
+}
+
 pub(super) struct Protocol<C> {
     credentials: C,
     /// [`Credentials::beliefs`] when the acquaintances were last looked through.
@@ -122,6 +149,8 @@ pub(super) struct Protocol<C> {
     ended: bool,
     cell: CellLabel,
     me: Seat,
+    /// Where else it is, as an envelope has it; empty for nowhere.
+    further: Vec<u8>,
     foca: Foca<Seat, Codec, Dice, NoCustomBroadcast>,
     runtime: AccumulatingRuntime<Seat>,
     counter: Counter,
@@ -154,6 +183,7 @@ impl<C: Credentials> Protocol<C> {
     pub(super) fn new(
         credentials: C,
         addr: SocketAddr,
+        further: &[SocketAddr],
         mut contacts: Vec<(NodeId, SocketAddr)>,
         tuning: &Tuning,
         now: Now,
@@ -172,6 +202,7 @@ impl<C: Credentials> Protocol<C> {
             ended: false,
             credentials,
             me,
+            further: further_bytes(further),
             runtime: AccumulatingRuntime::new(),
             counter: Counter::default(),
             known: BTreeMap::new(),
@@ -269,7 +300,13 @@ impl<C: Credentials> Protocol<C> {
         if !self.credentials.verify(datagram.sender, &datagram.message(self.me.node), &datagram.signature) {
             return Err(Refusal::Forged);
         }
+        // Before it is met, so that who hears of it hears of all.
+        let further = match datagram.addresses.map(further_of) {
+            Some(None) => return Err(Refusal::Malformed),
+            known => known.flatten(),
+        };
         self.meet(&datagram, admission, now)?;
+        self.note_place(&datagram, from, further);
         if !self.known.get(&datagram.sender).is_some_and(|known| self.parting.part().holds(known.key)) {
             return self.hear_outsider(from, &datagram, now);
         }
@@ -287,9 +324,9 @@ impl<C: Credentials> Protocol<C> {
         }
         let result = self.foca.handle_data(&sifted.packet, &mut self.runtime);
         self.settle(now);
-        for seat in sifted.hints {
+        for (seat, further) in sifted.hints {
             if self.parting.part().holds(seat.node.key()) {
-                self.hints.add(seat, datagram.sender, now.time);
+                self.hints.add(seat, further, datagram.sender, now.time);
             } else {
                 // Who speaks of the sibling half has joined with it.
                 self.remember_relative(seat.node, seat.addr, now);
@@ -386,6 +423,9 @@ impl<C: Credentials> Protocol<C> {
                 key: datagram.sender.key(),
                 told: Told::default(),
                 heard: now.time,
+                further: None,
+                wants_further: false,
+                heard_at: None,
             });
             known.certificate = Bytes::copy_from_slice(certificate);
             (known.issued, known.expires) = (admission.issued, admission.expires);
@@ -402,12 +442,37 @@ impl<C: Credentials> Protocol<C> {
         Ok(())
     }
 
+    /// Notes where the sender of a verified datagram says that it is, and where it was heard from.
+    fn note_place(&mut self, datagram: &Datagram<'_>, from: SocketAddr, further: Option<Further>) {
+        let Some(known) = self.known.get_mut(&datagram.sender) else { return };
+        known.wants_further = datagram.wants_addresses;
+        let news = further.is_some() && known.further != further;
+        if further.is_some() {
+            known.further = further;
+        }
+        // Nowhere but where it says that it is: a datagram may have been passed on.
+        known.heard_at = known.further.iter().flatten().find(|address| **address == from).copied();
+        if news {
+            self.report_places(datagram.sender);
+        }
+    }
+
+    /// Reports where else a member is that was reported to be up.
+    fn report_places(&mut self, node: NodeId) {
+        let (Some(seat), Some(known)) = (self.active.get(&node), self.known.get(&node)) else { return };
+        if let (false, Some(further)) = (self.unmet.contains_key(&node), &known.further) {
+            let addresses = std::iter::once(seat.addr).chain(further.iter().copied()).collect();
+            self.actions.push(Action::Reached { node, addresses });
+        }
+    }
+
     /// Reports a member that foca holds for alive and whose certificate is known.
     fn report(&mut self, node: NodeId) {
         let (Some(seat), Some(known)) = (self.active.get(&node), self.known.get(&node)) else { return };
         if self.unmet.remove(&node).is_some() {
             let certificate = known.certificate.clone();
             self.actions.push(Action::Up { node, addr: seat.addr, certificate });
+            self.report_places(node);
         }
     }
 
@@ -437,6 +502,10 @@ impl<C: Credentials> Protocol<C> {
                 }
                 OwnedNotification::MemberDown(seat) => {
                     self.active.remove(&seat.node);
+                    if let Some(known) = self.known.get_mut(&seat.node) {
+                        // Should it come back, it may be elsewhere.
+                        known.further = None;
+                    }
                     if self.unmet.remove(&seat.node).is_none() {
                         self.actions.push(Action::Down(seat.node));
                     }
@@ -450,6 +519,7 @@ impl<C: Credentials> Protocol<C> {
                     // A new life: it may have forgotten us, and it may have moved.
                     if let Some(known) = self.known.get_mut(&seat.node) {
                         known.knows_us = false;
+                        (known.further, known.heard_at) = (None, None);
                     }
                     if let Some(place) = self.active.get_mut(&seat.node) {
                         *place = seat;
@@ -473,7 +543,20 @@ impl<C: Credentials> Protocol<C> {
             self.timers.insert((now.time + after, self.timer_number), timer);
         }
         while let Some((seat, packet)) = self.runtime.to_send() {
-            self.send(seat.addr, seat.node, &packet, now);
+            let (place, other) = self.places(&seat);
+            for to in std::iter::once(place).chain(other) {
+                self.send(to, seat.node, &packet, now);
+            }
+        }
+    }
+
+    /// Where a member is spoken to: where it is heard from; and who is not up also where it was heard from last.
+    fn places(&self, seat: &Seat) -> (SocketAddr, Option<SocketAddr>) {
+        let heard_at = self.known.get(&seat.node).and_then(|known| known.heard_at);
+        if self.active.get(&seat.node) == Some(seat) {
+            (heard_at.unwrap_or(seat.addr), None)
+        } else {
+            (seat.addr, heard_at.filter(|address| *address != seat.addr))
         }
     }
 
@@ -489,30 +572,44 @@ impl<C: Credentials> Protocol<C> {
         }
         let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
-        let wants_certificate = known.is_none_or(|known| known.is_ageing(now.unix));
-        let certificate = self.credentials.certificate();
-        let apart = attach && !fit_together(&certificate, packet);
-        if apart {
-            // The certificate goes ahead. Should it be overtaken or lost, the packet is dropped there
-            // as a stranger's, and foca sends another.
-            self.seal(to, receiver, Some(&certificate), wants_certificate, &[], now);
+        let wanted = !self.further.is_empty() && known.is_some_and(|known| known.wants_further);
+        let (certificate, further) = (self.credentials.certificate(), self.further.clone());
+        let enclosed = Enclosed {
+            certificate: attach.then_some(&certificate[..]),
+            addresses: wanted.then_some(&further[..]),
+            wants_certificate: known.is_none_or(|known| known.is_ageing(now.unix)),
+            wants_addresses: known.is_none_or(|known| known.further.is_none()),
+        };
+        if !fit_together(enclosed.certificate, enclosed.addresses, packet) {
+            // They go ahead. Should they be overtaken or lost, the packet is dropped there as a stranger's, and foca
+            // sends another.
+            self.seal(to, receiver, enclosed, &[], now);
+            let bare = Enclosed { certificate: None, addresses: None, ..enclosed };
+            self.seal(to, receiver, bare, packet, now);
+            return;
         }
-        let certificate = (attach && !apart).then_some(&certificate[..]);
-        self.seal(to, receiver, certificate, wants_certificate, packet, now);
+        let taken = enclosed.certificate.map_or(0, |bytes| 2 + bytes.len())
+            + enclosed.addresses.map_or(0, |bytes| 1 + bytes.len());
+        let mut packet = packet.to_vec();
+        let room = PACKET_MAX_BYTES - taken - packet.len();
+        append_further(&mut packet, room, |node| {
+            self.known.get(node)?.further.as_ref().filter(|further| !further.is_empty())
+        });
+        self.seal(to, receiver, enclosed, &packet, now);
     }
 
-    fn seal(
-        &mut self,
-        to: SocketAddr,
-        receiver: NodeId,
-        certificate: Option<&[u8]>,
-        wants_certificate: bool,
-        packet: &[u8],
-        now: Now,
-    ) {
-        let (sender, counter) = (self.me.node, self.counter.next(now.unix));
-        let told = self.parting.told(self.active.len() + 1);
-        let letter = Letter { sender, receiver, counter, certificate, wants_certificate, told, packet };
+    fn seal(&mut self, to: SocketAddr, receiver: NodeId, with: Enclosed<'_>, packet: &[u8], now: Now) {
+        let letter = Letter {
+            sender: self.me.node,
+            receiver,
+            counter: self.counter.next(now.unix),
+            certificate: with.certificate,
+            wants_certificate: with.wants_certificate,
+            addresses: with.addresses,
+            wants_addresses: with.wants_addresses,
+            told: self.parting.told(self.active.len() + 1),
+            packet,
+        };
         let bytes = letter.seal(|message| self.credentials.sign(message));
         self.actions.push(Action::Send(to, bytes));
     }
@@ -683,7 +780,7 @@ fn config(tuning: &Tuning) -> foca::Config {
         max_transmissions: NonZeroU8::new(13).unwrap_or(NonZeroU8::MIN),
         suspect_to_down_after: tuning.suspect_to_down,
         remove_down_after: Some(tuning.remember_down),
-        max_packet_size: count(PACKET_MAX_BYTES),
+        max_packet_size: count(PACKET_MAX_BYTES - FURTHER_ROOM),
         notify_down_members: true,
         periodic_announce: periodic(Duration::from_secs(30), 1),
         periodic_announce_to_down_members: periodic(tuning.announce_to_down, 2),

@@ -94,6 +94,11 @@ fn addr(number: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 0], u16::try_from(number).unwrap() + 1))
 }
 
+/// The second address of a member that has two.
+fn second_addr(number: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 1, 0], u16::try_from(number).unwrap() + 1))
+}
+
 /// Virtual members and a network with delay, loss and cuts, all from one seed.
 struct Swarm {
     now: Time,
@@ -115,6 +120,10 @@ struct Swarm {
     fast_s: Vec<u64>,
     /// Members on different sides do not hear each other.
     side: Vec<u8>,
+    /// Between the two of such a pair only their second addresses lead anywhere.
+    far: BTreeSet<(usize, usize)>,
+    /// Where members say that they are.
+    reached: Vec<BTreeMap<NodeId, Vec<SocketAddr>>>,
     loss_percent: usize,
     refusals: Vec<Refusal>,
     /// Members that somebody lost.
@@ -125,10 +134,18 @@ struct Swarm {
 
 impl Swarm {
     fn new(members: usize, seed: u64) -> Self {
-        Self::tuned(members, seed, &Tuning::default())
+        Self::with(members, seed, &[], &Tuning::default())
+    }
+
+    fn with_second_addresses(members: usize, seed: u64, of: &[usize]) -> Self {
+        Self::with(members, seed, of, &Tuning::default())
     }
 
     fn tuned(members: usize, seed: u64, tuning: &Tuning) -> Self {
+        Self::with(members, seed, &[], tuning)
+    }
+
+    fn with(members: usize, seed: u64, of: &[usize], tuning: &Tuning) -> Self {
         let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
         let revoked: Arc<Mutex<BTreeSet<NodeId>>> = Arc::default();
         let heeds: Arc<AtomicBool> = Arc::default();
@@ -142,7 +159,8 @@ impl Swarm {
                 let node = TestNode { padding, revoked: revoked.clone(), heeds: heeds.clone(), ..node };
                 clocks.push(node.issued.clone());
                 let generator = Generator::stream(seed, number as u64);
-                Some(Protocol::new(node, addr(number), contacts, tuning, now, generator))
+                let further = if of.contains(&number) { vec![second_addr(number)] } else { vec![] };
+                Some(Protocol::new(node, addr(number), &further, contacts, tuning, now, generator))
             })
             .collect();
         Self {
@@ -161,6 +179,8 @@ impl Swarm {
             generator: Generator::new(seed),
             fast_s: vec![0; members],
             side: vec![0; members],
+            far: BTreeSet::new(),
+            reached: vec![BTreeMap::new(); members],
             loss_percent: 0,
             refusals: Vec::new(),
             lost: Vec::new(),
@@ -183,11 +203,12 @@ impl Swarm {
             match action {
                 Action::Send(to, bytes) => {
                     assert!(bytes.len() <= crate::mesh::DATAGRAM_MAX_BYTES && bytes[0] < 0x40);
-                    let to = usize::from(to.port()) - 1;
+                    let (place, to) = (to, usize::from(to.port()) - 1);
                     if let Some(tape) = &mut self.tape {
                         tape.push((number, to, bytes.clone()));
                     }
-                    let lost = self.generator.below(100) < self.loss_percent;
+                    let unreachable = self.is_far(number, to) && place != second_addr(to);
+                    let lost = self.generator.below(100) < self.loss_percent || unreachable;
                     if !lost && to < self.side.len() && self.side[number] == self.side[to] {
                         let delay = Duration::from_micros(200 + self.generator.below(2_000) as u64);
                         self.sent += 1;
@@ -203,6 +224,10 @@ impl Swarm {
                     assert!(self.up[number].contains(&node), "renewed without up");
                     self.renewed[number].insert(node);
                 }
+                Action::Reached { node, addresses } => {
+                    assert!(self.up[number].contains(&node), "reached without up");
+                    self.reached[number].insert(node, addresses);
+                }
                 Action::Moved(_) => {}
                 Action::Parted(part) => {
                     (self.parts[number], self.partings) = (part, self.partings + 1);
@@ -214,6 +239,10 @@ impl Swarm {
                 }
             }
         }
+    }
+
+    fn is_far(&self, one: usize, other: usize) -> bool {
+        self.far.contains(&(one.min(other), one.max(other)))
     }
 
     /// Runs until `done` or for `limit`; says whether it was done.
@@ -232,8 +261,9 @@ impl Swarm {
                 self.wire.pop();
                 let bytes = self.bodies.remove(&id).unwrap();
                 let clock = self.clock_of(to);
+                let source = if self.is_far(from, to) { second_addr(from) } else { addr(from) };
                 if let Some(swim) = self.members[to].as_mut()
-                    && let Err(refusal) = swim.receive(addr(from), &bytes, clock)
+                    && let Err(refusal) = swim.receive(source, &bytes, clock)
                 {
                     self.refusals.push(refusal);
                 }
@@ -358,6 +388,7 @@ fn a_member_that_leaves_is_gone_at_once_and_may_come_back() {
     swarm.members[2] = Some(Protocol::new(
         node,
         addr(2),
+        &[],
         vec![(NodeId([4; 32]), addr(4))],
         &Tuning::default(),
         swarm.clock(),
@@ -392,6 +423,57 @@ fn a_node_that_was_cut_off_alone_comes_back() {
     assert!(swarm.run(Duration::from_secs(120), Swarm::all_see_all), "{:?}", swarm.up);
 }
 
+#[test]
+fn members_that_reach_each_other_at_their_second_addresses_only_find_together_by_hearsay_and_stay() {
+    for seed in [31, 32, 33] {
+        let mut swarm = Swarm::with_second_addresses(8, seed, &[1, 2, 3]);
+        swarm.far = BTreeSet::from([(1, 2), (2, 3)]);
+        let second = |swarm: &Swarm, of: usize| {
+            let name = NodeId([u8::try_from(of).unwrap(); 32]);
+            (0..8)
+                .filter(|n| *n != of)
+                .all(|n| swarm.reached[n].get(&name).is_some_and(|at| *at == [addr(of), second_addr(of)]))
+        };
+        let done = |swarm: &Swarm| swarm.all_see_all() && [1, 2, 3].iter().all(|of| second(swarm, *of));
+        assert!(swarm.run(Duration::from_secs(120), done), "seed {seed}: {:?} {:?}", swarm.up, swarm.reached);
+        swarm.lost.clear();
+        swarm.run(Duration::from_secs(120), |_| false);
+        assert_eq!(swarm.lost, [], "seed {seed}");
+        assert_eq!(swarm.reached.iter().map(BTreeMap::len).sum::<usize>(), 3 * 7);
+    }
+}
+
+#[test]
+fn further_addresses_are_told_to_who_asks_and_to_no_older_program() {
+    const HAS_ADDRESSES: u8 = 4;
+    let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
+    let (me, other) = (TestNode::new(1, 1, "eu/a/r1"), TestNode::new(2, 1, "eu/a/r1"));
+    for asks in [false, true] {
+        let further = [second_addr(1)];
+        let generator = Generator::new(1);
+        let mut swim =
+            Protocol::new(me.clone(), addr(1), &further, vec![], &Tuning::default(), now, generator);
+        let letter = Letter {
+            sender: other.node,
+            receiver: me.node,
+            counter: Counter::default().next(now.unix),
+            certificate: Some(&other.certificate()),
+            wants_certificate: true,
+            told: Told::default(),
+            addresses: None,
+            wants_addresses: asks,
+            packet: &[],
+        };
+        swim.receive(addr(2), &letter.seal(|message| other.sign(message)), now).unwrap();
+        let actions = swim.take_actions();
+        assert_eq!(actions.len(), 2, "its certificate, and an announcement");
+        for action in actions {
+            let Action::Send(to, bytes) = action else { panic!("{action:?}") };
+            assert_eq!((to, bytes[1] & HAS_ADDRESSES != 0), (addr(2), asks));
+        }
+    }
+}
+
 fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) -> Vec<u8> {
     let certificate = from.certificate();
     let letter = Letter {
@@ -401,6 +483,8 @@ fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) ->
         certificate: Some(&certificate),
         wants_certificate: true,
         told: Told::default(),
+        addresses: None,
+        wants_addresses: false,
         packet,
     };
     letter.seal(|message| from.sign(message))
@@ -410,7 +494,7 @@ fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) ->
 fn judge(bytes: &[u8]) -> Refusal {
     let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
     let me = TestNode::new(1, 1, "eu/a/r1");
-    let mut swim = Protocol::new(me, addr(1), vec![], &Tuning::default(), now, Generator::new(1));
+    let mut swim = Protocol::new(me, addr(1), &[], vec![], &Tuning::default(), now, Generator::new(1));
     let refusal = swim.receive(addr(2), bytes, now).unwrap_err();
     assert_eq!(swim.take_actions(), []);
     refusal
@@ -440,6 +524,8 @@ fn forged_foreign_and_stale_datagrams_are_refused_and_change_nothing() {
         certificate: Some(&certificate),
         wants_certificate: false,
         told: Told::default(),
+        addresses: None,
+        wants_addresses: false,
         packet: &[],
     };
     assert_eq!(
@@ -463,6 +549,8 @@ fn forged_foreign_and_stale_datagrams_are_refused_and_change_nothing() {
         certificate: None,
         wants_certificate: true,
         told: Told::default(),
+        addresses: None,
+        wants_addresses: false,
         packet: &[],
     };
     assert_eq!(judge(&stranger.seal(|m| friend.sign(m))), Refusal::Stranger);
@@ -642,7 +730,8 @@ fn cells_halve_as_they_grow_and_join_as_they_shrink_and_all_members_agree() {
         let contacts = (0..36).filter(|n| *n != 7).map(|n| (NodeId([n; 32]), addr(usize::from(n)))).collect();
         (swarm.up[7], swarm.parts[7]) = (BTreeSet::new(), Part::WHOLE);
         let node = TestNode { revoked: swarm.revoked.clone(), ..TestNode::new(7, 1, "eu/a/r1") };
-        swarm.members[7] = Some(Protocol::new(node, addr(7), contacts, &tuning, clock, Generator::new(7)));
+        swarm.members[7] =
+            Some(Protocol::new(node, addr(7), &[], contacts, &tuning, clock, Generator::new(7)));
         swarm.run(Duration::from_secs(1), |_| false);
         assert!(swarm.run(Duration::from_secs(90), halved), "seed {seed}: {:?} {:?}", swarm.parts, swarm.up);
         for number in 4..36 {

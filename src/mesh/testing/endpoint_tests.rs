@@ -147,6 +147,55 @@ fn a_black_holed_peer_costs_the_time_out_and_the_reader_goes_on_elsewhere() {
     });
 }
 
+/// A transfer over a path that carries jumbo frames until, in the middle of it, it does not; the trace.
+async fn narrowed(world: World) -> String {
+    let (serving, asking) = (world.mesh.member(), world.mesh.member());
+    let jumbo =
+        |number| EndpointConfig { mtu: EndpointConfig::MTU_MAX, ..EndpointConfig::new(address(number)) };
+    let (server, incoming) = world.bind_with(jumbo(1), &serving);
+    let (asker, _incoming) = world.bind_with(jumbo(2), &asking);
+    let wanted: Vec<Bytes> = (0..64).map(|number| content(number, 64 << 10)).collect();
+    serve_all(incoming, wanted.clone(), Duration::ZERO);
+    let get =
+        async |wanted: &[Bytes]| collect(ask(&asker, serving.node(), 1, wanted).await.unwrap(), wanted).await;
+    let path = |bytes_per_s, largest| {
+        for (from, to) in [(1, 2), (2, 1)] {
+            let link = Link { bytes_per_s, largest, ..Link::default() };
+            world.net.set_link(address(from), address(to), link);
+        }
+    };
+    let mtu = || usize::from(server.one_of_each()[0].quinn().stats().path.current_mtu);
+
+    assert!(matches!(get(&wanted).await, (64, errors) if errors.is_empty()));
+    assert!(mtu() > 6_500, "the path's jumbo frames are found and used: {}", mtu());
+    path(Some(2 << 20), None);
+    let under_way = ask(&asker, serving.node(), 1, &wanted).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    path(Some(2 << 20), Some(1_400));
+    let (arrived, errors) = collect(under_way, &wanted).await;
+    assert_eq!((arrived, errors.len()), (64, 0), "what was under way arrives: {errors:?}");
+    assert!(world.net.counts().too_large > 0 && mtu() <= 1_400);
+    for endpoint in [&server, &asker] {
+        assert!(endpoint.conduct().counts().all(|(_, count)| count == 0), "nobody is blamed for it");
+        assert_eq!(endpoint.connections(), 1, "it is the connection of before");
+    }
+    // Once the path has been left in peace, what it takes now is searched for again.
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(matches!(get(&wanted[..4]).await, (4, errors) if errors.is_empty()));
+    }
+    assert!((1_350..=1_400).contains(&mtu()), "{}", mtu());
+    assert_eq!(server.connections(), 1);
+    world.net.trace()
+}
+
+#[test]
+fn a_path_that_suddenly_swallows_large_datagrams_costs_moments_and_no_connection() {
+    let runs: Vec<_> = [14, 14, 15].into_iter().map(|seed| run(seed, Link::default(), narrowed)).collect();
+    assert_eq!(runs[0], runs[1], "the same to the datagram");
+    assert_ne!(runs[0], runs[2]);
+}
+
 #[test]
 fn a_half_open_connection_is_noticed_by_the_next_ask_and_dialled_anew() {
     run(3, Link::default(), |world| async move {

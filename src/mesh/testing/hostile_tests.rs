@@ -9,7 +9,7 @@ use crate::mesh::driver::tests::{Options, Stratum, TestNode, chunk, repository, 
 use crate::mesh::swim::{Swim, Tuning};
 use crate::mesh::tls::{self, Rules};
 use crate::mesh::transfer::{self, FrameReader, Reply, TransferError};
-use crate::mesh::wire::{DataHeader, Holder, Message, REQUEST_MAX_CHUNKS, Request, Told, VERSION};
+use crate::mesh::wire::{DataHeader, Holder, Message, REQUEST_MAX_CHUNKS, Request, SliceHeld, Told, VERSION};
 use crate::mesh::{Alpn, Identity, Incoming, MemberConnection, News, NewsVerdict, Obtained};
 use crate::model::{ChunkRef, Class, ContentId, NodeId, Place};
 use quinn::{Connection, SendStream};
@@ -356,6 +356,27 @@ fn a_list_that_never_ends_is_given_up() {
 }
 
 #[test]
+fn an_answer_that_drips_keeps_nobody_for_long() {
+    run(9, Link::default(), |world| async move {
+        // Frames of a type that nobody knows are skipped, and each is progress.
+        let unknown = [200, 0, 0, 0, 0];
+        let node = liar(&world, 1, unknown.repeat(100), unknown.len(), Duration::from_secs(5));
+        let identity = world.mesh.member();
+        let (asker, _incoming) = world.bind(&identity, 2);
+        let connection = asker.connection(node, address(1)).await.unwrap();
+        let slice = SliceHeld { segment: ContentId::of(b"a segment"), slice: 0, parts: 1 };
+        let now = crate::ambient::unix_now();
+        let began = Instant::now();
+        assert!(transfer::push_news(&connection, News::Root(vec![1])).await.is_err());
+        assert!(transfer::tell_possession(&connection, vec![slice]).await.is_err());
+        assert!(transfer::show(&connection, identity.membership().bytes().to_vec()).await.is_err());
+        assert!(transfer::renew(&connection).await.is_err());
+        assert!(transfer::members(&connection, identity.trust(), now).await.is_err());
+        assert!(began.elapsed() <= Duration::from_secs(60), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn a_flood_of_forged_membership_datagrams_is_dropped_unseen_and_nobody_is_lost() {
     run(10, Link::default(), |world| async move {
         let (victim, honest, _hostile) = victim(&world, 1).await;
@@ -416,7 +437,8 @@ fn impostor(world: &World, number: u8, contact: &TestNode, answer: fn(Told) -> M
     let send = Box::new(move |to, bytes: bytes::Bytes| drop(sender.send_datagram(to, &bytes)));
     let (events, mut members) = tokio::sync::mpsc::channel(256);
     let contacts = vec![(contact.identity.node(), contact.addr)];
-    let swim = Swim::start(identity, address(number), contacts, &Tuning::default(), datagrams, send, events);
+    let swim =
+        Swim::start(identity, (address(number), &[]), contacts, &Tuning::default(), datagrams, send, events);
     tokio::spawn(async move {
         while members.recv().await.is_some() {}
         drop(swim);

@@ -1,5 +1,5 @@
 //! A virtual UDP network in tokio's paused time: delay, jitter (and with it reordering), loss, duplication, a rate with a
-//! queue, black holes, cuts, and addresses that change. All chance comes from one seed.
+//! queue, a largest datagram, black holes, cuts, and addresses that change. All chance comes from one seed.
 //!
 //! One task, the courier, carries datagrams from senders to receivers at their time. Deliveries happen on whole
 //! milliseconds, because tokio's timers do.
@@ -41,6 +41,8 @@ pub(in crate::mesh) struct Link {
     pub(in crate::mesh) bytes_per_s: Option<u64>,
     /// and how long a datagram may wait for it before it is dropped.
     pub(in crate::mesh) queue: Duration,
+    /// The largest payload that passes, if it has a bound; larger ones are lost, and nobody is told.
+    pub(in crate::mesh) largest: Option<usize>,
 }
 
 impl Default for Link {
@@ -53,6 +55,7 @@ impl Default for Link {
             duplicate_permille: 0,
             bytes_per_s: None,
             queue: Duration::from_millis(50),
+            largest: None,
         }
     }
 }
@@ -62,6 +65,8 @@ impl Default for Link {
 pub(in crate::mesh) struct NetCounts {
     pub(in crate::mesh) delivered: u64,
     pub(in crate::mesh) lost: u64,
+    /// Of those, larger than their path takes.
+    pub(in crate::mesh) too_large: u64,
     pub(in crate::mesh) duplicated: u64,
     /// Delivered after a younger one of the same way.
     pub(in crate::mesh) overtaken: u64,
@@ -255,6 +260,12 @@ impl State {
             let bytes = (content.len() + HEADER_BYTES) as u64;
             departure = free + Duration::from_nanos(bytes * 1_000_000_000 / rate);
             self.uplink_free.insert(from, departure);
+        }
+        if link.largest.is_some_and(|largest| content.len() > largest) {
+            self.note(b'm', source, to, content.len());
+            self.counts.lost += 1;
+            self.counts.too_large += 1;
+            return false;
         }
         if cut || self.generator.below(1_000) < link.loss_permille {
             self.note(b'l', source, to, content.len());

@@ -12,8 +12,12 @@ use bytes::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Time for a whole list, of documents or members (guess: 64 MiB at half a megabyte a second).
+/// Time for a list of all documents (guess: 64 MiB at half a megabyte a second).
 const LIST_LIMIT: Duration = Duration::from_secs(120);
+/// Time for a list of members, during which no other cell is asked (guess: the largest has 700 KB).
+const MEMBERS_LIMIT: Duration = Duration::from_secs(15);
+/// Time for an exchange whose answer is short, whatever a peer says before it: others wait for its place.
+const ANSWER_LIMIT: Duration = NO_PROGRESS;
 /// Most bytes of all documents together (guess: two thousand roots of 32 KiB).
 const NEWS_MAX_BYTES: usize = 64 << 20;
 
@@ -60,7 +64,7 @@ pub async fn push_news(connection: &MemberConnection, news: News) -> Result<(), 
             None => Err(TransferError::NotAnswered),
         }
     };
-    judged(connection, LIST_LIMIT, push).await
+    judged(connection, ANSWER_LIMIT, push).await
 }
 
 /// Tells a peer what this node holds. `Ok` says that it came in.
@@ -71,11 +75,14 @@ pub async fn tell_possession(
     connection: &MemberConnection,
     slices: Vec<SliceHeld>,
 ) -> Result<(), TransferError> {
-    match open(connection, &Message::Possession(slices)).await?.message().await? {
-        Some(Message::PossessionAck) => Ok(()),
-        Some(other) => Err(unexpected(&other)),
-        None => Err(TransferError::NotAnswered),
-    }
+    let tell = async {
+        match open(connection, &Message::Possession(slices)).await?.message().await? {
+            Some(Message::PossessionAck) => Ok(()),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(TransferError::NotAnswered),
+        }
+    };
+    judged(connection, ANSWER_LIMIT, tell).await
 }
 
 /// Asks a peer for the newest documents that it knows. They are not verified.
@@ -112,7 +119,7 @@ pub async fn members(
     trust: &MeshTrust,
     now: UnixTime,
 ) -> Result<CellMembers, TransferError> {
-    judged(connection, LIST_LIMIT, read_members(connection, trust, now)).await
+    judged(connection, MEMBERS_LIMIT, read_members(connection, trust, now)).await
 }
 
 async fn read_members(
@@ -159,6 +166,10 @@ pub(in crate::mesh) struct Renewal {
 /// # Errors
 /// [`TransferError`]; a member that is no authority refuses.
 pub(in crate::mesh) async fn renew(connection: &MemberConnection) -> Result<Renewal, TransferError> {
+    judged(connection, ANSWER_LIMIT, read_renewal(connection)).await
+}
+
+async fn read_renewal(connection: &MemberConnection) -> Result<Renewal, TransferError> {
     let mut reader = open(connection, &Message::Renew).await?;
     match reader.message().await? {
         Some(Message::Renewed(reply)) => {
@@ -197,11 +208,14 @@ pub(in crate::mesh) async fn show(
     connection: &MemberConnection,
     certificate: Vec<u8>,
 ) -> Result<(), TransferError> {
-    match open(connection, &Message::Certificate(certificate)).await?.message().await? {
-        Some(Message::NewsAck) => Ok(()),
-        Some(other) => Err(unexpected(&other)),
-        None => Err(TransferError::NotAnswered),
-    }
+    let show = async {
+        match open(connection, &Message::Certificate(certificate)).await?.message().await? {
+            Some(Message::NewsAck) => Ok(()),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(TransferError::NotAnswered),
+        }
+    };
+    judged(connection, ANSWER_LIMIT, show).await
 }
 
 /// The records whose certificate is of this mesh and not revoked, though it may have lapsed.

@@ -1,8 +1,11 @@
 //! Scopes, renewal and revocation between whole nodes.
 
 use super::*;
+use crate::mesh::dht::{DhtStart, Spread};
 use crate::mesh::office::OfficeConfig;
-use crate::mesh::{Charter, Scope};
+use crate::mesh::transfer::Reply;
+use crate::mesh::wire::Request;
+use crate::mesh::{Charter, Scope, swim, transfer};
 use crate::model::UnixTime;
 
 /// An authority with its office, as the first node.
@@ -58,7 +61,7 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
     let nothing = out.get_within(missing, Duration::from_secs(5)).await;
     assert!(nothing.is_err(), "{nothing:?}");
     assert_eq!(c.get(missing).await.map(|_| ()), Ok(()), "the others go on");
-    // It hears of it itself, from the authority's desk at the latest, and then knows nobody.
+    // It hears of it itself (from the authority's desk: see the tests of joining), and then knows nobody.
     let list = office.identity().trust().revocations();
     out.identity.trust().judge(&News::Revocations(list.bytes().to_vec()), None);
     eventually("the revoked node knows nobody", || async {
@@ -69,6 +72,91 @@ async fn a_revoked_node_is_down_at_all_members_and_gets_nothing_not_even_from_th
     .await;
     let routed = || out.mesh.dht_counters().map(|counters| counters.peers.load(Ordering::Relaxed));
     eventually("its routing table is empty", || async { routed() == Some(0) }).await;
+}
+
+#[tokio::test]
+async fn a_revoked_node_that_nobody_told_notices_that_members_of_another_cell_refuse_it() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(1));
+    let (a, office) = authority(&mesh, Duration::from_secs(3_600), &stratum);
+    let apart = |cell| in_cell(&mesh, cell, Scope::All, 3_600);
+    let mate = TestNode::start_as(apart("default/b/b"), Options::cell("unused"), &[&a], &stratum);
+    let out = TestNode::start_as(apart("default/b/b"), Options::cell("unused"), &[&a], &stratum);
+    all_see(&[&a, &mate, &out], 2).await;
+    let list = office.revoke(out.identity.node(), "stolen".into(), ambient::unix_now()).unwrap();
+    // Nobody but its mate hears of it as news, and that one tells nobody.
+    mate.identity.trust().judge(&News::Revocations(list.bytes().to_vec()), None);
+    let view = || viewed_by(out.mesh.inbox.clone())();
+    eventually("it is refused, though it holds somebody for up", || async {
+        let view = view().await;
+        view.refused && view.up > 0
+    })
+    .await;
+    assert_eq!(out.identity.trust().revocations().number(), 0);
+    let asked: Vec<_> = view().await.authorities.into_iter().map(|(node, _)| node).collect();
+    assert_eq!(asked, [a.identity.node()], "whom it asks why");
+}
+
+/// What an honest node is asked for by somebody who does not care whether his own membership still counts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Got {
+    a_chunk: bool,
+    an_answer_by_swim: bool,
+    a_record_of_the_dht: bool,
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn got_by(identity: Arc<Identity>, from: &TestNode) -> Got {
+    let (wanted, mut got) = (from.identity.node(), Got::default());
+    let config = EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (endpoint, incoming) = Endpoint::bind(config, identity.clone()).unwrap();
+    let Incoming { libp2p, mut datagrams, chunks: _chunks, joins: _joins } = incoming;
+    let addr = endpoint.local_addr().unwrap();
+
+    endpoint.send_datagram(from.addr, &swim::introduction(&identity, wanted)).unwrap();
+    got.an_answer_by_swim = tokio::time::timeout(PATIENCE, datagrams.recv()).await.is_ok();
+
+    // Who dials believes himself connected until the other side has judged him.
+    if let Ok(connection) = endpoint.connection(wanted, from.addr).await {
+        let request = Request { repository: repository(), class: Class::Read, chunks: vec![chunk(0)] };
+        let mut asking = transfer::ask(connection, request).unwrap();
+        while let Ok(Some((_, reply))) = tokio::time::timeout(PATIENCE, asking.next()).await {
+            got.a_chunk |= matches!(reply, Reply::Arrived(_));
+        }
+    }
+
+    let contacts = vec![(wanted, from.addr)];
+    let start = DhtStart { endpoint, addr, contacts, incoming: libp2p, spread: Spread::default() };
+    let (dht, _neighbours) = Dht::start(start).unwrap();
+    let key = DhtKey::cell(&from.identity.membership().cell);
+    let look = async {
+        while dht.find(key).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    got.a_record_of_the_dht = tokio::time::timeout(PATIENCE, look).await.is_ok();
+    got
+}
+
+#[tokio::test]
+async fn who_has_expired_gets_nothing_from_transfer_swim_and_dht() {
+    let (mesh, stratum) = (TestMesh::new(), Stratum::with(1));
+    let node = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[], &stratum);
+    // The other is in its routing table when it announces its cell.
+    let other = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[&node], &stratum);
+    all_see(&[&node, &other], 1).await;
+    node.get(0).await.unwrap();
+    let expired = mesh.member_with(|statement| {
+        statement.cell = "eu/a/r1".parse().unwrap();
+        statement.issued = UnixTime(statement.issued.0 - 3_600);
+        statement.expires = UnixTime(statement.issued.0 + 3_000);
+    });
+    let member = in_cell(&mesh, "eu/a/r1", Scope::All, 3_600);
+    let everything = Got { a_chunk: true, an_answer_by_swim: true, a_record_of_the_dht: true };
+    assert_eq!(got_by(member, &node).await, everything, "a member gets what is asked for");
+    assert_eq!(got_by(expired.clone(), &node).await, Got::default());
+    let peers = node.mesh.peers().await;
+    assert!(peers.iter().all(|peer| peer.node != expired.node()), "it is not even heard of: {peers:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Which part of its label this node's cell is: foca knows that part alone, and it changes as the fleet grows and shrinks.
 //!
-//! The rule is the core's ([`Halving`]). Here is what it sees: every datagram tells, in bits that older programs ignore,
-//! what its sender thinks. A member of another part that speaks to this one as to its own hears in return what this one
+//! The rule is the core's ([`Halving`]). Here is what it sees: every datagram tells what its sender thinks, where the
+//! label was halved. A member of another part that speaks to this one as to its own hears in return what this one
 //! thinks, and is not taken in. While a cell has few members it tells a few of the sibling half so, now and then, for they
 //! may join.
 
