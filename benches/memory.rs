@@ -6,6 +6,7 @@
 //! serves it. Prints the resident memory after each step, and how long the members took. Exits with 1 when it is more
 //! than the limit.
 #![allow(clippy::unwrap_used, reason = "a measurement may panic")]
+#![allow(clippy::disallowed_methods, reason = "a measurement takes the real time")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

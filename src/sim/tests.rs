@@ -69,7 +69,7 @@ fn homes_that_the_stratum_does_not_answer_do_not_keep_the_others() {
     assert_eq!((with.rollout.completed, without.rollout.completed), (32, 32));
     assert!(with.asides > 0 && without.asides == 0);
     let (with, without) = (with.rollout.makespan_over_bound, without.rollout.makespan_over_bound);
-    assert!(with < 1.2 && with < without, "{with} with wants that stand aside, {without} without");
+    assert!(with < 1.3 && with < without, "{with} with wants that stand aside, {without} without");
 }
 
 #[test]

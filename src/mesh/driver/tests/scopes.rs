@@ -3,7 +3,7 @@
 use super::*;
 use crate::mesh::transfer::{self, Reply};
 use crate::mesh::wire::Request;
-use crate::mesh::{MemberConnection, Scope};
+use crate::mesh::{MemberConnection, Role, Scope};
 
 /// The repository that the scoped member may read; [`repository`] it may not.
 fn its_own() -> RepositoryName {
@@ -14,6 +14,7 @@ fn scoped(mesh: &TestMesh, names: &[RepositoryName]) -> Arc<Identity> {
     mesh.member_with(|statement| {
         statement.cell = "eu/a/r1".parse().unwrap();
         statement.scope = Scope::Only(names.to_vec());
+        statement.role = Role::Seed;
     })
 }
 
@@ -49,6 +50,7 @@ async fn a_scoped_member_is_a_home_of_what_it_may_read_and_asked_for_nothing_els
     let (mesh, stratum, seen) = (TestMesh::new(), stratum(), Arc::default());
     let a = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[], &stratum);
     let options = Options { tamper: Some(noting(&seen)), ..Options::cell("eu/a/r1") };
+    // As a seed it is the home of something whatever it is called.
     let s = TestNode::start_as(scoped(&mesh, &[its_own()]), options, &[&a], &stratum);
     let b = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[&a], &stratum);
     all_see(&[&a, &b, &s], 2).await;
