@@ -71,11 +71,11 @@ pub enum PeerRequest {
         /// The certificate.
         certificate: Vec<u8>,
     },
-    /// A peer wants the members of this node's cell, at most
+    /// A peer wants to know how often the label of this node's cell was halved, and its members, at most
     /// [`CELL_MAX_MEMBERS`](limits::CELL_MAX_MEMBERS).
     Members {
         /// Takes them.
-        reply: oneshot::Sender<Vec<MemberRecord>>,
+        reply: oneshot::Sender<(u8, Vec<MemberRecord>)>,
     },
 }
 
@@ -288,7 +288,10 @@ impl Stream {
                 Ok(())
             }
             Message::Members => {
-                let mut members = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
+                let (bits, mut members) = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
+                if bits > 0 {
+                    write_message(&mut self.send, &Message::CellPart(bits), NO_PROGRESS).await?;
+                }
                 members.truncate(limits::CELL_MAX_MEMBERS);
                 for part in members.chunks(MEMBERS_PER_FRAME) {
                     say(&self.connection, &mut self.send, &Message::MemberList(part.to_vec())).await?;
@@ -339,14 +342,14 @@ impl Stream {
     }
 
     /// What the driver says; nothing when it is overloaded or takes too long.
-    async fn ask_driver<T>(&self, request: impl FnOnce(oneshot::Sender<Vec<T>>) -> PeerRequest) -> Vec<T> {
+    async fn ask_driver<T: Default>(&self, request: impl FnOnce(oneshot::Sender<T>) -> PeerRequest) -> T {
         let (reply, answer) = oneshot::channel();
         if self.requests.try_send(request(reply)).is_err() {
-            return Vec::new();
+            return T::default();
         }
         match tokio::time::timeout(DRIVER_LIMIT, answer).await {
-            Ok(Ok(list)) => list,
-            _ => Vec::new(),
+            Ok(Ok(answer)) => answer,
+            _ => T::default(),
         }
     }
 

@@ -110,6 +110,9 @@ async fn read_news(connection: &MemberConnection) -> Result<Vec<News>, TransferE
     Ok(news)
 }
 
+/// How often the label of a peer's cell was halved for it, and the members that it named.
+pub(in crate::mesh) type CellMembers = (u8, Vec<(MembershipCert, Vec<SocketAddr>)>);
+
 /// Asks a peer for the members of its cell. Only those whose certificate counts at `now` are returned.
 ///
 /// # Errors
@@ -118,7 +121,7 @@ pub async fn members(
     connection: &MemberConnection,
     trust: &MeshTrust,
     now: UnixTime,
-) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+) -> Result<CellMembers, TransferError> {
     judged(connection, MEMBERS_LIMIT, read_members(connection, trust, now)).await
 }
 
@@ -126,11 +129,18 @@ async fn read_members(
     connection: &MemberConnection,
     trust: &MeshTrust,
     now: UnixTime,
-) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+) -> Result<CellMembers, TransferError> {
     let mut reader = open(connection, &Message::Members).await?;
-    let (mut members, mut count) = (Vec::new(), 0);
+    let (mut members, mut count, mut bits) = (Vec::new(), 0, 0);
     while let Some(message) = reader.message().await? {
-        let Message::MemberList(list) = message else { return Err(unexpected(&message)) };
+        let list = match message {
+            Message::MemberList(list) => list,
+            Message::CellPart(told) if count == 0 => {
+                bits = told;
+                continue;
+            }
+            other => return Err(unexpected(&other)),
+        };
         count += list.len();
         if count > limits::CELL_MAX_MEMBERS {
             return Err(TransferError::Protocol(format!("{count} members in a cell")));
@@ -138,7 +148,7 @@ async fn read_members(
         let right = lapsed_or_not(list, trust);
         members.extend(right.filter(|(certificate, _)| trust.check(certificate, now).is_ok()));
     }
-    Ok(members)
+    Ok((bits, members))
 }
 
 /// What an authority answered to a wish for renewal, unverified.
