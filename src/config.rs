@@ -27,6 +27,9 @@ pub const DEFAULT_PORT: u16 = 7400;
 
 /// Least limit of what is sent to neighbours or taken from them (`mesh/throttle.rs` says why).
 const LIMIT_MIN_BYTES_PER_S: u64 = 1 << 20;
+/// Most members of a cell.
+const CELL_MAX: u16 = 2_000;
+const _: () = assert!(CELL_MAX as usize == crate::model::limits::CELL_MAX_MEMBERS);
 
 /// A number of bytes that people may write as `4096`, `"10 GiB"` or `"1.5GB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +130,9 @@ pub struct Settings {
     /// 1: each further one costs the cell a copy of everything it reads, which is the operator's to decide. Alike on all
     /// members of a cell.
     pub min_copies: u8,
+    /// Most members of a cell, 8 to 2 000: when more share a label the cell halves, and halves join again when few are left.
+    /// Default 2 000, all that a member can know well (measured in simulated membership). Alike on all members of a cell.
+    pub cell_max_members: u16,
     /// Largest UDP payload that is tried on a path: `"auto"`, or bytes. Default `auto`: what the largest interface
     /// carries, at most 6 550; each path is searched for what it carries itself. Jumbo frames halve the CPU a byte
     /// (measured); more than 6 550 does not work, because ten segments must fit into 64 KiB.
@@ -192,6 +198,7 @@ impl Default for Settings {
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),
             min_copies: 1,
+            cell_max_members: CELL_MAX,
             mtu_bytes: Mtu::Auto,
             segmentation_offload: true,
             upload_limit_bytes_per_s: ByteSize(0),
@@ -344,6 +351,9 @@ impl Settings {
         }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
+        }
+        if !(8..=CELL_MAX).contains(&self.cell_max_members) {
+            return refuse("cell_max_members", &self.cell_max_members, "8 to 2000");
         }
         if !(1..=3).contains(&self.min_copies) {
             return refuse("min_copies", &self.min_copies, "1 to 3");
@@ -658,6 +668,8 @@ mod tests {
             ("background_percent = 0", "background_percent", "0"),
             ("background_percent = 101", "background_percent", "101"),
             ("min_copies = 4", "min_copies", "4"),
+            ("cell_max_members = 7", "cell_max_members", "7"),
+            ("cell_max_members = 2001", "cell_max_members", "2001"),
             ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),

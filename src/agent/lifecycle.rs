@@ -20,7 +20,7 @@ use crate::config::{Mtu, Settings};
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
-    Mesh, MeshStart, Network, Office, OfficeConfig, RateLimits, Tamper, bootstrap, proto,
+    Mesh, MeshStart, Network, Office, OfficeConfig, RateLimits, Tamper, Tuning, bootstrap, proto,
 };
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
@@ -293,7 +293,7 @@ fn join_network(
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,
         dht: settings.dht,
-        tuning: Default::default(),
+        tuning: Tuning { cell_max: usize::from(settings.cell_max_members), ..Tuning::default() },
         tamper,
         office: office.clone(),
     };

@@ -6,6 +6,7 @@ use super::membership::MembershipCert;
 use super::mesh_trust::MeshTrust;
 use super::socket::canonical;
 use super::throttle::{PassBook, RateLimits, Throttles};
+use super::transfer::Precedence;
 use crate::model::{NodeId, Time, UnixTime};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -52,6 +53,7 @@ struct Inner {
     in_use: AtomicUsize,
     /// When the last one began or ended.
     used: AtomicU64,
+    precedence: Precedence,
     registry: Arc<Registry>,
 }
 
@@ -168,6 +170,11 @@ impl MemberConnection {
         InUse(self.inner.clone())
     }
 
+    /// Who writes something short on it.
+    pub(super) fn precedence(&self) -> &Precedence {
+        &self.inner.precedence
+    }
+
     /// What this node sends and takes at most.
     pub(super) fn throttles(&self) -> &Throttles {
         &self.inner.registry.throttles
@@ -270,6 +277,7 @@ impl Registry {
             asks,
             in_use: AtomicUsize::new(0),
             used: AtomicU64::new(crate::ambient::now().as_nanos()),
+            precedence: Precedence::default(),
             registry: self.clone(),
         });
         state.live.insert(number, Live { node, connection: Arc::downgrade(&inner) });

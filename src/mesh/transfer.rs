@@ -10,6 +10,7 @@ mod buffers;
 mod carry_back;
 mod frames;
 mod outflow;
+mod precedence;
 mod serve;
 mod talk;
 
@@ -23,12 +24,15 @@ pub(super) use carry_back::{Done, Sent};
 
 pub(super) use frames::{FrameReader, StreamError, write_all, write_message};
 pub(super) use outflow::WINDOW_MAX_BYTES as SEND_WINDOW_BYTES;
+pub(super) use precedence::Precedence;
 pub(super) use talk::{Renewal, lapsed_or_not, renew, show, take_rest};
 
+use super::MemberConnection;
 use super::conduct::Offence;
 use super::proto::Failure;
-use super::wire::{RefusedBecause, WireError};
+use super::wire::{Message, RefusedBecause, WireError};
 use crate::model::ContentId;
+use quinn::SendStream;
 use std::time::Duration;
 
 /// Without a byte from the peer for so long, a request has failed (guess: five leases of a home without
@@ -44,6 +48,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the bytes of a chunk may take from the first to the last.
 fn patience(len: u32) -> Duration {
     PATIENCE + Duration::from_millis(u64::from(len) * 1_000 / SLOWEST_BYTES_PER_S)
+}
+
+/// Writes one message between two members, before what chunks there are on the connection.
+async fn say(
+    connection: &MemberConnection,
+    stream: &mut SendStream,
+    message: &Message,
+) -> Result<(), StreamError> {
+    connection.precedence().first(write_message(stream, message, NO_PROGRESS)).await
 }
 
 /// Why a peer did not deliver.

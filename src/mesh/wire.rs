@@ -324,6 +324,8 @@ pub enum Message {
     PossessionAck,
     /// Members, at most [`MEMBERS_PER_FRAME`].
     MemberList(Vec<MemberRecord>),
+    /// How often the label of the speaker's cell was halved for it; before its members, when it was.
+    CellPart(u8),
     /// The request as a whole is not served.
     Refused(RefusedBecause),
     /// The answer to a wish for renewal.
@@ -353,6 +355,7 @@ const NEWS_ACK: u8 = 20;
 const MEMBER_LIST: u8 = 21;
 const REFUSED: u8 = 22;
 const RENEWED: u8 = 23;
+const CELL_PART: u8 = 24;
 const POSSESSION_ACK: u8 = 25;
 const JOIN_REQUEST: u8 = 32;
 const JOIN_REPLY: u8 = 33;
@@ -432,6 +435,7 @@ impl Message {
             Self::Missing(body) => encode(MISSING, body),
             Self::NewsAck => encode(NEWS_ACK, &()),
             Self::MemberList(body) => encode(MEMBER_LIST, body),
+            Self::CellPart(bits) => encode(CELL_PART, bits),
             Self::Refused(body) => encode(REFUSED, body),
             Self::Renewed(body) => encode(RENEWED, body),
             Self::JoinRequest(body) => encode(JOIN_REQUEST, body),
@@ -468,6 +472,7 @@ impl Message {
             MISSING => Self::Missing(decode(kind, body)?),
             NEWS_ACK => decode(kind, body).map(|()| Self::NewsAck)?,
             MEMBER_LIST => Self::MemberList(decode(kind, body)?),
+            CELL_PART => Self::CellPart(decode(kind, body)?),
             REFUSED => Self::Refused(decode(kind, body)?),
             JOIN_REQUEST => Self::JoinRequest(decode(kind, body)?),
             JOIN_REPLY => Self::JoinReply(decode(kind, body)?),
@@ -516,6 +521,7 @@ impl Message {
             | Self::Renewed(_)
             | Self::NewsAck
             | Self::PossessionAck
+            | Self::CellPart(_)
             | Self::Refused(_)
             | Self::JoinRequest(_)
             | Self::JoinReply(_) => Ok(()),

@@ -202,7 +202,7 @@ impl Driver {
             return;
         };
         let (endpoint, node, addr) = (network.endpoint.clone(), entry.node, entry.addr);
-        let elsewhere = entry.cell.as_ref() != Some(&self.cell);
+        let elsewhere = !self.is_own_member(peer);
         add(&self.links.counters.asks_sent, chunks.len() as u64);
         if elsewhere {
             self.region_used();

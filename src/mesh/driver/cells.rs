@@ -20,8 +20,10 @@
 use super::super::dht::{Dht, DhtKey};
 use super::super::endpoint::Endpoint;
 use super::super::membership::MembershipCert;
+use super::super::proto::Part;
 use super::super::transfer;
 use super::answers::{Answers, Next};
+use super::cell_book::{Cell, CellBook};
 use super::task::Message;
 use crate::ambient;
 use crate::model::{CellLabel, NodeId, Time, limits, mix};
@@ -31,7 +33,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Cells of the region that are kept track of.
@@ -76,7 +78,7 @@ pub(super) enum Hint {
 /// The members of another cell of the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CellView {
-    pub(super) cell: CellLabel,
+    pub(super) cell: Cell,
     pub(super) members: BTreeMap<NodeId, (SocketAddr, MembershipCert)>,
 }
 
@@ -93,6 +95,8 @@ pub(super) struct Watch {
     pub(super) dht: Option<Dht>,
     pub(super) inbox: mpsc::Sender<Message>,
     pub(super) hints: mpsc::Receiver<Hint>,
+    /// This node's own cell.
+    pub(super) own: watch::Receiver<Cell>,
     pub(super) contacts: Vec<(NodeId, SocketAddr)>,
     /// Whether this node is one of those who announce its cell.
     pub(super) announces: Arc<AtomicBool>,
@@ -101,10 +105,11 @@ pub(super) struct Watch {
 
 /// Looks until it is stopped.
 pub(super) async fn watch(watch: Watch) {
-    let Watch { endpoint, dht, inbox, mut hints, contacts, announces, stop } = watch;
-    let own = endpoint.identity().membership().cell.clone();
+    let Watch { endpoint, dht, inbox, mut hints, own, contacts, announces, stop } = watch;
+    let book = CellBook::new(own.borrow().clone());
     let mut region = Region {
         own,
+        book,
         endpoint,
         dht,
         inbox,
@@ -136,11 +141,13 @@ pub(super) async fn watch(watch: Watch) {
 }
 
 struct Region {
-    own: CellLabel,
+    own: watch::Receiver<Cell>,
+    /// Which cells there are, as their members tell.
+    book: CellBook,
     endpoint: Endpoint,
     dht: Option<Dht>,
     inbox: mpsc::Sender<Message>,
-    cells: BTreeMap<CellLabel, Known>,
+    cells: BTreeMap<Cell, Known>,
     /// Nodes that may know more, oldest first.
     contacts: VecDeque<(NodeId, SocketAddr)>,
     /// When the cells were last asked, and when the DHT was.
@@ -191,9 +198,9 @@ impl Region {
 
     /// Looks for cells that are not known yet, and asks those that are.
     async fn search(&mut self) {
-        let before: Vec<CellLabel> = self.cells.keys().cloned().collect();
+        let before: Vec<Cell> = self.cells.keys().cloned().collect();
         let mut contacts: Vec<(NodeId, SocketAddr)> = match &self.dht {
-            Some(dht) => dht.find(DhtKey::region(self.own.region())).await,
+            Some(dht) => dht.find(DhtKey::region(self.book.own().label.region())).await,
             None => Vec::new(),
         };
         contacts.truncate(CONTACTS_MAX);
@@ -230,7 +237,7 @@ impl Region {
         let groups = known.chain(others.into_iter().map(|contact| vec![contact])).collect();
         self.ask_all(groups, opinions).await;
         // A cell of which nobody answers: nobody there can be a home.
-        let silent: Vec<CellLabel> = self
+        let silent: Vec<Cell> = self
             .cells
             .iter()
             .filter(|(_, known)| known.asked < began)
@@ -238,6 +245,7 @@ impl Region {
             .collect();
         for cell in silent {
             self.cells.remove(&cell);
+            self.book.forget(&cell);
             let view = CellView { cell, members: BTreeMap::new() };
             let _ = self.inbox.send(Message::Cell(view)).await;
         }
@@ -246,13 +254,14 @@ impl Region {
 
     /// Asks one of each group, and then those whom they named, each node once, and of each cell `opinions` members.
     async fn ask_all(&mut self, groups: Vec<Vec<(NodeId, SocketAddr)>>, opinions: u8) {
+        self.follow_own();
         let (claims, mut answers) = (Claims::new(self.endpoint.node(), opinions), Answers::new());
         let mut open = groups;
         // Each step asks only nodes that were not asked before, and there is a most of them.
         while !open.is_empty() && claims.nodes() < 2 * CONTACTS_MAX + CONTACTS_OF_CELL * CELLS_MAX {
-            let (endpoint, own, claims) = (&self.endpoint, &self.own, &claims);
+            let (endpoint, book, claims) = (&self.endpoint, &self.book, &claims);
             let asks: Vec<Option<Found>> = futures::stream::iter(std::mem::take(&mut open))
-                .map(|group| ask_one(endpoint, own, claims, group))
+                .map(|group| ask_one(endpoint, book, claims, group))
                 .buffer_unordered(DIALS_AT_ONCE)
                 .collect()
                 .await;
@@ -263,7 +272,19 @@ impl Region {
             }
         }
         for (cell, members) in answers.rest() {
-            self.tell(CellView { cell, members }).await;
+            // Unless somebody told meanwhile that it is another part of its label.
+            if members.keys().all(|node| self.book.cell_of(&cell.label, node) == cell) {
+                self.tell(CellView { cell, members }).await;
+            }
+        }
+    }
+
+    /// This node's cell may be another by now, and then others are, too.
+    fn follow_own(&mut self) {
+        let own = self.own.borrow().clone();
+        if own != *self.book.own() {
+            self.book.set_own(own.part);
+            self.cells.retain(|cell, _| cell.label != own.label);
         }
     }
 
@@ -272,14 +293,21 @@ impl Region {
         &mut self,
         found: Found,
         claims: &Claims,
-        answers: &mut Answers<CellLabel, (SocketAddr, MembershipCert)>,
+        answers: &mut Answers<Cell, (SocketAddr, MembershipCert)>,
     ) -> Vec<(NodeId, SocketAddr)> {
         let Found { own, view, named } = found;
         let mut next = Vec::new();
         if let Some((node, addr)) = own {
             let _ = self.inbox.send(Message::SwimContact { node, addr }).await;
         }
-        if let Some(view) = view {
+        if let Some(view) = view.filter(|view| self.book.learn(&view.cell)) {
+            // Cells that are one now, or one that is several.
+            let stale = |cell: &Cell| cell.label == view.cell.label && *cell != view.cell;
+            let book = &self.book;
+            self.cells.retain(|cell, known| {
+                !stale(cell)
+                    || known.contacts.iter().all(|(node, _)| book.cell_of(&cell.label, node) == *cell)
+            });
             let full = self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&view.cell);
             let known = self.cells.get(&view.cell);
             let members = known.map_or(&[][..], |known| &known.members);
@@ -294,7 +322,9 @@ impl Region {
                 }
             }
         }
-        let is_wanted = |(cell, _, _): &(CellLabel, NodeId, SocketAddr)| claims.is_open(cell);
+        let is_wanted = |(label, node, _): &(CellLabel, NodeId, SocketAddr)| {
+            claims.is_open(&self.book.cell_of(label, node))
+        };
         next.extend(named.into_iter().filter(is_wanted).map(|(_, node, addr)| (node, addr)));
         next
     }
@@ -335,7 +365,7 @@ struct Found {
 struct Claims {
     opinions: u8,
     nodes: Mutex<BTreeSet<NodeId>>,
-    by_cell: Mutex<BTreeMap<CellLabel, Claim>>,
+    by_cell: Mutex<BTreeMap<Cell, Claim>>,
 }
 
 #[derive(Clone, Copy)]
@@ -366,7 +396,7 @@ impl Claims {
     }
 
     /// What was asked of a cell so far, and after `change`.
-    fn of(&self, cell: &CellLabel, change: impl FnOnce(&mut Claim)) -> Claim {
+    fn of(&self, cell: &Cell, change: impl FnOnce(&mut Claim)) -> Claim {
         let mut claims = self.by_cell.lock().unwrap_or_else(PoisonError::into_inner);
         let claim =
             claims.entry(cell.clone()).or_insert(Claim { asked: 0, answered: 0, wanted: self.opinions });
@@ -375,20 +405,20 @@ impl Claims {
         before
     }
 
-    fn is_open(&self, cell: &CellLabel) -> bool {
+    fn is_open(&self, cell: &Cell) -> bool {
         self.of(cell, |_| ()).is_open()
     }
 
-    fn claim(&self, cell: &CellLabel) -> bool {
+    fn claim(&self, cell: &Cell) -> bool {
         self.of(cell, |claim| claim.asked = claim.asked.saturating_add(1)).is_open()
     }
 
-    fn is_done(&self, cell: &CellLabel) {
+    fn is_done(&self, cell: &Cell) {
         self.of(cell, |claim| claim.answered = claim.answered.saturating_add(1));
     }
 
     /// The answer lacks somebody: others of the cell may be asked as well.
-    fn ask_more(&self, cell: &CellLabel) {
+    fn ask_more(&self, cell: &Cell) {
         self.of(cell, |claim| claim.wanted = claim.asked.max(claim.wanted).saturating_add(1));
     }
 }
@@ -396,7 +426,7 @@ impl Claims {
 /// Asks the members of a group in turn until one answers.
 async fn ask_one(
     endpoint: &Endpoint,
-    own: &CellLabel,
+    book: &CellBook,
     claims: &Claims,
     group: Vec<(NodeId, SocketAddr)>,
 ) -> Option<Found> {
@@ -411,14 +441,17 @@ async fn ask_one(
                 continue;
             }
         };
-        let cell = connection.membership().cell.clone();
-        let is_own = cell == *own;
+        let (own, label) = (book.own(), connection.membership().cell.clone());
+        let (cell, is_own) = (book.cell_of(&label, &node), own.holds(&label, &node));
         let found_own = || is_own.then(|| Found { own: Some((node, addr)), ..Found::default() });
-        if cell.region() != own.region() || !claims.claim(&cell) {
+        if label.region() != own.label.region() || !claims.claim(&cell) {
             return found_own();
         }
         match transfer::members(&connection, endpoint.identity().trust(), ambient::unix_now()).await {
-            Ok(list) => {
+            Ok((bits, list)) => {
+                // Who takes this node for a member of its cell, though it is not, means what remains of it.
+                let told = Cell { label, part: Part::of(node.key(), bits) };
+                let cell = if told.label == own.label && told.part.covers(own.part) { cell } else { told };
                 claims.is_done(&cell);
                 // Only of itself does anybody know where else it is.
                 if let Some((_, addresses)) = list.iter().find(|(member, _)| member.node == node) {
@@ -440,19 +473,20 @@ async fn ask_one(
 }
 
 /// Who is in the asked node's cell, and whom it named in others of the region.
-fn sort_out(own: &CellLabel, cell: &CellLabel, list: Vec<(MembershipCert, Vec<SocketAddr>)>) -> Found {
+fn sort_out(own: &Cell, cell: &Cell, list: Vec<(MembershipCert, Vec<SocketAddr>)>) -> Found {
     let mut found = Found::default();
     let mut view = CellView { cell: cell.clone(), members: BTreeMap::new() };
     for (certificate, addresses) in list.into_iter().take(limits::CELL_MAX_MEMBERS) {
         let Some(addr) = addresses.first().copied() else { continue };
-        if certificate.cell == *cell {
+        let is_own = own.holds(&certificate.cell, &certificate.node);
+        if cell.holds(&certificate.cell, &certificate.node) && !is_own {
             view.members.insert(certificate.node, (addr, certificate));
-        } else if certificate.cell != *own && certificate.cell.region() == own.region() {
+        } else if !is_own && certificate.cell.region() == own.label.region() {
             found.named.push((certificate.cell.clone(), certificate.node, addr));
         }
     }
     found.named.truncate(CONTACTS_OF_CELL * CELLS_MAX);
-    found.view = (cell != own).then_some(view);
+    found.view = (cell != own).then_some(view).filter(|view| !view.members.is_empty());
     found
 }
 

@@ -4,11 +4,12 @@ use super::super::dht::{DhtKey, Neighbour, Urgency};
 use super::super::membership::{MembershipCert, Role};
 use super::super::mesh_trust::MeshTrust;
 use super::super::ports::{News, NewsVerdict};
-use super::super::proto::{Input, NewsId, Peer};
+use super::super::proto::{Input, NewsId, Part, Peer};
 use super::super::renewal::View;
 use super::super::swim::MemberEvent;
 use super::super::transfer;
 use super::super::wire::{MEMBERS_PER_FRAME, MemberRecord, RenewReply};
+use super::cell_book::Cell;
 use super::cells::{CONTACTS_OF_CELL, CellView, Hint};
 use super::counters::count;
 use super::peers::PeerEntry;
@@ -46,6 +47,8 @@ const FAILED_ALONE: u8 = 3;
 /// Exchanges that a newcomer has soon, each with a random member: one of them may be as new as itself (guess).
 const SYNCS_EARLY: u8 = 4;
 
+/// Members of a part of the own label that SWIM is told of: they may be in this cell again.
+const RELATIVES: usize = 4;
 /// Least pause between two hints that the view of the region is being used.
 const USED_LEAST: Duration = Duration::from_secs(1);
 
@@ -53,7 +56,7 @@ const USED_LEAST: Duration = Duration::from_secs(1);
 pub(super) struct Gossip {
     members: BTreeMap<NodeId, (SocketAddr, Bytes)>,
     /// A few members of each other cell of the region.
-    others: BTreeMap<CellLabel, Vec<(SocketAddr, Bytes)>>,
+    others: BTreeMap<Cell, Vec<(SocketAddr, Bytes)>>,
     used: Option<Time>,
     announcing: bool,
     generator: Generator,
@@ -162,6 +165,7 @@ impl Driver {
                     self.set_up(peer, true);
                 }
             }
+            MemberEvent::Parted(part) => self.parted(part),
             MemberEvent::Down(node) => {
                 if self.gossip.members.remove(&node).is_some() && self.gossip.members.is_empty() {
                     // Nobody of the cell speaks to this node any more. Whether anybody does at all, an exchange shows:
@@ -180,6 +184,42 @@ impl Driver {
             }
         }
         self.announce_cell();
+    }
+
+    /// This node's cell is another part of its label now: others are its homes. Who was in it and is no longer is up
+    /// as before, in the next cell; who is in it again is up when SWIM says so.
+    fn parted(&mut self, part: Part) {
+        let mut updates = Vec::new();
+        self.peers.set_own_part(part, &mut updates);
+        self.tell_peers(updates);
+        let own = self.peers.own_cell().clone();
+        tracing::info!(cell = %own, "homes are others");
+        self.gossip.others.retain(|cell, _| cell.label != own.label || !own.part.covers(cell.part));
+        let left: Vec<NodeId> =
+            self.gossip.members.keys().filter(|node| !part.holds(node.key())).copied().collect();
+        for node in left {
+            let Some(contact) = self.gossip.members.remove(&node) else { continue };
+            let contacts = self.gossip.others.entry(self.peers.cell_of(&own.label, &node)).or_default();
+            if contacts.len() < CONTACTS_OF_CELL {
+                contacts.push(contact);
+            }
+        }
+        let joined: Vec<(Peer, NodeId, SocketAddr)> = self
+            .peers
+            .others()
+            .filter(|(_, entry)| entry.up && self.peers.is_in(entry, &own))
+            .filter(|(_, entry)| !self.gossip.members.contains_key(&entry.node))
+            .map(|(peer, entry)| (peer, entry.node, entry.addr))
+            .collect();
+        for (number, (peer, node, addr)) in joined.into_iter().enumerate() {
+            self.set_up(peer, false);
+            if let Some(network) = self.links.network.as_ref().filter(|_| number < RELATIVES) {
+                network.swim.add_contact(node, addr);
+            }
+        }
+        if let Some(network) = &self.links.network {
+            network.own_cell.send_replace(own);
+        }
     }
 
     fn verified(&self, certificate: &[u8]) -> Option<MembershipCert> {
@@ -380,7 +420,7 @@ impl Driver {
 
     /// Whether SWIM, and nobody else, says if this peer is up.
     pub(super) fn is_own_member(&self, peer: Peer) -> bool {
-        self.peers.get(peer).is_some_and(|entry| entry.cell.as_ref() == Some(&self.cell))
+        self.peers.get(peer).is_some_and(|entry| self.peers.is_in(entry, self.peers.own_cell()))
     }
 
     /// There is a connection with somebody, and so a certificate with its cell.
@@ -389,19 +429,23 @@ impl Driver {
             return;
         }
         let Neighbour { node, addr, membership } = neighbour;
-        let cell = &membership.cell;
-        let own = *cell == self.cell;
-        if !own && cell.region() == self.cell.region() && !self.gossip.others.contains_key(cell) {
+        let label = &membership.cell;
+        let own = self.peers.own_cell().holds(label, &node);
+        let known = self.gossip.others.contains_key(&self.peers.cell_of(label, &node));
+        if !own && label.region() == self.cell.region() && !known {
             self.hint(Hint::Contact(node, addr));
         }
         if let Some(peer) = self.meet_member(addr, &membership) {
             if !own {
                 self.set_up(peer, true);
-                if let Some(network) = &self.links.network {
+            }
+            if let Some(network) = &self.links.network {
+                // Whoever shares the label may be in this cell one day.
+                if membership.cell == self.cell {
+                    network.swim.add_contact(node, addr);
+                } else {
                     network.swim.not_ours(node);
                 }
-            } else if let Some(network) = &self.links.network {
-                network.swim.add_contact(node, addr);
             }
         }
     }
@@ -436,6 +480,22 @@ impl Driver {
         if members.is_empty() {
             self.gossip.others.remove(&cell);
         } else {
+            let mut updates = Vec::new();
+            let possible = self.peers.learn_cell(&cell, &mut updates);
+            self.tell_peers(updates);
+            if !possible {
+                // This node's own cell became another meanwhile.
+                return;
+            }
+            self.gossip.others.retain(|other, _| {
+                let covers = other.part.covers(cell.part) || cell.part.covers(other.part);
+                other.label != cell.label || !covers
+            });
+            if let Some(network) = self.links.network.as_ref().filter(|_| cell.label == self.cell) {
+                for (node, (addr, _)) in members.iter().take(RELATIVES) {
+                    network.swim.add_contact(*node, *addr);
+                }
+            }
             let few = members.values().take(CONTACTS_OF_CELL);
             let contacts = few.map(|(addr, member)| (*addr, member.bytes().clone())).collect();
             self.gossip.others.insert(cell.clone(), contacts);
@@ -444,7 +504,7 @@ impl Driver {
             .peers
             .others()
             .filter(|(_, entry)| {
-                entry.up && entry.cell.as_ref() == Some(&cell) && !members.contains_key(&entry.node)
+                entry.up && self.peers.is_in(entry, &cell) && !members.contains_key(&entry.node)
             })
             .map(|(peer, _)| peer)
             .collect();

@@ -16,6 +16,7 @@
 mod answers;
 mod bootstrap;
 mod carry;
+mod cell_book;
 mod cells;
 mod content;
 mod counters;
@@ -59,6 +60,7 @@ use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
 use bootstrap::Bootstrap;
 use bytes::Bytes;
+use cell_book::Cell;
 use cells::Hint;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -144,6 +146,8 @@ pub struct PeerStatus {
     pub addr: SocketAddr,
     /// Its cell; `None` until its certificate was seen.
     pub cell: Option<CellLabel>,
+    /// Whether it is in this node's own cell: it shares the label, and the part of it into which cells halved.
+    pub near: bool,
     /// Whether it is believed to be alive.
     pub up: bool,
     /// Round-trip time of the last connection in microseconds, if there was one.
@@ -397,8 +401,9 @@ pub(super) struct Linked {
     pub(super) endpoint: Endpoint,
     pub(super) swim: Swim,
     pub(super) dht: Option<Dht>,
-    /// Tells the watch over other cells when to look.
+    /// Tells the watch over other cells when to look, and which cell is this node's own.
     hints: mpsc::Sender<Hint>,
+    own_cell: watch::Sender<Cell>,
     /// Peers that are believed to be alive.
     seen: Arc<AtomicUsize>,
     /// Whether this node is one of those who announce its cell.
@@ -457,12 +462,14 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     };
     let has_contacts = !contacts.is_empty() || !bootstrap.is_empty() || mdns;
     let (hints, heard) = mpsc::channel(cells::HINTS_MAX);
+    let (own_cell, own) = watch::channel(Cell::whole(endpoint.identity().membership().cell.clone()));
     let announces = Arc::new(AtomicBool::new(true));
     tokio::spawn(cells::watch(cells::Watch {
         endpoint: endpoint.clone(),
         dht: dht.clone(),
         inbox: inbox.clone(),
         hints: heard,
+        own,
         contacts,
         announces: Arc::clone(&announces),
         stop: stop.clone(),
@@ -499,7 +506,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));
-    Ok(Linked { endpoint, swim, dht, hints, announces, seen, has_contacts, office, more })
+    Ok(Linked { endpoint, swim, dht, hints, own_cell, announces, seen, has_contacts, office, more })
 }
 
 /// The local network. A node that cannot have it does without.

@@ -1,7 +1,8 @@
 //! Numbers for peers, and what the driver knows of each.
 
 use super::super::membership::{MembershipCert, Role, SEED_SHARE};
-use super::super::proto::{Peer, PeerUpdate};
+use super::super::proto::{Part, Peer, PeerUpdate};
+use super::cell_book::{Cell, CellBook};
 use super::repositories::RepositoryBook;
 use crate::model::{CellLabel, ContentId, NodeId, RepositoryName};
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ pub(super) struct PeerEntry {
     pub(super) addr: SocketAddr,
     /// `None` until a certificate was seen.
     pub(super) cell: Option<CellLabel>,
+    /// Which part of the label its cell is, as far as is known.
+    part: Part,
     /// The newest certificate that it showed, or that a member of its cell told.
     pub(super) membership: Option<MembershipCert>,
     pub(super) up: bool,
@@ -52,7 +55,8 @@ pub(super) struct PeerBook {
     rows: Vec<Option<PeerEntry>>,
     free: Vec<u32>,
     by_node: HashMap<NodeId, Peer>,
-    cells: HashMap<CellLabel, u32>,
+    cells: HashMap<Cell, u32>,
+    book: CellBook,
     regions: HashMap<String, u32>,
     /// Others that are up.
     up: usize,
@@ -71,6 +75,7 @@ impl PeerBook {
             free: Vec::new(),
             by_node: HashMap::new(),
             cells: HashMap::new(),
+            book: CellBook::new(Cell::whole(cell.clone())),
             regions: HashMap::new(),
             up: 0,
             scoped: 0,
@@ -104,6 +109,7 @@ impl PeerBook {
             node,
             addr,
             cell: cell.cloned(),
+            part: Part::WHOLE,
             membership: None,
             up: false,
             bytes_down: 0,
@@ -221,14 +227,62 @@ impl PeerBook {
         }
     }
 
+    /// This node's cell.
+    pub(super) fn own_cell(&self) -> &Cell {
+        self.book.own()
+    }
+
+    /// The cell of a node with this label, as far as is known.
+    pub(super) fn cell_of(&self, label: &CellLabel, node: &NodeId) -> Cell {
+        self.book.cell_of(label, node)
+    }
+
+    /// Whether a peer is in this cell.
+    pub(super) fn is_in(&self, entry: &PeerEntry, cell: &Cell) -> bool {
+        entry.cell.as_ref() == Some(&cell.label) && entry.part == cell.part
+    }
+
+    /// This node's cell is another part of its label now.
+    pub(super) fn set_own_part(&mut self, part: Part, updates: &mut Vec<PeerUpdate>) {
+        self.book.set_own(part);
+        self.sort_label(&self.book.own().label.clone(), updates);
+    }
+
+    /// A member of another cell told which it is. `false` when that cannot be.
+    pub(super) fn learn_cell(&mut self, cell: &Cell, updates: &mut Vec<PeerUpdate>) -> bool {
+        let possible = self.book.learn(cell);
+        if possible {
+            self.sort_label(&cell.label, updates);
+        }
+        possible
+    }
+
+    /// Puts all peers with this label into the cells that they are in now.
+    fn sort_label(&mut self, label: &CellLabel, updates: &mut Vec<PeerUpdate>) {
+        let all = (0u32..).map(Peer).zip(&self.rows).filter_map(|(peer, row)| Some((peer, row.as_ref()?)));
+        let of_label = all.filter(|(_, entry)| entry.cell.as_ref() == Some(label));
+        let moved: Vec<(Peer, NodeId)> = of_label
+            .filter(|(_, entry)| self.book.cell_of(label, &entry.node).part != entry.part)
+            .map(|(peer, entry)| (peer, entry.node))
+            .collect();
+        for (peer, node) in moved {
+            updates.push(self.met(peer, node, Some(label)));
+        }
+    }
+
     fn met(&mut self, peer: Peer, node: NodeId, cell: Option<&CellLabel>) -> PeerUpdate {
         let number = |labels: usize| u32::try_from(labels).unwrap_or(ELSEWHERE);
         let (mut cell_number, mut region, mut cell_key) = (ELSEWHERE, ELSEWHERE, 0);
         if let Some(cell) = cell {
+            // All parts of a label have its key: so the leases stay where they are when a cell halves.
             cell_key = ContentId::of(cell.as_str().as_bytes()).key();
+            let whole = self.book.cell_of(cell, &node);
+            if let Some(entry) = self.get_mut(peer) {
+                entry.part = whole.part;
+            }
             let next = number(self.cells.len());
-            if self.cells.len() < LABELS_MAX || self.cells.contains_key(cell) {
-                cell_number = *self.cells.entry(cell.clone()).or_insert(next);
+            if self.cells.len() < LABELS_MAX || self.cells.contains_key(&whole) {
+                cell_number = *self.cells.entry(whole).or_insert(next);
             }
             let next = number(self.regions.len());
             if self.regions.len() < LABELS_MAX || self.regions.contains_key(cell.region()) {

@@ -250,13 +250,15 @@ impl Driver {
         self.peers.meet(self.node, *addr, None, &mut Vec::new());
     }
 
-    /// The members of this cell that are up, this node first, and a few of each other cell of the region: who asks
+    /// How often the label was halved, and the members of this cell that are up, this node first, and a few of each other
+    /// cell of the region: who asks
     /// need not find those by itself.
-    fn member_records(&self) -> Vec<MemberRecord> {
+    fn member_records(&self) -> (u8, Vec<MemberRecord>) {
         let own = self.own_record();
         let others = self.gossip.members().chain(self.gossip.others()).map(|(addr, certificate)| {
             MemberRecord { certificate: certificate.to_vec(), addresses: vec![addr] }
         });
-        own.into_iter().chain(others).take(limits::CELL_MAX_MEMBERS).collect()
+        let records = own.into_iter().chain(others).take(limits::CELL_MAX_MEMBERS).collect();
+        (self.peers.own_cell().part.bits(), records)
     }
 }

@@ -521,6 +521,7 @@ impl Driver {
                 node: entry.node,
                 addr: entry.addr,
                 cell: entry.cell.clone(),
+                near: self.peers.is_in(entry, self.peers.own_cell()),
                 up: entry.up,
                 rtt_us: entry.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
                 bytes_up: entry.bytes_up,

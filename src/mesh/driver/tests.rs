@@ -2,6 +2,7 @@
 
 mod region;
 mod scopes;
+mod split;
 
 use super::super::endpoint::{EndpointConfig, Incoming};
 use super::super::identity::Identity;
@@ -166,11 +167,21 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) mdns: bool,
     pub(in crate::mesh) office: Option<Arc<Office>>,
     pub(in crate::mesh) tamper: Option<Tamper>,
+    pub(in crate::mesh) tuning: Tuning,
 }
 
 impl Options {
     pub(in crate::mesh) fn cell(cell: &'static str) -> Self {
-        Self { cell, dht: true, record: None, bootstrap: Vec::new(), mdns: false, office: None, tamper: None }
+        Self {
+            cell,
+            dht: true,
+            record: None,
+            bootstrap: Vec::new(),
+            mdns: false,
+            office: None,
+            tamper: None,
+            tuning: Tuning::default(),
+        }
     }
 }
 
@@ -222,7 +233,7 @@ impl TestNode {
             bootstrap: options.bootstrap,
             mdns: options.mdns,
             dht,
-            tuning: Tuning::default(),
+            tuning: options.tuning,
             tamper: options.tamper,
             more: Vec::new(),
             office: options.office,

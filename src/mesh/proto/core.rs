@@ -1,8 +1,8 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Node, NumberTooLarge, Outbox, Peer,
-    PeerTable, PeerUpdate, Settings, Usage,
+    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Nearness, Node, NumberTooLarge, Outbox,
+    Peer, PeerTable, PeerUpdate, Peers, Settings, Usage,
 };
 use crate::model::{Generator, Time};
 use serde::{Deserialize, Serialize};
@@ -72,8 +72,14 @@ impl Core {
         update: &PeerUpdate,
         out: &mut Outbox,
     ) -> Result<(), NumberTooLarge> {
+        let near = |node: &Node<PeerTable, ContentTable, Generator>, peer| {
+            node.peers().is_up(peer) && node.peers().nearness(peer) == Nearness::Cell
+        };
+        let left = matches!(*update, PeerUpdate::Met { peer, .. } if near(&self.node, peer));
         self.node.peers_mut().apply(update, self.limit)?;
         match *update {
+            // The cell halved.
+            PeerUpdate::Met { peer, .. } if left && !near(&self.node, peer) => self.node.check_copies(),
             PeerUpdate::Up { peer } => self.node.handle(now, Input::PeerUp { peer }, out),
             PeerUpdate::Down { peer } | PeerUpdate::Forgotten { peer } => {
                 self.node.handle(now, Input::PeerDown { peer }, out);

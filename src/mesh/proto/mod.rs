@@ -76,5 +76,5 @@ pub use possession::POSSESSION_MAX;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
 pub use rendezvous::{best_members, lease_cell};
 pub use settings::Settings;
-pub use split::{SPLIT_BITS_MAX, most_common, part_key, part_of_label, split_bits};
+pub use split::{HALVINGS_MAX, Halving, Part, Sight, Told};
 pub use vocabulary::*;

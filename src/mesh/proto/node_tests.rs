@@ -286,6 +286,29 @@ fn who_was_only_remembered_and_is_busy_is_not_asked_again_before_the_home_was() 
 }
 
 #[test]
+fn of_holders_that_are_as_busy_the_nearer_is_asked_and_a_busier_one_is_not_however_near() {
+    // So many draws that both are looked at.
+    let mut one = One::new(20, Settings { choices: 32, ..Settings::default() });
+    for (peer, cell, region) in [(20, 1, 0), (21, 2, 1)] {
+        let (peer, key) = (Peer(peer), mix(u64::from(peer)));
+        let met = PeerUpdate::Met { peer, key, cell, cell_key: 6, region, weight: 0 };
+        one.event(Event::Peers(met));
+        one.event(Event::Peers(PeerUpdate::Up { peer }));
+    }
+    let chunk = one.ranked(9);
+    let home = one.home(chunk, 0);
+    let near = (1..20).find(|peer| *peer != home.0).unwrap();
+    one.want(chunk, Class::Read);
+    assert_eq!(asked_of(&one.told(home, chunk, busy(&[21, near, 20]))), [Peer(near)]);
+    assert_eq!(asked_of(&one.told(Peer(near), chunk, busy(&[]))), [Peer(20)]);
+    // It said that it has much to do.
+    let other = (0..400).map(Chunk).find(|other| *other != chunk && one.home(*other, 0) == home).unwrap();
+    one.input(Input::Told { peer: Peer(near), chunk, answer: busy(&[]), load: 200 });
+    one.want(other, Class::Read);
+    assert_eq!(asked_of(&one.told(home, other, busy(&[20, near]))), [Peer(20)]);
+}
+
+#[test]
 fn a_home_that_misses_it_or_fails_is_followed_by_the_next_rank() {
     let mut one = One::new(20, Settings::default());
     let chunk = one.ranked(9);

@@ -4,7 +4,7 @@ use super::rendezvous::{best_members, lease_cell};
 use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Repository, SCOPE_MAX, Slice};
 use smallvec::SmallVec;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ranks that are kept for a slice: all that the core asks for by default.
 const RANKS: usize = 16;
@@ -201,10 +201,20 @@ impl PeerTable {
         // Who may not read a repository could not verify or keep what it is the home of, and would be refused.
         let home =
             |peer: Peer, row: &Row| (row.can_be_home() || peer == self.me) && self.may_read(peer, slice);
-        let of_region = self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
-        let cells: BTreeMap<u32, u64> = of_region.map(|(_, row)| (row.cell, row.cell_key)).collect();
-        let chosen = lease_cell(key, cells.values().copied()).and_then(|index| cells.keys().nth(index));
-        let lease_cell = chosen.copied().unwrap_or(me.cell);
+        let of_region = || self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
+        // Parts of one label have one key, and the part of the label's best member holds the lease. So a lease stays where
+        // it is when a cell halves.
+        let keys: BTreeSet<u64> = of_region().map(|(_, row)| row.cell_key).collect();
+        let chosen = lease_cell(key, keys.iter().copied()).and_then(|index| keys.iter().nth(index).copied());
+        let of_label: Vec<&Row> =
+            of_region().map(|(_, row)| row).filter(|row| Some(row.cell_key) == chosen).collect();
+        let first = of_label.first().map_or(me.cell, |row| row.cell);
+        let lease_cell = if of_label.iter().all(|row| row.cell == first) {
+            first
+        } else {
+            let members: Vec<(u64, u16)> = of_label.iter().map(|row| (row.key, row.weight)).collect();
+            best_members(key, &members, 1).first().map_or(me.cell, |best| of_label[*best].cell)
+        };
         let of_cell = |cell: u32| {
             let members = self.all().filter(|(peer, row)| row.cell == cell && home(*peer, row));
             let (peers, keys): (Vec<Peer>, Vec<(u64, u16)>) =
@@ -335,6 +345,35 @@ mod tests {
             table.apply(&PeerUpdate::Down { peer: Peer(peer) }, 100).unwrap();
         }
         assert_eq!(other(&table), 0);
+    }
+
+    #[test]
+    fn a_lease_stays_where_it_is_when_a_cell_halves() {
+        let halved = |me: u32| {
+            let mut table = table(me);
+            // Of cell 0 the peers 2 and 3 are another cell now, of the same label.
+            for peer in [2, 3] {
+                let PeerUpdate::Met { key, region, weight, .. } = met(peer, 0, 0, 100) else {
+                    unreachable!()
+                };
+                let update =
+                    PeerUpdate::Met { peer: Peer(peer), key, cell: 9, cell_key: 500, region, weight };
+                table.apply(&update, 100).unwrap();
+            }
+            table
+        };
+        let (whole, views) = (table(0), [halved(0), halved(2), halved(5)]);
+        let mut elsewhere = 0;
+        for slice in (0..200).map(Slice) {
+            let lease = whole.lease_home(slice, 0).unwrap();
+            assert!(views.iter().all(|view| view.lease_home(slice, 0) == Some(lease)), "{slice:?}");
+            let cell = |peer: Peer| if peer.0 < 2 { 0 } else { peer.0 / 2 };
+            let second = views[0].lease_home(slice, 1).unwrap();
+            assert_eq!(cell(second), cell(lease), "the next ranks are of the same cell");
+            elsewhere += usize::from([2, 3].contains(&lease.0));
+        }
+        assert!((20..80).contains(&elsewhere), "{elsewhere}");
+        assert_eq!((views[0].members(), views[0].nearness(Peer(2))), (2, Nearness::Region));
     }
 
     #[test]

@@ -162,7 +162,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         None
     }
 
-    /// One of the named holders: the least busy of a few random ones, as far as their load is known.
+    /// One of the named holders: the least busy of a few random ones, as far as their load is known, and of those that are
+    /// as busy the nearest.
     pub(super) fn choose(&mut self, fetch: &mut Fetch) -> Option<Peer> {
         if fetch.tries >= self.settings.tries_max {
             fetch.candidates.clear();
@@ -172,8 +173,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let mut best: Option<usize> = None;
         for _ in 0..self.settings.choices.max(1) {
             let index = self.rng.below(candidates.len());
-            let load = |index: usize| self.loads.get(candidates[index]);
-            if index < candidates.len() && best.is_none_or(|best| load(index) < load(best)) {
+            let cost =
+                |index: usize| (self.loads.get(candidates[index]), self.peers.nearness(candidates[index]));
+            if index < candidates.len() && best.is_none_or(|best| cost(index) < cost(best)) {
                 best = Some(index);
             }
         }

@@ -3,11 +3,12 @@
 //! | bytes | meaning |
 //! | --- | --- |
 //! | 1 | [`VERSION`]; below 0x40, so that it is never taken for a QUIC packet |
-//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours", bit 2 further addresses follow, bit 4 "send me your further addresses"; bits 4 to 7 may be ignored, others not |
+//! | 1 | flags: bit 0 a certificate follows, bit 1 "send me yours", bit 2 further addresses follow, bit 3 the part of a label follows, bit 4 "send me your further addresses"; bits 4 to 7 may be ignored, others not |
 //! | 32 | the sender |
 //! | 8 | counter: the sender's clock in seconds, shifted left by 20, plus a number; it only grows |
 //! | 2 + n | with bit 0: the sender's membership certificate, at most [`MEMBERSHIP_MAX_BYTES`] |
 //! | 1 + n | with bit 2: the sender's further addresses (postcard: a list of at most 7), only ever sent to who set bit 4 |
+//! | 1 | with bit 3, for which the label was halved: bits 0 to 2 how often, bit 3 its cell has few members |
 //! | rest | a packet of foca, or nothing (an introduction) |
 //! | 64 | ed25519 signature over the receiver's name and all bytes before it |
 //!
@@ -15,6 +16,7 @@
 //! another node does not verify there. A foreign mesh's datagrams fail at the certificate.
 
 use super::super::membership::MEMBERSHIP_MAX_BYTES;
+use super::super::proto::Told;
 use super::super::socket::DATAGRAM_MAX_BYTES;
 use super::super::ticket::CONTACT_MAX_ADDRESSES;
 use crate::model::{NodeId, UnixTime};
@@ -23,7 +25,7 @@ use std::net::SocketAddr;
 
 /// First byte of every membership datagram of this protocol version.
 pub(super) const VERSION: u8 = 0x01;
-const HEAD_BYTES: usize = 1 + 1 + 32 + 8;
+const HEAD_BYTES: usize = 1 + 1 + 32 + 8 + 1;
 const SIGNATURE_BYTES: usize = 64;
 /// Most bytes that foca may put into one datagram, when no certificate travels with it.
 pub(super) const PACKET_MAX_BYTES: usize = DATAGRAM_MAX_BYTES - HEAD_BYTES - SIGNATURE_BYTES;
@@ -39,6 +41,8 @@ const WANTS_CERTIFICATE: u8 = 2;
 /// A program of before these addresses refuses a datagram with them as malformed. It never asks for them.
 const HAS_ADDRESSES: u8 = 4;
 const WANTS_ADDRESSES: u8 = 0x10;
+/// A program of before halved cells refuses a datagram with this as malformed. It could not be in such a cell.
+const HAS_PART: u8 = 8;
 /// Flags that a newer program may set without changing the layout.
 const MAY_BE_IGNORED: u8 = 0xf0;
 
@@ -76,6 +80,8 @@ pub(super) struct Letter<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
+    /// Of the sender's cell; whether it has few members counts once it was halved.
+    pub(super) told: Told,
     /// Its further addresses, as [`further_bytes`] has them.
     pub(super) addresses: Option<&'a [u8]>,
     pub(super) wants_addresses: bool,
@@ -89,6 +95,8 @@ pub(super) struct Datagram<'a> {
     pub(super) counter: u64,
     pub(super) certificate: Option<&'a [u8]>,
     pub(super) wants_certificate: bool,
+    /// Of the sender's cell; whether it has few members counts once it was halved.
+    pub(super) told: Told,
     /// Its further addresses, as [`further_bytes`] has them.
     pub(super) addresses: Option<&'a [u8]>,
     pub(super) wants_addresses: bool,
@@ -117,7 +125,8 @@ impl Letter<'_> {
             flag(self.certificate.is_some(), HAS_CERTIFICATE)
                 | flag(self.wants_certificate, WANTS_CERTIFICATE)
                 | flag(self.addresses.is_some(), HAS_ADDRESSES)
-                | flag(self.wants_addresses, WANTS_ADDRESSES),
+                | flag(self.wants_addresses, WANTS_ADDRESSES)
+                | flag(self.told.bits > 0, HAS_PART),
         );
         bytes.extend_from_slice(&self.sender.0);
         bytes.extend_from_slice(&self.counter.to_be_bytes());
@@ -129,6 +138,9 @@ impl Letter<'_> {
         if let Some(addresses) = self.addresses {
             bytes.push(u8::try_from(addresses.len()).expect("addresses fit a datagram"));
             bytes.extend_from_slice(addresses);
+        }
+        if self.told.bits > 0 {
+            bytes.push(self.told.to_byte());
         }
         bytes.extend_from_slice(self.packet);
         let signature = sign(&message(self.receiver, &bytes));
@@ -148,7 +160,7 @@ impl<'a> Datagram<'a> {
         let ([version, flags], rest) = signed.split_first_chunk::<2>()?;
         let (sender, rest) = rest.split_first_chunk::<32>()?;
         let (counter, mut rest) = rest.split_first_chunk::<8>()?;
-        let known = HAS_CERTIFICATE | WANTS_CERTIFICATE | HAS_ADDRESSES | MAY_BE_IGNORED;
+        let known = HAS_CERTIFICATE | WANTS_CERTIFICATE | HAS_ADDRESSES | HAS_PART | MAY_BE_IGNORED;
         if *version != VERSION || *flags & !known != 0 {
             return None;
         }
@@ -170,11 +182,18 @@ impl<'a> Datagram<'a> {
             addresses = Some(body);
             rest = after;
         }
+        let mut told = Told::default();
+        if flags & HAS_PART != 0 {
+            let (byte, after) = rest.split_first()?;
+            told = Told::of_byte(*byte);
+            rest = after;
+        }
         Some(Self {
             sender: NodeId(*sender),
             counter: u64::from_be_bytes(*counter),
             certificate,
             wants_certificate: flags & WANTS_CERTIFICATE != 0,
+            told,
             addresses,
             wants_addresses: flags & WANTS_ADDRESSES != 0,
             packet: rest,
@@ -253,6 +272,7 @@ mod tests {
             counter: 5 << COUNTER_SHIFT,
             certificate,
             wants_certificate: true,
+            told: Told::default(),
             addresses: None,
             wants_addresses: false,
             packet,
@@ -266,7 +286,8 @@ mod tests {
         assert!(fit_together(Some(&certificate), None, &packet));
         assert!(!fit_together(Some(&certificate), Some(&[]), &packet));
         let mut signed = Vec::new();
-        let bytes = letter(Some(&certificate), &packet).seal(|message| {
+        let told = Told { bits: 5, few: true };
+        let bytes = Letter { told, ..letter(Some(&certificate), &packet) }.seal(|message| {
             let hash = blake3::hash(message);
             [*hash.as_bytes(), *hash.as_bytes()].concat().try_into().unwrap()
         });
@@ -286,8 +307,17 @@ mod tests {
         let mut bytes = letter(None, &[1, 2, 3]).seal(|_| [5; 64]);
         bytes[1] |= 0xf0;
         assert_eq!(Datagram::open(&bytes).unwrap().packet, [1, 2, 3]);
-        bytes[1] |= 0x08;
-        assert!(Datagram::open(&bytes).is_none());
+    }
+
+    #[test]
+    fn the_part_of_a_label_is_told_only_where_it_was_halved() {
+        let told = Told { bits: 5, few: true };
+        let whole = letter(None, &[1, 2, 3]).seal(|_| [5; 64]);
+        let halved = Letter { told, ..letter(None, &[1, 2, 3]) }.seal(|_| [5; 64]);
+        assert_eq!((whole[1] & HAS_PART, halved.len()), (0, whole.len() + 1));
+        let open = Datagram::open(&halved).unwrap();
+        assert_eq!((open.told, open.packet), (told, &[1, 2, 3][..]));
+        assert_eq!(Datagram::open(&whole).unwrap().told, Told::default());
     }
 
     #[test]

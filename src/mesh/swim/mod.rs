@@ -19,8 +19,9 @@ mod tests;
 
 use super::authority::node_signed;
 use super::identity::Identity;
+use super::proto::Part;
 use crate::ambient;
-use crate::model::{CellLabel, NodeId, UnixTime};
+use crate::model::{CellLabel, NodeId, UnixTime, limits};
 use crate::seldom::Seldom;
 use bytes::Bytes;
 use datagram::VERSION;
@@ -117,6 +118,11 @@ pub struct Tuning {
     pub remember_down: Duration,
     /// How often two of the dead are announced to, so that the halves of a cut cell find together.
     pub announce_to_down: Duration,
+    /// Most members of a cell, of those who share a label: with more it halves. Alike on all members.
+    pub cell_max: usize,
+    /// How long a cell must be too large until it halves, and a third of the time that it must be small until it joins
+    /// with its sibling (guess: longer than a death or a start takes to be known to all).
+    pub pause: Duration,
 }
 
 impl Default for Tuning {
@@ -127,6 +133,8 @@ impl Default for Tuning {
             suspect_to_down: Duration::from_millis(2_500),
             remember_down: Duration::from_secs(3_600),
             announce_to_down: Duration::from_secs(5),
+            cell_max: limits::CELL_MAX_MEMBERS,
+            pause: Duration::from_secs(10),
         }
     }
 }
@@ -205,6 +213,8 @@ pub(super) enum MemberEvent {
     Moved(NodeId),
     /// A member is down, left, or is a member no longer.
     Down(NodeId),
+    /// The cell is another part of its label now; nothing more is heard of members that are not in it.
+    Parted(Part),
 }
 
 /// Counters for the metrics.
@@ -397,6 +407,7 @@ impl<C: Credentials> Task<C> {
                 Action::Reached { node, addresses } => MemberEvent::Reached { node, addresses },
                 Action::Moved(node) => MemberEvent::Moved(node),
                 Action::Down(node) => MemberEvent::Down(node),
+                Action::Parted(part) => MemberEvent::Parted(part),
             };
             if self.events.send(event).await.is_err() {
                 return false;
@@ -417,6 +428,7 @@ pub(super) fn introduction(identity: &Arc<Identity>, to: NodeId) -> Vec<u8> {
         wants_certificate: true,
         addresses: None,
         wants_addresses: false,
+        told: super::proto::Told::default(),
         packet: &[],
     };
     letter.seal(|message| Credentials::sign(identity, message))

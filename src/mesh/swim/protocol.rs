@@ -14,7 +14,10 @@
 //!
 //! Signatures cost the most here (50 µs each), so they are checked at a bounded pace: for each address, and in all.
 
+mod parting;
+
 use super::super::bucket::{Bucket, Buckets, Pace};
+use super::super::proto::{Part, Told};
 use super::claims::{ClaimCounts, Claims, View, append_further};
 use super::datagram::{
     Counter, Datagram, Further, Letter, PACKET_MAX_BYTES, VERSION, Window, fit_together, further_bytes,
@@ -23,9 +26,10 @@ use super::datagram::{
 use super::hints::Hints;
 use super::seat::{Codec, Dice, Seat};
 use super::{Admission, Credentials, Refusal, Tuning};
-use crate::model::{CellLabel, Generator, NodeId, Time, UnixTime, limits};
+use crate::model::{CellLabel, Generator, NodeId, Rng as _, Time, UnixTime, limits};
 use bytes::Bytes;
 use foca::{AccumulatingRuntime, Foca, Identity as _, NoCustomBroadcast, OwnedNotification, Timer};
+use parting::Parting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
@@ -53,6 +57,8 @@ const JOIN_LATER: Duration = Duration::from_secs(15);
 const CONTACT_EVERY: Duration = Duration::from_secs(60);
 /// Most contacts asked at once.
 const CONTACTS_AT_ONCE: usize = 3;
+/// How often a node that was taken for dead, and is not yet taken back, asks for it.
+const REJOIN_EVERY: Duration = Duration::from_secs(1);
 /// Most contacts kept.
 const CONTACTS_MAX: usize = 64;
 /// Datagrams from one address that are looked at: a large cell's join at once, then many times its ordinary pace.
@@ -86,6 +92,8 @@ pub(super) enum Action {
     Moved(NodeId),
     /// A member is down, left, or is a member no longer.
     Down(NodeId),
+    /// The cell is another part of the label now. Of members that are not in it nothing more is heard.
+    Parted(Part),
 }
 
 /// The clocks of one call.
@@ -103,6 +111,11 @@ struct Acquaintance {
     window: Window,
     /// Whether it has shown that it knows this node's certificate.
     knows_us: bool,
+    /// [`NodeId::key`].
+    key: u64,
+    /// What it said of its cell, and when.
+    told: Told,
+    heard: Time,
     /// Where else it says that it is, once it has said so in this life.
     further: Option<Further>,
     /// Whether it understands further addresses, and does not know this node's yet.
@@ -150,10 +163,13 @@ pub(super) struct Protocol<C> {
     turned_out: BTreeSet<NodeId>,
     hints: Hints,
     claims: Claims,
+    parting: Parting,
     from_one: Buckets<SocketAddr>,
     from_all: Bucket,
     contacts: Vec<(NodeId, SocketAddr)>,
     next_contact: usize,
+    /// While this node has taken a new life and nobody has spoken to it: when it asks again to be taken back.
+    rejoin_due: Option<Time>,
     contacts_due: Time,
     contacts_pause: Duration,
     chores_due: Time,
@@ -177,8 +193,10 @@ impl<C: Credentials> Protocol<C> {
         contacts.truncate(CONTACTS_MAX);
         // Milliseconds, so that a restart always wins over the rejoins of the life before.
         let me = Seat { node: credentials.node(), addr, renewal: now.unix.0.saturating_mul(1_000) };
+        let parting = Parting::new(me.node, tuning, Generator::new(generator.clone().next_u64()));
         Self {
             cell: credentials.cell(),
+            parting,
             foca: Foca::new(me, config(tuning), Dice(generator), Codec),
             beliefs: credentials.beliefs(),
             ended: false,
@@ -197,6 +215,7 @@ impl<C: Credentials> Protocol<C> {
             from_all: Bucket::default(),
             contacts,
             next_contact: 0,
+            rejoin_due: None,
             contacts_due: now.time,
             contacts_pause: JOIN_FIRST,
             chores_due: now.time,
@@ -222,6 +241,9 @@ impl<C: Credentials> Protocol<C> {
         let known = self.active.contains_key(&contact.0) || self.contacts.contains(&contact);
         if known || contact.0 == self.me.node {
             return;
+        }
+        if !self.parting.part().holds(contact.0.key()) {
+            return self.remember_relative(contact.0, contact.1, now);
         }
         if self.contacts.len() == CONTACTS_MAX {
             // The oldest are the configured ones: they stay.
@@ -283,8 +305,11 @@ impl<C: Credentials> Protocol<C> {
             Some(None) => return Err(Refusal::Malformed),
             known => known.flatten(),
         };
-        self.meet(&datagram, admission)?;
+        self.meet(&datagram, admission, now)?;
         self.note_place(&datagram, from, further);
+        if !self.known.get(&datagram.sender).is_some_and(|known| self.parting.part().holds(known.key)) {
+            return self.hear_outsider(from, &datagram, now);
+        }
         if datagram.packet.is_empty() {
             self.introduced(from, &datagram, now);
             return Ok(());
@@ -300,7 +325,12 @@ impl<C: Credentials> Protocol<C> {
         let result = self.foca.handle_data(&sifted.packet, &mut self.runtime);
         self.settle(now);
         for (seat, further) in sifted.hints {
-            self.hints.add(seat, further, datagram.sender, now.time);
+            if self.parting.part().holds(seat.node.key()) {
+                self.hints.add(seat, further, datagram.sender, now.time);
+            } else {
+                // Who speaks of the sibling half has joined with it.
+                self.remember_relative(seat.node, seat.addr, now);
+            }
         }
         result.map_err(|_| Refusal::Malformed)
     }
@@ -323,6 +353,8 @@ impl<C: Credentials> Protocol<C> {
             self.ask_hinted(now);
             self.claims.forget(now.time);
             self.look_after_contacts(now);
+            self.rejoin(now);
+            self.look_around(now);
         }
         if !self.unmet.is_empty() || self.active.is_empty() {
             self.chores_due = self.chores_due.min(now.time + CHORES_EVERY);
@@ -385,7 +417,12 @@ impl<C: Credentials> Protocol<C> {
     }
 
     /// Remembers the sender of a verified datagram.
-    fn meet(&mut self, datagram: &Datagram<'_>, admission: Option<Admission>) -> Result<(), Refusal> {
+    fn meet(
+        &mut self,
+        datagram: &Datagram<'_>,
+        admission: Option<Admission>,
+        now: Now,
+    ) -> Result<(), Refusal> {
         if let (Some(admission), Some(certificate)) = (admission, datagram.certificate) {
             self.turned_out.remove(&datagram.sender);
             if !self.known.contains_key(&datagram.sender) && self.known.len() >= REMEMBERED_MAX {
@@ -398,6 +435,9 @@ impl<C: Credentials> Protocol<C> {
                 expires: admission.expires,
                 window: Window::default(),
                 knows_us: false,
+                key: datagram.sender.key(),
+                told: Told::default(),
+                heard: now.time,
                 further: None,
                 wants_further: false,
                 heard_at: None,
@@ -412,6 +452,7 @@ impl<C: Credentials> Protocol<C> {
         let known = self.known.get_mut(&datagram.sender).ok_or(Refusal::Stranger)?;
         known.window.mark(datagram.counter);
         known.knows_us = !datagram.wants_certificate;
+        (known.told, known.heard) = (datagram.told, now.time);
         self.report(datagram.sender);
         Ok(())
     }
@@ -455,7 +496,10 @@ impl<C: Credentials> Protocol<C> {
         if datagram.wants_certificate {
             self.introduce(from, datagram.sender, now);
         }
-        if !self.active.contains_key(&datagram.sender) {
+        // Who is in another cell, as it believes, does not take this node in.
+        let theirs = self.known.get(&datagram.sender).map(|known| Part::of(known.key, known.told.bits));
+        let takes_in = theirs.is_some_and(|theirs| self.parting.is_in(theirs));
+        if takes_in && !self.active.contains_key(&datagram.sender) {
             self.announce_to(Seat { node: datagram.sender, addr: from, renewal: 0 }, now);
         }
     }
@@ -465,9 +509,11 @@ impl<C: Credentials> Protocol<C> {
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
                 OwnedNotification::MemberUp(seat) => {
-                    self.active.insert(seat.node, seat);
-                    self.unmet.insert(seat.node, now.time);
-                    self.report(seat.node);
+                    // Who remains when the cell halves is up already.
+                    if self.active.insert(seat.node, seat) != Some(seat) {
+                        self.unmet.insert(seat.node, now.time);
+                        self.report(seat.node);
+                    }
                 }
                 OwnedNotification::MemberDown(seat) => {
                     self.active.remove(&seat.node);
@@ -496,7 +542,11 @@ impl<C: Credentials> Protocol<C> {
                         self.report(seat.node);
                     }
                 }
-                OwnedNotification::Rejoin(seat) => self.me = seat,
+                OwnedNotification::Rejoin(seat) => {
+                    self.me = seat;
+                    self.rejoin_due = Some(now.time + REJOIN_EVERY);
+                }
+                OwnedNotification::Active => self.rejoin_due = None,
                 other => tracing::debug!(?other, "membership"),
             }
         }
@@ -572,6 +622,7 @@ impl<C: Credentials> Protocol<C> {
             wants_certificate: with.wants_certificate,
             addresses: with.addresses,
             wants_addresses: with.wants_addresses,
+            told: self.parting.told(self.active.len() + 1),
             packet,
         };
         let bytes = letter.seal(|message| self.credentials.sign(message));
@@ -686,6 +737,21 @@ impl<C: Credentials> Protocol<C> {
             tracing::debug!(%error, "announcing");
         }
         self.settle(now);
+    }
+
+    /// Asks members to take this node back. foca tells its new life once and then waits to be spoken to, and where
+    /// there are few others, all that it said may be lost.
+    fn rejoin(&mut self, now: Now) {
+        if self.rejoin_due.is_none_or(|due| due > now.time) {
+            return;
+        }
+        self.rejoin_due = Some(now.time + REJOIN_EVERY);
+        let first = self.next_contact;
+        self.next_contact = self.next_contact.wrapping_add(CONTACTS_AT_ONCE);
+        let seats: Vec<Seat> = self.active.values().copied().collect();
+        for number in 0..CONTACTS_AT_ONCE.min(seats.len()) {
+            self.announce_to(seats[(first.wrapping_add(number)) % seats.len()], now);
+        }
     }
 
     /// Asks contacts: often and several while this node is alone, now and then a missing one later.

@@ -3,6 +3,7 @@
 use super::datagram::{Counter, Letter};
 use super::protocol::{Action, Now, Protocol};
 use super::*;
+use crate::mesh::proto::Told;
 use crate::model::{Generator, Rng as _, Time};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Mutex;
@@ -103,6 +104,9 @@ struct Swarm {
     now: Time,
     members: Vec<Option<Protocol<TestNode>>>,
     up: Vec<BTreeSet<NodeId>>,
+    parts: Vec<Part>,
+    /// How often a member's cell became another.
+    partings: usize,
     /// Who was heard of with a renewed certificate.
     renewed: Vec<BTreeSet<NodeId>>,
     issued: Vec<Arc<AtomicU64>>,
@@ -134,10 +138,18 @@ struct Swarm {
 
 impl Swarm {
     fn new(members: usize, seed: u64) -> Self {
-        Self::with_second_addresses(members, seed, &[])
+        Self::with(members, seed, &[], &Tuning::default())
     }
 
     fn with_second_addresses(members: usize, seed: u64, of: &[usize]) -> Self {
+        Self::with(members, seed, of, &Tuning::default())
+    }
+
+    fn tuned(members: usize, seed: u64, tuning: &Tuning) -> Self {
+        Self::with(members, seed, &[], tuning)
+    }
+
+    fn with(members: usize, seed: u64, of: &[usize], tuning: &Tuning) -> Self {
         let now = Now { time: Time::ZERO, unix: UnixTime(START_S) };
         let revoked: Arc<Mutex<BTreeSet<NodeId>>> = Arc::default();
         let heeds: Arc<AtomicBool> = Arc::default();
@@ -152,14 +164,15 @@ impl Swarm {
                 clocks.push(node.issued.clone());
                 let generator = Generator::stream(seed, number as u64);
                 let further = if of.contains(&number) { vec![second_addr(number)] } else { vec![] };
-                let tuning = Tuning::default();
-                Some(Protocol::new(node, addr(number), &further, contacts, &tuning, now, generator))
+                Some(Protocol::new(node, addr(number), &further, contacts, tuning, now, generator))
             })
             .collect();
         Self {
             now: Time::ZERO,
             members: swims,
             up: vec![BTreeSet::new(); members],
+            parts: vec![Part::WHOLE; members],
+            partings: 0,
             renewed: vec![BTreeSet::new(); members],
             issued: clocks,
             revoked,
@@ -224,6 +237,10 @@ impl Swarm {
                     self.reached[number].insert(node, addresses);
                 }
                 Action::Moved(_) => {}
+                Action::Parted(part) => {
+                    (self.parts[number], self.partings) = (part, self.partings + 1);
+                    self.up[number].retain(|node| part.holds(node.key()));
+                }
                 Action::Down(node) => {
                     self.lost.push((number, node));
                     assert!(self.up[number].remove(&node), "down without up");
@@ -271,6 +288,24 @@ impl Swarm {
             }
         }
         done(self)
+    }
+
+    /// The cells, when every living member sees exactly the other living ones of its own, and they agree which it is.
+    fn cells(&self) -> Option<BTreeMap<Part, usize>> {
+        let alive: Vec<usize> = (0..self.members.len()).filter(|n| self.members[*n].is_some()).collect();
+        let name = |n: usize| NodeId([u8::try_from(n).unwrap(); 32]);
+        let mut cells = BTreeMap::new();
+        for n in &alive {
+            let part = self.parts[*n];
+            let mates = alive.iter().filter(|m| *m != n && part.holds(name(**m).key()));
+            let mates: Vec<usize> = mates.copied().collect();
+            let agree = mates.iter().all(|m| self.parts[*m] == part);
+            if !agree || self.up[*n] != mates.iter().map(|m| name(*m)).collect() {
+                return None;
+            }
+            cells.insert(part, mates.len() + 1);
+        }
+        Some(cells)
     }
 
     /// Whether every living member sees exactly the other living ones.
@@ -476,6 +511,7 @@ fn further_addresses_are_told_to_who_asks_and_to_no_older_program() {
             counter: Counter::default().next(now.unix),
             certificate: Some(&other.certificate()),
             wants_certificate: true,
+            told: Told::default(),
             addresses: None,
             wants_addresses: asks,
             packet: &[],
@@ -498,6 +534,7 @@ fn introduction(from: &TestNode, to: &TestNode, packet: &[u8], now: UnixTime) ->
         counter: Counter::default().next(now),
         certificate: Some(&certificate),
         wants_certificate: true,
+        told: Told::default(),
         addresses: None,
         wants_addresses: false,
         packet,
@@ -538,6 +575,7 @@ fn forged_foreign_and_stale_datagrams_are_refused_and_change_nothing() {
         counter: Counter::default().next(now),
         certificate: Some(&certificate),
         wants_certificate: false,
+        told: Told::default(),
         addresses: None,
         wants_addresses: false,
         packet: &[],
@@ -562,6 +600,7 @@ fn forged_foreign_and_stale_datagrams_are_refused_and_change_nothing() {
         counter: Counter::default().next(now),
         certificate: None,
         wants_certificate: true,
+        told: Told::default(),
         addresses: None,
         wants_addresses: false,
         packet: &[],
@@ -723,4 +762,56 @@ fn a_member_whose_clock_is_wrong_is_a_member_within_five_minutes_and_beyond_only
     assert!(swarm.refusals.contains(&Refusal::Stale));
     swarm.fast_s[2] = 0;
     assert!(swarm.run(Duration::from_secs(120), Swarm::all_see_all), "a clock that is set right is enough");
+}
+
+#[test]
+fn cells_halve_as_they_grow_and_join_as_they_shrink_and_all_members_agree() {
+    for (seed, loss_percent) in [(61, 0), (62, 10)] {
+        let tuning = Tuning { cell_max: 10, pause: Duration::from_secs(2), ..Tuning::default() };
+        let mut swarm = Swarm::tuned(36, seed, &tuning);
+        swarm.loss_percent = loss_percent;
+        let halved = |swarm: &Swarm| {
+            swarm.cells().is_some_and(|cells| cells.len() > 3 && cells.values().all(|size| *size <= 10))
+        };
+        assert!(swarm.run(Duration::from_secs(120), halved), "seed {seed}: {:?} {:?}", swarm.parts, swarm.up);
+        let before = swarm.partings;
+        swarm.run(Duration::from_secs(60), |_| false);
+        assert_eq!(swarm.partings, before, "seed {seed}: it is still");
+        // A member that restarts comes back to its cell, which some of its contacts tell it.
+        let clock = swarm.clock();
+        let contacts = (0..36).filter(|n| *n != 7).map(|n| (NodeId([n; 32]), addr(usize::from(n)))).collect();
+        (swarm.up[7], swarm.parts[7]) = (BTreeSet::new(), Part::WHOLE);
+        let node = TestNode { revoked: swarm.revoked.clone(), ..TestNode::new(7, 1, "eu/a/r1") };
+        swarm.members[7] =
+            Some(Protocol::new(node, addr(7), &[], contacts, &tuning, clock, Generator::new(7)));
+        swarm.run(Duration::from_secs(1), |_| false);
+        assert!(swarm.run(Duration::from_secs(90), halved), "seed {seed}: {:?} {:?}", swarm.parts, swarm.up);
+        for number in 4..36 {
+            swarm.members[number] = None;
+        }
+        let one = |swarm: &Swarm| swarm.cells().is_some_and(|cells| cells.len() == 1);
+        assert!(swarm.run(Duration::from_secs(600), one), "seed {seed}: {:?} {:?}", swarm.parts, swarm.up);
+        let before = swarm.partings;
+        swarm.run(Duration::from_secs(60), |_| false);
+        assert!(one(&swarm) && swarm.partings == before, "seed {seed}: it is still");
+    }
+}
+
+#[test]
+fn halves_that_a_cut_kept_apart_find_together_in_their_cells() {
+    let tuning = Tuning { cell_max: 8, pause: Duration::from_secs(2), ..Tuning::default() };
+    let mut swarm = Swarm::tuned(14, 71, &tuning);
+    let halved = |swarm: &Swarm| {
+        swarm.cells().is_some_and(|cells| cells.len() > 1 && cells.values().all(|size| *size <= 8))
+    };
+    assert!(swarm.run(Duration::from_secs(120), halved), "{:?}", swarm.parts);
+    for number in 7..14 {
+        swarm.side[number] = 1;
+    }
+    swarm.run(Duration::from_secs(120), |_| false);
+    swarm.side = vec![0; 14];
+    assert!(swarm.run(Duration::from_secs(180), halved), "{:?} {:?}", swarm.parts, swarm.up);
+    let before = swarm.partings;
+    swarm.run(Duration::from_secs(60), |_| false);
+    assert_eq!(swarm.partings, before, "it is still");
 }

@@ -1,7 +1,7 @@
 //! The asker's side of a request for chunks.
 
 use super::buffers::Buffer;
-use super::{FrameReader, NO_PROGRESS, TransferError, patience, write_all, write_message};
+use super::{FrameReader, NO_PROGRESS, TransferError, patience, say, write_all};
 use crate::mesh::throttle::Throttle;
 use crate::mesh::wire::{DataHeader, Encoding, Holder, Message, Request, Told};
 use crate::mesh::{CloseCode, MemberConnection};
@@ -180,7 +180,8 @@ async fn exchange(
         .map_err(|error| TransferError::Connection(error.to_string()))?;
     // In one piece, so that it leaves in one packet.
     let frame = Message::Request(request.clone()).to_frame()?;
-    write_all(&mut send, [&[connection.version()][..], &frame].concat().into(), NO_PROGRESS).await?;
+    let frame = [&[connection.version()][..], &frame].concat().into();
+    connection.precedence().first(write_all(&mut send, frame, NO_PROGRESS)).await?;
     // The end of a request for one chunk leaves with it, rather than in a packet of its own when all is over.
     let send = if request.chunks.len() == 1 {
         let _ = send.finish();
@@ -192,14 +193,18 @@ async fn exchange(
     tokio::select! {
         biased;
         result = replies(connection, &mut reader, request, open, events) => result,
-        () = pass_withdrawals(send, withdrawn) => Err(TransferError::NotAnswered),
+        () = pass_withdrawals(connection, send, withdrawn) => Err(TransferError::NotAnswered),
     }
 }
 
 /// Passes withdrawals on as they come. A peer that has said all it will takes no more of them, which is
 /// no failure: what it said may still be on its way. A broken connection is noticed by the reader. Returns when
 /// the only chunk of a request was withdrawn: then nothing more is read, which says as much.
-async fn pass_withdrawals(send: Option<SendStream>, mut withdrawn: mpsc::Receiver<u16>) {
+async fn pass_withdrawals(
+    connection: &MemberConnection,
+    send: Option<SendStream>,
+    mut withdrawn: mpsc::Receiver<u16>,
+) {
     let Some(mut send) = send else {
         return match withdrawn.recv().await {
             Some(_) => {}
@@ -207,7 +212,7 @@ async fn pass_withdrawals(send: Option<SendStream>, mut withdrawn: mpsc::Receive
         };
     };
     while let Some(index) = withdrawn.recv().await {
-        if write_message(&mut send, &Message::Withdraw(index), NO_PROGRESS).await.is_err() {
+        if say(connection, &mut send, &Message::Withdraw(index)).await.is_err() {
             break;
         }
     }

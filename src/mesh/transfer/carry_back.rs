@@ -2,10 +2,11 @@
 //! answers.
 
 use super::outflow::Outflow;
-use super::{Body, NO_PROGRESS, StreamError, write_message};
+use super::{Body, StreamError};
 use crate::mesh::wire::{DataHeader, Message, Told};
 use crate::model::Class;
 use quinn::SendStream;
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -90,7 +91,8 @@ impl Open {
     }
 }
 
-/// Writes what the asks say until all of them have ended.
+/// Writes what the asks say until all of them have ended: what is short before the next chunk, for whoever hears nothing
+/// believes this node dead.
 pub(super) async fn carry_back(
     send: &mut SendStream,
     outflow: &Outflow,
@@ -99,43 +101,41 @@ pub(super) async fn carry_back(
     open: &Open,
 ) -> Result<(), StreamError> {
     let mut left = open.lock().len();
-    while let Some(out) = said.recv().await {
+    let mut chunks: VecDeque<Box<Sending>> = VecDeque::new();
+    loop {
+        let out = match said.try_recv() {
+            Ok(out) => out,
+            Err(_) => match chunks.pop_front() {
+                Some(sending) => {
+                    left = left.saturating_sub(1);
+                    carry_chunk(send, outflow, class, sending, (open, left)).await?;
+                    continue;
+                }
+                None => match said.recv().await {
+                    Some(out) => out,
+                    None => break,
+                },
+            },
+        };
         match out {
             Out::Say(message) => {
                 if let Message::Busy(told) | Message::Missing(told) = &message {
                     open.take(told.index);
                     left = left.saturating_sub(1);
                 }
-                write_message(send, &message, NO_PROGRESS).await?;
+                outflow.say(send, &message).await?;
             }
+            // Withdrawn meanwhile; dropping it says so.
+            Out::Data(sending) if !open.is_open(sending.index) => left = left.saturating_sub(1),
             Out::Data(mut sending) => {
-                if !open.is_open(sending.index) {
-                    // Withdrawn meanwhile; dropping it says so.
-                    left = left.saturating_sub(1);
-                    continue;
-                }
                 if let Body::Stored(stored) = &mut sending.body
                     && !stored.begin()
                 {
                     // Others need not wait for the disk with it.
                     tokio::spawn(load(sending));
-                    continue;
+                } else {
+                    chunks.push_back(sending);
                 }
-                let result = send_chunk(send, outflow, class, &mut sending).await;
-                open.take(sending.index);
-                left = left.saturating_sub(1);
-                if left == 0 && result.is_ok() {
-                    // The end leaves with the last bytes, and both before the driver is told.
-                    let _ = send.finish();
-                    tokio::task::yield_now().await;
-                }
-                let sent = match &result {
-                    Ok(()) => Sent::Whole,
-                    Err(StreamError::Lost) => Sent::Gone,
-                    Err(_) => Sent::Broken,
-                };
-                sending.done.tell(sent);
-                result?;
             }
             Out::Nothing(index) => {
                 open.take(index);
@@ -146,6 +146,34 @@ pub(super) async fn carry_back(
     // For the second time, where it was said with the last chunk: that changes nothing.
     let _ = send.finish();
     Ok(())
+}
+
+/// Writes one chunk, after which `left` asks have no final answer, and tells how that ended.
+async fn carry_chunk(
+    send: &mut SendStream,
+    outflow: &Outflow,
+    class: Class,
+    mut sending: Box<Sending>,
+    (open, left): (&Open, usize),
+) -> Result<(), StreamError> {
+    if !open.is_open(sending.index) {
+        // Withdrawn meanwhile; dropping it says so.
+        return Ok(());
+    }
+    let result = send_chunk(send, outflow, class, &mut sending).await;
+    open.take(sending.index);
+    if left == 0 && result.is_ok() {
+        // The end leaves with the last bytes, and both before the driver is told.
+        let _ = send.finish();
+        tokio::task::yield_now().await;
+    }
+    let sent = match &result {
+        Ok(()) => Sent::Whole,
+        Err(StreamError::Lost) => Sent::Gone,
+        Err(_) => Sent::Broken,
+    };
+    sending.done.tell(sent);
+    result
 }
 
 async fn send_chunk(

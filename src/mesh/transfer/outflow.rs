@@ -6,8 +6,9 @@
 //! seconds. So the window follows the congestion window: what is in flight, half as much again to be
 //! sent next, and no more. All but that small rest has then been acknowledged by the peer.
 
-use super::{Body, NO_PROGRESS, StreamError, patience};
+use super::{Body, NO_PROGRESS, StreamError, patience, say};
 use crate::mesh::MemberConnection;
+use crate::mesh::wire::Message;
 use crate::model::Class;
 use bytes::Bytes;
 use quinn::SendStream;
@@ -38,6 +39,10 @@ const LARGE_BYTES: usize = 4 << 20;
 /// Classes, and in each small chunks before large ones.
 const RANKS: usize = 6;
 
+/// Of all that is no chunk: what a new stream has. QUIC sends what has a higher priority first, and of the rest nothing as long as there is
+/// some.
+pub(super) const ANSWER_PRIORITY: i32 = 0;
+
 /// The order in which chunks of one connection leave: 0 first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank(usize);
@@ -53,10 +58,9 @@ impl Rank {
         Self(2 * class + (len > LARGE_BYTES) as usize)
     }
 
-    /// QUIC sends what has a higher priority first, and of the rest nothing as long as there is some. All else on the connection has
-    /// 0: an answer of a few bytes would not leave before the last chunk (seen: no answer for 10 s).
+    /// Below [`ANSWER_PRIORITY`]: an answer of a few bytes would not leave before the last chunk (seen: no answer for 10 s).
     fn priority(self) -> i32 {
-        i32::try_from(self.0).map_or(i32::MIN, |rank| -1 - rank)
+        i32::try_from(self.0).map_or(i32::MIN, |rank| ANSWER_PRIORITY - 1 - rank)
     }
 }
 
@@ -70,8 +74,12 @@ fn window_bytes(cwnd: u64, rtt: Duration) -> u64 {
 /// The outflow of one connection.
 pub(super) struct Outflow {
     connection: MemberConnection,
-    /// Chunks that are being written, by rank.
+    /// Chunks that are being written or wait for their turn, by rank.
     writing: Mutex<[u32; RANKS]>,
+    /// One chunk of a rank is written after the other, in the order of their coming. Of streams that wait for room in the send
+    /// window, quinn wakes the latest first, and that one takes it all: with several the earliest got none for seconds, and
+    /// neither did short answers. It also has the first chunk whole, to be handed on, before the last begins.
+    lines: [tokio::sync::Mutex<()>; RANKS],
     ended: Notify,
     /// When the window was last adapted, and the step that followed from it.
     adapted: Mutex<Option<(Instant, usize)>>,
@@ -93,7 +101,13 @@ impl Drop for Turn<'_> {
 impl Outflow {
     /// The outflow of `connection`, of which there must be only one.
     pub(super) fn new(connection: MemberConnection) -> Self {
-        Self { connection, writing: Mutex::new([0; RANKS]), ended: Notify::new(), adapted: Mutex::new(None) }
+        Self {
+            connection,
+            writing: Mutex::new([0; RANKS]),
+            lines: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            ended: Notify::new(),
+            adapted: Mutex::new(None),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, [u32; RANKS]> {
@@ -137,9 +151,16 @@ impl Outflow {
         step
     }
 
+    /// Writes a short answer.
+    pub(super) async fn say(&self, stream: &mut SendStream, message: &Message) -> Result<(), StreamError> {
+        // A chunk that the same stream carried before left it at its own.
+        let _ = stream.set_priority(ANSWER_PRIORITY);
+        say(&self.connection, stream, message).await
+    }
+
     /// Writes a frame and the chunk behind it, without copying. Returns when all but a small rest of it has
-    /// reached the peer; each step may take [`NO_PROGRESS`], and all of it as long as a chunk of its length may, beside
-    /// what this node's own limit makes it wait.
+    /// reached the peer; once its turn has come each step may take [`NO_PROGRESS`], and all of it as long as a chunk of its length may,
+    /// beside what this node's own limit makes it wait.
     pub(super) async fn write(
         &self,
         stream: &mut SendStream,
@@ -148,9 +169,10 @@ impl Outflow {
         chunk: &mut Body,
     ) -> Result<(), StreamError> {
         let rank = Rank::of(class, chunk.len());
+        let _turn = self.begin(rank);
+        let _line = self.lines[rank.0].lock().await;
         let limit = patience(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
         let mut until = Instant::now() + limit;
-        let _turn = self.begin(rank);
         let _ = stream.set_priority(rank.priority());
         let mut step = self.adapt();
         let mut parts = [frame, chunk.part(step).await.ok_or(StreamError::Lost)?];
@@ -158,7 +180,8 @@ impl Outflow {
             self.give_way(rank).await;
             until += self.connection.throttles().up.pass(class, parts[1].len()).await;
             let this_step = until.min(Instant::now() + NO_PROGRESS);
-            let written = tokio::time::timeout_at(this_step, stream.write_all_chunks(&mut parts)).await;
+            let written = self.connection.precedence().after(stream.write_all_chunks(&mut parts));
+            let written = tokio::time::timeout_at(this_step, written).await;
             written.map_err(|_| StreamError::NoProgress(limit.min(NO_PROGRESS)))??;
             if chunk.len() == 0 {
                 return Ok(());

@@ -2,7 +2,7 @@
 
 use super::carry_back::{Done, Open, Out, Sending, Sent, carry_back};
 use super::outflow::Outflow;
-use super::{Body, FrameReader, NO_PROGRESS, StreamError, write_message};
+use super::{Body, FrameReader, NO_PROGRESS, StreamError, say};
 use crate::mesh::conduct::{Offence, Use};
 use crate::mesh::wire::{HOLDERS_MAX, MEMBERS_PER_FRAME, MemberRecord};
 use crate::mesh::wire::{
@@ -71,11 +71,11 @@ pub enum PeerRequest {
         /// The certificate.
         certificate: Vec<u8>,
     },
-    /// A peer wants the members of this node's cell, at most
+    /// A peer wants to know how often the label of this node's cell was halved, and its members, at most
     /// [`CELL_MAX_MEMBERS`](limits::CELL_MAX_MEMBERS).
     Members {
         /// Takes them.
-        reply: oneshot::Sender<Vec<MemberRecord>>,
+        reply: oneshot::Sender<(u8, Vec<MemberRecord>)>,
     },
 }
 
@@ -238,7 +238,7 @@ impl Stream {
     }
 
     async fn refuse(&mut self, because: RefusedBecause) -> Result<(), StreamError> {
-        write_message(&mut self.send, &Message::Refused(because), NO_PROGRESS).await
+        say(&self.connection, &mut self.send, &Message::Refused(because)).await
     }
 
     async fn answer(&mut self, message: Message, reader: FrameReader) -> Result<(), StreamError> {
@@ -258,7 +258,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::News { from, news }) {
-                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::NewsAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -269,7 +269,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::Possession { from, slices }) {
-                    Ok(()) => write_message(&mut self.send, &Message::PossessionAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::PossessionAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -283,15 +283,18 @@ impl Stream {
                 news.retain(|document| may_hear(&scope, document));
                 news.truncate(NEWS_MAX_DOCUMENTS);
                 for document in news {
-                    write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+                    say(&self.connection, &mut self.send, &Message::News(document)).await?;
                 }
                 Ok(())
             }
             Message::Members => {
-                let mut members = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
+                let (bits, mut members) = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
+                if bits > 0 {
+                    say(&self.connection, &mut self.send, &Message::CellPart(bits)).await?;
+                }
                 members.truncate(limits::CELL_MAX_MEMBERS);
                 for part in members.chunks(MEMBERS_PER_FRAME) {
-                    write_message(&mut self.send, &Message::MemberList(part.to_vec()), NO_PROGRESS).await?;
+                    say(&self.connection, &mut self.send, &Message::MemberList(part.to_vec())).await?;
                 }
                 Ok(())
             }
@@ -303,7 +306,7 @@ impl Stream {
                     return self.give_up();
                 }
                 match self.requests.try_send(PeerRequest::Shown { from, certificate }) {
-                    Ok(()) => write_message(&mut self.send, &Message::NewsAck, NO_PROGRESS).await,
+                    Ok(()) => say(&self.connection, &mut self.send, &Message::NewsAck).await,
                     Err(_) => self.give_up(),
                 }
             }
@@ -324,12 +327,12 @@ impl Stream {
         let Ok(Ok((reply, documents, mut members))) = tokio::time::timeout(DRIVER_LIMIT, answer).await else {
             return self.refuse(RefusedBecause::NotUnderstood).await;
         };
-        write_message(&mut self.send, &Message::Renewed(reply), NO_PROGRESS).await?;
+        say(&self.connection, &mut self.send, &Message::Renewed(reply)).await?;
         for document in documents {
-            write_message(&mut self.send, &Message::News(document), NO_PROGRESS).await?;
+            say(&self.connection, &mut self.send, &Message::News(document)).await?;
         }
         members.truncate(MEMBERS_PER_FRAME);
-        write_message(&mut self.send, &Message::MemberList(members), NO_PROGRESS).await
+        say(&self.connection, &mut self.send, &Message::MemberList(members)).await
     }
 
     /// Ends the stream without an answer, so that the peer knows that it got none.
@@ -339,14 +342,14 @@ impl Stream {
     }
 
     /// What the driver says; nothing when it is overloaded or takes too long.
-    async fn ask_driver<T>(&self, request: impl FnOnce(oneshot::Sender<Vec<T>>) -> PeerRequest) -> Vec<T> {
+    async fn ask_driver<T: Default>(&self, request: impl FnOnce(oneshot::Sender<T>) -> PeerRequest) -> T {
         let (reply, answer) = oneshot::channel();
         if self.requests.try_send(request(reply)).is_err() {
-            return Vec::new();
+            return T::default();
         }
         match tokio::time::timeout(DRIVER_LIMIT, answer).await {
-            Ok(Ok(list)) => list,
-            _ => Vec::new(),
+            Ok(Ok(answer)) => answer,
+            _ => T::default(),
         }
     }
 

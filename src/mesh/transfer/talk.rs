@@ -2,7 +2,7 @@
 //! certificate, and showing one.
 
 use super::StreamError;
-use super::{FrameReader, NO_PROGRESS, TransferError, write_all, write_message};
+use super::{FrameReader, NO_PROGRESS, TransferError, say, write_all};
 use crate::mesh::wire::{
     MEMBERS_PER_FRAME, MemberRecord, Message, NEWS_MAX_DOCUMENTS, RenewReply, SliceHeld,
 };
@@ -27,8 +27,9 @@ async fn open(connection: &MemberConnection, message: &Message) -> Result<FrameR
         .await
         .map_err(|_| TransferError::NoProgress(NO_PROGRESS))?
         .map_err(|error| TransferError::Connection(error.to_string()))?;
-    write_all(&mut send, Bytes::copy_from_slice(&[connection.version()]), NO_PROGRESS).await?;
-    write_message(&mut send, message, NO_PROGRESS).await?;
+    let version = Bytes::copy_from_slice(&[connection.version()]);
+    connection.precedence().first(write_all(&mut send, version, NO_PROGRESS)).await?;
+    say(connection, &mut send, message).await?;
     // Dropping `send` ends this side of the stream.
     Ok(FrameReader::new(recv, NO_PROGRESS).holding(connection.begin_use()))
 }
@@ -111,6 +112,9 @@ async fn read_news(connection: &MemberConnection, news: &mut Vec<News>) -> Resul
     Ok(())
 }
 
+/// How often the label of a peer's cell was halved for it, and the members that it named.
+pub(in crate::mesh) type CellMembers = (u8, Vec<(MembershipCert, Vec<SocketAddr>)>);
+
 /// Asks a peer for the members of its cell. Only those whose certificate counts at `now` are returned.
 ///
 /// # Errors
@@ -119,7 +123,7 @@ pub async fn members(
     connection: &MemberConnection,
     trust: &MeshTrust,
     now: UnixTime,
-) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+) -> Result<CellMembers, TransferError> {
     judged(connection, MEMBERS_LIMIT, read_members(connection, trust, now)).await
 }
 
@@ -127,11 +131,18 @@ async fn read_members(
     connection: &MemberConnection,
     trust: &MeshTrust,
     now: UnixTime,
-) -> Result<Vec<(MembershipCert, Vec<SocketAddr>)>, TransferError> {
+) -> Result<CellMembers, TransferError> {
     let mut reader = open(connection, &Message::Members).await?;
-    let (mut members, mut count) = (Vec::new(), 0);
+    let (mut members, mut count, mut bits) = (Vec::new(), 0, 0);
     while let Some(message) = reader.message().await? {
-        let Message::MemberList(list) = message else { return Err(unexpected(&message)) };
+        let list = match message {
+            Message::MemberList(list) => list,
+            Message::CellPart(told) if count == 0 => {
+                bits = told;
+                continue;
+            }
+            other => return Err(unexpected(&other)),
+        };
         count += list.len();
         if count > limits::CELL_MAX_MEMBERS {
             return Err(TransferError::Protocol(format!("{count} members in a cell")));
@@ -139,7 +150,7 @@ async fn read_members(
         let right = lapsed_or_not(list, trust);
         members.extend(right.filter(|(certificate, _)| trust.check(certificate, now).is_ok()));
     }
-    Ok(members)
+    Ok((bits, members))
 }
 
 /// What an authority answered to a wish for renewal, unverified.

@@ -30,7 +30,7 @@ fn hider(mesh: &TestMesh, stratum: &Arc<Stratum>) -> TestNode {
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 let passed_on = match request {
-                    PeerRequest::Members { reply } => reply.send(vec![alone.clone()]).is_ok(),
+                    PeerRequest::Members { reply } => reply.send((0, vec![alone.clone()])).is_ok(),
                     other => pass.send(other).await.is_ok(),
                 };
                 if !passed_on {
@@ -55,8 +55,11 @@ async fn a_member_that_names_only_itself_hides_nobody_of_its_cell() {
     let contact = |node: &TestNode| (node.identity.node(), node.addr);
     let (endpoint, _incoming) = bind(&mesh, "eu/a/r1");
     let (inbox, mut told) = mpsc::channel(64);
+    let cell = Cell::whole("eu/a/r1".parse().unwrap());
+    let (book, (_part, own)) = (CellBook::new(cell.clone()), watch::channel(cell));
     let mut region = Region {
-        own: "eu/a/r1".parse().unwrap(),
+        own,
+        book,
         endpoint,
         dht: None,
         inbox,
@@ -76,12 +79,13 @@ async fn a_member_that_names_only_itself_hides_nobody_of_its_cell() {
         }
         members
     };
+    let other = Cell::whole(OTHER.parse().unwrap());
     region.search().await;
     assert_eq!(last_told(), Some(3), "whoever answers first");
-    let chosen = region.cells.get_mut(&OTHER.parse().unwrap()).unwrap();
+    let chosen = region.cells.get_mut(&other).unwrap();
     assert_eq!(chosen.contacts.len(), 3);
     for contacts in [[&liar, &one, &two], [&two, &liar, &one]] {
-        region.cells.get_mut(&OTHER.parse().unwrap()).unwrap().contacts = contacts.map(contact).into();
+        region.cells.get_mut(&other).unwrap().contacts = contacts.map(contact).into();
         region.refresh().await;
         assert_eq!(last_told(), Some(3));
     }
