@@ -290,7 +290,7 @@ impl Stream {
             Message::Members => {
                 let (bits, mut members) = self.ask_driver(|reply| PeerRequest::Members { reply }).await;
                 if bits > 0 {
-                    write_message(&mut self.send, &Message::CellPart(bits), NO_PROGRESS).await?;
+                    say(&self.connection, &mut self.send, &Message::CellPart(bits)).await?;
                 }
                 members.truncate(limits::CELL_MAX_MEMBERS);
                 for part in members.chunks(MEMBERS_PER_FRAME) {
