@@ -4,7 +4,7 @@ use super::CliError;
 use super::ask::table;
 use crate::config::ByteSize;
 use crate::lab::{
-    Fate, Interrupt, LabError, LiarKind, Moment, Options, Report, Scenario, run as run_lab, tamper,
+    Crossing, Fate, Interrupt, LabError, LiarKind, Moment, Options, Report, Scenario, run as run_lab, tamper,
 };
 use std::cell::RefCell;
 use std::io::{IsTerminal as _, Read as _};
@@ -157,7 +157,10 @@ fn in_words(path: &Path, report: &Report) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes a second of a link")]
     let per_second = report.link_bytes_per_s as u64;
     let void = if report.void { " - VOID: the processors may have set the pace" } else { "" };
-    let crossing = report.crossings.iter().map(|crossing| format!("{:.3}", crossing.in_copies));
+    let crossing = |copies: &dyn Fn(&Crossing) -> f64| {
+        report.crossings.iter().map(|link| format!("{:.3}", copies(link))).collect::<Vec<_>>().join(", ")
+    };
+    let stored = report.stored_bytes as f64;
     let bounded = rollout.bound_s.is_finite();
     let rows = [
         ("scenario", format!("{} (seed {})", path.display(), rollout.seed)),
@@ -190,7 +193,14 @@ fn in_words(path: &Path, report: &Report) -> String {
             ),
         ),
         ("most uploads", format!("{:.3} copies", rollout.most_given_copies)),
-        ("crossed", format!("{} copies", crossing.collect::<Vec<_>>().join(", "))),
+        (
+            "crossed",
+            format!(
+                "{} copies; {} on the links",
+                crossing(&|link| link.in_copies),
+                crossing(&|link| link.in_bytes as f64 / stored)
+            ),
+        ),
         ("links busy", busy(report)),
         ("dropped packets", format!("{} up, {} down", report.dropped_up, report.dropped_down)),
         (

@@ -133,11 +133,12 @@ impl Faults {
         let Some(watch) = self.watched.as_mut().filter(|watch| watch.next <= now) else { return Ok(()) };
         watch.next = now + LOG_EVERY;
         let left = LeftStratum::read(&run.stratum.log)?;
+        let whole = left.distinct >= run.stage.scenario.content.bytes;
         if left != watch.seen {
             watch.seen = left;
             watch.quiet_since = now;
         }
-        if left.distinct >= run.stage.scenario.content.bytes && now.since(watch.quiet_since) >= QUIET {
+        if whole && now.since(watch.quiet_since) >= QUIET {
             kill_stratum(run);
             self.watched = None;
         }

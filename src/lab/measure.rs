@@ -7,6 +7,7 @@ use crate::upstream::AccessLine;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -145,7 +146,7 @@ fn process_ticks(text: &str) -> Option<u64> {
 }
 
 /// What left the stratum, by its access log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeftStratum {
     /// Bytes of all bodies.
     pub(super) bytes: u64,
@@ -153,6 +154,8 @@ pub(super) struct LeftStratum {
     pub(super) distinct: u64,
     /// Requests.
     pub(super) requests: u64,
+    /// Bytes of bodies by who asked.
+    pub(super) by_host: BTreeMap<IpAddr, u64>,
 }
 
 impl LeftStratum {
@@ -164,12 +167,24 @@ impl LeftStratum {
         Ok(Self::of(whole.lines().filter_map(|line| line.parse().ok())))
     }
 
+    /// What left since `before`, an earlier look.
+    pub(super) fn since(mut self, before: &Self) -> Self {
+        self.bytes -= before.bytes;
+        self.distinct -= before.distinct;
+        self.requests -= before.requests;
+        for (host, bytes) in &before.by_host {
+            *self.by_host.entry(*host).or_default() -= bytes;
+        }
+        self
+    }
+
     fn of(lines: impl Iterator<Item = AccessLine>) -> Self {
         let mut left = Self::default();
         let mut parts: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
         for line in lines {
             left.requests += 1;
             left.bytes += line.body_bytes;
+            *left.by_host.entry(line.remote.ip()).or_default() += line.body_bytes;
             if line.body_bytes > 0 && line.path.contains("/objects/") {
                 let (first, _) = line.range.unwrap_or((0, 0));
                 parts.entry(line.path).or_default().push((first, first + line.body_bytes));
@@ -218,7 +233,11 @@ mod tests {
             line("/a.b/objects/x", "300-309", 10),
             line("/a.b/objects/y", "-", 7),
         ];
-        let left = LeftStratum::of(lines.into_iter());
-        assert_eq!(left, LeftStratum { bytes: 527, distinct: 167, requests: 6 });
+        let of = |lines: &[AccessLine]| LeftStratum::of(lines.iter().cloned());
+        let host = |bytes| BTreeMap::from([("10.77.1.1".parse().unwrap(), bytes)]);
+        let left = of(&lines);
+        assert_eq!(left, LeftStratum { bytes: 527, distinct: 167, requests: 6, by_host: host(527) });
+        let later = left.since(&of(&lines[..2]));
+        assert_eq!(later, LeftStratum { bytes: 127, distinct: 67, requests: 4, by_host: host(127) });
     }
 }

@@ -4,7 +4,7 @@ use super::error::LabError;
 use super::netns::{Network, address};
 use super::process::{Interrupt, Launcher, Process, detach};
 use super::scenario::{LiarKind, Scenario};
-use crate::agent::api::{AddRepository, InviteRequest, MountRequest, MountStatus, Status};
+use crate::agent::api::{AddRepository, InviteRequest, MountRequest, MountStatus, Peers, Status};
 use crate::agent::{Client, ClientError};
 use crate::config::DEFAULT_PORT;
 use crate::model::{CellLabel, RepositoryName};
@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
+/// Largest UDP payload on a link: the 1 500 bytes of a veth, less IPv6's header and UDP's.
+const LINK_PAYLOAD_BYTES: i64 = 1_452;
 /// Time for an agent to be ready and for members to find each other, when a small machine starts many at once.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Validity of a ticket that is used at once.
@@ -137,6 +139,8 @@ impl Node {
         // Each node is a machine of its own with its share of this one's processors.
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         put("worker_threads", (processors / stage.scenario.fleet.nodes as usize).max(1).to_string());
+        // What the links carry. An agent would look for it among the interfaces of the machine: the namespace shares its `/sys`.
+        table.insert("mtu_bytes".into(), LINK_PAYLOAD_BYTES.into());
         table.extend(stage.scenario.agent.clone());
         let path = stage.folder().join(format!("{}.toml", self.name));
         fs::write(&path, table.to_string()).map_err(LabError::file(&path))?;
@@ -200,6 +204,11 @@ impl Node {
     /// What its agent says of itself.
     pub(super) fn status(&self, stage: &Stage) -> Result<Status, LabError> {
         stage.ask(&self.name, self.client().status())
+    }
+
+    /// What it knows of the others.
+    pub(super) fn peers(&self, stage: &Stage) -> Result<Peers, LabError> {
+        stage.ask(&self.name, self.client().peers())
     }
 
     /// Its socket.

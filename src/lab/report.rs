@@ -101,10 +101,13 @@ pub struct NodeReport {
 pub struct Crossing {
     /// Which switch.
     pub switch: u32,
-    /// Bytes that crossed to the nodes behind it.
-    pub in_bytes: u64,
+    /// Bytes of chunks that came to the nodes behind it from elsewhere: from neighbours, by the account of the agents that run at the end, and
+    /// bodies from the stratum.
+    pub in_chunk_bytes: u64,
     /// The same in copies of the content.
     pub in_copies: f64,
+    /// Bytes that crossed to the nodes behind it, with all headers, answers, and what was given up on the way.
+    pub in_bytes: u64,
     /// Bytes that left it.
     pub out_bytes: u64,
 }

@@ -5,7 +5,7 @@ use super::error::LabError;
 use super::faults::Faults;
 use super::lease::{Lease, clear_leftovers};
 use super::measure::{LeftStratum, Sample, Sampler, processor_seconds};
-use super::netns::{Network, check_machine, port, stratum_address};
+use super::netns::{Network, address, check_machine, port, stratum_address};
 use super::node::{CORE_SETTINGS, Node, Stage, join_and_start};
 use super::process::{Folder, Interrupt, Launcher, Process, may_mount};
 use super::report::{CPU_MAX, Crossing, Fate, FullRates, NodeReport, Report, busy, difference, timeline};
@@ -17,6 +17,7 @@ use crate::model::Time;
 use crate::sim::{Bound, Moved, Rollout, Term, bound};
 use std::ffi::OsString;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -299,13 +300,9 @@ impl Run<'_> {
             say("reading everything once more, to compare it");
             self.verify();
         }
-        let left = LeftStratum {
-            bytes: after.bytes - before.bytes,
-            distinct: after.distinct - before.distinct,
-            requests: after.requests - before.requests,
-        };
+        let left = after.since(&before);
         let dropped = (dropped.0 - drops.0, dropped.1 - drops.1);
-        Ok(self.report(begun, &samples, left, dropped))
+        Ok(self.report(begun, &samples, &left, dropped))
     }
 
     /// Starts all nodes' work, lets happen what is due, and returns the moment of the start when all is over.
@@ -396,7 +393,7 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, start: Time, samples: &[Sample], left: LeftStratum, dropped: (u64, u64)) -> Report {
+    fn report(&self, start: Time, samples: &[Sample], left: &LeftStratum, dropped: (u64, u64)) -> Report {
         let scenario = &self.stage.scenario;
         let nodes = scenario.fleet.nodes as usize;
         let stored = self.stored as f64;
@@ -417,18 +414,17 @@ impl Run<'_> {
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         let crossings: Vec<Crossing> = (0..)
             .zip(&through[nodes + 1..])
-            .map(|(switch, port)| Crossing {
-                switch,
-                in_bytes: port.down,
-                in_copies: port.down as f64 / stored,
-                out_bytes: port.up,
+            .map(|(switch, port)| {
+                let in_chunk_bytes = self.chunk_bytes_into(switch, left);
+                let in_copies = in_chunk_bytes as f64 / stored;
+                Crossing { switch, in_chunk_bytes, in_copies, in_bytes: port.down, out_bytes: port.up }
             })
             .collect();
         let moved = Moved {
             copy: stored,
             strata: left.bytes,
             // With one switch, everything that leaves the stratum comes into the one cell.
-            most_into_a_cell: crossings.iter().map(|link| link.in_bytes).max().unwrap_or(through[nodes].up),
+            most_into_a_cell: crossings.iter().map(|link| link.in_chunk_bytes).max().unwrap_or(left.bytes),
             most_given: per_node.iter().map(|node| node.up_bytes).max().unwrap_or(0),
         };
         let rollout = Rollout::new(scenario.seed, wanted, &mut times, self.bound(wanted), moved);
@@ -474,6 +470,25 @@ impl Run<'_> {
         };
         report.judge();
         report
+    }
+
+    /// Bytes of chunks that came to the nodes behind a switch: from neighbours behind others, by the account of the agents that run, and
+    /// bodies from the stratum.
+    fn chunk_bytes_into(&self, switch: u32, left: &LeftStratum) -> u64 {
+        let scenario = &self.stage.scenario;
+        let is_behind = |host: IpAddr| {
+            (0..scenario.fleet.nodes)
+                .any(|node| scenario.switch_of(node) == switch && host == IpAddr::V4(address(node)))
+        };
+        let strata = left.by_host.iter().filter(|(host, _)| is_behind(**host)).map(|(_, bytes)| bytes);
+        let behind = self.members.iter().filter(|member| scenario.switch_of(member.node.place) == switch);
+        let peers = behind
+            .filter(|member| !member.node.is_gone())
+            .filter_map(|member| member.node.peers(self.stage).ok())
+            .flat_map(|found| found.peers)
+            .filter(|peer| !is_behind(peer.address.ip()))
+            .map(|peer| peer.received_bytes);
+        strata.sum::<u64>() + peers.sum::<u64>()
     }
 
     fn node_report(&self, member: &Member, start: Time, link: super::measure::Traffic) -> NodeReport {
