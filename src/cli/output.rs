@@ -48,6 +48,7 @@ pub(super) fn say(text: Arguments<'_>, end: &str) {
     let _ = out.write_fmt(text).and_then(|()| out.write_all(end.as_bytes()));
 }
 
+#[cfg(feature = "node")]
 macro_rules! print {
     ($($part:tt)+) => { $crate::cli::output::print(format_args!($($part)+), "") };
 }
