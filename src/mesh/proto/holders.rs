@@ -154,6 +154,13 @@ impl Homes {
             home.forget(peer);
         }
     }
+
+    /// Somebody may have what the next ranks did not have before.
+    pub(super) fn check_anew(&mut self) {
+        for home in self.slices.values_mut() {
+            home.checked = false;
+        }
+    }
 }
 
 /// What an audit looks at.

@@ -126,7 +126,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Input::Asked { peer, ask, chunk, class } => self.asked(peer, ask, chunk, class, out),
             Input::AskGone { ask } => self.ask_ended(ask, false, out),
             Input::Served { ask, ok } => self.ask_ended(ask, ok, out),
-            Input::PeerUp { peer } => self.tell_again(peer, out),
+            Input::PeerUp { peer } => self.peer_up(peer, out),
             Input::PeerDown { peer } => self.peer_down(peer, out),
             Input::Providers { segment, peers } => self.providers(segment, &peers, out),
             Input::Stored { chunk } => self.stored(chunk, out),
@@ -269,6 +269,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.hints.forget_peer(peer);
         self.claims.forget_peer(peer);
         out.push(Output::Distrust { peer });
+    }
+
+    fn peer_up(&mut self, peer: Peer, out: &mut Outbox) {
+        if self.peers.nearness(peer) == Nearness::Cell {
+            // Who was cut off has been the home there meanwhile.
+            self.homes.check_anew();
+        }
+        self.tell_again(peer, out);
     }
 
     fn peer_down(&mut self, peer: Peer, out: &mut Outbox) {

@@ -208,6 +208,26 @@ fn a_next_rank_that_holds_a_part_of_the_slice_is_asked_for_every_chunk_of_it() {
 }
 
 #[test]
+fn after_a_cut_a_home_asks_the_next_ranks_again() {
+    let settings = Settings { neighbours: 0, ..Settings::default() };
+    let mut net = Net::new(&[(0, 0); 8], CHUNKS, settings, 1);
+    let (first, second) = (Chunk(8), Chunk(9));
+    let (home, next) = (net.home(0, first, 0), net.home(0, first, 1));
+    assert_eq!(net.home(0, second, 0), home, "of one slice");
+    net.want(home, first, Class::Read, Duration::from_secs(10));
+    net.run(net.now + Duration::from_secs(10));
+    // Its next rank was the home meanwhile, for others who were cut off with it.
+    net.kill(next, Duration::from_millis(1));
+    net.run(net.now + Duration::from_secs(10));
+    net.restart(next);
+    net.store(next, second);
+    net.run(net.now + Duration::from_secs(10));
+    net.want(home, second, Class::Read, Duration::from_secs(10));
+    net.run(net.now + Duration::from_secs(10));
+    assert_eq!((net.results.len(), net.fetched_upstream()), (2, 1));
+}
+
+#[test]
 fn with_peers_that_hold_it_and_no_stratum_every_read_succeeds() {
     // The one holder is of no low rank: the DHT finds it if it announced, else the members are asked in turn.
     for announced in [true, false] {
