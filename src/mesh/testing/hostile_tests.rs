@@ -225,6 +225,22 @@ fn who_asks_and_never_reads_holds_an_upload_for_seconds_only() {
 }
 
 #[test]
+fn who_reads_none_of_several_chunks_loses_all_of_them_with_the_first() {
+    run(14, Link::default(), |world| async move {
+        let (victim, _, mut hostile) = victim(&world, 24).await;
+        hostile.window_bytes = Some(5_000);
+        let connection = hostile.connect(&victim).await;
+        let mut streams = Vec::new();
+        for one in 0..8 {
+            streams.push(hostile.say(&connection, &wish(vec![chunk(one)])).await);
+        }
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let slow = offences(&victim, Offence::SlowReader);
+        assert!((7..=8).contains(&slow), "not one after the other: {slow}");
+    });
+}
+
+#[test]
 fn a_flood_of_documents_is_cut_short_and_news_of_others_arrive() {
     run(5, Link::default(), |world| async move {
         let (victim, honest, hostile) = victim(&world, 1).await;

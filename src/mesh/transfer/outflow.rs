@@ -12,6 +12,7 @@ use crate::mesh::wire::Message;
 use crate::model::Class;
 use bytes::Bytes;
 use quinn::SendStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -80,6 +81,9 @@ pub(super) struct Outflow {
     /// window, quinn wakes the latest first, and that one takes it all: with several the earliest got none for seconds, and
     /// neither did short answers. It also has the first chunk whole, to be handed on, before the last begins.
     lines: [tokio::sync::Mutex<()>; RANKS],
+    /// Chunks of each rank that the peer took nothing of for too long. Who waits behind one does not wait as long again: a peer that
+    /// reads nothing would hold all uploads, one after the other.
+    stalls: [AtomicU64; RANKS],
     ended: Notify,
     /// When the window was last adapted, and the step that followed from it.
     adapted: Mutex<Option<(Instant, usize)>>,
@@ -105,6 +109,7 @@ impl Outflow {
             connection,
             writing: Mutex::new([0; RANKS]),
             lines: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            stalls: std::array::from_fn(|_| AtomicU64::new(0)),
             ended: Notify::new(),
             adapted: Mutex::new(None),
         }
@@ -170,7 +175,27 @@ impl Outflow {
     ) -> Result<(), StreamError> {
         let rank = Rank::of(class, chunk.len());
         let _turn = self.begin(rank);
+        let stalls = &self.stalls[rank.0];
+        let before = stalls.load(Ordering::Acquire);
         let _line = self.lines[rank.0].lock().await;
+        if stalls.load(Ordering::Acquire) != before {
+            return Err(StreamError::NoProgress(NO_PROGRESS));
+        }
+        let written = self.write_in_turn(stream, rank, class, frame, chunk).await;
+        if matches!(written, Err(StreamError::NoProgress(_))) {
+            stalls.fetch_add(1, Ordering::AcqRel);
+        }
+        written
+    }
+
+    async fn write_in_turn(
+        &self,
+        stream: &mut SendStream,
+        rank: Rank,
+        class: Class,
+        frame: Bytes,
+        chunk: &mut Body,
+    ) -> Result<(), StreamError> {
         let limit = patience(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
         let mut until = Instant::now() + limit;
         let _ = stream.set_priority(rank.priority());
