@@ -23,7 +23,8 @@ impl Cell {
         self.label == *label && self.part.holds(node.key())
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
+    /// Whether there may be nodes in both.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.label == other.label && (self.part.covers(other.part) || other.part.covers(self.part))
     }
 }

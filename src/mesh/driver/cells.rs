@@ -57,6 +57,9 @@ const SEARCH_LEAST: Duration = Duration::from_secs(60);
 /// member (10 s and 30 ms: at most 12 KB/s while it is used).
 const FRESH: Duration = Duration::from_secs(10);
 const FRESH_MEMBER: Duration = Duration::from_millis(30);
+/// Lists that are held until a second member of the cell says the same; of further ones nothing is believed in that round (guess: each
+/// has at most two thousand members).
+const DOUBTFUL_MAX: usize = 32;
 /// Members of each cell that a search asks.
 const OPINIONS: u8 = 2;
 /// Least pause between two rounds, when a member of another cell failed.
@@ -255,7 +258,8 @@ impl Region {
     /// Asks one of each group, and then those whom they named, each node once, and of each cell `opinions` members.
     async fn ask_all(&mut self, groups: Vec<Vec<(NodeId, SocketAddr)>>, opinions: u8) {
         self.follow_own();
-        let (claims, mut answers) = (Claims::new(self.endpoint.node(), opinions), Answers::new());
+        let began = ambient::now();
+        let (claims, mut round) = (Claims::new(self.endpoint.node(), opinions), Round::new());
         let mut open = groups;
         // Each step asks only nodes that were not asked before, and there is a most of them.
         while !open.is_empty() && claims.nodes() < 2 * CONTACTS_MAX + CONTACTS_OF_CELL * CELLS_MAX {
@@ -267,11 +271,18 @@ impl Region {
                 .await;
             for found in asks.into_iter().flatten() {
                 open.extend(
-                    self.take(found, claims, &mut answers).await.into_iter().map(|contact| vec![contact]),
+                    self.take(found, claims, &mut round).await.into_iter().map(|contact| vec![contact]),
                 );
             }
         }
-        for (cell, members) in answers.rest() {
+        // Of whom but one member said that it is a cell now, though others said nothing else.
+        for (cell, members) in std::mem::take(&mut round.doubtful) {
+            let denied = self.cells.iter().any(|(known, at)| known.overlaps(&cell) && at.asked >= began);
+            if !denied {
+                self.accept(CellView { cell, members }, &claims, &mut round.answers).await;
+            }
+        }
+        for (cell, members) in round.answers.rest() {
             // Unless somebody told meanwhile that it is another part of its label.
             if members.keys().all(|node| self.book.cell_of(&cell.label, node) == cell) {
                 self.tell(CellView { cell, members }).await;
@@ -289,37 +300,35 @@ impl Region {
     }
 
     /// Hands on what was found; whom to ask next.
-    async fn take(
-        &mut self,
-        found: Found,
-        claims: &Claims,
-        answers: &mut Answers<Cell, (SocketAddr, MembershipCert)>,
-    ) -> Vec<(NodeId, SocketAddr)> {
+    async fn take(&mut self, found: Found, claims: &Claims, round: &mut Round) -> Vec<(NodeId, SocketAddr)> {
         let Found { own, view, named } = found;
         let mut next = Vec::new();
         if let Some((node, addr)) = own {
             let _ = self.inbox.send(Message::SwimContact { node, addr }).await;
         }
-        if let Some(view) = view.filter(|view| self.book.learn(&view.cell)) {
-            // Cells that are one now, or one that is several.
-            let stale = |cell: &Cell| cell.label == view.cell.label && *cell != view.cell;
-            let book = &self.book;
-            self.cells.retain(|cell, known| {
-                !stale(cell)
-                    || known.contacts.iter().all(|(node, _)| book.cell_of(&cell.label, node) == *cell)
-            });
-            let full = self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&view.cell);
-            let known = self.cells.get(&view.cell);
-            let members = known.map_or(&[][..], |known| &known.members);
-            if !full {
-                match answers.take(&view.cell, view.members, members) {
-                    Next::Tell(members) => self.tell(CellView { cell: view.cell, members }).await,
-                    Next::AskAnother => {
-                        claims.ask_more(&view.cell);
-                        next.extend(known.iter().flat_map(|known| &known.contacts));
+        if let Some(view) = view {
+            let others = self.contradicted(&view.cell);
+            let cell = view.cell.clone();
+            let mut said = vec![view.members];
+            if let Some(others) = others {
+                // That a cell is another now moves all who were in it, so one member's word is not enough.
+                let before = round.doubtful.remove(&cell);
+                if let Some(before) = before {
+                    said.push(before);
+                } else {
+                    let cells: BTreeSet<Cell> =
+                        others.iter().map(|(node, _)| self.book.cell_of(&cell.label, node)).collect();
+                    cells.iter().for_each(|cell| claims.ask_more(cell));
+                    next.extend(others);
+                    if round.doubtful.len() < DOUBTFUL_MAX {
+                        round.doubtful.extend(said.pop().map(|members| (cell.clone(), members)));
                     }
-                    Next::Nothing => {}
+                    said.clear();
                 }
+            }
+            for members in said {
+                let view = CellView { cell: cell.clone(), members };
+                next.extend(self.accept(view, claims, &mut round.answers).await);
             }
         }
         let is_wanted = |(label, node, _): &(CellLabel, NodeId, SocketAddr)| {
@@ -329,12 +338,68 @@ impl Region {
         next
     }
 
+    /// If there cannot be such a cell beside those that are known: who are in those, whoever would be in it first.
+    fn contradicted(&self, cell: &Cell) -> Option<Vec<(NodeId, SocketAddr)>> {
+        let others = || self.cells.iter().filter(|(known, _)| *known != cell && known.overlaps(cell));
+        others().next()?;
+        let mut contacts: Vec<_> = others().flat_map(|(_, known)| known.contacts.iter().copied()).collect();
+        contacts.sort_by_key(|(node, _)| !cell.part.holds(node.key()));
+        Some(contacts)
+    }
+
+    /// Believes who is in a cell; whom to ask about it next.
+    async fn accept(
+        &mut self,
+        view: CellView,
+        claims: &Claims,
+        answers: &mut Answers<Cell, (SocketAddr, MembershipCert)>,
+    ) -> Vec<(NodeId, SocketAddr)> {
+        if !self.book.learn(&view.cell) {
+            return Vec::new();
+        }
+        // Cells that are one now, or one that is several.
+        let stale = |cell: &Cell| cell.label == view.cell.label && *cell != view.cell;
+        let book = &self.book;
+        self.cells.retain(|cell, known| {
+            !stale(cell) || known.contacts.iter().all(|(node, _)| book.cell_of(&cell.label, node) == *cell)
+        });
+        if self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&view.cell) {
+            return Vec::new();
+        }
+        let known = self.cells.get(&view.cell);
+        let members = known.map_or(&[][..], |known| &known.members);
+        match answers.take(&view.cell, view.members, members) {
+            Next::Tell(members) => {
+                self.tell(CellView { cell: view.cell, members }).await;
+                Vec::new()
+            }
+            Next::AskAnother => {
+                claims.ask_more(&view.cell);
+                known.iter().flat_map(|known| known.contacts.iter().copied()).collect()
+            }
+            Next::Nothing => Vec::new(),
+        }
+    }
+
     /// Tells the loop who is in a cell.
     async fn tell(&mut self, view: CellView) {
         let contacts = some_of(&view.members, self.endpoint.node());
         let members = view.members.keys().copied().collect();
         self.cells.insert(view.cell.clone(), Known { contacts, members, asked: ambient::now() });
         let _ = self.inbox.send(Message::Cell(view)).await;
+    }
+}
+
+/// What was told in one round.
+struct Round {
+    answers: Answers<Cell, (SocketAddr, MembershipCert)>,
+    /// What one member told of cells that cannot be beside those that are known.
+    doubtful: BTreeMap<Cell, BTreeMap<NodeId, (SocketAddr, MembershipCert)>>,
+}
+
+impl Round {
+    const fn new() -> Self {
+        Self { answers: Answers::new(), doubtful: BTreeMap::new() }
     }
 }
 

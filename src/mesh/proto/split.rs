@@ -31,7 +31,8 @@ const FEW_PERCENT: usize = 30;
 const JOIN_PAUSES: u32 = 3;
 const SILENT_PAUSES: u32 = 30;
 const SETTLE_PAUSES: u32 = 3;
-/// Members of a quarter, an eighth … of a cell that are followed: of fewer one may lie.
+/// Members of a quarter, an eighth … of a cell that are followed, and of a sibling that are enough to say that it is not to join: of
+/// fewer one may lie.
 const FOLLOWED_LEAST: usize = 3;
 /// Separates the hash from others of the same key.
 const SALT: u64 = 0x7370_6c69_742d_6269;
@@ -185,9 +186,11 @@ impl Halving {
         let sibling = self.part().sibling()?;
         // A coarser sibling has joined already; of a finer one both halves must join first.
         let agrees = |told: &Told| told.bits < self.bits || told.bits == self.bits && told.few;
-        let mut heard = sight.others.iter().filter(|(key, _)| sibling.holds(*key)).map(|(_, told)| told);
+        let heard = || sight.others.iter().filter(|(key, _)| sibling.holds(*key)).map(|(_, told)| told);
         let few = self.told(sight.members).few;
-        let joins = few && heard.all(agrees);
+        // Few who say otherwise among many may lie.
+        let (others, all) = (heard().filter(|told| !agrees(told)).count(), heard().count());
+        let joins = few && (others == 0 || others < FOLLOWED_LEAST && 2 * others < all);
         joins.then(|| self.bits - 1)
     }
 

@@ -68,7 +68,7 @@ fn halved() -> Halving {
 
 #[test]
 fn halves_join_when_both_have_few_members_and_unheard_only_after_long() {
-    let sibling = keys_in(halved().part().sibling().unwrap(), 2);
+    let sibling = keys_in(halved().part().sibling().unwrap(), 9);
     let own = keys_in(halved().part(), 1)[0];
     let joins = |members: usize, others: &[(u64, Told)]| {
         let (mut halving, sight) = (halved(), Sight { members, mates: vec![], others: others.to_vec() });
@@ -82,7 +82,13 @@ fn halves_join_when_both_have_few_members_and_unheard_only_after_long() {
     let joined = (1..100).find(|pauses| halving.look(&sight, after(*pauses)));
     assert_eq!(joined, Some(1 + SILENT_PAUSES));
     for other in [said(1, false), said(2, true)] {
-        assert!(!joins(29, &[few, (sibling[1], other)]), "{other:?}");
+        let others = |count: usize| sibling[9 - count..].iter().map(move |key| (*key, other));
+        let among = |few: usize, count: usize| {
+            let few = sibling[..few].iter().map(|key| (*key, said(1, true)));
+            joins(29, &few.chain(others(count)).collect::<Vec<_>>())
+        };
+        assert!(!among(1, 1) && !among(2, 2) && !among(6, 3), "{other:?}");
+        assert!(among(3, 1) && among(5, 2), "one or two may lie, {other:?}");
     }
 }
 

@@ -30,6 +30,7 @@ use crate::model::{CellLabel, Generator, NodeId, Rng as _, Time, UnixTime, limit
 use bytes::Bytes;
 use foca::{AccumulatingRuntime, Foca, Identity as _, NoCustomBroadcast, OwnedNotification, Timer};
 use parting::Parting;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
@@ -46,8 +47,10 @@ const CHORES_EVERY: Duration = Duration::from_millis(100);
 const CHORES_IDLE: Duration = Duration::from_millis(200);
 /// Most certificates asked for at once: 320 a second, 2 000 in seven seconds (guess).
 const ASKS_AT_ONCE: usize = 32;
-/// Until a certificate is asked for again.
+/// Until a certificate is asked for again; also one that may have been renewed.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long after this node spoke to a member of its own accord what that says counts as its answer (guess: the probe's own patience).
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// The part of a certificate's life after which a renewed one is asked for: members renew from half of it on.
 const RENEWAL_DUE_PERCENT: u64 = 60;
 /// How often an incomplete cell asks its contacts: at first, and at most.
@@ -122,9 +125,26 @@ struct Acquaintance {
     wants_further: bool,
     /// The one of them that it was last heard from.
     heard_at: Option<SocketAddr>,
+    /// When it was last asked for a renewed certificate.
+    asked: Option<Time>,
+    /// When this node last chose to speak to it, and when it last answered that: a liar can speak as often as it likes, and is not chosen
+    /// more often than others.
+    chosen: Option<Time>,
+    answered: Option<Time>,
 }
 
 impl Acquaintance {
+    /// Whether to ask for a renewed certificate now: two whose certificates age, because no authority answers, would else
+    /// answer each other for ever.
+    fn is_to_show(&mut self, now: Now) -> bool {
+        let is_due = self.asked.is_none_or(|asked| now.time.since(asked) >= ASK_AGAIN);
+        let asks = is_due && self.is_ageing(now.unix);
+        if asks {
+            self.asked = Some(now.time);
+        }
+        asks
+    }
+
     /// Whether it may have a renewed certificate by now.
     fn is_ageing(&self, now: UnixTime) -> bool {
         let life = self.expires.0.saturating_sub(self.issued.0);
@@ -343,7 +363,11 @@ impl<C: Credentials> Protocol<C> {
             if let Err(error) = self.foca.handle_timer(timer, &mut self.runtime) {
                 tracing::debug!(%error, "membership timer");
             }
-            self.settle(now);
+            for node in self.settle(now) {
+                if let Some(known) = self.known.get_mut(&node) {
+                    known.chosen = Some(now.time);
+                }
+            }
         }
         if self.chores_due <= now.time {
             self.chores_due = now.time + CHORES_IDLE;
@@ -441,6 +465,9 @@ impl<C: Credentials> Protocol<C> {
                 further: None,
                 wants_further: false,
                 heard_at: None,
+                asked: None,
+                chosen: None,
+                answered: None,
             });
             known.certificate = Bytes::copy_from_slice(certificate);
             (known.issued, known.expires) = (admission.issued, admission.expires);
@@ -453,6 +480,9 @@ impl<C: Credentials> Protocol<C> {
         known.window.mark(datagram.counter);
         known.knows_us = !datagram.wants_certificate;
         (known.told, known.heard) = (datagram.told, now.time);
+        if known.chosen.is_some_and(|chosen| now.time.since(chosen) <= ANSWER_WITHIN) {
+            (known.chosen, known.answered) = (None, Some(now.time));
+        }
         self.report(datagram.sender);
         Ok(())
     }
@@ -504,8 +534,9 @@ impl<C: Credentials> Protocol<C> {
         }
     }
 
-    /// Carries out what foca decided.
-    fn settle(&mut self, now: Now) {
+    /// Carries out what foca decided; to whom it speaks.
+    fn settle(&mut self, now: Now) -> SmallVec<[NodeId; 4]> {
+        let mut spoken_to = SmallVec::new();
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
                 OwnedNotification::MemberUp(seat) => {
@@ -562,7 +593,9 @@ impl<C: Credentials> Protocol<C> {
             for to in std::iter::once(place).chain(other) {
                 self.send(to, seat.node, &packet, now);
             }
+            spoken_to.push(seat.node);
         }
+        spoken_to
     }
 
     /// Where a member is spoken to: where it is heard from; and who is not up also where it was heard from last.
@@ -585,6 +618,7 @@ impl<C: Credentials> Protocol<C> {
         if self.ended || self.turned_out.contains(&receiver) {
             return;
         }
+        let wants_certificate = self.known.get_mut(&receiver).is_none_or(|known| known.is_to_show(now));
         let known = self.known.get(&receiver);
         let attach = packet.is_empty() || !known.is_some_and(|known| known.knows_us);
         let wanted = !self.further.is_empty() && known.is_some_and(|known| known.wants_further);
@@ -592,7 +626,7 @@ impl<C: Credentials> Protocol<C> {
         let enclosed = Enclosed {
             certificate: attach.then_some(&certificate[..]),
             addresses: wanted.then_some(&further[..]),
-            wants_certificate: known.is_none_or(|known| known.is_ageing(now.unix)),
+            wants_certificate,
             wants_addresses: known.is_none_or(|known| known.further.is_none()),
         };
         if !fit_together(enclosed.certificate, enclosed.addresses, packet) {

@@ -7,6 +7,7 @@ use super::super::Tamper;
 use super::super::tests::{Options, Stratum, TestNode, eventually};
 use super::*;
 use crate::mesh::transfer::PeerRequest;
+use std::sync::atomic::AtomicU8;
 
 const OTHER: &str = "eu/a/r2";
 
@@ -19,8 +20,9 @@ fn bind(mesh: &TestMesh, cell: &str) -> (Endpoint, super::super::super::endpoint
     Endpoint::bind(EndpointConfig::new(SocketAddr::from(([127, 0, 0, 1], 0))), identity).unwrap()
 }
 
-/// Names nobody but itself.
-fn hider(mesh: &TestMesh, stratum: &Arc<Stratum>) -> TestNode {
+/// Names nobody but itself, and says that its label was halved so often as `bits` tells.
+fn hider(mesh: &TestMesh, stratum: &Arc<Stratum>, bits: &Arc<AtomicU8>) -> TestNode {
+    let bits = Arc::clone(bits);
     let bound = bind(mesh, OTHER);
     let identity = Arc::clone(bound.0.identity());
     let certificate = identity.membership().bytes().to_vec();
@@ -30,7 +32,9 @@ fn hider(mesh: &TestMesh, stratum: &Arc<Stratum>) -> TestNode {
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 let passed_on = match request {
-                    PeerRequest::Members { reply } => reply.send((0, vec![alone.clone()])).is_ok(),
+                    PeerRequest::Members { reply } => {
+                        reply.send((bits.load(Ordering::Relaxed), vec![alone.clone()])).is_ok()
+                    }
                     other => pass.send(other).await.is_ok(),
                 };
                 if !passed_on {
@@ -46,7 +50,8 @@ fn hider(mesh: &TestMesh, stratum: &Arc<Stratum>) -> TestNode {
 #[tokio::test]
 async fn a_member_that_names_only_itself_hides_nobody_of_its_cell() {
     let (mesh, stratum) = (TestMesh::new(), Stratum::with(0));
-    let liar = hider(&mesh, &stratum);
+    let bits = Arc::new(AtomicU8::new(0));
+    let liar = hider(&mesh, &stratum, &bits);
     let one = TestNode::start(&mesh, options(None), &[&liar], &stratum);
     let two = TestNode::start(&mesh, options(None), &[&liar], &stratum);
     for node in [&liar, &one, &two] {
@@ -89,6 +94,15 @@ async fn a_member_that_names_only_itself_hides_nobody_of_its_cell() {
         region.refresh().await;
         assert_eq!(last_told(), Some(3));
     }
+    // Nor does it when it makes a cell of its own of them.
+    for said in [1, 3] {
+        bits.store(said, Ordering::Relaxed);
+        region.cells.get_mut(&other).unwrap().contacts = [&liar, &one, &two].map(contact).into();
+        region.refresh().await;
+        assert!(last_told().is_none_or(|members| members == 3));
+        assert!(region.cells.keys().eq([&other]), "{said}");
+    }
+    bits.store(0, Ordering::Relaxed);
     // Who is gone is gone, once another member has said so, too.
     two.mesh.shutdown().await;
     let gone = two.identity.node();
