@@ -167,16 +167,19 @@ impl Node {
             );
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
-        let working = office.clone();
-        let work = move || working.rotate(Duration::from_secs(overlap_s), ambient::unix_now());
-        let (charter, revocations) = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| lost(&error))?
-            .map_err(|error| refused(&error))?;
-        // The charter first: by it the others are judged.
+        let (working, now) = (office.clone(), ambient::unix_now());
+        let work = move || working.rotate(Duration::from_secs(overlap_s), now);
+        let rotated = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
+        let charter = rotated.map_err(|error| refused(&error))?;
+        // The charter first: by it the others are judged. It is out whatever becomes of the rest.
         self.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
-        self.mesh.spread(News::Revocations(revocations.bytes().to_vec())).await;
+        let working = office.clone();
+        let work = move || working.complete_rotation(now);
+        let listed = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
         let cards = self.sign_cards_anew().await;
+        if let Some(list) = listed.map_err(|error| half_rotated(&error))? {
+            self.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
+        }
         Ok(Rotated {
             key_number: charter.number(),
             key: data_encoding::HEXLOWER.encode(&charter.newest().to_bytes()),
@@ -223,6 +226,11 @@ fn info(member: &MemberStatus) -> MemberInfo {
 
 fn lost(error: &tokio::task::JoinError) -> Refusal {
     Refusal::new(RefusalKind::Internal, format!("the agent failed at it: {error}"))
+}
+
+fn half_rotated(error: &IdentityError) -> Refusal {
+    let message = format!("the key was rotated, but the revocations could not be signed with it: {error}");
+    Refusal::new(RefusalKind::Internal, message).hint("restart the agent: it signs them when it starts")
 }
 
 fn refused(error: &IdentityError) -> Refusal {

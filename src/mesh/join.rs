@@ -29,7 +29,7 @@ use super::transfer::{
 };
 use super::wire::{BODY_MAX_BYTES, HEADER_BYTES, Header, MEMBERS_PER_FRAME, VERSION};
 use super::wire::{JoinReply, JoinRequest, MemberRecord, Message};
-use crate::model::{CellLabel, NodeId, UnixTime};
+use crate::model::{CellLabel, NodeId, UnixTime, mix};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -38,6 +38,11 @@ use std::time::Duration;
 
 /// Time for one address of a ticket: dial, handshake, question and answer (guess).
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a joiner comes again that is told that too many are at the desk: hundreds of machines may start at once with one
+/// ticket, of which the desk serves dozens a second (guess).
+const CROWD_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest pause before it comes again.
+const CROWD_PAUSE: Duration = Duration::from_secs(2);
 /// Time for telling the authority that the answer was read: QUIC takes three time-outs of the path for it (guess: enough for
 /// a path of 200 ms).
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -120,7 +125,7 @@ pub struct Joined {
 
 /// Makes this machine a member of the ticket's mesh, in `cell` (or the ticket's, or that of the membership that it
 /// has, or the default). Key, membership and first contacts are stored in `state_dir`, where no agent may run if
-/// there is a membership. Ends within `ATTEMPT_LIMIT` an address. `force` replaces a membership that is there; the
+/// there is a membership. Ends within `ATTEMPT_LIMIT` an address, and a minute more while an authority says that too many come at once. `force` replaces a membership that is there; the
 /// key stays.
 ///
 /// # Errors
@@ -139,8 +144,8 @@ pub async fn join(
     let cell = ticket.terms().cell_for(if told { cell } else { present_cell(state_dir)? })?;
     let key = node_key(state_dir)?;
     let request = Message::JoinRequest(JoinRequest { cell: cell.clone() });
-    let answer =
-        approach(&key, &Credential::Joiner(ticket.prove(&key.node())), ticket.contacts(), request).await?;
+    let credential = Credential::Joiner(ticket.prove(&key.node()));
+    let answer = approach(&key, &credential, ticket.contacts(), request, CROWD_PATIENCE).await?;
     settle(ticket.mesh(), &cell, state_dir, key.node(), answer)
 }
 
@@ -160,7 +165,8 @@ fn present_cell(state_dir: &Path) -> Result<Option<CellLabel>, JoinError> {
 /// [`JoinError::Unreachable`] says what became of each address.
 pub(super) async fn ask_to_renew(identity: &Identity, contacts: &[Contact]) -> Result<Renewal, JoinError> {
     let credential = Credential::Member(identity.membership());
-    let answer = approach(identity.key(), &credential, contacts, Message::Renew).await?;
+    // An agent asks again by itself.
+    let answer = approach(identity.key(), &credential, contacts, Message::Renew, Duration::ZERO).await?;
     match answer.first {
         Message::Renewed(reply) => Ok(Renewal {
             reply,
@@ -180,14 +186,22 @@ struct Answer {
     authority: MemberRecord,
 }
 
-/// Asks the nodes of `contacts` in turn; the first that answers counts.
+/// Why an authority gave no answer.
+struct Declined {
+    detail: String,
+    /// Too many are at its desk.
+    is_busy: bool,
+}
+
+/// Asks the nodes of `contacts` in turn; the first that answers counts. While one of them is only busy, all are asked again
+/// for as long as `patience`.
 async fn approach(
     key: &NodeKey,
     credential: &Credential,
     contacts: &[Contact],
     request: Message,
+    patience: Duration,
 ) -> Result<Answer, JoinError> {
-    let mut tried = Vec::new();
     if contacts.is_empty() {
         return Err(JoinError::Unreachable { tried: vec!["none is known".into()] });
     }
@@ -198,21 +212,34 @@ async fn approach(
         contact.addresses.iter().map(move |address| (node, *address)).collect::<Vec<_>>()
     };
     let places: Vec<(NodeId, SocketAddr)> = contacts.iter().flat_map(places).collect();
-    for (node, address) in places {
-        let tls = tls::client_config(&certified, Rules::ByName, node, &[Alpn::Join.name().as_bytes()])?;
-        let attempt = ask_authority(&endpoint, tls, address, &request);
-        match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
-            Ok(Ok(answer)) => {
-                endpoint.close(CloseCode::Done.into(), CloseCode::Done.reason());
-                // A program that ended now would say nothing, and its node would have its place at the desk for seconds more.
-                let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
-                return Ok(answer);
+    let until = crate::ambient::now() + patience;
+    for round in 0_u64.. {
+        let (mut tried, mut is_busy) = (Vec::new(), false);
+        for (node, address) in &places {
+            let tls = tls::client_config(&certified, Rules::ByName, *node, &[Alpn::Join.name().as_bytes()])?;
+            let attempt = ask_authority(&endpoint, tls, *address, &request);
+            match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
+                Ok(Ok(answer)) => {
+                    endpoint.close(CloseCode::Done.into(), CloseCode::Done.reason());
+                    // A program that ended now would say nothing, and its node would have its place at the desk for seconds more.
+                    let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
+                    return Ok(answer);
+                }
+                Ok(Err(declined)) => {
+                    is_busy |= declined.is_busy;
+                    tried.push(format!("{address}: {}", declined.detail));
+                }
+                Err(_) => tried.push(format!("{address}: no answer within {ATTEMPT_LIMIT:?}")),
             }
-            Ok(Err(detail)) => tried.push(format!("{address}: {detail}")),
-            Err(_) => tried.push(format!("{address}: no answer within {ATTEMPT_LIMIT:?}")),
         }
+        if !is_busy || crate::ambient::now() >= until {
+            return Err(JoinError::Unreachable { tried });
+        }
+        // Machines that start together come again at different times: what they differ in is their key.
+        let part = mix(key.node().key() ^ mix(round)) % 1_000 + 1;
+        tokio::time::sleep(CROWD_PAUSE.mul_f64(part as f64 / 1_000.0)).await;
     }
-    Err(JoinError::Unreachable { tried })
+    unreachable!("the rounds end with the patience")
 }
 
 /// An endpoint that only dials, over both families where the machine has both.
@@ -232,17 +259,31 @@ async fn ask_authority(
     tls: quinn::crypto::rustls::QuicClientConfig,
     address: SocketAddr,
     request: &Message,
-) -> Result<Answer, String> {
+) -> Result<Answer, Declined> {
     let client = quinn::ClientConfig::new(Arc::new(tls));
-    let connection = endpoint
+    let declined = |detail: String| Declined { detail, is_busy: false };
+    let connecting = endpoint
         .connect_with(client, address, tls::SERVER_NAME)
-        .map_err(|error| error.to_string())?
-        .await
-        .map_err(|error| error.to_string())?;
-    if agreed(&connection) != Some(Alpn::Join) {
+        .map_err(|error| declined(error.to_string()))?;
+    let connection = connecting.await.map_err(|error| declined(error.to_string()))?;
+    converse(&connection, address, request).await.map_err(|detail| {
+        let busy = |close: &quinn::ApplicationClose| close.error_code == CloseCode::Busy.into();
+        let closed = connection.close_reason();
+        let is_busy =
+            matches!(&closed, Some(quinn::ConnectionError::ApplicationClosed(close)) if busy(close));
+        Declined { detail, is_busy }
+    })
+}
+
+async fn converse(
+    connection: &quinn::Connection,
+    address: SocketAddr,
+    request: &Message,
+) -> Result<Answer, String> {
+    if agreed(connection) != Some(Alpn::Join) {
         return Err(format!("it did not agree on {}", Alpn::Join));
     }
-    let Verified::Named(_, certificate) = judge(&connection, &Rules::ByName)? else {
+    let Verified::Named(_, certificate) = judge(connection, &Rules::ByName)? else {
         return Err("it shows no membership".into());
     };
     let shown = |error: StreamError| format!("{error:?}");

@@ -336,6 +336,17 @@ impl MeshTrust {
         Ok(list)
     }
 
+    /// Signs the list anew if `keys` are the newest and the list is of an older key.
+    pub(super) fn complete_rotation(
+        &self,
+        keys: &MeshKeys,
+        now: UnixTime,
+    ) -> Result<Option<Revocations>, TrustChangeError> {
+        let charter = self.charter();
+        let is_due = keys.public() == charter.newest() && self.revocations().lacks_newest_key(&charter);
+        is_due.then(|| self.sign_revocations(keys, [], now)).transpose()
+    }
+
     /// Appoints the key of `new`, signed by `old`: believed and durable here when this returns.
     ///
     /// # Errors

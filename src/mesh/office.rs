@@ -81,7 +81,10 @@ impl Office {
         };
         let office = Self { identity, config, counters: OfficeCounters::default() };
         let now = crate::ambient::unix_now();
-        office.keys()?;
+        // Whatever ended a rotation half way, its list is signed now. Without it this authority works as well.
+        if let Err(error) = office.trust().complete_rotation(&*office.keys()?, now) {
+            tracing::error!(%error, "the revocations could not be signed with the newest key");
+        }
         let own = office.identity.membership();
         let stale = office.trust().check(&own, now).is_err()
             || own.expires.0.saturating_sub(now.0) > config.life.as_secs();
@@ -242,18 +245,26 @@ impl Office {
         Ok(list)
     }
 
-    /// Rotates the authority's key: durable here when this returns, with the revocations signed anew (also where there
-    /// are none: from then on no list of the old key counts). `overlap` is how long the old key counts; at least two lives of a certificate.
+    /// Rotates the authority's key: durable here when this returns. `overlap` is how long the old key counts; at least two lives of a
+    /// certificate. [`Office::complete_rotation`] is to follow.
     ///
     /// # Errors
-    /// [`IdentityError::Trust`] when this authority does not hold the newest key, or a rotation is under way.
-    pub fn rotate(&self, overlap: Duration, now: UnixTime) -> Result<(Charter, Revocations), IdentityError> {
+    /// [`IdentityError::Trust`] when this authority does not hold the newest key, or a rotation is under way. Nothing has changed then.
+    pub fn rotate(&self, overlap: Duration, now: UnixTime) -> Result<Charter, IdentityError> {
         // This node goes on showing its certificate of the old key for a while, as all others do: who has not heard
         // of the new key yet must be able to hear of it from here.
         let charter = self.identity.rotate(overlap, now)?;
-        let revocations = self.trust().sign_revocations(&*self.keys()?, [], now)?;
         tracing::info!(key = charter.number(), "the authority's key was rotated");
-        Ok((charter, revocations))
+        Ok(charter)
+    }
+
+    /// Signs the revocations with the newest key (also where there are none: from then on no list of the old key counts), unless
+    /// that was done. The next start does it, if this one cannot.
+    ///
+    /// # Errors
+    /// [`IdentityError::Trust`] when the disk fails.
+    pub fn complete_rotation(&self, now: UnixTime) -> Result<Option<Revocations>, IdentityError> {
+        Ok(self.trust().complete_rotation(&*self.keys()?, now)?)
     }
 }
 
@@ -302,13 +313,28 @@ mod tests {
         let office = office(&mesh);
         let (shown, now) = (certificate(&office, 1), unix_now());
         assert!(matches!(office.renew(&shown, now), RenewReply::Unable { .. }));
-        let (charter, list) = office.rotate(Duration::from_secs(200), now).unwrap();
+        let charter = office.rotate(Duration::from_secs(200), now).unwrap();
+        let list = office.complete_rotation(now).unwrap().unwrap();
         assert_eq!((list.number(), list.entries().count()), (1, 0));
+        assert!(office.complete_rotation(now).unwrap().is_none(), "once");
         let RenewReply::Granted { certificate, .. } = office.renew(&shown, now) else { panic!() };
         let renewed = office.trust().verify(&certificate, now).unwrap();
         assert_eq!(renewed.signer(), charter.newest());
         assert_ne!(office.identity.membership().signer(), charter.newest(), "others must hear of it first");
         assert_eq!(office.counts(), OfficeCounts { renewed: 1, denied: 1, ..Default::default() });
+    }
+
+    #[test]
+    fn a_rotation_that_ended_half_way_is_completed_at_the_next_start() {
+        let mesh = TestMesh::new();
+        let office = office(&mesh);
+        let reopen = || Office::open(office.identity.clone(), office.config).unwrap();
+        assert_eq!(reopen().trust().revocations().number(), 0, "there was no rotation");
+        office.rotate(Duration::from_secs(200), unix_now()).unwrap();
+        assert_eq!(office.trust().revocations().number(), 0);
+        let again = reopen();
+        assert_eq!(again.trust().revocations().number(), 1);
+        assert!(!again.trust().revocations().lacks_newest_key(&again.trust().charter()));
     }
 
     #[test]

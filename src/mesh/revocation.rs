@@ -251,6 +251,12 @@ impl Revocations {
         self.signer.map_or(0, |key| charter.number_of(&key))
     }
 
+    /// Whether a list of the charter's newest key is still to replace this one: after a rotation lists of the old key count
+    /// for nothing, but only once there is one of the new key.
+    pub(super) fn lacks_newest_key(&self, charter: &Charter) -> bool {
+        charter.number() > 1 && self.key_number(charter) < charter.number()
+    }
+
     /// Whether `other` is to replace this one. Two authorities may have signed different lists with one number
     /// at the same moment: then all choose the same, and the authorities sign one that has both.
     pub(super) fn is_older_than(&self, other: &Self, charter: &Charter) -> bool {

@@ -326,7 +326,7 @@ async fn members_of_the_old_and_the_new_key_reach_each_other_in_the_overlap() {
     let mesh = TestMesh::new();
     let (authority, old, now) = (mesh.authority(), mesh.member(), crate::ambient::unix_now());
     let office = Office::open(authority.clone(), OfficeConfig::default()).unwrap();
-    let (charter, _) = office.rotate(Duration::from_secs(3_600), now).unwrap();
+    let charter = office.rotate(Duration::from_secs(3_600), now).unwrap();
     office.renew_own(now).unwrap();
     old.trust().judge(&crate::mesh::News::Charter(charter.bytes().to_vec()), None).unwrap();
     assert_ne!(old.membership().signer(), authority.membership().signer());

@@ -21,6 +21,11 @@ struct Desk {
 
 impl Desk {
     fn open() -> Self {
+        Self::open_slow(Duration::ZERO)
+    }
+
+    /// A desk at which everybody stays for `stay`.
+    fn open_slow(stay: Duration) -> Self {
         let mesh = TestMesh::new();
         let authority = mesh.authority();
         let dir = tempfile::tempdir().unwrap();
@@ -30,7 +35,11 @@ impl Desk {
         let shown = authority.clone();
         let introductions: Introductions = Box::new(move |_| {
             let certificate = shown.membership().bytes().to_vec();
-            async move { vec![MemberRecord { certificate, addresses: vec![address] }] }.boxed()
+            async move {
+                tokio::time::sleep(stay).await;
+                vec![MemberRecord { certificate, addresses: vec![address] }]
+            }
+            .boxed()
         });
         let desk = JoinDesk::open(office.clone(), dir.path(), introductions).unwrap();
         tokio::spawn(desk.run(incoming.joins));
@@ -84,6 +93,19 @@ async fn a_joiner_becomes_a_member_with_its_own_key_and_knows_whom_to_begin_with
     let (endpoint, _incoming, _) = bind(&Arc::new(identity));
     endpoint.connect(desk.authority.node(), desk.address, Alpn::Chunks).await.unwrap();
     assert_eq!(desk.office.counts().joined, 1);
+}
+
+#[tokio::test]
+async fn machines_that_start_together_with_one_ticket_all_get_in_though_the_desk_takes_fewer() {
+    let desk = Desk::open_slow(Duration::from_millis(500));
+    let ticket = desk.ticket_with(|terms| terms.uses = 100);
+    let joiners = (0..80).map(|_| async {
+        let dir = tempfile::tempdir().unwrap();
+        join_in(&dir, &ticket).await.map(|joined| joined.membership.node)
+    });
+    let joined = futures::future::join_all(joiners).await;
+    let nodes: Vec<_> = joined.into_iter().collect::<Result<_, _>>().unwrap();
+    assert_eq!((nodes.len(), desk.office.counts().joined), (80, 80));
 }
 
 #[tokio::test]
@@ -156,7 +178,7 @@ async fn an_expired_ticket_is_refused_by_the_joiner_and_by_the_authority_with_th
     let key = NodeKey::generate();
     let credential = Credential::Joiner(ticket.prove(&key.node()));
     let request = Message::JoinRequest(JoinRequest { cell: CellLabel::default() });
-    let answer = approach(&key, &credential, ticket.contacts(), request).await.unwrap();
+    let answer = approach(&key, &credential, ticket.contacts(), request, Duration::ZERO).await.unwrap();
     assert_eq!(answer.first, Message::JoinReply(JoinReply::Expired { at }));
 }
 
@@ -181,7 +203,7 @@ async fn a_ticket_from_before_a_rotation_works_after_it() {
     let desk = Desk::open();
     let ticket = desk.ticket();
     let now = crate::ambient::unix_now();
-    let (charter, _) = desk.office.rotate(Duration::from_secs(120), now).unwrap();
+    let charter = desk.office.rotate(Duration::from_secs(120), now).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let joined = join_in(&dir, &ticket).await.unwrap();
     assert_eq!(joined.membership.signer(), charter.newest());

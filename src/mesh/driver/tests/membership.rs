@@ -211,7 +211,7 @@ async fn a_rotation_reaches_all_and_their_certificates_are_renewed_under_the_new
     let member = in_cell(&mesh, "default/default/default", Scope::All, 3_600);
     let b = TestNode::start_as(member, Options::cell("unused"), &[&a], &stratum);
     all_see(&[&a, &b], 1).await;
-    let (charter, _) = office.rotate(Duration::from_secs(12), ambient::unix_now()).unwrap();
+    let charter = office.rotate(Duration::from_secs(12), ambient::unix_now()).unwrap();
     a.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
     let follows = |node: &TestNode, charter: &Charter| node.identity.trust().charter() == *charter;
     eventually("the member follows", || async { follows(&b, &charter) }).await;
