@@ -39,6 +39,11 @@ impl Places {
 
     /// Looks again. `true`: something has changed.
     pub(super) fn look(&self) -> bool {
+        let is_cut_off =
+            self.told.is_none() && self.bound.ip().is_unspecified() && routed(self.bound).is_none();
+        if is_cut_off && !leaves_machine(&interfaces(), self.bound.is_ipv6()) {
+            return false;
+        }
         self.take(addresses(self.bound, self.told, &self.more))
     }
 
@@ -96,6 +101,11 @@ fn interfaces() -> Vec<Found> {
     }
 }
 
+/// Whether one of them is more than a bridge inside this machine, which stays when the network is gone.
+fn leaves_machine(found: &[Found], v6: bool) -> bool {
+    found.iter().any(|found| !found.bridge && (found.ip.is_ipv4() || v6) && scope(found.ip).is_some())
+}
+
 /// Those that a machine elsewhere may reach, in the order of how likely that is: of the world before those of a site,
 /// bridges last. IPv6 only where the socket speaks it.
 fn usable(found: Vec<Found>, v6: bool) -> Vec<IpAddr> {
@@ -129,11 +139,8 @@ fn scope(ip: IpAddr) -> Option<u8> {
     }
 }
 
-/// The address under which others can best reach a socket that listens on `bound`.
-fn reachable(bound: SocketAddr) -> SocketAddr {
-    if !bound.ip().is_unspecified() {
-        return bound;
-    }
+/// The address of the interface with the default route.
+fn routed(bound: SocketAddr) -> Option<IpAddr> {
     // Connecting a UDP socket sends nothing: the kernel only picks the interface of the route. The
     // addresses belong to nobody (RFC 5737, RFC 3849), so the default route is the one that is taken.
     let asked: [(IpAddr, SocketAddr); 2] = [
@@ -145,9 +152,16 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
         socket.connect(to).ok()?;
         socket.local_addr().ok().map(|address| address.ip())
     };
-    let routed = asked.iter().filter(|(own, _)| own.is_ipv4() || bound.is_ipv6()).find_map(of_route);
+    asked.iter().filter(|(own, _)| own.is_ipv4() || bound.is_ipv6()).find_map(of_route)
+}
+
+/// The address under which others can best reach a socket that listens on `bound`.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
     // A network without a way out of it has no default route.
-    let found = routed
+    let found = routed(bound)
         .filter(|ip| scope(*ip).is_some())
         .or_else(|| usable(interfaces(), bound.is_ipv6()).first().copied());
     SocketAddr::new(found.unwrap_or(Ipv4Addr::LOCALHOST.into()), bound.port())
@@ -168,6 +182,16 @@ mod tests {
         let (everywhere, told) = ("0.0.0.0:7400".parse().unwrap(), "198.51.100.1:1".parse().unwrap());
         let more = ["198.51.100.2:2".parse().unwrap(), told];
         assert_eq!(addresses(everywhere, Some(told), &more), [told, more[0]]);
+    }
+
+    #[test]
+    fn a_bridge_inside_the_machine_does_not_lead_out_of_it() {
+        let found = |ip: &str, bridge| Found { ip: ip.parse().unwrap(), bridge };
+        let inside = [found("172.17.0.1", true), found("127.0.0.1", false), found("fe80::1", false)];
+        assert!(!leaves_machine(&inside, true));
+        assert!(leaves_machine(&[inside[0], found("10.0.0.7", false)], true));
+        assert!(leaves_machine(&[found("2001:db8::7", false)], true));
+        assert!(!leaves_machine(&[found("2001:db8::7", false)], false), "the socket does not speak it");
     }
 
     #[test]
