@@ -102,6 +102,11 @@ impl Gossip {
         }
     }
 
+    /// A random number.
+    pub(super) fn draw(&mut self) -> usize {
+        self.generator.below(usize::MAX)
+    }
+
     /// Where a document waits for its judgement.
     fn places(&self, news: &News) -> &Arc<Semaphore> {
         match news {
@@ -638,7 +643,8 @@ async fn judge(links: &TaskLinks, news: News, from: NodeId) -> NewsVerdict {
 }
 
 /// Takes all documents of a peer: the charter first, by which the others are judged, and cards before roots,
-/// because a root can be judged only with its card. Where not all came in time, those that did are of use.
+/// because a root can be judged only with its card. Where not all came in time, those that did are of use: the peer
+/// begins elsewhere the next time.
 async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
     let mut news = Vec::new();
     let asked = transfer::all_news(connection, &mut news).await;
@@ -651,12 +657,15 @@ async fn sync(links: &TaskLinks, connection: &super::MemberConnection) -> bool {
         News::Card(_) => 2,
         News::Root(_) => 3,
     });
+    let mut is_of_use = asked.is_ok();
     for document in news {
-        if judge(links, document, connection.node()).await == NewsVerdict::Invalid {
-            return false;
+        match judge(links, document, connection.node()).await {
+            NewsVerdict::Invalid => return false,
+            NewsVerdict::Fresh => is_of_use = true,
+            _ => {}
         }
     }
-    asked.is_ok()
+    is_of_use
 }
 
 #[cfg(test)]

@@ -72,11 +72,16 @@ impl Driver {
             PeerRequest::Possession { from, slices } => self.possession_told(from, &slices),
             PeerRequest::AllNews { reply } => {
                 let links = self.links.for_task();
+                let turn = self.gossip.draw();
                 // It is in memory, but there may be thousands: not in the loop. Not on a thread for blocking work
                 // either, whose end no test with a seed could foresee.
                 tokio::spawn(async move {
                     let mut news = links.trust.map(|trust| trust.documents()).unwrap_or_default();
-                    news.extend(links.local.all_news());
+                    let mut others = links.local.all_news();
+                    // So that somebody to whom all of them take too long has all of them after some times.
+                    let first = turn % others.len().max(1);
+                    others.rotate_left(first);
+                    news.extend(others);
                     let _ = reply.send(news);
                 });
             }
