@@ -19,7 +19,7 @@ use super::scenario::Scenario;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 
 /// What all names of namespaces of all labs begin with.
@@ -222,6 +222,12 @@ pub(super) fn port(node: u32) -> String {
 pub(super) fn address(node: u32) -> Ipv4Addr {
     let [.., high, low] = (node + 257).to_be_bytes();
     Ipv4Addr::new(10, 77, high, low)
+}
+
+/// Which switch a host of this run lies behind.
+pub(super) fn switch_of_host(scenario: &Scenario, host: IpAddr) -> Option<u32> {
+    let node = (0..scenario.fleet.nodes).find(|node| host == IpAddr::V4(address(*node)))?;
+    Some(scenario.switch_of(node))
 }
 
 /// The link address of a host: local and of one, by its bits.

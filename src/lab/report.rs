@@ -101,8 +101,8 @@ pub struct NodeReport {
 pub struct Crossing {
     /// Which switch.
     pub switch: u32,
-    /// Bytes of chunks that came to the nodes behind it from elsewhere: from neighbours, by the account of the agents that run at the end, and
-    /// bodies from the stratum.
+    /// Bytes of chunks that came to the nodes behind it from elsewhere: from neighbours, by the agents' account, and bodies from the
+    /// stratum. Where an agent was killed, or does not tell, all that the link carried.
     pub in_chunk_bytes: u64,
     /// The same in copies of the content.
     pub in_copies: f64,

@@ -5,7 +5,7 @@ use super::error::LabError;
 use super::faults::Faults;
 use super::lease::{Lease, clear_leftovers};
 use super::measure::{LeftStratum, Sample, Sampler, processor_seconds};
-use super::netns::{Network, address, check_machine, port, stratum_address};
+use super::netns::{Network, check_machine, port, stratum_address, switch_of_host};
 use super::node::{CORE_SETTINGS, Node, Stage, join_and_start};
 use super::process::{Folder, Interrupt, Launcher, Process, may_mount};
 use super::report::{CPU_MAX, Crossing, Fate, FullRates, NodeReport, Report, busy, difference, timeline};
@@ -17,7 +17,6 @@ use crate::model::Time;
 use crate::sim::{Bound, Moved, Rollout, Term, bound};
 use std::ffi::OsString;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -285,9 +284,14 @@ impl Run<'_> {
         for member in &mut self.members {
             member.cpu_s = member.processor_seconds();
         }
+        let chunks_before = self.chunks_from_elsewhere();
         let sampler = Sampler::start(Network::open(&self.network.hub())?, &ports)?;
         let begun = self.perform(say);
         let samples = sampler.stop()?;
+        let chunks: Vec<Option<u64>> = (self.chunks_from_elsewhere().into_iter())
+            .zip(chunks_before)
+            .map(|(after, before)| Some(after?.saturating_sub(before?)))
+            .collect();
         let begun = begun?;
         for member in &mut self.members {
             // A replacement began at nothing.
@@ -302,7 +306,7 @@ impl Run<'_> {
         }
         let left = after.since(&before);
         let dropped = (dropped.0 - drops.0, dropped.1 - drops.1);
-        Ok(self.report(begun, &samples, &left, dropped))
+        Ok(self.report(begun, &samples, &left, &chunks, dropped))
     }
 
     /// Starts all nodes' work, lets happen what is due, and returns the moment of the start when all is over.
@@ -393,7 +397,14 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, start: Time, samples: &[Sample], left: &LeftStratum, dropped: (u64, u64)) -> Report {
+    fn report(
+        &self,
+        start: Time,
+        samples: &[Sample],
+        left: &LeftStratum,
+        chunks: &[Option<u64>],
+        dropped: (u64, u64),
+    ) -> Report {
         let scenario = &self.stage.scenario;
         let nodes = scenario.fleet.nodes as usize;
         let stored = self.stored as f64;
@@ -415,7 +426,12 @@ impl Run<'_> {
         let crossings: Vec<Crossing> = (0..)
             .zip(&through[nodes + 1..])
             .map(|(switch, port)| {
-                let in_chunk_bytes = self.chunk_bytes_into(switch, left);
+                let bodies =
+                    left.by_host.iter().filter(|(host, _)| switch_of_host(scenario, **host) == Some(switch));
+                let bodies: u64 = bodies.map(|(_, bytes)| bytes).sum();
+                // What agents do not tell may be all that the link carried.
+                let chunks = chunks.get(switch as usize).copied().flatten();
+                let in_chunk_bytes = chunks.map_or(port.down, |chunks| chunks + bodies);
                 let in_copies = in_chunk_bytes as f64 / stored;
                 Crossing { switch, in_chunk_bytes, in_copies, in_bytes: port.down, out_bytes: port.up }
             })
@@ -472,23 +488,25 @@ impl Run<'_> {
         report
     }
 
-    /// Bytes of chunks that came to the nodes behind a switch: from neighbours behind others, by the account of the agents that run, and
-    /// bodies from the stratum.
-    fn chunk_bytes_into(&self, switch: u32, left: &LeftStratum) -> u64 {
+    /// For each switch the plain bytes of chunks that the nodes behind it took from neighbours behind others, since they started; `None`
+    /// where an agent was killed or does not answer.
+    fn chunks_from_elsewhere(&self) -> Vec<Option<u64>> {
         let scenario = &self.stage.scenario;
-        let is_behind = |host: IpAddr| {
-            (0..scenario.fleet.nodes)
-                .any(|node| scenario.switch_of(node) == switch && host == IpAddr::V4(address(node)))
+        let of_node = |member: &Member, switch: u32| -> Option<u64> {
+            if member.node.is_gone() {
+                return None;
+            }
+            let peers = member.node.peers(self.stage).ok()?.peers;
+            let elsewhere =
+                peers.iter().filter(|peer| switch_of_host(scenario, peer.address.ip()) != Some(switch));
+            Some(elsewhere.map(|peer| peer.received_bytes).sum())
         };
-        let strata = left.by_host.iter().filter(|(host, _)| is_behind(**host)).map(|(_, bytes)| bytes);
-        let behind = self.members.iter().filter(|member| scenario.switch_of(member.node.place) == switch);
-        let peers = behind
-            .filter(|member| !member.node.is_gone())
-            .filter_map(|member| member.node.peers(self.stage).ok())
-            .flat_map(|found| found.peers)
-            .filter(|peer| !is_behind(peer.address.ip()))
-            .map(|peer| peer.received_bytes);
-        strata.sum::<u64>() + peers.sum::<u64>()
+        let behind = |switch: u32| {
+            self.members.iter().filter(move |member| scenario.switch_of(member.node.place) == switch)
+        };
+        (0..scenario.switches())
+            .map(|switch| behind(switch).map(|member| of_node(member, switch)).sum())
+            .collect()
     }
 
     fn node_report(&self, member: &Member, start: Time, link: super::measure::Traffic) -> NodeReport {
