@@ -53,6 +53,22 @@ fn meshed(base: &Path, count: usize, life_s: u64) -> Vec<Node> {
     nodes
 }
 
+/// What a command says to people.
+fn said(node: &Node, words: &[&str]) -> String {
+    let socket = node.socket();
+    let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+    args.extend(["--socket".as_ref(), socket.as_os_str()]);
+    ok(&args)
+}
+
+/// What a command says when it is refused.
+fn refused(node: &Node, words: &[&str]) -> String {
+    let socket = node.socket();
+    let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+    args.extend(["--socket".as_ref(), socket.as_os_str()]);
+    fails(&args)
+}
+
 fn node_name(node: &Node) -> String {
     let members = mesh(node, "members", &[]);
     let own = members["members"].as_array().unwrap().iter().find(|m| m["this"] == true).unwrap().clone();
@@ -127,11 +143,14 @@ fn a_revocation_closes_a_nodes_connections_on_all_members_within_five_seconds() 
     // One bound for all of them together, the time of asking them included: what the project promises.
     let took = moment(base.path()).duration_since(began).unwrap();
     assert!(took <= Duration::from_secs(5), "it took {took:?}");
+    let rows = said(&nodes[0], &["peers"]);
+    assert!(rows.lines().any(|row| row.contains(&out[..10]) && row.contains("revoked")), "{rows}");
     let listed = mesh(&nodes[3], "members", &[]);
     assert_eq!(listed["revoked"][0]["reason"], "disk sold");
     for node in &nodes[..5] {
         assert!(is_gone(node, &out), "it came back");
         assert_eq!(node.peers_up(), 4);
+        assert!(seen(node, &out).is_none_or(|member| member["revoked"] == true), "it is only down");
     }
 
     // Nobody speaks to it any more but the authority's desk, where it hears why.
@@ -362,4 +381,91 @@ fn only_an_authority_invites_revokes_and_rotates_and_there_may_be_several() {
     let known = mesh(&nodes[1], "authority", &[]);
     assert_eq!(known["authorities"].as_array().unwrap().len(), 2, "{known}");
     assert_eq!(known["certificate_life_s"], Value::Null);
+}
+
+#[test]
+fn a_lost_authority_is_restored_from_its_key_charter_and_revocations() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = meshed(base.path(), 2, LONG_LIFE_S);
+    mesh(&nodes[0], "rotate", &[]);
+    mesh(&nodes[0], "revoke", &[&"ab".repeat(32), "--reason", "disk sold"]);
+    let before = mesh(&nodes[0], "authority", &[]);
+    let lost = node_name(&nodes[0]);
+    let member = seen(&nodes[1], &node_name(&nodes[1])).unwrap();
+    wait_for("the member to follow", LONG, || {
+        let known = mesh(&nodes[1], "authority", &[]);
+        (known["key"] == before["key"] && known["revocations"] == before["revocations"]).then_some(())
+    });
+
+    let config = base.path().join("restored.toml");
+    let address = member["address"].as_str().unwrap();
+    fs::write(&config, format!("certificate_life_s = {LONG_LIFE_S}\nbootstrap = [\"{address}\"]\n")).unwrap();
+    let mut restored =
+        Node::new(base.path().join("restored")).with_args(&["--config", config.to_str().unwrap()]);
+    fs::create_dir(restored.state()).unwrap();
+    for file in ["authority.key", "charter", "revocations"] {
+        fs::copy(nodes[0].state().join(file), restored.state().join(file)).unwrap();
+    }
+    nodes[0].kill();
+    restored.init_mesh("here/a/1");
+    restored.start();
+    wait_for("the mesh to have its authority again", LONG, || (restored.peers_up() == 1).then_some(()));
+    let after = mesh(&restored, "authority", &[]);
+    for what in ["mesh", "key", "key_number", "revoked"] {
+        assert_eq!(after[what], before[what], "{what}");
+    }
+    assert_eq!(after["key_problem"], Value::Null);
+    assert_ne!(node_name(&restored), lost, "it is a new node");
+    let mut third = Node::new(base.path().join("third"));
+    third.join(&restored.invite(), "here/b/1");
+    third.start();
+    wait_for("its guest to know both", LONG, || (third.peers_up() == 2).then_some(()));
+    mesh(&restored, "revoke", &[&lost]);
+    wait_for("the member to heed it", LONG, || {
+        let members = mesh(&nodes[1], "members", &[]);
+        members["revoked"].as_array().unwrap().iter().any(|entry| entry["node"] == lost).then_some(())
+    });
+}
+
+#[test]
+fn an_authority_with_an_old_key_says_so_and_a_key_can_be_dropped_at_once() {
+    let base = tempfile::tempdir().unwrap();
+    let nodes = meshed(base.path(), 2, LONG_LIFE_S);
+    let mut second = Node::new(base.path().join("second"));
+    second.join(&ticket(&nodes[0], &["--role", "authority"]), "here/a/1");
+    second.start();
+    wait_for("the second authority to be up", LONG, || (second.peers_up() == 2).then_some(()));
+    assert!(said(&second, &["mesh", "authority"]).contains("certifies for"));
+    ok(&[OsStr::new("health"), "--socket".as_ref(), second.socket().as_ref()]);
+
+    mesh(&nodes[0], "rotate", &[]);
+    wait_for("the second authority to hear of it", LONG, || {
+        (mesh(&second, "authority", &[])["key_number"] == 2).then_some(())
+    });
+    let shown = said(&second, &["mesh", "authority"]);
+    assert!(shown.contains("NO FULL AUTHORITY") && !shown.contains("certifies for"), "{shown}");
+    assert!(said(&second, &["status"]).contains("NO FULL AUTHORITY"));
+    assert!(ailment(&second).contains("newest key"));
+    assert!(second.log().contains("does not hold the mesh's newest key"), "the log says so");
+    let nobody = "ab".repeat(32);
+    for words in
+        [&["mesh", "rotate"][..], &["mesh", "revoke", &nobody], &["mesh", "invite", "--role", "authority"]]
+    {
+        let told = refused(&second, words);
+        assert!(told.contains("--role authority") && told.contains("--force"), "{told}");
+    }
+
+    // A second rotation by mistake, and then a third that cannot wait.
+    mesh(&nodes[0], "rotate", &[]);
+    let told = refused(&nodes[0], &["mesh", "rotate"]);
+    assert!(told.contains("3 keys count already") && told.contains("--drop-oldest"), "{told}");
+    let before = seen(&nodes[1], &node_name(&nodes[1])).unwrap();
+    let rotated = mesh(&nodes[0], "rotate", &["--overlap", "10m", "--drop-oldest"]);
+    assert_eq!((&rotated["key_number"], &rotated["dropped"]["key_number"]), (&4.into(), &1.into()));
+    assert!(rotated["dropped"]["members"].as_u64() >= Some(1), "{rotated}");
+    wait_for("the member to be renewed late, and back", LONG, || {
+        let own = seen(&nodes[1], &node_name(&nodes[1])).unwrap();
+        (own["issued"].as_u64() > before["issued"].as_u64() && nodes[1].peers_up() >= 1).then_some(())
+    });
+    assert!(mesh(&second, "authority", &[])["key_problem"].as_str().unwrap().contains("certifies nobody"));
 }

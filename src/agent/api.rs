@@ -64,6 +64,9 @@ pub struct MeshStatus {
     /// Why its membership does not count any more, when it does not: it expired or was revoked. Then it knows nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
+    /// Why it is no full authority although its certificate says that it is one: it does not hold the mesh's newest key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_problem: Option<String>,
 }
 
 /// The chunk cache.
@@ -206,6 +209,9 @@ pub struct PeerStatus {
     pub address: SocketAddr,
     /// Whether it is believed to be alive.
     pub up: bool,
+    /// Whether its membership was revoked.
+    #[serde(default)]
+    pub revoked: bool,
     /// Round-trip time of the last connection in microseconds, if there was one.
     pub rtt_us: Option<u64>,
     /// Bytes of chunks sent to it.
@@ -358,6 +364,9 @@ pub struct MemberInfo {
     pub expires: UnixTime,
     /// Whether it is believed to be alive.
     pub up: bool,
+    /// Whether the membership was revoked.
+    #[serde(default)]
+    pub revoked: bool,
     /// Where it is reached.
     pub address: SocketAddr,
     /// Open connections of this node with it, of all kinds.
@@ -403,6 +412,9 @@ pub struct RotateRequest {
     /// Seconds for which the old key counts beside the new one; twice the life of a certificate by default.
     #[serde(default)]
     pub overlap_s: Option<u64>,
+    /// Where as many keys count as may: whether the oldest retires at once. Otherwise the rotation is refused then.
+    #[serde(default)]
+    pub drop_oldest: bool,
 }
 
 /// Answer to `POST /v1/rotate`.
@@ -416,6 +428,18 @@ pub struct Rotated {
     pub old_keys_until: UnixTime,
     /// Repository cards that were signed anew.
     pub cards: usize,
+    /// The key that was retired at once, if too many would have counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DroppedKey>,
+}
+
+/// A key that was retired before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedKey {
+    /// Its number.
+    pub key_number: usize,
+    /// Members that the authority knows whose certificate it signed: nobody speaks to them until they are renewed.
+    pub members: usize,
 }
 
 /// `GET /v1/authority`: the mesh's authority as this node sees it, and its own office if it is one.
@@ -429,6 +453,9 @@ pub struct AuthorityStatus {
     pub key: String,
     /// Until when older keys count beside it, during a rotation.
     pub old_keys_until: Option<UnixTime>,
+    /// Why this node is no full authority although its certificate says that it is one: it does not hold the newest key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_problem: Option<String>,
     /// Number of the newest list of revocations; 0 when nobody was ever revoked.
     pub revocations: u64,
     /// Nodes that are revoked now.

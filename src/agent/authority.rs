@@ -1,14 +1,15 @@
 //! What the control API can ask about the mesh's members, and of its authority.
 
 use super::api::{
-    AuthorityStatus, Invitation, InviteRequest, MemberInfo, Members, OfficeCounts, Refusal, RefusalKind,
-    RevokeRequest, Revoked, RotateRequest, Rotated,
+    AuthorityStatus, DroppedKey, Invitation, InviteRequest, MemberInfo, Members, OfficeCounts, Refusal,
+    RefusalKind, RevokeRequest, Revoked, RotateRequest, Rotated,
 };
 use super::node::{Membership, Node};
 use crate::ambient;
 use crate::mesh::{
-    CERTIFICATE_LIFE_MAX, CharterError, IdentityError, MemberStatus, News, NewsVerdict, Office, Role, Scope,
-    Terms, TrustChangeError,
+    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, CharterError, IdentityError, MemberStatus,
+    MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role, Scope, Terms,
+    TrustChangeError,
 };
 use crate::model::{NodeId, UnixTime};
 use crate::trust::{RepositoryCard, SignedCard};
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// Longest validity of a ticket, in seconds: 30 days. Who holds it may join until then.
 const TICKET_MAX_S: u64 = CERTIFICATE_LIFE_MAX.as_secs();
+/// Shortest overlap of two authority keys, in seconds: the members fetch new certificates within three eighths of it. Those
+/// that cannot are renewed late.
+const OVERLAP_MIN_S: u64 = CERTIFICATE_LIFE_MIN.as_secs();
 /// Longest overlap of two authority keys, in seconds: twice the longest life of a certificate.
 const OVERLAP_MAX_S: u64 = 2 * CERTIFICATE_LIFE_MAX.as_secs();
 
@@ -39,18 +43,18 @@ impl Node {
 
     pub(super) async fn member_list(&self) -> Result<Members, Refusal> {
         let membership = self.member()?;
-        let mut own = info(&MemberStatus {
+        let trust = membership.identity.trust();
+        let own = MemberStatus {
             membership: membership.identity.membership(),
             address: membership.address(),
             up: true,
             connections: 0,
-        });
-        own.this = true;
+        };
         let others = self.mesh.members().await;
-        let mut members: Vec<MemberInfo> = others.iter().map(info).collect();
-        members.push(own);
+        let mut members: Vec<MemberInfo> = others.iter().map(|member| info(member, trust)).collect();
+        members.push(MemberInfo { this: true, ..info(&own, trust) });
         members.sort_by(|a, b| (&a.cell, a.node).cmp(&(&b.cell, b.node)));
-        let list = membership.identity.trust().revocations();
+        let list = trust.revocations();
         let revoked = list
             .entries()
             .map(|entry| Revoked {
@@ -76,6 +80,7 @@ impl Node {
             key_number: charter.number(),
             key: data_encoding::HEXLOWER.encode(&charter.newest().to_bytes()),
             old_keys_until: charter.overlap_until().filter(|until| *until > now),
+            key_problem: membership.identity.key_problem(now),
             revocations: list.number(),
             revoked: list.entries().filter(|entry| entry.until > now).count(),
             authorities: authorities.filter(|member| member.role == Role::Authority).collect(),
@@ -105,6 +110,11 @@ impl Node {
         if role == Role::Authority && !request.repositories.is_empty() {
             return Err(invalid(&"an authority may read everything: it can grant itself any scope")
                 .hint("leave --repo away, or invite a member"));
+        }
+        let problem = membership.identity.key_problem(ambient::unix_now());
+        if let Some(problem) = problem.filter(|_| role == Role::Authority) {
+            let message = format!("this node cannot make another an authority: {problem}");
+            return Err(Refusal::new(RefusalKind::Conflict, message).hint(NEWEST_KEY_REMEDY));
         }
         let addresses =
             if request.addresses.is_empty() { membership.places.all() } else { request.addresses };
@@ -144,7 +154,7 @@ impl Node {
         let list = tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| lost(&error))?
-            .map_err(|error| refused(&error))?;
+            .map_err(|error| refused(&error, membership.identity.trust()))?;
         self.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
         let entry = list.entries().find(|entry| entry.node == node);
         let entry = entry.ok_or_else(|| Refusal::new(RefusalKind::Internal, "the list lacks the node"))?;
@@ -158,34 +168,48 @@ impl Node {
     }
 
     pub(super) async fn rotate_key(&self, request: RotateRequest) -> Result<Rotated, Refusal> {
-        let (_, office) = self.office()?;
-        let life_s = office.config().life.as_secs();
-        let overlap_s = request.overlap_s.unwrap_or(2 * life_s);
-        if !(life_s..=OVERLAP_MAX_S).contains(&overlap_s) {
-            let message = format!(
-                "an overlap of {overlap_s} s: from {life_s} (the life of a certificate, within which all are renewed) to {OVERLAP_MAX_S} s is possible"
-            );
+        let (membership, office) = self.office()?;
+        let trust = membership.identity.trust();
+        let overlap_s = request.overlap_s.unwrap_or(2 * office.config().life.as_secs());
+        if !(OVERLAP_MIN_S..=OVERLAP_MAX_S).contains(&overlap_s) {
+            let message =
+                format!("an overlap of {overlap_s} s: from {OVERLAP_MIN_S} to {OVERLAP_MAX_S} s is possible");
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
-        let (working, now) = (office.clone(), ambient::unix_now());
-        let work = move || working.rotate(Duration::from_secs(overlap_s), now);
+        let now = ambient::unix_now();
+        let dropped = trust.charter().next_dropped(now).filter(|_| request.drop_oldest);
+        let overlap = Overlap { span: Duration::from_secs(overlap_s), drop_oldest: request.drop_oldest };
+        let working = office.clone();
+        let work = move || working.rotate(overlap, now);
         let rotated = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
-        let charter = rotated.map_err(|error| refused(&error))?;
+        let charter = rotated.map_err(|error| refused(&error, trust))?;
         // The charter first: by it the others are judged. It is out whatever becomes of the rest.
         self.mesh.spread(News::Charter(charter.bytes().to_vec())).await;
         let working = office.clone();
-        let work = move || working.complete_rotation(now);
-        let listed = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
+        let work = move || (working.complete_rotation(now), working.settle_key());
+        let (listed, settled) = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
         let cards = self.sign_cards_anew().await;
+        let dropped = match dropped {
+            Some(key) => Some(self.dropped(key, charter.number_of(&key)).await),
+            None => None,
+        };
         if let Some(list) = listed.map_err(|error| half_rotated(&error))? {
             self.mesh.spread(News::Revocations(list.bytes().to_vec())).await;
         }
+        settled.map_err(|error| half_rotated(&error))?;
         Ok(Rotated {
             key_number: charter.number(),
             key: data_encoding::HEXLOWER.encode(&charter.newest().to_bytes()),
             old_keys_until: charter.overlap_until().unwrap_or_default(),
             cards,
+            dropped,
         })
+    }
+
+    /// A key that retired at once, and whom that cuts off.
+    async fn dropped(&self, key: AuthorityKey, key_number: usize) -> DroppedKey {
+        let members = self.mesh.members().await;
+        DroppedKey { key_number, members: members.iter().filter(|m| m.membership.signer() == key).count() }
     }
 
     /// Signs the cards that the authority vouches for with the newest key, so that they outlive the old one.
@@ -208,7 +232,7 @@ impl Node {
     }
 }
 
-fn info(member: &MemberStatus) -> MemberInfo {
+fn info(member: &MemberStatus, trust: &MeshTrust) -> MemberInfo {
     let MemberStatus { membership, address, up, connections } = member;
     MemberInfo {
         node: membership.node,
@@ -218,6 +242,7 @@ fn info(member: &MemberStatus) -> MemberInfo {
         issued: membership.issued,
         expires: membership.expires,
         up: *up,
+        revoked: trust.revoked(&membership.node, membership.issued).is_some(),
         address: *address,
         connections: *connections,
         this: false,
@@ -229,11 +254,16 @@ fn lost(error: &tokio::task::JoinError) -> Refusal {
 }
 
 fn half_rotated(error: &IdentityError) -> Refusal {
-    let message = format!("the key was rotated, but the revocations could not be signed with it: {error}");
-    Refusal::new(RefusalKind::Internal, message).hint("restart the agent: it signs them when it starts")
+    let message = format!(
+        "the key was rotated and the new one counts, but not all that follows could be stored: {error}"
+    );
+    Refusal::new(RefusalKind::Internal, message).hint(
+        "do not rotate again: make room on the disk and restart the agent, which does the rest when it starts; until then \
+         keep `authority.key.next` of its state folder, which holds the new key",
+    )
 }
 
-fn refused(error: &IdentityError) -> Refusal {
+fn refused(error: &IdentityError, trust: &MeshTrust) -> Refusal {
     let kind = match error {
         IdentityError::Trust(TrustChangeError::Charter(_) | TrustChangeError::Revocation(_)) => {
             RefusalKind::Conflict
@@ -242,10 +272,45 @@ fn refused(error: &IdentityError) -> Refusal {
         _ => RefusalKind::Internal,
     };
     let refusal = Refusal::new(kind, error);
+    let IdentityError::Trust(error) = error else { return refusal };
     match error {
-        IdentityError::Trust(TrustChangeError::Charter(CharterError::NotNewest { .. })) => {
-            refusal.hint("another authority has rotated: ask there, or wait until this one has the new key")
+        TrustChangeError::Charter(CharterError::NotNewest { .. })
+        | TrustChangeError::Revocation(RevocationError::OlderKey) => refusal.hint(format!(
+            "do it on the authority that rotated; this one never gets the newest key by itself: {NEWEST_KEY_REMEDY}"
+        )),
+        TrustChangeError::Charter(CharterError::Overlapping { .. }) => refusal.hint(
+            "if a key was stolen, do not wait: `starling mesh rotate --drop-oldest` retires the oldest of them at once",
+        ),
+        TrustChangeError::Revocation(RevocationError::TooMany { .. }) => {
+            let first = trust.revocations().entries().map(|entry| entry.until).min().unwrap_or_default();
+            refusal.hint(format!(
+                "`starling mesh members --revoked` lists them; the first leaves the list at {first}. Nodes that are only \
+                 retired need no revocation: stopped, they are out when their certificates end"
+            ))
         }
         _ => refusal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{Charter, MeshKeys, REVOKED_MAX};
+
+    #[test]
+    fn what_is_refused_says_what_to_do_instead() {
+        let trust = MeshTrust::in_memory(Charter::founded_by(MeshKeys::generate().public()));
+        let hint = |error: TrustChangeError| refused(&IdentityError::Trust(error), &trust).hint.unwrap();
+        for outrun in [
+            TrustChangeError::Charter(CharterError::NotNewest { number: 2 }),
+            TrustChangeError::Revocation(RevocationError::OlderKey),
+        ] {
+            let said = hint(outrun);
+            assert!(said.contains("--role authority") && said.contains("--force"), "{said}");
+        }
+        let crowded = CharterError::Overlapping { counting: 3, until: UnixTime(1) };
+        assert!(hint(TrustChangeError::Charter(crowded)).contains("--drop-oldest"));
+        let full = RevocationError::TooMany { count: REVOKED_MAX + 1 };
+        assert!(hint(TrustChangeError::Revocation(full)).contains("--revoked"));
     }
 }

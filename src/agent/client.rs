@@ -420,7 +420,8 @@ mod tests {
         }
         fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>> {
             let old_keys_until = UnixTime(request.overlap_s.unwrap_or_default());
-            Box::pin(async move { Ok(Rotated { key_number: 2, key: "ff".into(), old_keys_until, cards: 0 }) })
+            let (key_number, key) = (2, "ff".into());
+            Box::pin(async move { Ok(Rotated { key_number, key, old_keys_until, cards: 0, dropped: None }) })
         }
         fn metrics(&self) -> BoxFuture<'_, String> {
             Box::pin(async { "starling_x 1\n# EOF\n".into() })
@@ -463,7 +464,8 @@ mod tests {
             let revoke = RevokeRequest { node: NodeId([7; 32]), reason: "lost".into() };
             let revoked = client.revoke(&revoke).await.unwrap();
             assert_eq!((revoked.node, revoked.reason, revoked.number), (revoke.node, revoke.reason, 3));
-            let rotated = client.rotate(&RotateRequest { overlap_s: Some(9) }).await.unwrap();
+            let rotated =
+                client.rotate(&RotateRequest { overlap_s: Some(9), drop_oldest: false }).await.unwrap();
             assert_eq!((rotated.key_number, rotated.old_keys_until), (2, UnixTime(9)));
             assert!(client.members().await.unwrap().members.is_empty());
             assert!(client.authority().await.is_err());

@@ -97,6 +97,7 @@ mod tests {
             cell: None,
             address: "127.0.0.1:7400".parse().unwrap(),
             up,
+            revoked: false,
             rtt_us: None,
             sent_bytes: 0,
             received_bytes: 0,

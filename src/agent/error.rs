@@ -2,7 +2,7 @@
 
 use super::server::SocketError;
 use crate::cache::CacheError;
-use crate::mesh::{EndpointError, IdentityError, StateError};
+use crate::mesh::{EndpointError, IdentityError, StateError, TrustChangeError};
 use crate::trust::RegistryError;
 use std::io;
 use std::net::SocketAddr;
@@ -74,8 +74,44 @@ impl AgentError {
             {
                 Some("run it as root, or choose a socket of your own with --socket")
             }
+            // The only file of the agent's own whose content keeps it from starting.
+            Self::State { source, .. } if source.kind() == io::ErrorKind::InvalidData => Some(
+                "remove it, start the agent, and mount again with `starling mount`: it only remembers mounts",
+            ),
+            Self::Identity(
+                IdentityError::State(error) | IdentityError::Trust(TrustChangeError::State(error)),
+            )
+            | Self::Desk(error) => error.hint(),
+            Self::Registry(RegistryError::Damaged { .. }) => Some(
+                "put it back from a backup, or remove it: a card comes again from the mesh or by `starling repo add`; without \
+                 a root an older one could be taken for new once",
+            ),
             Self::Endpoint(_) => Some("is the port taken? choose another with --listen"),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_named_once_with_what_to_do() {
+        let mounts = io::Error::new(io::ErrorKind::InvalidData, "version 9 is not known, only 1");
+        let damaged = |path: &str| StateError::Damaged { path: path.into(), detail: "20 bytes".into() };
+        let errors = [
+            AgentError::State { path: "/s/mounts.json".into(), source: mounts },
+            IdentityError::State(damaged("/s/node.key")).into(),
+            IdentityError::Trust(TrustChangeError::State(damaged("/s/charter"))).into(),
+            IdentityError::Trust(TrustChangeError::State(damaged("/s/revocations"))).into(),
+            AgentError::Desk(damaged("/s/used-tickets")),
+            RegistryError::Damaged { path: "/s/root".into(), detail: "20 bytes".into() }.into(),
+        ];
+        for error in errors {
+            assert_eq!(error.to_string().matches("/s/").count(), 1, "{error}");
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains("remove it") || hint.contains("put it back"), "{error}: {hint}");
         }
     }
 }

@@ -217,7 +217,8 @@ fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
             Ok(None)
         }
         Err(error @ IdentityError::Membership(_)) => {
-            tracing::error!(%error, "this node stands alone until it joins again");
+            let file = settings.state_dir.join("membership");
+            tracing::error!(%error, file = %file.display(), "this node stands alone until it joins again");
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -486,8 +486,8 @@ fn status(directory: &Path, entry: &Entry) -> MountStatus {
 }
 
 fn read_file(path: &Path) -> io::Result<Vec<MountRequest>> {
-    let bad =
-        |detail: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {detail}", path.display()));
+    // The caller names the file.
+    let bad = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),

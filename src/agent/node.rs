@@ -16,7 +16,7 @@ use crate::ambient;
 use crate::cache::DiskCache;
 use crate::config::Settings;
 use crate::mesh::{Identity, Mesh, News, NewsVerdict, Office};
-use crate::model::{ContentId, RepositoryName, Revision, Time};
+use crate::model::{ContentId, NodeId, RepositoryName, Revision, Time};
 use crate::trust::{Fingerprint, Repositories, RepositoryCard, SignedCard, SignedRoot};
 use crate::upstream::{HttpClient, Upstream, UpstreamError};
 use bytes::Bytes;
@@ -77,6 +77,7 @@ impl Membership {
 
 impl Node {
     async fn peer_list(&self) -> Peers {
+        let revoked = self.revoked_members().await;
         let mut peers: Vec<_> = self
             .mesh
             .peers()
@@ -87,6 +88,7 @@ impl Node {
                 cell: peer.cell,
                 address: peer.addr,
                 up: peer.up,
+                revoked: revoked.contains(&peer.node),
                 rtt_us: peer.rtt_us,
                 sent_bytes: peer.bytes_up,
                 received_bytes: peer.bytes_down,
@@ -96,6 +98,19 @@ impl Node {
         let membership = self.membership.as_ref();
         let ended = membership.and_then(Membership::ended);
         Peers { node: membership.map(|m| m.identity.node()), ended, peers }
+    }
+
+    /// Members whose certificate was revoked, as far as they are still remembered.
+    async fn revoked_members(&self) -> BTreeSet<NodeId> {
+        let Some(membership) = &self.membership else { return BTreeSet::new() };
+        let trust = membership.identity.trust();
+        if trust.revocations().entries().next().is_none() {
+            return BTreeSet::new();
+        }
+        let members = self.mesh.members().await;
+        let revoked =
+            members.iter().map(|m| &m.membership).filter(|m| trust.revoked(&m.node, m.issued).is_some());
+        revoked.map(|membership| membership.node).collect()
     }
 
     fn repository_list(&self) -> Vec<RepositoryStatus> {
@@ -260,6 +275,7 @@ impl Node {
             members_up: 1 + peers.peers.iter().filter(|peer| peer.up).count(),
             dht: self.settings.dht,
             ended: membership.ended(),
+            key_problem: membership.identity.key_problem(ambient::unix_now()),
         })
     }
 }

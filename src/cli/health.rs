@@ -3,6 +3,7 @@
 use super::CliError;
 use super::ask::{AgentArgs, block_on};
 use crate::agent::api::Status;
+use crate::mesh::NEWEST_KEY_REMEDY;
 use crate::upstream::{HttpClient, HttpOptions};
 
 /// Arguments.
@@ -11,7 +12,7 @@ use crate::upstream::{HttpClient, HttpOptions};
   starling health                                   # this machine's agent
   starling health --stratum http://localhost:8000
 
-Exit code 0: the agent answers, its membership counts and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
+Exit code 0: the agent answers, its membership counts, an authority holds the newest key, and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
 Made for health checks of containers and units.")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -35,6 +36,12 @@ fn judge(status: &Status) -> Result<(), CliError> {
     if let Some(reason) = status.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref()) {
         let problem = format!("this agent is no member of its mesh any more: {reason}");
         return Err(CliError::failed(problem));
+    }
+    if let Some(problem) = status.mesh.as_ref().and_then(|mesh| mesh.key_problem.as_ref()) {
+        return Err(CliError::failed(format!(
+            "this authority does not hold the mesh's newest key: {problem}"
+        ))
+        .hint(NEWEST_KEY_REMEDY));
     }
     let failed = status.mounts.iter().find_map(|mount| {
         mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))

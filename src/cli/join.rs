@@ -3,7 +3,7 @@
 use super::CliError;
 use super::ask::{StateArgs, block_on, print_json};
 use crate::agent::{AgentError, StateFolder};
-use crate::mesh::{IdentityError, JoinError, Ticket, TicketError, join};
+use crate::mesh::{IdentityError, JoinError, Ticket, TicketError, TrustChangeError, join};
 use crate::model::CellLabel;
 
 /// Arguments.
@@ -80,6 +80,12 @@ pub(super) fn explain(error: JoinError) -> CliError {
         JoinError::Unreachable { .. } => {
             failed.hint("is `starling agent` running there, and is its UDP port reachable from here?")
         }
+        JoinError::State(state)
+        | JoinError::Identity(IdentityError::State(state))
+        | JoinError::Trust(TrustChangeError::State(state)) => match state.hint() {
+            Some(hint) => failed.hint(hint),
+            None => failed,
+        },
         _ => failed,
     }
 }

@@ -4,7 +4,9 @@ use super::CliError;
 use super::ask::{AgentArgs, StateArgs, block_on, print_json, table};
 use crate::agent::Client;
 use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
-use crate::mesh::{Identity, IdentityError, REASON_MAX_BYTES, Role, TICKET_MAX_USES};
+use crate::mesh::{
+    Identity, IdentityError, NEWEST_KEY_REMEDY, REASON_MAX_BYTES, Role, TICKET_MAX_USES, TrustChangeError,
+};
 use crate::model::{CellLabel, NodeId, RepositoryName};
 use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -23,7 +25,11 @@ pub(super) enum Command {
   starling mesh init
   starling mesh init --cell eu-west/a/rack12
 
-Then run `starling agent` here, and `starling mesh invite` for each further machine.")]
+Then run `starling agent` here, and `starling mesh invite` for each further machine.
+
+Where the state folder holds `charter` and `authority.key` of a backup (and `revocations`, if there are any), this
+machine becomes an authority of that mesh instead, which keeps its name and its members. It is a new node: give its
+agent an address of a member (the setting `bootstrap`), and print new tickets.")]
     Init {
         #[command(flatten)]
         state: StateArgs,
@@ -72,7 +78,7 @@ print a new ticket, stop the node's agent, run `starling join TICKET --force` th
     Revoke {
         #[command(flatten)]
         agent: AgentArgs,
-        /// The node: its name, or the beginning of it that no other member's name has.
+        /// The node: its name, or the first 8 or more digits of it.
         node: String,
         /// Why; at most 64 bytes, which all members can read.
         #[arg(long, default_value = "", value_parser = parse_reason)]
@@ -85,19 +91,28 @@ print a new ticket, stop the node's agent, run `starling join TICKET --force` th
     #[command(after_help = "Examples:
   starling mesh rotate
   starling mesh rotate --overlap 7d
+  starling mesh rotate --overlap 10m --drop-oldest     # the key was stolen
 
 The mesh keeps its name. The new key is signed by the old one and spreads to all members, which have their
 certificates renewed under it; the old key counts beside it until the overlap has passed. Tickets stay good.
 Other authorities are not given the new key, for the old one may be stolen: each needs a ticket of this one
 (`starling mesh invite --role authority`); stop its agent, run `starling join TICKET --force`, and start it again.
 Nodes that are off for longer than the overlap come back if the authority still renews their certificates
-(`renewal_grace_s`), else with a new ticket.")]
+(`renewal_grace_s`), else with a new ticket; so a short overlap is possible, which a stolen key calls for.
+
+At most three keys count at a time. One more is refused until the oldest has retired, or with --drop-oldest retires
+that at once: nobody speaks to members that still have its certificates, until an authority has renewed these.
+
+Back up `authority.key`, `charter` and `revocations` of the state folder after each rotation.")]
     Rotate {
         #[command(flatten)]
         agent: AgentArgs,
         /// How long the old key counts: a number with s, m, h or d [default: twice the life of a certificate].
         #[arg(long, value_name = "SPAN", value_parser = parse_span)]
         overlap: Option<Duration>,
+        /// Where three keys count already, retire the oldest at once instead of refusing.
+        #[arg(long)]
+        drop_oldest: bool,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
@@ -160,7 +175,9 @@ pub(super) fn run(command: Command) -> Result<(), CliError> {
         Command::Invite(args) => invite(args),
         Command::Members { agent, revoked, json } => members(&agent.client(), revoked, json),
         Command::Revoke { agent, node, reason, json } => revoke(&agent.client(), &node, reason, json),
-        Command::Rotate { agent, overlap, json } => rotate(&agent.client(), overlap, json),
+        Command::Rotate { agent, overlap, drop_oldest, json } => {
+            rotate(&agent.client(), overlap, drop_oldest, json)
+        }
         Command::Authority { agent, json } => authority(&agent.client(), json),
     }
 }
@@ -238,12 +255,12 @@ fn member_table(members: &[MemberInfo]) -> String {
     let rows: Vec<_> = members
         .iter()
         .map(|member| {
-            let state = if member.this {
-                "this"
-            } else if member.up {
-                "up"
-            } else {
-                "down"
+            let state = match (member.this, member.revoked, member.up) {
+                (true, true, _) => "this, revoked",
+                (true, false, _) => "this",
+                (false, true, _) => "revoked",
+                (false, false, true) => "up",
+                (false, false, false) => "down",
             };
             [
                 member.node.short(),
@@ -277,28 +294,31 @@ fn revoke(client: &Client, node: &str, reason: String, json: bool) -> Result<(),
     Ok(())
 }
 
+/// Fewest digits that name a node: nobody is thrown out by a slip of the finger.
+const DIGITS_MIN: usize = 8;
+
 /// The one member whose name begins with `text`.
 fn find(text: &str, list: &Members) -> Result<NodeId, CliError> {
     let wanted = text.to_ascii_lowercase();
-    let mut fits = list
-        .members
-        .iter()
-        .map(|member| member.node)
-        .filter(|node| !wanted.is_empty() && node.to_string().starts_with(&wanted));
+    if wanted.len() < DIGITS_MIN {
+        let problem = format!("`{text}` is too short to name a node: {DIGITS_MIN} digits are the least");
+        return Err(CliError::usage(problem).hint("`starling mesh members` shows ten of each"));
+    }
+    let mut fits =
+        list.members.iter().map(|member| member.node).filter(|node| node.to_string().starts_with(&wanted));
     match (fits.next(), fits.next()) {
         (Some(node), None) => Ok(node),
-        (Some(_), Some(_)) => {
-            Err(CliError::usage(format!("several members' names begin with `{text}`"))
-                .hint("give more digits"))
-        }
+        (Some(_), Some(_)) => Err(CliError::usage(format!("several members' names begin with `{text}`"))
+            .hint("give more digits: `starling mesh members --json` shows all 64")),
         (None, _) => Err(CliError::usage(format!("no member that this node knows is named `{text}`")).hint(
-            "`starling mesh members` lists them; a node that is not listed is revoked by its whole name",
+            "`starling mesh members` lists them; a node that is not listed is revoked by its whole name, which \
+             `starling mesh members --json` shows in its own cell, and `starling status` on the node itself",
         )),
     }
 }
 
-fn rotate(client: &Client, overlap: Option<Duration>, json: bool) -> Result<(), CliError> {
-    let request = RotateRequest { overlap_s: overlap.map(|overlap| overlap.as_secs()) };
+fn rotate(client: &Client, overlap: Option<Duration>, drop_oldest: bool, json: bool) -> Result<(), CliError> {
+    let request = RotateRequest { overlap_s: overlap.map(|overlap| overlap.as_secs()), drop_oldest };
     let rotated = block_on(async { Ok(client.rotate(&request).await?) })?;
     if json {
         return print_json(&rotated);
@@ -308,6 +328,14 @@ fn rotate(client: &Client, overlap: Option<Duration>, json: bool) -> Result<(), 
         "the old key counts until {}; {} repository cards were signed anew",
         rotated.old_keys_until, rotated.cards
     );
+    if let Some(dropped) = rotated.dropped {
+        eprintln!(
+            "key {} has retired now: nobody speaks to members with its certificates ({} that this node knows) until an \
+             authority has renewed these, which their agents ask for",
+            dropped.key_number, dropped.members
+        );
+    }
+    eprintln!("back up `authority.key`, `charter` and `revocations` of the agent's state folder now");
     Ok(())
 }
 
@@ -329,14 +357,21 @@ fn authority_text(status: &AuthorityStatus) -> String {
         lines.push(format!("older keys   count until {until}"));
     }
     lines.push(format!("revoked      {} nodes (list {})", status.revoked, status.revocations));
+    if let Some(problem) = &status.key_problem {
+        lines.push(format!("this node    IS NO FULL AUTHORITY: {problem}"));
+        lines.push(format!("             {NEWEST_KEY_REMEDY}"));
+    }
     match (status.certificate_life_s, status.renewal_grace_s, &status.counts) {
         (Some(life), Some(grace), Some(counts)) => {
-            lines.push(format!("this node    certifies for {life} s, renews up to {grace} s late"));
+            if status.key_problem.is_none() {
+                lines.push(format!("this node    certifies for {life} s, renews up to {grace} s late"));
+            }
             lines.push(format!(
                 "so far       {} joined, {} refused, {} renewed, {} denied",
                 counts.joined, counts.refused, counts.renewed, counts.denied
             ));
         }
+        _ if status.key_problem.is_some() => {}
         _ => lines.push("this node    is no authority".to_owned()),
     }
     lines.join("\n") + "\n\n" + &member_table(&status.authorities)
@@ -352,9 +387,17 @@ fn parse_reason(text: &str) -> Result<String, String> {
 
 fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> {
     let dir = state.dir();
+    let restored = Identity::is_restorable(&dir);
     let identity = Identity::found_mesh(&dir, cell).map_err(|error| match &error {
         IdentityError::AlreadyAMember { .. } => {
             CliError::failed(&error).hint("one state folder belongs to one mesh; choose another with --state")
+        }
+        IdentityError::State(state) | IdentityError::Trust(TrustChangeError::State(state)) => {
+            let failed = CliError::failed(&error);
+            match state.hint() {
+                Some(hint) => failed.hint(hint),
+                None => failed,
+            }
         }
         _ => CliError::failed(&error),
     })?;
@@ -365,15 +408,21 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
             "node": membership.node,
             "cell": membership.cell,
             "expires": membership.expires,
+            "restored": restored,
         }));
     }
     println!(
-        "mesh {} is made; this node is {} in cell {}",
+        "mesh {} is {}; this node is {} in cell {}",
         membership.mesh,
+        if restored { "restored with the key and the charter that were here" } else { "made" },
         membership.node.short(),
         membership.cell
     );
-    eprintln!("its authority's key lies in {}: keep it, and keep it secret", dir.display());
+    let dir = dir.display();
+    eprintln!(
+        "back up `authority.key` and `charter` of {dir}, and after each revocation or rotation `revocations`, too: \
+         `starling mesh init` restores the mesh from them. Keep the key secret"
+    );
     Ok(())
 }
 
@@ -415,6 +464,7 @@ pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::api::OfficeCounts;
 
     #[test]
     fn spans_are_written_with_their_unit() {
@@ -452,6 +502,7 @@ mod tests {
             issued: crate::model::UnixTime(0),
             expires: crate::model::UnixTime(951_782_400),
             up: true,
+            revoked: false,
             address: "10.0.0.1:7400".parse().unwrap(),
             connections: 2,
             this: false,
@@ -459,13 +510,75 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_found_by_the_beginning_of_its_name_if_it_is_the_only_one() {
-        let list = Members { members: vec![member(0x12), member(0x13)], revoked: vec![] };
-        assert_eq!(find("12", &list).unwrap(), NodeId([0x12; 32]));
-        for (bad, says) in [("1", "several"), ("2", "no member"), ("", "no member")] {
+    fn a_member_is_found_by_eight_digits_of_its_name_if_it_is_the_only_one() {
+        let mut like = member(0x12);
+        like.node.0[31] = 0;
+        let list = Members { members: vec![member(0x12), member(0x13), like], revoked: vec![] };
+        assert_eq!(find("13131313", &list).unwrap(), NodeId([0x13; 32]));
+        for (bad, says) in [
+            ("12121212", "several"),
+            ("22222222", "no member"),
+            ("1313131", "8 digits"),
+            ("1", "8 digits"),
+            ("", "8 digits"),
+        ] {
             let error = find(bad, &list).unwrap_err();
             assert!(error.to_string().contains(says) && error.code() == 2, "{error}");
         }
+        assert!(member(1).node.short().len() >= DIGITS_MIN, "what the table shows is enough");
+    }
+
+    #[test]
+    fn an_authority_that_lacks_the_newest_key_does_not_say_that_it_certifies() {
+        let counts = OfficeCounts { joined: 0, refused: 0, renewed: 0, denied: 0 };
+        let mut status = AuthorityStatus {
+            mesh: "m".into(),
+            key_number: 2,
+            key: "ff".into(),
+            old_keys_until: None,
+            key_problem: None,
+            revocations: 0,
+            revoked: 0,
+            authorities: Vec::new(),
+            certificate_life_s: Some(60),
+            renewal_grace_s: Some(60),
+            counts: Some(counts),
+        };
+        assert!(authority_text(&status).contains("certifies for 60 s"));
+        status.key_problem = Some("it holds key 1".into());
+        let text = authority_text(&status);
+        assert!(
+            text.contains("NO FULL AUTHORITY: it holds key 1") && text.contains("--role authority"),
+            "{text}"
+        );
+        assert!(!text.contains("certifies for"), "{text}");
+        let without = AuthorityStatus { certificate_life_s: None, counts: None, ..status };
+        assert!(!authority_text(&without).contains("is no authority"), "its certificate says that it is");
+    }
+
+    #[test]
+    fn a_revoked_member_is_marked() {
+        let mut revoked = member(0x12);
+        (revoked.revoked, revoked.up) = (true, false);
+        assert!(member_table(&[revoked.clone()]).contains("revoked"));
+        revoked.this = true;
+        assert!(member_table(&[revoked]).contains("this, revoked"));
+    }
+
+    #[test]
+    fn a_backup_is_restored_and_one_that_does_not_fit_is_refused() {
+        let (dir, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        init(&StateArgs::at(dir.path()), CellLabel::default(), true).unwrap();
+        for file in ["authority.key", "charter"] {
+            std::fs::copy(dir.path().join(file), backup.path().join(file)).unwrap();
+        }
+        init(&StateArgs::at(backup.path()), CellLabel::default(), true).unwrap();
+        let mesh = |path: &Path| Identity::load(path).unwrap().membership().mesh;
+        assert_eq!(mesh(dir.path()), mesh(backup.path()));
+        std::fs::remove_file(backup.path().join("membership")).unwrap();
+        std::fs::write(backup.path().join("authority.key"), [7; 32]).unwrap();
+        let error = init(&StateArgs::at(backup.path()), CellLabel::default(), true).unwrap_err().to_string();
+        assert!(error.contains("none of its keys") && error.contains("put the key back"), "{error}");
     }
 
     #[test]

@@ -34,7 +34,11 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         .peers
         .iter()
         .map(|peer| {
-            let state = if peer.up { "up" } else { "down" };
+            let state = match (peer.revoked, peer.up) {
+                (true, _) => "revoked",
+                (false, true) => "up",
+                (false, false) => "down",
+            };
             let cell = peer.cell.as_ref().map_or("-", |cell| cell.as_str());
             let rtt = peer.rtt_us.map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", us as f64 / 1e3));
             [

@@ -4,6 +4,7 @@ use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json, table};
 use crate::agent::api::{FillStatus, MountStatus, Status};
 use crate::config::ByteSize;
+use crate::mesh::NEWEST_KEY_REMEDY;
 use std::fmt::Write as _;
 
 /// Arguments.
@@ -64,6 +65,10 @@ fn human(status: &Status) -> String {
         )
         .and_then(|()| match &mesh.ended {
             Some(reason) => writeln!(text, "            NO MEMBER ANY MORE: {reason}"),
+            None => Ok(()),
+        })
+        .and_then(|()| match &mesh.key_problem {
+            Some(problem) => writeln!(text, "            NO FULL AUTHORITY: {problem}; {NEWEST_KEY_REMEDY}"),
             None => Ok(()),
         }),
         None => writeln!(
@@ -166,6 +171,7 @@ mod tests {
             members_up: 3,
             dht: true,
             ended: Some("it was revoked".into()),
+            key_problem: Some("it holds key 1".into()),
         });
         status.mounts.push(MountStatus {
             repository: "a.b".parse().unwrap(),
@@ -178,6 +184,10 @@ mod tests {
         let text = human(&status);
         assert!(text.contains("(authority)") && text.contains("3 members up"), "{text}");
         assert!(text.contains("not mounted: the directory is gone"), "{text}");
+        assert!(
+            text.contains("NO FULL AUTHORITY: it holds key 1") && text.contains("--role authority"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 /// Most rotations of one mesh: one a month for twenty years.
 pub const ROTATIONS_MAX: usize = 256;
-/// Most keys that count at a time, so that judging a forged certificate costs a bounded number of checks.
+/// Most keys that count at a time, so that judging a forged certificate costs a bounded number of checks. One that is
+/// appointed beyond them retires the oldest.
 pub const COUNTING_MAX: usize = 3;
 /// Bytes of the longest charter.
 pub(super) const CHARTER_MAX_BYTES: usize = HEAD_BYTES + ROTATIONS_MAX * LINK_BYTES;
@@ -99,6 +100,21 @@ pub struct Charter {
     first: AuthorityKey,
     links: Vec<Link>,
     bytes: Bytes,
+}
+
+/// How long the keys before a new one count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// From now on.
+    pub span: Duration,
+    /// Where [`COUNTING_MAX`] keys count already: whether the oldest retires at once. Otherwise there is no new one.
+    pub drop_oldest: bool,
+}
+
+impl From<Duration> for Overlap {
+    fn from(span: Duration) -> Self {
+        Self { span, drop_oldest: false }
+    }
 }
 
 /// How another charter relates to the one that is known.
@@ -190,7 +206,17 @@ impl Charter {
         Ok(Self { first, links: read, bytes: Bytes::copy_from_slice(bytes) })
     }
 
-    /// Appends the key of `new`, signed by `old`, which must be the newest. The keys before it count until `until`.
+    /// Reads a charter of whatever mesh it is.
+    ///
+    /// # Errors
+    /// [`CharterError`] says what is wrong.
+    pub(super) fn parse_any(bytes: &[u8]) -> Result<Self, CharterError> {
+        let first = bytes.get(1..33).and_then(|key| <&[u8; 32]>::try_from(key).ok());
+        let short = CharterError::Length { len: bytes.len(), links: 0, expected: HEAD_BYTES };
+        Self::parse(bytes, AuthorityKey::from_bytes(first.ok_or(short)?)?.mesh())
+    }
+
+    /// Appends the key of `new`, signed by `old`, which must be the newest. `overlap` says how long the keys before it count.
     ///
     /// # Errors
     /// [`CharterError::NotNewest`], [`CharterError::Overlapping`], [`CharterError::TooMany`].
@@ -199,8 +225,9 @@ impl Charter {
         old: &MeshKeys,
         new: &MeshKeys,
         now: UnixTime,
-        overlap: Duration,
+        overlap: impl Into<Overlap>,
     ) -> Result<Self, CharterError> {
+        let overlap = overlap.into();
         if old.public() != self.newest() {
             return Err(CharterError::NotNewest { number: self.number() });
         }
@@ -208,13 +235,17 @@ impl Charter {
             return Err(CharterError::TooMany { found: self.links.len() + 1 });
         }
         let counting = self.counting(now).count();
-        if counting >= COUNTING_MAX {
+        if counting >= COUNTING_MAX && !overlap.drop_oldest {
             let until = self.links.iter().map(|link| link.previous_until).filter(|until| *until > now).min();
             return Err(CharterError::Overlapping { counting, until: until.unwrap_or(now) });
         }
         let empty = [[0; SIGNATURE_BYTES]; 2];
-        let mut link =
-            Link { key: new.public(), issued: now, previous_until: now.after(overlap), signatures: empty };
+        let mut link = Link {
+            key: new.public(),
+            issued: now,
+            previous_until: now.after(overlap.span),
+            signatures: empty,
+        };
         let said = statement(self.mesh(), self.number() + 1, &self.newest(), &link);
         link.signatures = [old.sign(DOMAIN, &said), new.sign(DOMAIN, &said)];
         let mut links = self.links.clone();
@@ -233,7 +264,7 @@ impl Charter {
     }
 
     /// Number of `key`; the first is 1, and one that is none of the mesh's has 0.
-    pub(super) fn number_of(&self, key: &AuthorityKey) -> usize {
+    pub fn number_of(&self, key: &AuthorityKey) -> usize {
         let newest_first = self.keys().position(|(known, _)| known == *key);
         newest_first.map_or(0, |position| self.number() - position)
     }
@@ -250,18 +281,25 @@ impl Charter {
 
     /// All keys that the mesh has had, newest first, each with the first second at which it no longer counts.
     pub(super) fn keys(&self) -> impl Iterator<Item = (AuthorityKey, UnixTime)> {
-        // A key retires when the first of the later links says so.
+        let in_order = std::iter::once(self.first).chain(self.links.iter().map(|link| link.key));
+        // A key retires when the first of the later links says so, or when too many were appointed after it.
         let mut retires = UnixTime(u64::MAX);
-        let first = std::iter::once((self.first, self.links.first()));
-        let all: Vec<_> = first
-            .chain(self.links.iter().enumerate().map(|(at, link)| (link.key, self.links.get(at + 1))))
-            .collect();
-        all.into_iter().rev().map(move |(key, next)| {
-            if let Some(next) = next {
+        let mut all: Vec<_> = in_order.enumerate().collect();
+        all.reverse();
+        all.into_iter().map(move |(at, key)| {
+            if let Some(next) = self.links.get(at) {
                 retires = retires.min(next.previous_until);
+            }
+            if let Some(one_too_many) = self.links.get(at + COUNTING_MAX - 1) {
+                retires = retires.min(one_too_many.issued);
             }
             (key, retires)
         })
+    }
+
+    /// The key that a further one would retire at once, because too many would count at `now`.
+    pub fn next_dropped(&self, now: UnixTime) -> Option<AuthorityKey> {
+        self.counting(now).nth(COUNTING_MAX - 1)
     }
 
     /// The keys that count at `now`, newest first.
@@ -362,6 +400,24 @@ pub(super) mod tests {
         assert!(matches!(error, CharterError::Overlapping { counting: 3, .. }), "{error}");
         let error = charter.rotated(&keys[0], &fourth, now, DAY).unwrap_err();
         assert!(matches!(error, CharterError::NotNewest { number: 3 }), "{error}");
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_keys_is_dropped_at_once_if_that_is_said_and_everybody_sees_it_alike() {
+        let (charter, keys) = rotated(1);
+        let now = UnixTime(NOW.0 + 1);
+        let third = keys[1].successor();
+        assert_eq!(charter.next_dropped(now), None);
+        let charter = charter.rotated(&keys[1], &third, now, DAY).unwrap();
+        assert_eq!(charter.next_dropped(now), Some(keys[0].public()));
+        let (fourth, later) = (third.successor(), UnixTime(NOW.0 + 60));
+        let overlap = Overlap { span: DAY, drop_oldest: true };
+        let charter = charter.rotated(&third, &fourth, later, overlap).unwrap();
+        let read = Charter::parse(charter.bytes(), charter.mesh()).unwrap();
+        let counting: Vec<_> = read.counting(later).collect();
+        assert_eq!(counting, [fourth.public(), third.public(), keys[1].public()]);
+        let retires = read.keys().find(|(key, _)| *key == keys[0].public()).unwrap().1;
+        assert_eq!(retires, later, "a certificate of it is judged as one of a retired key");
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //! leaves the old or the new; the membership is written last, so that it is there only if all else is.
 
 use super::authority::{MeshId, MeshKeys, signed_message};
-use super::charter::Charter;
+use super::charter::{Charter, Overlap};
+use super::held_key;
 use super::membership::{CERTIFICATE_LIFE, Membership, MembershipCert, MembershipError, Role, Scope};
-use super::mesh_trust::{MeshTrust, TrustChangeError};
+use super::mesh_trust::{CHARTER_FILE, MeshTrust, TrustChangeError};
 use super::state::{Secrecy, StateDir, StateError};
 use super::ticket::TicketKey;
 use super::tls::{self, Credential, TlsError};
@@ -17,14 +18,10 @@ use libp2p::PeerId;
 use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 const NODE_KEY_FILE: &str = "node.key";
-const AUTHORITY_KEY_FILE: &str = "authority.key";
-/// The key that a rotation is about to appoint.
-const NEXT_KEY_FILE: &str = "authority.key.next";
 const MEMBERSHIP_FILE: &str = "membership";
 const TICKET_CONTEXT: &str = "starling 2026-11 ticket key of a node";
 /// What precedes an ed25519 public key in a peer id: identity multihash of 36 bytes, holding the
@@ -101,6 +98,21 @@ pub enum IdentityError {
         /// The mesh.
         mesh: MeshId,
     },
+    /// The state directory holds a charter, and not the key that belongs to it.
+    #[error(
+        "{state_dir}: `charter` is of mesh {mesh}, whose newest key has number {newest}, and `authority.key` {found}: put the \
+         key back that belongs to the charter; for another mesh choose another state folder"
+    )]
+    NotItsKey {
+        /// The state directory.
+        state_dir: String,
+        /// The mesh of the charter.
+        mesh: MeshId,
+        /// Number of the charter's newest key.
+        newest: usize,
+        /// What the key is instead.
+        found: String,
+    },
     /// A file of the state directory.
     #[error(transparent)]
     State(#[from] StateError),
@@ -127,6 +139,8 @@ pub struct Identity {
     state_dir: Option<PathBuf>,
     shown: RwLock<Shown>,
     renewals: watch::Sender<u64>,
+    /// Held while the files of the authority's key change.
+    rekeying: Mutex<()>,
 }
 
 struct Shown {
@@ -164,24 +178,43 @@ impl Identity {
         }
         let certified = tls::make_certificate(&key, &Credential::Member(membership.clone()))?;
         let shown = RwLock::new(Shown { membership, mesh_keys: mesh_keys.map(Arc::new), certified });
-        Ok(Self { key, trust, state_dir: None, shown, renewals: watch::channel(0).0 })
+        Ok(Self {
+            key,
+            trust,
+            state_dir: None,
+            shown,
+            renewals: watch::channel(0).0,
+            rekeying: Mutex::new(()),
+        })
     }
 
-    /// Makes a new mesh with this machine as its authority and first member, in cell `cell`.
+    /// Makes a new mesh with this machine as its authority and first member, in cell `cell`. Where the state directory holds a
+    /// charter and the newest key that it names, as after a loss of all else, this machine becomes an authority of that
+    /// mesh instead.
     ///
     /// # Errors
-    /// [`IdentityError::AlreadyAMember`]; otherwise as [`Identity::new`], or the state directory fails.
+    /// [`IdentityError::AlreadyAMember`]; [`IdentityError::NotItsKey`], and nothing has changed then; otherwise as
+    /// [`Identity::new`], or the state directory fails.
     pub fn found_mesh(state_dir: &Path, cell: CellLabel) -> Result<Self, IdentityError> {
         refuse_member(state_dir)?;
         let state = StateDir::open(state_dir)?;
-        let keys = match read_seed(&state, AUTHORITY_KEY_FILE)? {
-            Some(seed) => MeshKeys::from_seed(&seed),
-            None => MeshKeys::generate(),
+        let (trust, keys) = match MeshTrust::open(state_dir, None)? {
+            Some(trust) => {
+                let keys = restored_keys(&state, &trust.charter())?;
+                held_key::put(&state, &keys)?;
+                (trust, keys)
+            }
+            None => {
+                let keys = match held_key::read(&state, held_key::KEY_FILE)? {
+                    Some(seed) => MeshKeys::from_seed(&seed),
+                    None => MeshKeys::generate(),
+                };
+                held_key::store(&state, keys.seed())?;
+                (MeshTrust::begin(state_dir, Charter::founded_by(keys.public()))?, keys)
+            }
         };
-        write_seed(&state, AUTHORITY_KEY_FILE, keys.seed())?;
         let key = node_key(state_dir)?;
         let now = crate::ambient::unix_now();
-        let trust = MeshTrust::begin(state_dir, Charter::founded_by(keys.public()))?;
         let membership = keys.certify(Membership {
             mesh: keys.mesh(),
             node: key.node(),
@@ -196,6 +229,11 @@ impl Identity {
         Ok(Self { state_dir: Some(state_dir.to_owned()), ..founded })
     }
 
+    /// Whether [`Identity::found_mesh`] would restore an authority of a mesh that there is.
+    pub fn is_restorable(state_dir: &Path) -> bool {
+        state_dir.join(CHARTER_FILE).exists()
+    }
+
     /// Loads the identity from a state directory. Its membership may have lapsed: that an agent finds out, and
     /// renews it.
     ///
@@ -208,10 +246,12 @@ impl Identity {
         }
         let state = StateDir::open(state_dir)?;
         let (mesh, certificate) = stored_membership(&state)?.ok_or_else(not_a_member)?;
-        let trust = MeshTrust::open(state_dir, mesh)?
-            .ok_or_else(|| state.damaged("charter", "it is missing: join the mesh again with --force"))?;
+        let trust = MeshTrust::open(state_dir, Some(mesh))?
+            .ok_or_else(|| state.damaged(CHARTER_FILE, "it is missing, and a membership is here"))?;
         let membership = MembershipCert::read(&certificate, mesh, trust.all_keys())?;
-        let seed = read_seed(&state, NODE_KEY_FILE)?.ok_or_else(not_a_member)?;
+        // Not "no member": a node that lost its key would stand alone for ever, and nobody would know.
+        let seed = held_key::read(&state, NODE_KEY_FILE)?
+            .ok_or_else(|| state.damaged(NODE_KEY_FILE, "it is missing, and a membership for it is here"))?;
         let key = NodeKey { signing: SigningKey::from_bytes(&seed) };
         let mesh_keys = match membership.role {
             Role::Authority => stored_mesh_keys(&state, &trust)?,
@@ -280,13 +320,20 @@ impl Identity {
             return Err(MembershipError::WrongNode { certified, shown_by }.into());
         }
         self.trust.check(&membership, now)?;
+        let _rekeying = self.rekeying.lock().unwrap_or_else(PoisonError::into_inner);
         let mesh_keys = match (membership.role, seed) {
             (Role::Authority, Some(seed)) => {
-                let keys = MeshKeys::of_mesh(&seed, membership.mesh);
-                if let Some(state_dir) = &self.state_dir {
-                    write_seed(&StateDir::open(state_dir)?, AUTHORITY_KEY_FILE, keys.seed())?;
+                let (given, charter) = (MeshKeys::of_mesh(&seed, membership.mesh), self.trust.charter());
+                let number = |keys: &MeshKeys| charter.number_of(&keys.public());
+                match self.mesh_keys().filter(|held| number(held) >= number(&given)) {
+                    Some(held) => Some(held),
+                    None => {
+                        if let Some(state_dir) = &self.state_dir {
+                            held_key::store(&StateDir::open(state_dir)?, given.seed())?;
+                        }
+                        Some(Arc::new(given))
+                    }
                 }
-                Some(Arc::new(keys))
             }
             (Role::Authority, None) => self.mesh_keys(),
             (Role::Member | Role::Seed, _) => None,
@@ -303,52 +350,82 @@ impl Identity {
 
     /// Makes a new authority key and appoints it, signed by the present one, which counts beside it for
     /// `overlap`. At any point a crash leaves the old or the new key, whole. Waits for the disk.
+    /// [`Identity::settle_key`] is to follow.
     ///
     /// # Errors
     /// [`IdentityError::NotAnAuthority`]; [`IdentityError::Trust`] when this node does not hold the newest key or
-    /// a rotation is under way; the state directory.
-    pub(super) fn rotate(&self, overlap: Duration, now: UnixTime) -> Result<Charter, IdentityError> {
+    /// a rotation is under way; the state directory. Nothing has changed then.
+    pub(super) fn rotate(
+        &self,
+        overlap: impl Into<Overlap>,
+        now: UnixTime,
+    ) -> Result<Charter, IdentityError> {
+        let overlap = overlap.into();
+        let _rekeying = self.rekeying.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.mesh_keys().ok_or(IdentityError::NotAnAuthority(self.node()))?;
         let new = old.successor();
-        let state = self.state_dir.as_deref().map(StateDir::open).transpose()?;
-        if let Some(state) = &state {
+        // What will be refused is refused before a file is touched.
+        self.trust.charter().rotated(&old, &new, now, overlap).map_err(TrustChangeError::Charter)?;
+        if let Some(state_dir) = &self.state_dir {
             // Before the charter names it: nobody could sign with a key that a crash took.
-            write_seed(state, NEXT_KEY_FILE, new.seed())?;
+            held_key::prepare(&StateDir::open(state_dir)?, &old, &new)?;
         }
         let charter = self.trust.rotate(&old, &new, now, overlap)?;
-        if let Some(state) = &state {
-            write_seed(state, AUTHORITY_KEY_FILE, new.seed())?;
-        }
         self.shown.write().unwrap_or_else(PoisonError::into_inner).mesh_keys = Some(Arc::new(new));
         Ok(charter)
     }
+
+    /// Puts the authority's key that is in use where the next start looks for it first. Waits for the disk.
+    ///
+    /// # Errors
+    /// The state directory; then it still lies where the next start finds it, too.
+    pub(super) fn settle_key(&self) -> Result<(), StateError> {
+        let _rekeying = self.rekeying.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.mesh_keys(), &self.state_dir) {
+            (Some(keys), Some(state_dir)) => held_key::put(&StateDir::open(state_dir)?, &keys),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why this node is no full authority, if its certificate says that it is one: it does not hold the newest key.
+    /// [`NEWEST_KEY_REMEDY`](super::NEWEST_KEY_REMEDY) says what to do.
+    pub fn key_problem(&self, now: UnixTime) -> Option<String> {
+        let (keys, is_authority) = (self.mesh_keys(), self.membership().role == Role::Authority);
+        is_authority.then(|| held_key::problem(keys.as_deref(), &self.trust.charter(), now)).flatten()
+    }
+}
+
+/// The newest key of `charter`, which must be stored.
+fn restored_keys(state: &StateDir, charter: &Charter) -> Result<MeshKeys, IdentityError> {
+    let found = match held_key::find(state, charter)? {
+        Some(keys) if keys.public() == charter.newest() => return Ok(keys),
+        Some(keys) => format!("is its key {}", charter.number_of(&keys.public())),
+        None if held_key::read(state, held_key::KEY_FILE)?.is_none() => "is missing".to_owned(),
+        None => "is none of its keys".to_owned(),
+    };
+    let (state_dir, newest) = (state.path().display().to_string(), charter.number());
+    Err(IdentityError::NotItsKey { state_dir, mesh: charter.mesh(), newest, found })
 }
 
 /// The authority's keys: the newest that the charter names, or an earlier one while it counts.
 fn stored_mesh_keys(state: &StateDir, trust: &MeshTrust) -> Result<Option<MeshKeys>, IdentityError> {
-    let counting = trust.counting_keys(crate::ambient::unix_now());
-    let mut held = Vec::new();
-    for file in [NEXT_KEY_FILE, AUTHORITY_KEY_FILE] {
-        if let Some(seed) = read_seed(state, file)? {
-            held.push(MeshKeys::of_mesh(&seed, trust.mesh()));
-        }
+    let (charter, now) = (trust.charter(), crate::ambient::unix_now());
+    let keys = held_key::load(state, &charter, now)?;
+    if let Some(problem) = held_key::problem(keys.as_ref(), &charter, now) {
+        let remedy = held_key::NEWEST_KEY_REMEDY;
+        tracing::error!(problem, remedy, "this authority does not hold the mesh's newest key");
     }
-    let newest_held = counting.iter().find_map(|key| held.iter().position(|keys| keys.public() == *key));
-    let Some(at) = newest_held else {
-        tracing::error!("the authority's key that lies here counts no longer; this node certifies nobody");
-        return Ok(None);
-    };
-    Ok(Some(held.swap_remove(at)))
+    Ok(keys)
 }
 
 /// The node key of a state directory, made and stored if there is none yet.
 pub(super) fn node_key(state_dir: &Path) -> Result<NodeKey, StateError> {
     let state = StateDir::open(state_dir)?;
-    if let Some(seed) = read_seed(&state, NODE_KEY_FILE)? {
+    if let Some(seed) = held_key::read(&state, NODE_KEY_FILE)? {
         return Ok(NodeKey { signing: SigningKey::from_bytes(&seed) });
     }
     let key = NodeKey::generate();
-    write_seed(&state, NODE_KEY_FILE, key.signing.as_bytes())?;
+    state.write(NODE_KEY_FILE, key.signing.as_bytes(), Secrecy::Secret)?;
     Ok(key)
 }
 
@@ -373,7 +450,7 @@ pub(super) fn store_membership(state_dir: &Path, membership: &MembershipCert) ->
 
 /// Stores the authority's key, for a joiner with that role.
 pub(super) fn store_authority_key(state_dir: &Path, seed: &[u8; 32]) -> Result<(), StateError> {
-    write_seed(&StateDir::open(state_dir)?, AUTHORITY_KEY_FILE, seed)
+    held_key::store(&StateDir::open(state_dir)?, seed)
 }
 
 fn stored_membership(state: &StateDir) -> Result<Option<(MeshId, Vec<u8>)>, StateError> {
@@ -384,21 +461,12 @@ fn stored_membership(state: &StateDir) -> Result<Option<(MeshId, Vec<u8>)>, Stat
     Ok(Some((MeshId(*mesh), certificate.to_vec())))
 }
 
-fn read_seed(state: &StateDir, name: &str) -> Result<Option<[u8; 32]>, StateError> {
-    let Some(content) = state.read(name, 32)? else { return Ok(None) };
-    let len = content.len();
-    let seed = content.try_into().map_err(|_| state.damaged(name, format!("{len} bytes, a key has 32")))?;
-    Ok(Some(seed))
-}
-
-fn write_seed(state: &StateDir, name: &str, seed: &[u8; 32]) -> Result<(), StateError> {
-    state.write(name, seed, Secrecy::Secret)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::mesh::held_key::{KEY_FILE, NEXT_FILE};
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
 
     /// A mesh in memory, for the tests of this room.
     pub(in crate::mesh) struct TestMesh {
@@ -472,7 +540,7 @@ pub(super) mod tests {
         let loaded = Identity::load(dir.path()).unwrap();
         assert_eq!((loaded.node(), loaded.membership()), (founded.node(), founded.membership()));
         assert_eq!(loaded.mesh_keys().unwrap().public(), founded.mesh_keys().unwrap().public());
-        for name in [NODE_KEY_FILE, AUTHORITY_KEY_FILE] {
+        for name in [NODE_KEY_FILE, KEY_FILE] {
             let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
@@ -496,6 +564,10 @@ pub(super) mod tests {
         std::fs::write(dir.path().join(NODE_KEY_FILE), b"short").unwrap();
         let error = Identity::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains(NODE_KEY_FILE) && error.contains("5 bytes"), "{error}");
+        std::fs::remove_file(dir.path().join(NODE_KEY_FILE)).unwrap();
+        let error = Identity::load(dir.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::State(_)), "not as if it were no member");
+        assert!(error.to_string().contains(NODE_KEY_FILE), "{error}");
         std::fs::write(dir.path().join(MEMBERSHIP_FILE), [7; 200]).unwrap();
         assert!(Identity::load(dir.path()).is_err());
     }
@@ -534,24 +606,133 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_rotation_that_is_cut_short_at_any_point_leaves_a_key_that_counts() {
+    fn a_rotation_that_is_cut_short_at_any_point_leaves_the_newest_key_where_it_belongs() {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::found_mesh(dir.path(), CellLabel::default()).unwrap();
-        let now = crate::ambient::unix_now();
-        let old = std::fs::read(dir.path().join(AUTHORITY_KEY_FILE)).unwrap();
+        let (now, span) = (crate::ambient::unix_now(), Duration::from_secs(60));
+        let [key, next] = [KEY_FILE, NEXT_FILE].map(|name| dir.path().join(name));
+        let old = std::fs::read(&key).unwrap();
         // Cut after the next key was written: the charter does not name it, the old key counts.
-        std::fs::write(dir.path().join(NEXT_KEY_FILE), [7; 32]).unwrap();
+        std::fs::write(&next, [7; 32]).unwrap();
         let loaded = Identity::load(dir.path()).unwrap();
         assert_eq!(loaded.mesh_keys().unwrap().seed()[..], old[..]);
-        // Whole, and cut after the charter was written: the new key counts.
-        let charter = identity.rotate(Duration::from_secs(60), now).unwrap();
-        for content in [None, Some(&old)] {
-            if let Some(old) = content {
-                std::fs::write(dir.path().join(AUTHORITY_KEY_FILE), old).unwrap();
-            }
+        // Cut after the charter was written: the start moves the new key, which then survives another rotation.
+        let charter = identity.rotate(span, now).unwrap();
+        assert_eq!(std::fs::read(&key).unwrap(), old);
+        let newest = std::fs::read(&next).unwrap();
+        for _ in 0..2 {
             let loaded = Identity::load(dir.path()).unwrap();
             assert_eq!(loaded.mesh_keys().unwrap().public(), charter.newest());
             assert_eq!(loaded.membership().mesh, identity.membership().mesh, "the mesh keeps its name");
+            assert_eq!((std::fs::read(&key).unwrap(), next.exists()), (newest.clone(), false));
+        }
+        // The running one does the same when it is told to.
+        let charter = identity.rotate(span, now).unwrap();
+        identity.settle_key().unwrap();
+        assert_eq!(std::fs::read(&key).unwrap()[..], identity.mesh_keys().unwrap().seed()[..]);
+        assert!(!next.exists() && identity.mesh_keys().unwrap().public() == charter.newest());
+    }
+
+    #[test]
+    fn a_rotation_that_is_refused_or_fails_keeps_the_newest_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::found_mesh(dir.path(), CellLabel::default()).unwrap();
+        let (now, span) = (crate::ambient::unix_now(), Duration::from_secs(60));
+        identity.rotate(span, now).unwrap();
+        let charter = identity.rotate(span, now).unwrap();
+        let next = std::fs::read(dir.path().join(NEXT_FILE)).unwrap();
+        // Three keys count, and the newest lies in the next key's file alone.
+        let refused = identity.rotate(span, now).unwrap_err();
+        assert!(refused.to_string().contains("3 keys count already"), "{refused}");
+        assert_eq!(std::fs::read(dir.path().join(NEXT_FILE)).unwrap(), next);
+        // One that would be possible, on a disk that takes nothing: before the newest key is stored for good, no other
+        // takes its place.
+        let in_the_way = dir.path().join(format!(".{KEY_FILE}.new"));
+        std::fs::create_dir(&in_the_way).unwrap();
+        let failed = identity.rotate(Overlap { span, drop_oldest: true }, now).unwrap_err();
+        assert!(failed.to_string().contains(KEY_FILE), "{failed}");
+        assert!(identity.settle_key().is_err());
+        assert_eq!(std::fs::read(dir.path().join(NEXT_FILE)).unwrap(), next);
+        // Nor does a start on such a disk lose it.
+        let started = Identity::load(dir.path()).unwrap();
+        assert_eq!(started.mesh_keys().unwrap().public(), charter.newest());
+        assert!(started.rotate(Overlap { span, drop_oldest: true }, now).is_err());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let started = Identity::load(dir.path()).unwrap();
+        assert_eq!(started.mesh_keys().unwrap().public(), charter.newest());
+        assert_eq!(started.key_problem(now), None);
+    }
+
+    #[test]
+    fn an_authority_that_does_not_hold_the_newest_key_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::found_mesh(dir.path(), CellLabel::default()).unwrap();
+        let now = crate::ambient::unix_now();
+        assert_eq!(identity.key_problem(now), None);
+        let old = std::fs::read(dir.path().join(KEY_FILE)).unwrap();
+        identity.rotate(Duration::from_secs(60), now).unwrap();
+        identity.settle_key().unwrap();
+        std::fs::write(dir.path().join(KEY_FILE), old).unwrap();
+        let outrun = Identity::load(dir.path()).unwrap();
+        let said = outrun.key_problem(now).unwrap();
+        assert!(said.contains("it holds key 1") && said.contains("key 2 is the newest"), "{said}");
+        assert!(outrun.key_problem(now.after(Duration::from_secs(60))).unwrap().contains("no longer"));
+        std::fs::remove_file(dir.path().join(KEY_FILE)).unwrap();
+        let without = Identity::load(dir.path()).unwrap();
+        assert!(without.key_problem(now).unwrap().contains("holds no key"));
+    }
+
+    #[test]
+    fn the_backup_of_key_and_charter_restores_the_authority_of_the_same_mesh_also_after_rotations() {
+        let dir = tempfile::tempdir().unwrap();
+        let lost = Identity::found_mesh(dir.path(), CellLabel::default()).unwrap();
+        let now = crate::ambient::unix_now();
+        for _ in 0..2 {
+            lost.rotate(Duration::from_secs(60), now).unwrap();
+            lost.settle_key().unwrap();
+        }
+        let out = NodeId([1; 32]);
+        lost.trust().revoke(&lost.mesh_keys().unwrap(), out, String::new(), now).unwrap();
+        let backup = tempfile::tempdir().unwrap();
+        for name in [KEY_FILE, "charter", "revocations"] {
+            std::fs::copy(dir.path().join(name), backup.path().join(name)).unwrap();
+        }
+        assert!(Identity::is_restorable(backup.path()));
+        let restored = Identity::found_mesh(backup.path(), CellLabel::default()).unwrap();
+        let loaded = Identity::load(backup.path()).unwrap();
+        for identity in [&restored, &loaded] {
+            assert_eq!(identity.membership().mesh, lost.membership().mesh);
+            assert_eq!(identity.trust().charter(), lost.trust().charter());
+            assert_eq!(identity.key_problem(now), None);
+            assert!(identity.trust().revocation_of(&out).is_some());
+            // The others of the mesh take it for one of theirs.
+            assert_eq!(lost.trust().check(&identity.membership(), now), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_charter_without_the_key_that_it_names_is_refused_and_nothing_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = Identity::found_mesh(dir.path(), CellLabel::default()).unwrap();
+        let first = std::fs::read(dir.path().join(KEY_FILE)).unwrap();
+        before.rotate(Duration::from_secs(60), crate::ambient::unix_now()).unwrap();
+        before.settle_key().unwrap();
+        let charter = std::fs::read(dir.path().join("charter")).unwrap();
+        let cases =
+            [(Some(vec![7; 32]), "none of its keys"), (Some(first), "its key 1"), (None, "is missing")];
+        for (key, says) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("charter"), &charter).unwrap();
+            if let Some(key) = &key {
+                std::fs::write(folder.path().join(KEY_FILE), key).unwrap();
+            }
+            let error = Identity::found_mesh(folder.path(), CellLabel::default()).unwrap_err();
+            assert!(matches!(error, IdentityError::NotItsKey { newest: 2, .. }), "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+            let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+            assert_eq!(left.len(), 1 + usize::from(key.is_some()));
+            assert_eq!(std::fs::read(folder.path().join("charter")).unwrap(), charter);
+            assert_eq!(std::fs::read(folder.path().join(KEY_FILE)).ok(), key);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! each stored durably before it counts, never an older one after a newer one.
 
 use super::authority::{AuthorityKey, MeshId, MeshKeys};
-use super::charter::{CHARTER_MAX_BYTES, Charter, CharterError, Relation};
+use super::charter::{CHARTER_MAX_BYTES, Charter, CharterError, Overlap, Relation};
+use super::held_key;
 use super::membership::{CERTIFICATE_LIFE_MAX, MembershipCert, MembershipError};
 use super::ports::{News, NewsVerdict};
 use super::revocation::{REVOCATIONS_MAX_BYTES, Revocation, RevocationError, Revocations};
@@ -18,10 +19,10 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-const CHARTER_FILE: &str = "charter";
-const REVOCATIONS_FILE: &str = "revocations";
-/// How long a revocation matters: certificates and tickets from before it count no longer than this,
-/// a late renewal included.
+pub(super) const CHARTER_FILE: &str = "charter";
+pub(super) const REVOCATIONS_FILE: &str = "revocations";
+/// How long a revocation can matter at most: certificates and tickets from before it count no longer than this,
+/// a late renewal included. For how long one does, the office of the authority says.
 pub(super) const REVOCATION_SPAN: Duration = Duration::from_secs(2 * CERTIFICATE_LIFE_MAX.as_secs());
 
 /// Pause between two warnings of documents that were not adopted.
@@ -90,35 +91,54 @@ impl MeshTrust {
     /// [`TrustChangeError::State`].
     pub(super) fn begin(state_dir: &Path, charter: Charter) -> Result<Self, TrustChangeError> {
         let state = StateDir::open(state_dir)?;
-        match Self::open(state_dir, charter.mesh()) {
-            Ok(Some(known)) => {
-                known.accept_charter(charter.bytes())?;
+        match Self::stored(&state, Some(charter.mesh())) {
+            Ok(Some((known, revocations))) => {
+                let known = Self::new(known, revocations, Some(state));
+                known.accept_charter(charter.bytes(), None)?;
                 return Ok(known);
             }
-            Ok(None) | Err(TrustChangeError::Charter(_) | TrustChangeError::Revocation(_)) => {}
-            Err(error) => return Err(error),
+            Err(TrustChangeError::State(error @ StateError::Io { .. })) => return Err(error.into()),
+            // Of another mesh, or damaged.
+            Ok(None) | Err(_) => {}
         }
         state.write(REVOCATIONS_FILE, &[], Secrecy::Public)?;
         state.write(CHARTER_FILE, charter.bytes(), Secrecy::Public)?;
         Ok(Self::new(charter, Revocations::none(), Some(state)))
     }
 
-    /// The trust that is stored in `state_dir`; `None` when there is none.
+    /// The trust that is stored in `state_dir`; `None` when there is none. `mesh` is which it has to be.
     ///
     /// # Errors
-    /// [`TrustChangeError`] when a file cannot be read or is damaged.
-    pub(super) fn open(state_dir: &Path, mesh: MeshId) -> Result<Option<Self>, TrustChangeError> {
+    /// [`StateError`] names the file that cannot be read, is damaged or is of another mesh.
+    pub(super) fn open(state_dir: &Path, mesh: Option<MeshId>) -> Result<Option<Self>, TrustChangeError> {
         let state = StateDir::open(state_dir)?;
+        match Self::stored(&state, mesh) {
+            Ok(stored) => {
+                Ok(stored.map(|(charter, revocations)| Self::new(charter, revocations, Some(state))))
+            }
+            Err(TrustChangeError::Charter(error)) => Err(state.damaged(CHARTER_FILE, error).into()),
+            Err(TrustChangeError::Revocation(error)) => Err(state.damaged(REVOCATIONS_FILE, error).into()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stored(
+        state: &StateDir,
+        mesh: Option<MeshId>,
+    ) -> Result<Option<(Charter, Revocations)>, TrustChangeError> {
         let Some(bytes) = state.read(CHARTER_FILE, CHARTER_MAX_BYTES as u64)? else { return Ok(None) };
-        let charter = Charter::parse(&bytes, mesh)?;
+        let charter = match mesh {
+            Some(mesh) => Charter::parse(&bytes, mesh)?,
+            None => Charter::parse_any(&bytes)?,
+        };
         let revocations = match state.read(REVOCATIONS_FILE, REVOCATIONS_MAX_BYTES as u64)? {
             Some(bytes) if !bytes.is_empty() => {
                 // The key may have retired since.
-                Revocations::parse(&bytes, mesh, charter.keys().map(|(key, _)| key))?
+                Revocations::parse(&bytes, charter.mesh(), charter.keys().map(|(key, _)| key))?
             }
             _ => Revocations::none(),
         };
-        Ok(Some(Self::new(charter, revocations, Some(state))))
+        Ok(Some((charter, revocations)))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Belief> {
@@ -226,7 +246,7 @@ impl MeshTrust {
     /// `keys`: where another authority has revoked somebody at the same moment, a list of both is signed at once.
     pub(super) fn judge(&self, news: &News, keys: Option<&MeshKeys>) -> Option<NewsVerdict> {
         let verdict = match news {
-            News::Charter(bytes) => self.accept_charter(bytes),
+            News::Charter(bytes) => self.accept_charter(bytes, keys),
             News::Revocations(bytes) => self.accept_revocations(bytes, keys),
             News::Root(_) | News::Card(_) => return None,
         };
@@ -248,7 +268,7 @@ impl MeshTrust {
         }
     }
 
-    fn accept_charter(&self, bytes: &[u8]) -> Result<NewsVerdict, TrustChangeError> {
+    fn accept_charter(&self, bytes: &[u8], held: Option<&MeshKeys>) -> Result<NewsVerdict, TrustChangeError> {
         let charter = Charter::parse(bytes, self.mesh)?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match self.read().charter.relation_of(&charter) {
@@ -261,6 +281,12 @@ impl MeshTrust {
         }
         self.adopt(|belief| belief.charter = charter.clone(), CHARTER_FILE, charter.bytes())?;
         tracing::info!(key = charter.number(), "the authority has a new key");
+        if let Some(problem) =
+            held.and_then(|held| held_key::problem(Some(held), &charter, ambient::unix_now()))
+        {
+            let remedy = held_key::NEWEST_KEY_REMEDY;
+            tracing::error!(problem, remedy, "this authority does not hold the mesh's newest key");
+        }
         Ok(NewsVerdict::Fresh)
     }
 
@@ -308,10 +334,8 @@ impl MeshTrust {
         Ok(())
     }
 
-    /// Revokes a node at `now` and signs the new list, which is believed and durable here when this returns.
-    ///
-    /// # Errors
-    /// [`TrustChangeError`]; nothing has changed then.
+    /// Revokes a node at `now`, to be listed for as long as possible.
+    #[cfg(test)]
     pub(super) fn revoke(
         &self,
         keys: &MeshKeys,
@@ -319,11 +343,17 @@ impl MeshTrust {
         reason: String,
         now: UnixTime,
     ) -> Result<Revocations, TrustChangeError> {
-        let entry = Revocation { node, at: now, until: now.after(REVOCATION_SPAN), reason };
-        self.sign_revocations(keys, [entry], now)
+        self.sign_revocations(
+            keys,
+            [Revocation { node, at: now, until: now.after(REVOCATION_SPAN), reason }],
+            now,
+        )
     }
 
-    /// Signs the list anew, with `more` entries.
+    /// Signs the list anew, with `more` entries: believed and durable here when this returns.
+    ///
+    /// # Errors
+    /// [`TrustChangeError`]; nothing has changed then.
     pub(super) fn sign_revocations(
         &self,
         keys: &MeshKeys,
@@ -356,7 +386,7 @@ impl MeshTrust {
         old: &MeshKeys,
         new: &MeshKeys,
         now: UnixTime,
-        overlap: Duration,
+        overlap: impl Into<Overlap>,
     ) -> Result<Charter, TrustChangeError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let charter = self.charter().rotated(old, new, now, overlap)?;
@@ -412,7 +442,7 @@ mod tests {
         let mut statement = mesh.statement(node);
         statement.issued = trust.revocation_of(&node).unwrap().earliest_after(now);
         let after = mesh.keys().certify(statement).unwrap();
-        let again = MeshTrust::open(dir.path(), trust.mesh()).unwrap().unwrap();
+        let again = MeshTrust::open(dir.path(), Some(trust.mesh())).unwrap().unwrap();
         for trust in [&trust, &again] {
             let error = trust.verify(before.bytes(), now).unwrap_err();
             assert_eq!(error, MembershipError::Revoked { node, at: now });
@@ -500,7 +530,7 @@ mod tests {
         let other = MeshTrust::in_memory(Charter::founded_by(old.public()));
         assert!(matches!(other.verify(after.bytes(), now), Err(MembershipError::Signature { .. })));
         assert_eq!(other.judge(&News::Charter(charter.bytes().to_vec()), None), Some(NewsVerdict::Fresh));
-        for trust in [&trust, &other, &MeshTrust::open(dir.path(), trust.mesh()).unwrap().unwrap()] {
+        for trust in [&trust, &other, &MeshTrust::open(dir.path(), Some(trust.mesh())).unwrap().unwrap()] {
             assert!(trust.verify(before.bytes(), now).is_ok() && trust.verify(after.bytes(), now).is_ok());
             let end = now.after(SOON);
             assert!(matches!(trust.check(&before, end), Err(MembershipError::RetiredKey { .. })));
@@ -551,5 +581,23 @@ mod tests {
         let other = TestMesh::new();
         let anew = MeshTrust::begin(dir.path(), Charter::founded_by(other.keys().public())).unwrap();
         assert_eq!((anew.mesh(), anew.revocations().number()), (other.keys().mesh(), 0));
+    }
+
+    #[test]
+    fn a_damaged_document_is_named_with_what_to_do_and_a_new_join_replaces_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mesh, trust) = founded(&dir);
+        trust.revoke(&mesh.keys(), NodeId([1; 32]), String::new(), ambient::unix_now()).unwrap();
+        for (file, content) in
+            [(REVOCATIONS_FILE, vec![1; 20]), (CHARTER_FILE, vec![1; 20]), (CHARTER_FILE, vec![1; 100_000])]
+        {
+            std::fs::write(dir.path().join(file), content).unwrap();
+            let error = MeshTrust::open(dir.path(), Some(mesh.keys().mesh())).unwrap_err();
+            assert!(error.to_string().contains(&*dir.path().join(file).to_string_lossy()), "{error}");
+            let TrustChangeError::State(error) = error else { panic!("{error}") };
+            assert!(error.hint().is_some());
+        }
+        MeshTrust::begin(dir.path(), Charter::founded_by(mesh.keys().public())).unwrap();
+        assert!(MeshTrust::open(dir.path(), Some(mesh.keys().mesh())).unwrap().is_some());
     }
 }

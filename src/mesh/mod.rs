@@ -17,6 +17,8 @@ mod driver;
 #[cfg(feature = "node")]
 mod endpoint;
 #[cfg(feature = "node")]
+mod held_key;
+#[cfg(feature = "node")]
 mod identity;
 #[cfg(feature = "node")]
 mod join;
@@ -58,7 +60,7 @@ pub mod wire;
 #[cfg(feature = "node")]
 pub use authority::{AuthorityKey, MeshId, MeshKeys, node_signed};
 #[cfg(feature = "node")]
-pub use charter::{COUNTING_MAX, Charter, CharterError, ROTATIONS_MAX};
+pub use charter::{COUNTING_MAX, Charter, CharterError, Overlap, ROTATIONS_MAX};
 #[cfg(feature = "node")]
 pub use conduct::Offence;
 #[cfg(feature = "node")]
@@ -72,6 +74,8 @@ pub use endpoint::{
     Admitted, Alpn, CloseCode, ConnectError, DoorCounts, Endpoint, EndpointConfig, EndpointError, Incoming,
     JoinConnection,
 };
+#[cfg(feature = "node")]
+pub use held_key::NEWEST_KEY_REMEDY;
 #[cfg(feature = "node")]
 pub use identity::{Identity, IdentityError, NodeKey, node_of, peer_id_of};
 #[cfg(feature = "node")]

@@ -5,14 +5,14 @@
 //! certificate says all that is needed to renew it, and a ticket is for the authority that issued it.
 
 use super::authority::MeshKeys;
-use super::charter::Charter;
+use super::charter::{Charter, Overlap};
 use super::identity::{Identity, IdentityError};
 use super::membership::{
     CERTIFICATE_LIFE, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, Membership, MembershipCert,
     MembershipError, Role, Scope,
 };
-use super::mesh_trust::MeshTrust;
-use super::revocation::Revocations;
+use super::mesh_trust::{MeshTrust, REVOCATION_SPAN};
+use super::revocation::{MARGIN_S, Revocation, Revocations};
 use super::ticket::{Contact, Terms, Ticket, TicketError, TicketKey};
 use super::wire::{RenewReply, Secret};
 use crate::model::{CellLabel, NodeId, UnixTime};
@@ -36,6 +36,20 @@ pub struct OfficeConfig {
 impl Default for OfficeConfig {
     fn default() -> Self {
         Self { life: CERTIFICATE_LIFE, grace: Duration::from_secs(7 * 86_400) }
+    }
+}
+
+impl OfficeConfig {
+    /// For how long after its issue a certificate may be renewed: life and grace, and not less than the longest ticket counts.
+    /// (The last is for certificates of an earlier, longer life.)
+    fn renewable(&self) -> Duration {
+        self.life.saturating_add(self.grace).max(CERTIFICATE_LIFE_MAX)
+    }
+
+    /// How long a revocation is listed: until no certificate and no ticket from before it can bring the node in again,
+    /// clocks that differ included.
+    fn listed(&self) -> Duration {
+        self.renewable().saturating_add(Duration::from_secs(2 * MARGIN_S)).min(REVOCATION_SPAN)
     }
 }
 
@@ -169,7 +183,7 @@ impl Office {
         let newest = self.trust().charter().newest();
         match self.identity.mesh_keys() {
             Some(keys) if keys.public() == newest => {}
-            _ => return unable("this authority does not hold the newest key yet".into()),
+            _ => return unable("this authority does not hold the newest key".into()),
         }
         // With the key that retires anybody who stole it certifies himself as an authority: the new key must not follow.
         if shown.role == Role::Authority && shown.signer() != newest {
@@ -181,7 +195,9 @@ impl Office {
         }
         let lapsed = self.trust().end_of(shown);
         let grace_s = self.config.grace.as_secs();
-        if now.0 >= lapsed.0.saturating_add(grace_s) {
+        // Not later than a revocation is listed that would have ended it.
+        let last = shown.issued.after(self.config.renewable());
+        if now.0 >= lapsed.0.saturating_add(grace_s) || now >= last {
             return RenewReply::TooLate { lapsed, grace_s };
         }
         let young =
@@ -240,17 +256,20 @@ impl Office {
     /// # Errors
     /// [`IdentityError::Trust`] when the list is full or the disk fails.
     pub fn revoke(&self, node: NodeId, reason: String, now: UnixTime) -> Result<Revocations, IdentityError> {
-        let list = self.trust().revoke(&*self.keys()?, node, reason, now)?;
+        let until = now.after(self.config.listed());
+        let entry = Revocation { node, at: now, until, reason };
+        let list = self.trust().sign_revocations(&*self.keys()?, [entry], now)?;
         tracing::info!(%node, number = list.number(), "a node was revoked");
         Ok(list)
     }
 
-    /// Rotates the authority's key: durable here when this returns. `overlap` is how long the old key counts; at least two lives of a
-    /// certificate. [`Office::complete_rotation`] is to follow.
+    /// Rotates the authority's key: durable here when this returns. `overlap` is how long the old key counts.
+    /// [`Office::complete_rotation`] and [`Office::settle_key`] are to follow.
     ///
     /// # Errors
-    /// [`IdentityError::Trust`] when this authority does not hold the newest key, or a rotation is under way. Nothing has changed then.
-    pub fn rotate(&self, overlap: Duration, now: UnixTime) -> Result<Charter, IdentityError> {
+    /// [`IdentityError::Trust`] when this authority does not hold the newest key, or a rotation is under way; the state
+    /// directory. Nothing has changed then.
+    pub fn rotate(&self, overlap: impl Into<Overlap>, now: UnixTime) -> Result<Charter, IdentityError> {
         // This node goes on showing its certificate of the old key for a while, as all others do: who has not heard
         // of the new key yet must be able to hear of it from here.
         let charter = self.identity.rotate(overlap, now)?;
@@ -265,6 +284,14 @@ impl Office {
     /// [`IdentityError::Trust`] when the disk fails.
     pub fn complete_rotation(&self, now: UnixTime) -> Result<Option<Revocations>, IdentityError> {
         Ok(self.trust().complete_rotation(&*self.keys()?, now)?)
+    }
+
+    /// Puts the newest key where the next start looks for it first. The next start does it, if this one cannot.
+    ///
+    /// # Errors
+    /// [`IdentityError::State`].
+    pub fn settle_key(&self) -> Result<(), IdentityError> {
+        Ok(self.identity.settle_key()?)
     }
 }
 
@@ -367,6 +394,31 @@ mod tests {
         let again = certificate(&office, 0);
         assert_eq!(office.trust().check(&again, now), Ok(()));
         assert!(matches!(office.renew(&again, now), RenewReply::Granted { .. }));
+    }
+
+    #[test]
+    fn a_revocation_is_listed_as_long_as_anything_from_before_it_can_count_and_no_longer() {
+        let day = |days: u64| Duration::from_secs(days * 86_400);
+        let listed = |life, grace| OfficeConfig { life, grace }.listed();
+        let clocks = Duration::from_secs(2 * MARGIN_S);
+        // By default no longer than a ticket may count.
+        assert_eq!(OfficeConfig::default().listed(), day(30) + clocks);
+        assert_eq!(listed(day(25), day(10)), day(35) + clocks);
+        assert_eq!(listed(day(30), day(30)), day(60), "the longest that a list may say");
+
+        let mesh = TestMesh::new();
+        let office = office(&mesh);
+        let now = unix_now();
+        let list = office.revoke(NodeId([4; 32]), String::new(), now).unwrap();
+        assert_eq!(list.of(&NodeId([4; 32])).unwrap().until, now.after(day(30) + clocks));
+        // From a time with a longer life: expired yesterday, and too old for what a list still says.
+        let statement = Membership {
+            issued: UnixTime(now.0 - day(30).as_secs()),
+            expires: now,
+            ..mesh.statement(NodeId([6; 32]))
+        };
+        let old = mesh.keys().certify(statement).unwrap();
+        assert!(matches!(office.renew(&old, now), RenewReply::TooLate { .. }));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// Most revocations at a time. (The bound on bytes may be met first.)
+/// Most revocations at a time. So many always fit, for the reasons of the oldest are cut where they have no room.
 pub const REVOKED_MAX: usize = 1_024;
 /// Most bytes of a reason.
 pub const REASON_MAX_BYTES: usize = 64;
@@ -164,10 +164,19 @@ impl Revocations {
             Ordering::Equal => following.ok_or(RevocationError::Exhausted)?,
             Ordering::Greater => return Err(RevocationError::OlderKey),
         };
-        let body = Body { mesh: keys.mesh(), number, issued: now, entries: entries.into_values().collect() };
+        let mut body =
+            Body { mesh: keys.mesh(), number, issued: now, entries: entries.into_values().collect() };
+        checked(&body)?;
+        let encode = |body: &Body| {
+            postcard::to_allocvec(body)
+                .map_err(|error| RevocationError::Malformed { detail: error.to_string() })
+        };
+        let mut content = encode(&body)?;
+        if content.len() + HEAD_BYTES > REVOCATIONS_MAX_BYTES {
+            cut_reasons(&mut body.entries, content.len() + HEAD_BYTES - REVOCATIONS_MAX_BYTES);
+            content = encode(&body)?;
+        }
         let entries = checked(&body)?;
-        let content = postcard::to_allocvec(&body)
-            .map_err(|error| RevocationError::Malformed { detail: error.to_string() })?;
         let mut bytes = vec![VERSION];
         bytes.extend(keys.public().to_bytes());
         bytes.extend(keys.sign(DOMAIN, &content));
@@ -277,6 +286,24 @@ impl Revocations {
     }
 }
 
+/// Takes `excess` bytes from the reasons, those of the oldest revocations first.
+fn cut_reasons(entries: &mut [Revocation], mut excess: usize) {
+    let mut oldest_first: Vec<&mut Revocation> = entries.iter_mut().collect();
+    oldest_first.sort_by_key(|entry| (entry.at, entry.node));
+    for entry in oldest_first {
+        if excess == 0 {
+            return;
+        }
+        let len = entry.reason.len();
+        let mut keep = len.saturating_sub(excess);
+        while !entry.reason.is_char_boundary(keep) {
+            keep -= 1;
+        }
+        entry.reason.truncate(keep);
+        excess = excess.saturating_sub(len - keep);
+    }
+}
+
 fn checked(body: &Body) -> Result<BTreeMap<NodeId, Revocation>, RevocationError> {
     let count = body.entries.len();
     if count > REVOKED_MAX {
@@ -375,6 +402,35 @@ mod tests {
         let long = Revocation { reason: "x".repeat(65), ..entry(1, NOW.0) };
         let error = Revocations::none().next(&keys, &charter(&keys), [long], NOW).unwrap_err();
         assert_eq!(error, RevocationError::Reason { len: 65 });
+    }
+
+    #[test]
+    fn as_many_as_may_be_revoked_fit_with_the_longest_reasons_and_the_newest_are_kept_whole() {
+        let keys = MeshKeys::generate();
+        let long = "ä".repeat(REASON_MAX_BYTES / 2);
+        let many = (0..REVOKED_MAX as u64).map(|n| {
+            let mut entry = Revocation { reason: long.clone(), ..entry(0, NOW.0 + n) };
+            entry.node.0[..8].copy_from_slice(&n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
+            entry
+        });
+        let list = Revocations::none().next(&keys, &charter(&keys), many, NOW).unwrap();
+        assert!(
+            list.bytes().len() <= REVOCATIONS_MAX_BYTES && list.bytes().len() > REVOCATIONS_MAX_BYTES - 64
+        );
+        let read = Revocations::parse(list.bytes(), keys.mesh(), [keys.public()]).unwrap();
+        assert_eq!((&read, read.entries().count()), (&list, REVOKED_MAX));
+        let newest = read.entries().max_by_key(|entry| entry.at).unwrap();
+        let oldest = read.entries().min_by_key(|entry| entry.at).unwrap();
+        assert_eq!((&*newest.reason, &*oldest.reason), (&*long, ""));
+        // Also with the longest times that a list can state.
+        let late = |n: u64| {
+            let mut entry = Revocation { until: UnixTime(u64::MAX), ..entry(0, u64::MAX - 1_000) };
+            entry.node.0[..8].copy_from_slice(&n.to_be_bytes());
+            entry
+        };
+        let far = UnixTime(u64::MAX - 10);
+        let many = (0..REVOKED_MAX as u64).map(late);
+        assert!(Revocations::none().next(&keys, &charter(&keys), many, far).is_ok());
     }
 
     #[test]

@@ -36,6 +36,40 @@ pub enum StateError {
     },
 }
 
+impl StateError {
+    /// What the user can do about a file that is damaged.
+    pub fn hint(&self) -> Option<&'static str> {
+        let (Self::TooLong { path, .. } | Self::Damaged { path, .. }) = self else { return None };
+        Some(match Path::new(path).file_name()?.to_str()? {
+            "charter" => {
+                "on an authority put it back from the backup; any other node gets it anew with \
+                 `starling join TICKET --force --cell REGION/ZONE/RACK`"
+            }
+            "revocations" => {
+                "remove it: the other members tell this node the list again; on a mesh's only authority, put it back from \
+                 the backup first, if there is one"
+            }
+            "membership" => {
+                "remove it, and join again with a new ticket; the node keeps its key and its name"
+            }
+            "node.key" => {
+                "put it back from the backup; without one remove it, and join as a new node with \
+                 `starling join TICKET --force --cell REGION/ZONE/RACK` (a mesh's only authority: remove `membership`, too, and \
+                 run `starling mesh init`, which keeps the mesh)"
+            }
+            "authority.key" | "authority.key.next" => {
+                "put it back from the backup, or remove it: then this node certifies nobody until another authority has \
+                 given it a ticket (`starling mesh invite --role authority`)"
+            }
+            "used-tickets" => {
+                "put it back from the backup, or remove it: then tickets of this authority that have not expired can be \
+                 used once more"
+            }
+            _ => return None,
+        })
+    }
+}
+
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Secrecy {
@@ -60,6 +94,11 @@ impl StateDir {
             .create(path)
             .map_err(|source| StateError::Io { path: path.display().to_string(), source })?;
         Ok(Self { path: path.to_path_buf() })
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The path of one file.
@@ -88,6 +127,17 @@ impl StateDir {
             File::open(&self.path)?.sync_all()
         };
         write().map_err(|source| StateError::Io { path: path.display().to_string(), source })
+    }
+
+    /// Removes a file, if it is there; after a crash it may be there again.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Io { path: path.display().to_string(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The content of a file, or `None` when there is none.
