@@ -412,7 +412,7 @@ pub struct RotateRequest {
     /// Seconds for which the old key counts beside the new one; twice the life of a certificate by default.
     #[serde(default)]
     pub overlap_s: Option<u64>,
-    /// Where as many keys count as may: whether the oldest retires at once. Otherwise the rotation is refused then.
+    /// Where as many keys count as may: whether the oldest retires within a minute. Otherwise the rotation is refused then.
     #[serde(default)]
     pub drop_oldest: bool,
 }
@@ -428,17 +428,20 @@ pub struct Rotated {
     pub old_keys_until: UnixTime,
     /// Repository cards that were signed anew.
     pub cards: usize,
-    /// The key that was retired at once, if too many would have counted.
+    /// The key that is retired within a minute, if too many would have counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped: Option<DroppedKey>,
 }
 
-/// A key that was retired before its time.
+/// A key that is retired before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedKey {
     /// Its number.
     pub key_number: usize,
-    /// Members that the authority knows whose certificate it signed: nobody speaks to them until they are renewed.
+    /// When it retires.
+    pub at: UnixTime,
+    /// Members that the authority knows whose certificate it signed: nobody speaks to those of them who have no new one by
+    /// then, until they are renewed late.
     pub members: usize,
 }
 

@@ -7,9 +7,9 @@ use super::api::{
 use super::node::{Membership, Node};
 use crate::ambient;
 use crate::mesh::{
-    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, CharterError, IdentityError, MemberStatus,
-    MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role, Scope, Terms,
-    TrustChangeError,
+    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, CharterError, DROP_NOTICE, IdentityError,
+    MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role,
+    Scope, Terms, TrustChangeError,
 };
 use crate::model::{NodeId, UnixTime};
 use crate::trust::{RepositoryCard, SignedCard};
@@ -190,7 +190,7 @@ impl Node {
         let (listed, settled) = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
         let cards = self.sign_cards_anew().await;
         let dropped = match dropped {
-            Some(key) => Some(self.dropped(key, charter.number_of(&key)).await),
+            Some(key) => Some(self.dropped(key, charter.number_of(&key), now.after(DROP_NOTICE)).await),
             None => None,
         };
         if let Some(list) = listed.map_err(|error| half_rotated(&error))? {
@@ -206,10 +206,14 @@ impl Node {
         })
     }
 
-    /// A key that retired at once, and whom that cuts off.
-    async fn dropped(&self, key: AuthorityKey, key_number: usize) -> DroppedKey {
+    /// A key that retires soon, and whom that concerns.
+    async fn dropped(&self, key: AuthorityKey, key_number: usize, at: UnixTime) -> DroppedKey {
         let members = self.mesh.members().await;
-        DroppedKey { key_number, members: members.iter().filter(|m| m.membership.signer() == key).count() }
+        DroppedKey {
+            key_number,
+            at,
+            members: members.iter().filter(|m| m.membership.signer() == key).count(),
+        }
     }
 
     /// Signs the cards that the authority vouches for with the newest key, so that they outlive the old one.
@@ -279,7 +283,7 @@ fn refused(error: &IdentityError, trust: &MeshTrust) -> Refusal {
             "do it on the authority that rotated; this one never gets the newest key by itself: {NEWEST_KEY_REMEDY}"
         )),
         TrustChangeError::Charter(CharterError::Overlapping { .. }) => refusal.hint(
-            "if a key was stolen, do not wait: `starling mesh rotate --drop-oldest` retires the oldest of them at once",
+            "if a key was stolen, do not wait: `starling mesh rotate --drop-oldest` retires the oldest of them within a minute",
         ),
         TrustChangeError::Revocation(RevocationError::TooMany { .. }) => {
             let first = trust.revocations().entries().map(|entry| entry.until).min().unwrap_or_default();

@@ -101,7 +101,8 @@ Nodes that are off for longer than the overlap come back if the authority still 
 (`renewal_grace_s`), else with a new ticket; so a short overlap is possible, which a stolen key calls for.
 
 At most three keys count at a time. One more is refused until the oldest has retired, or with --drop-oldest retires
-that at once: nobody speaks to members that still have its certificates, until an authority has renewed these.
+that within a minute: nobody speaks to members that have not fetched a new certificate by then (they are off, or cut
+off), until an authority has renewed theirs late.
 
 Back up `authority.key`, `charter` and `revocations` of the state folder after each rotation.")]
     Rotate {
@@ -110,7 +111,7 @@ Back up `authority.key`, `charter` and `revocations` of the state folder after e
         /// How long the old key counts: a number with s, m, h or d [default: twice the life of a certificate].
         #[arg(long, value_name = "SPAN", value_parser = parse_span)]
         overlap: Option<Duration>,
-        /// Where three keys count already, retire the oldest at once instead of refusing.
+        /// Where three keys count already, retire the oldest within a minute instead of refusing.
         #[arg(long)]
         drop_oldest: bool,
         /// Print one JSON object.
@@ -330,9 +331,9 @@ fn rotate(client: &Client, overlap: Option<Duration>, drop_oldest: bool, json: b
     );
     if let Some(dropped) = rotated.dropped {
         eprintln!(
-            "key {} has retired now: nobody speaks to members with its certificates ({} that this node knows) until an \
-             authority has renewed these, which their agents ask for",
-            dropped.key_number, dropped.members
+            "key {} retires at {}: members with its certificates ({} that this node knows) fetch new ones until then; those \
+             that are off or cut off are spoken to again when they are renewed late",
+            dropped.key_number, dropped.at, dropped.members
         );
     }
     eprintln!("back up `authority.key`, `charter` and `revocations` of the agent's state folder now");

@@ -60,7 +60,7 @@ pub mod wire;
 #[cfg(feature = "node")]
 pub use authority::{AuthorityKey, MeshId, MeshKeys, node_signed};
 #[cfg(feature = "node")]
-pub use charter::{COUNTING_MAX, Charter, CharterError, Overlap, ROTATIONS_MAX};
+pub use charter::{COUNTING_MAX, Charter, CharterError, DROP_NOTICE, Overlap, ROTATIONS_MAX};
 #[cfg(feature = "node")]
 pub use conduct::Offence;
 #[cfg(feature = "node")]

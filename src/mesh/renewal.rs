@@ -10,7 +10,7 @@ use super::dht::{Dht, DhtKey};
 use super::endpoint::Endpoint;
 use super::identity::{Identity, IdentityError};
 use super::join::{ask_to_renew, bootstrap, store_bootstrap};
-use super::membership::{MembershipError, Role};
+use super::membership::{MembershipCert, MembershipError, Role};
 use super::office::Office;
 use super::ticket::Contact;
 use super::transfer::{self, Renewal};
@@ -105,7 +105,7 @@ struct Keeper {
     generator: Generator,
     /// When to try next, and for which certificate and charter that was decided.
     due: UnixTime,
-    decided_for: (UnixTime, usize),
+    decided_for: (Option<MembershipCert>, usize),
     pause: Duration,
     alone_since: Option<crate::model::Time>,
     warned: Seldom,
@@ -117,7 +117,7 @@ impl Keeper {
             renewing,
             generator: ambient::generator(),
             due: UnixTime(0),
-            decided_for: (UnixTime(0), 0),
+            decided_for: (None, 0),
             pause: RETRY_FIRST,
             alone_since: Some(ambient::now()),
             warned: Seldom::new(WARN_EVERY),
@@ -153,10 +153,12 @@ impl Keeper {
     fn decide(&mut self) {
         let identity = self.identity();
         let (own, charter) = (identity.membership(), identity.trust().charter());
-        if self.decided_for == (own.issued, charter.number()) {
+        // By the whole certificate: two may have been issued within one second.
+        let decided_for = (Some(own.clone()), charter.number());
+        if self.decided_for == decided_for {
             return;
         }
-        self.decided_for = (own.issued, charter.number());
+        self.decided_for = decided_for;
         self.pause = RETRY_FIRST;
         let (now, end) = (ambient::unix_now(), identity.trust().end_of(&own));
         self.due = if own.signer() == charter.newest() {
