@@ -242,10 +242,11 @@ impl Charter {
             let until = self.links.iter().map(|link| link.previous_until).filter(|until| *until > now).min();
             return Err(CharterError::Overlapping { counting, until: until.unwrap_or(now) });
         }
+        let issued = if counting >= COUNTING_MAX { now.after(DROP_NOTICE) } else { now };
         let empty = [[0; SIGNATURE_BYTES]; 2];
         let mut link = Link {
             key: new.public(),
-            issued: now,
+            issued,
             previous_until: now.after(overlap.span),
             signatures: empty,
         };
