@@ -244,12 +244,8 @@ impl Charter {
         }
         let issued = if counting >= COUNTING_MAX { now.after(DROP_NOTICE) } else { now };
         let empty = [[0; SIGNATURE_BYTES]; 2];
-        let mut link = Link {
-            key: new.public(),
-            issued,
-            previous_until: now.after(overlap.span),
-            signatures: empty,
-        };
+        let mut link =
+            Link { key: new.public(), issued, previous_until: now.after(overlap.span), signatures: empty };
         let said = statement(self.mesh(), self.number() + 1, &self.newest(), &link);
         link.signatures = [old.sign(DOMAIN, &said), new.sign(DOMAIN, &said)];
         let mut links = self.links.clone();
