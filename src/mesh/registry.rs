@@ -338,6 +338,16 @@ impl Registry {
         counts
     }
 
+    /// The shortest round trip of the open connections with each node.
+    pub(super) fn round_trips(&self) -> HashMap<NodeId, Duration> {
+        let mut shortest = HashMap::new();
+        for inner in self.live().into_iter().filter(|inner| inner.quinn.close_reason().is_none()) {
+            let rtt = inner.quinn.rtt();
+            shortest.entry(inner.node).and_modify(|least| *least = rtt.min(*least)).or_insert(rtt);
+        }
+        shortest
+    }
+
     /// One open connection for chunks with each node.
     pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
         let mut seen = HashMap::new();
