@@ -421,9 +421,7 @@ mod tests {
         assert!(registry.is_banned(&NodeId([1; 32])));
         assert!(!registry.is_banned(&NodeId([2; 32])));
         for i in 0..=BANS_MAX {
-            let mut id = [3; 32];
-            id[..8].copy_from_slice(&(i as u64).to_le_bytes());
-            registry.ban(NodeId(id), Duration::from_secs(3_600));
+            registry.ban(NodeId::numbered(i), Duration::from_secs(3_600));
         }
         assert_eq!(registry.lock().bans.len(), BANS_MAX);
         assert!(!registry.is_banned(&NodeId([1; 32])), "the ban that would have ended first made room");
