@@ -6,6 +6,7 @@ use super::api::{
 };
 use super::node::{Membership, Node};
 use crate::ambient;
+use crate::config::leads_somewhere;
 use crate::mesh::{
     CERTIFICATE_LIFE_MAX, CharterError, IdentityError, MemberStatus, News, NewsVerdict, Office, Role, Scope,
     Terms, TrustChangeError,
@@ -105,6 +106,10 @@ impl Node {
         if role == Role::Authority && !request.repositories.is_empty() {
             return Err(invalid(&"an authority may read everything: it can grant itself any scope")
                 .hint("leave --repo away, or invite a member"));
+        }
+        if let Some(bad) = request.addresses.iter().find(|address| !leads_somewhere(address)) {
+            return Err(invalid(&format!("a ticket with the address {bad} leads nowhere"))
+                .hint("give an address and a port of this node that joiners can reach"));
         }
         let addresses =
             if request.addresses.is_empty() { membership.places.all() } else { request.addresses };
