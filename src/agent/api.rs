@@ -137,6 +137,9 @@ pub struct MountStatus {
     pub expired: bool,
     /// Why it is not mounted, although it should be.
     pub problem: Option<String>,
+    /// What a person should know of it, although it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// How far the background fill of this revision is, if one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fill: Option<FillStatus>,
