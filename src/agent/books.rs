@@ -172,8 +172,9 @@ fn decisions(counts: &Counts) -> Vec<Family> {
     vec![
         Family::counter("homes_failed_over", "Homes asked because those ranked before them had failed.")
             .is(counts.homes_failed_over),
-        Family::counter("peeks", "Asks of next ranks, because this node is a new, empty home.")
-            .is(counts.peeks),
+        Family::counter("peeks", "Asks of who may have what this node, a home that is new and empty, lacks.")
+            .with("at", "cell", counts.peeks)
+            .with("at", "elsewhere", counts.peeks_elsewhere),
         Family::counter("segment_lookups", "Look-ups of who announced a segment.").is(counts.lookups),
         Family::counter("leases", "Fetches from strata under this node's lease, by what became of them.")
             .with("outcome", "taken", counts.leases)

@@ -10,6 +10,8 @@ pub struct Counts {
     pub homes_failed_over: u64,
     /// Asks of next ranks, because this node is a home that is new and empty.
     pub peeks: u64,
+    /// Asks of homes in other cells of the region, because this node has the lease and another cell had it before.
+    pub peeks_elsewhere: u64,
     /// Look-ups of who announced a segment.
     pub lookups: u64,
     /// Fetches from the strata that this node began under its lease.
