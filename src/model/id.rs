@@ -194,7 +194,7 @@ impl NodeId {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "node"))]
 impl NodeId {
     /// A node that a test makes up; such nodes are in the order of their numbers. It is no key.
     pub(crate) fn numbered(number: usize) -> Self {
