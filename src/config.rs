@@ -392,10 +392,10 @@ impl Settings {
                 "a list of at most 7 times ADDRESS:PORT",
             );
         }
-        if let Some(bad) = self.advertise_more.iter().find(|a| a.ip().is_unspecified() || a.port() == 0) {
+        if let Some(bad) = self.advertise_more.iter().find(|address| !leads_somewhere(address)) {
             return refuse("advertise_more", bad, "addresses and ports that others can reach");
         }
-        if self.advertise.is_some_and(|a| a.ip().is_unspecified() || a.port() == 0) {
+        if self.advertise.is_some_and(|address| !leads_somewhere(&address)) {
             let found = self.advertise.map_or_else(String::new, |a| a.to_string());
             return refuse("advertise", &found, "an address and a port that others can reach");
         }
@@ -420,6 +420,11 @@ impl Settings {
     pub fn stop_deadline(&self) -> Duration {
         Duration::from_millis(self.stop_deadline_ms)
     }
+}
+
+/// Whether others could reach a single machine at an address: it is neither "any" nor a group, and has a port.
+pub fn leads_somewhere(address: &SocketAddr) -> bool {
+    address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
 }
 
 /// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
@@ -674,6 +679,7 @@ mod tests {
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
+            ("advertise = \"239.1.1.1:7400\"", "advertise", "239.1.1.1:7400"),
             ("advertise_more = [\"0.0.0.0:7400\"]", "advertise_more", "0.0.0.0:7400"),
             ("certificate_life_s = 5", "certificate_life_s", "5"),
             ("renewal_grace_s = 2592001", "renewal_grace_s", "2592001"),

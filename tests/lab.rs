@@ -89,6 +89,28 @@ fn all_get_what_was_published_although_one_is_killed_and_one_lies() {
 }
 
 #[test]
+fn a_liar_takes_the_place_of_one_that_was_killed_and_the_others_complete() {
+    if !can_shape("lab") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (head, _) = SCENARIO.split_once("[[faults]]").unwrap();
+    let fault = "[[faults]]\nwhat = 'replace'\nat_s = 0.1\nnodes = 1\nhow = 'corrupt'\n";
+    let out = lab(&format!("{head}{fault}"), dir.path());
+    assert!(out.status.success(), "{}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let nodes = report["per_node"].as_array().unwrap();
+    let of = |fate: &str| nodes.iter().filter(|node| node["fate"] == fate).collect::<Vec<_>>();
+    assert_eq!([of("liar").len(), of("killed").len(), of("completed").len()], [1, 1, 3], "{report}");
+    let place = of("killed")[0]["name"].as_str().unwrap();
+    assert_eq!(
+        (&of("liar")[0]["name"], &of("liar")[0]["lies"]),
+        (&format!("{place}-2").into(), &"corrupt".into())
+    );
+    assert_eq!((&report["nodes"], &report["identical"]), (&3.into(), &true.into()), "{report}");
+}
+
+#[test]
 fn a_wrong_scenario_is_refused_with_the_key_before_anything_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = lab(&SCENARIO.replace("nodes = 4", "nodes = 4\nknots = 4"), dir.path());

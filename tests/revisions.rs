@@ -12,6 +12,26 @@ use std::fs;
 use std::time::Duration;
 
 #[test]
+fn whoever_publishes_is_told_each_time_how_others_trust_it() {
+    let base = tempfile::tempdir().unwrap();
+    let (tree, to, keys) = (base.path().join("tree"), base.path().join("to"), base.path().join("keys"));
+    make_tree(&tree, 1, 5, 1000);
+    let made = publish(&tree, "rev.test", &to, &keys, &[]);
+    let again: [&OsStr; 8] = [
+        "publish".as_ref(),
+        tree.as_ref(),
+        "--repo".as_ref(),
+        "rev.test".as_ref(),
+        "--to".as_ref(),
+        to.as_ref(),
+        "--keys".as_ref(),
+        keys.as_ref(),
+    ];
+    let said = ok(&again);
+    assert!(said.contains("nothing changed") && said.contains(&at_fingerprint(&made)), "{said}");
+}
+
+#[test]
 fn a_new_revision_reaches_every_mount_and_an_older_one_is_refused_after_it() {
     if !can_mount("revisions") {
         return;

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Node, STARLING, Stratum, at_fingerprint, can_mount, fails, make_tree, ok, publish, skipped};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -104,6 +104,29 @@ fn tickets_that_are_expired_spent_or_mangled_are_refused() {
         assert!(!join(bad, "third").status.success(), "{bad}");
     }
     assert!(!base.path().join("third/membership").exists());
+}
+
+#[test]
+fn a_ticket_travels_in_a_file_and_one_that_leads_nowhere_is_not_made() {
+    let base = tempfile::tempdir().unwrap();
+    let mut authority = Node::new(base.path().join("authority"));
+    authority.init_mesh("here/a/1");
+    authority.start();
+    let (socket, file, state) = (authority.socket(), base.path().join("ticket"), base.path().join("joiner"));
+    let words: [&OsStr; 4] = ["mesh".as_ref(), "invite".as_ref(), "--socket".as_ref(), socket.as_ref()];
+    let invite = |option: &str, value: &OsStr| -> Vec<OsString> {
+        words.iter().copied().chain([option.as_ref(), value]).map(OsStr::to_owned).collect()
+    };
+    for nowhere in ["0.0.0.0:7400", "[::]:7400", "239.1.1.1:7400", "127.0.0.1:0"] {
+        let said = fails(&invite("--address", nowhere.as_ref()));
+        assert!(said.contains(nowhere) && said.contains("leads nowhere"), "{said}");
+    }
+    assert!(!ok(&invite("--out", file.as_ref())).contains("starling-ticket"));
+    let join: [&OsStr; 4] = ["join".as_ref(), "--state".as_ref(), state.as_ref(), "--ticket-file".as_ref()];
+    ok(&[&join[..], &[file.as_ref()]].concat());
+    assert!(state.join("membership").exists());
+    // Standard input is empty here.
+    assert!(fails(&[&join[..], &["-".as_ref()]].concat()).contains("standard input"));
 }
 
 #[test]

@@ -140,6 +140,9 @@ pub struct MountStatus {
     pub expired: bool,
     /// Why it is not mounted, although it should be.
     pub problem: Option<String>,
+    /// What a person should know of it, although it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// How far the background fill of this revision is, if one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fill: Option<FillStatus>,
@@ -187,7 +190,7 @@ pub struct UnmountRequest {
 }
 
 /// `GET /v1/peers`: the other members that this node knows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peers {
     /// This node, when it is a member.
     pub node: Option<NodeId>,
@@ -199,7 +202,7 @@ pub struct Peers {
 }
 
 /// Another member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Who.
     pub node: NodeId,
@@ -212,12 +215,18 @@ pub struct PeerStatus {
     /// Whether its membership was revoked.
     #[serde(default)]
     pub revoked: bool,
-    /// Round-trip time of the last connection in microseconds, if there was one.
+    /// Round-trip time in microseconds: of an open connection, else of the last one, if there was any.
     pub rtt_us: Option<u64>,
     /// Bytes of chunks sent to it.
     pub sent_bytes: u64,
     /// Bytes of chunks taken from it.
     pub received_bytes: u64,
+    /// Its part, from 0 to 1, of all bytes of chunks that this node sent to members since it started.
+    #[serde(default)]
+    pub sent_share: f64,
+    /// Its part, from 0 to 1, of all bytes of chunks that this node took from members since it started.
+    #[serde(default)]
+    pub received_share: f64,
 }
 
 /// `POST /v1/why`: where the chunks of a file came from.

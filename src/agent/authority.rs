@@ -6,6 +6,7 @@ use super::api::{
 };
 use super::node::{Membership, Node};
 use crate::ambient;
+use crate::config::leads_somewhere;
 use crate::mesh::{
     AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, CharterError, DROP_NOTICE, IdentityError,
     MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role,
@@ -115,6 +116,10 @@ impl Node {
         if let Some(problem) = problem.filter(|_| role == Role::Authority) {
             let message = format!("this node cannot make another an authority: {problem}");
             return Err(Refusal::new(RefusalKind::Conflict, message).hint(NEWEST_KEY_REMEDY));
+        }
+        if let Some(bad) = request.addresses.iter().find(|address| !leads_somewhere(address)) {
+            return Err(invalid(&format!("a ticket with the address {bad} leads nowhere"))
+                .hint("give an address and a port of this node that joiners can reach"));
         }
         let addresses =
             if request.addresses.is_empty() { membership.places.all() } else { request.addresses };

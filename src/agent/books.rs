@@ -5,7 +5,8 @@ use super::metrics::{Family, encode};
 use super::node::{Membership, Node};
 use crate::ambient;
 use crate::cache::{ByOrigin, CacheStatistics};
-use crate::mesh::Passed;
+use crate::mesh::proto::Counts;
+use crate::mesh::{MeshCounts, Passed};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// All metrics in Prometheus' text format.
@@ -20,7 +21,8 @@ pub(super) fn text(node: &Node, peers: &Peers) -> String {
             .is(node.reads.failed()),
     ];
     families.extend(cache(&node.cache.statistics()));
-    families.extend(mesh(node));
+    families.extend(mesh(&node.mesh.counts()));
+    families.extend([offences(node), door(node)]);
     families.extend(limits(&node.mesh.passed()));
     families.extend(node.membership.as_ref().map(membership).unwrap_or_default());
     families.extend(directory(node));
@@ -117,8 +119,15 @@ fn cache(cache: &CacheStatistics) -> Vec<Family> {
     ]
 }
 
-fn mesh(node: &Node) -> Vec<Family> {
-    let counts = node.mesh.counts();
+/// Every figure of the mesh's own counters.
+fn mesh(counts: &MeshCounts) -> Vec<Family> {
+    let mut families = traffic(counts);
+    families.extend(decisions(&counts.core));
+    families
+}
+
+/// What went to peers and strata, and what came.
+fn traffic(counts: &MeshCounts) -> Vec<Family> {
     vec![
         Family::counter("asks", "Chunks asked of peers, and chunks that peers asked for.")
             .with("direction", "sent", counts.asks_sent)
@@ -135,39 +144,9 @@ fn mesh(node: &Node) -> Vec<Family> {
         Family::counter("upstream", "Bytes of chunks taken from strata under this node's lease.")
             .bytes()
             .is(counts.upstream_bytes),
-        Family::counter("hedges", "Asks of a second source beside a slow one, by what became of them.")
-            .with("outcome", "made", counts.core.hedges)
-            .with("outcome", "won", counts.core.hedges_won)
-            .with("outcome", "held", counts.core.hedges_held),
-        Family::counter("asides", "Wants that stood still for so long that others began in their place.")
-            .is(counts.core.asides),
-        Family::counter(
-            "possession_messages",
-            "What neighbours were told of what is held here, and what they told.",
-        )
-        .with("kind", "told", counts.core.possession_told)
-        .with("kind", "heard", counts.core.possession_heard)
-        .with("kind", "refused", counts.core.possession_refused),
-        Family::counter("possession_false_claims", "Chunks that a peer claimed to hold and did not have.")
-            .is(counts.core.possession_false),
-        Family::counter(
-            "copies",
-            "Copies for the declared minimum: made here, and asks of others to make one.",
-        )
-        .with("kind", "made", counts.core.copies_made)
-        .with("kind", "asked", counts.core.copies_asked),
-        Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
-            .is(counts.core.origin_delays),
-        Family::counter(
-            "origin_spared_chunks",
-            "Of those, chunks that a peer delivered before their turn came.",
-        )
-        .is(counts.core.origin_spared),
         Family::counter("wrong_bytes", "Chunks that peers sent with wrong bytes.").is(counts.wrong_bytes),
         Family::counter("bans", "Peers that were turned away for a while because of what they did.")
             .is(counts.bans),
-        offences(node),
-        door(node),
         Family::counter("told", "Answers without data that peers gave, and silence.")
             .with("kind", "busy", counts.told_busy)
             .with("kind", "missing", counts.told_missing)
@@ -179,6 +158,62 @@ fn mesh(node: &Node) -> Vec<Family> {
             .with("fate", "sent", counts.news_sent)
             .with("fate", "repeated", counts.news_repeated)
             .with("fate", "invalid", counts.news_invalid),
+        Family::counter(
+            "cell_changes",
+            "Times that this node's cell was halved, or joined with another half.",
+        )
+        .with("kind", "halved", counts.cells_halved)
+        .with("kind", "joined", counts.cells_joined),
+    ]
+}
+
+/// What the core decided.
+fn decisions(counts: &Counts) -> Vec<Family> {
+    vec![
+        Family::counter("homes_failed_over", "Homes asked because those ranked before them had failed.")
+            .is(counts.homes_failed_over),
+        Family::counter("peeks", "Asks of who may have what this node, a home that is new and empty, lacks.")
+            .with("at", "cell", counts.peeks)
+            .with("at", "elsewhere", counts.peeks_elsewhere),
+        Family::counter("segment_lookups", "Look-ups of who announced a segment.").is(counts.lookups),
+        Family::counter("leases", "Fetches from strata under this node's lease, by what became of them.")
+            .with("outcome", "taken", counts.leases)
+            .with("outcome", "lapsed", counts.leases_lapsed),
+        Family::counter("doubts", "Times that a peer was passed over for a while: it delivered nothing.")
+            .is(counts.doubts),
+        Family::counter(
+            "possession_barred",
+            "Peers whose claims were ignored for a while: too many were false.",
+        )
+        .is(counts.possession_barred),
+        Family::counter("hedges", "Asks of a second source beside a slow one, by what became of them.")
+            .with("outcome", "made", counts.hedges)
+            .with("outcome", "won", counts.hedges_won)
+            .with("outcome", "held", counts.hedges_held),
+        Family::counter("asides", "Wants that stood still for so long that others began in their place.")
+            .is(counts.asides),
+        Family::counter(
+            "possession_messages",
+            "What neighbours were told of what is held here, and what they told.",
+        )
+        .with("kind", "told", counts.possession_told)
+        .with("kind", "heard", counts.possession_heard)
+        .with("kind", "refused", counts.possession_refused),
+        Family::counter("possession_false_claims", "Chunks that a peer claimed to hold and did not have.")
+            .is(counts.possession_false),
+        Family::counter(
+            "copies",
+            "Copies for the declared minimum: made here, and asks of others to make one.",
+        )
+        .with("kind", "made", counts.copies_made)
+        .with("kind", "asked", counts.copies_asked),
+        Family::counter("origin_delayed_chunks", "Fetches from strata that the origin budget held back.")
+            .is(counts.origin_delays),
+        Family::counter(
+            "origin_spared_chunks",
+            "Of those, chunks that a peer delivered before their turn came.",
+        )
+        .is(counts.origin_spared),
     ]
 }
 
@@ -269,4 +304,35 @@ fn directory(node: &Node) -> Vec<Family> {
         Family::gauge("dht_nodes", "Nodes in the DHT's routing table.").is(figure(|dht| &dht.peers)),
     ]);
     families
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// Puts another number into each figure, and returns how many there are.
+    fn number_all(value: &mut Value, next: &mut u64) {
+        match value {
+            Value::Object(fields) => fields.values_mut().for_each(|field| number_all(field, next)),
+            figure => {
+                *next += 1;
+                *figure = Value::from(*next);
+            }
+        }
+    }
+
+    #[test]
+    fn every_figure_that_the_mesh_counts_is_shown_once() {
+        const FIRST: u64 = 7_000_000;
+        let mut counts = serde_json::to_value(MeshCounts::default()).unwrap();
+        let mut last = FIRST;
+        number_all(&mut counts, &mut last);
+        assert!(last > FIRST + 30, "the counters were not found: {counts}");
+        let text = encode(mesh(&serde_json::from_value(counts.clone()).unwrap()));
+        for number in FIRST + 1..=last {
+            let shown = text.lines().filter(|line| line.ends_with(&format!(" {number}"))).count();
+            assert_eq!(shown, 1, "figure {number} of {counts} in\n{text}");
+        }
+    }
 }

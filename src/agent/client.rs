@@ -371,6 +371,7 @@ mod tests {
                     revision: Some(Revision(5)),
                     expired: false,
                     problem: None,
+                    note: None,
                     fill: None,
                 })
             })

@@ -101,6 +101,8 @@ mod tests {
             rtt_us: None,
             sent_bytes: 0,
             received_bytes: 0,
+            sent_share: 0.0,
+            received_share: 0.0,
         }
     }
 

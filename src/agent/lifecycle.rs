@@ -142,7 +142,9 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let mounter = KernelMounter::new(local, fetcher, cache.clone(), mesh.clone(), reads.clone());
+        let identity = membership.as_ref().map(|membership| membership.identity.clone());
+        let mounter =
+            KernelMounter::new(local, fetcher, cache.clone(), mesh.clone(), reads.clone(), identity);
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;

@@ -8,7 +8,7 @@ use crate::catalog::{MountedTree, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{FileSystem, MountError, fuse};
-use crate::mesh::Mesh;
+use crate::mesh::{Identity, Mesh};
 use crate::model::{Class, RepositoryName};
 use crate::trust::VerifiedRoot;
 use bytes::Bytes;
@@ -62,6 +62,8 @@ pub(super) struct KernelMounter {
     cache: Arc<DiskCache>,
     offers: Offers,
     book: Arc<ReadBook>,
+    /// Who this node is in its mesh, if it is in one.
+    identity: Option<Arc<Identity>>,
 }
 
 impl KernelMounter {
@@ -71,9 +73,10 @@ impl KernelMounter {
         cache: Arc<DiskCache>,
         mesh: Arc<Mesh>,
         book: Arc<ReadBook>,
+        identity: Option<Arc<Identity>>,
     ) -> Self {
         let offers = Offers::new(mesh, cache.clone());
-        Self { local, fetcher, cache, offers, book }
+        Self { local, fetcher, cache, offers, book, identity }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -102,6 +105,10 @@ impl Mounter for KernelMounter {
             }
         }
         .boxed()
+    }
+
+    fn is_out_of_scope(&self, repository: &RepositoryName) -> bool {
+        self.identity.as_ref().is_some_and(|identity| !identity.membership().scope.covers(repository))
     }
 
     fn fill_parts(&self, repository: &RepositoryName) -> FillParts {

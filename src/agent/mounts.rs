@@ -27,6 +27,8 @@ pub(super) const TEND_EVERY: Duration = Duration::from_secs(10);
 const MOUNTS_MAX: usize = 256;
 /// Time for one unmount before the mount is detached under its users (a guess).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
+/// What people are told of a mount of a repository that is not theirs among the members.
+const OUT_OF_SCOPE: &str = "this node's certificate does not cover the repository: no member gives it anything of it, all is read from the strata";
 /// Version of the file that remembers mounts.
 const FILE_VERSION: u32 = 1;
 /// Largest such file: [`MOUNTS_MAX`] of the longest paths and names.
@@ -40,6 +42,9 @@ pub(super) trait Mounter: Send + Sync + 'static {
 
     /// Opens the tree that a root names: fetches its root catalog.
     fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>>;
+
+    /// Whether this node's certificate leaves the repository out, so that no member gives it anything of it.
+    fn is_out_of_scope(&self, repository: &RepositoryName) -> bool;
 
     /// What a background fill of the repository works with.
     fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
@@ -155,7 +160,7 @@ impl MountTable {
 
     /// All mounts, by directory.
     pub(super) fn list(&self) -> Vec<MountStatus> {
-        self.lock().iter().map(|(directory, entry)| status(directory, entry)).collect()
+        self.lock().iter().map(|(directory, entry)| self.status(directory, entry)).collect()
     }
 
     /// Mounts the newest verified revision of a repository and remembers it.
@@ -209,7 +214,7 @@ impl MountTable {
                     State::Active { mounted, .. } => Some(mounted.clone()),
                     State::Failed { .. } => None,
                 };
-                (status(directory, entry), mounted)
+                (self.status(directory, entry), mounted)
             }
         };
         if let Some(mounted) = mounted {
@@ -363,8 +368,16 @@ impl MountTable {
     async fn newest_root(&self, repository: &RepositoryName) -> Result<VerifiedRoot, Refusal> {
         if self.registry.card(repository).is_none() {
             let message = format!("repository {repository} is not known here");
-            return Err(Refusal::new(RefusalKind::NotFound, message)
-                .hint(format!("make it known: starling repo add {repository}@FINGERPRINT --stratum URL")));
+            let add = format!("starling repo add {repository}@FINGERPRINT --stratum URL");
+            return Err(Refusal::new(RefusalKind::NotFound, message).hint(
+                if self.mounter.is_out_of_scope(repository) {
+                    format!(
+                        "this node's certificate does not cover it: join again with a ticket that does, or read it from its strata only, with {add}"
+                    )
+                } else {
+                    format!("make it known: {add}")
+                },
+            ));
         }
         if let Some(root) = self.registry.newest_root(repository) {
             return Ok(root);
@@ -395,12 +408,15 @@ impl MountTable {
                 MountError::NotADirectory { .. }
                 | MountError::NotEmpty { .. }
                 | MountError::AlreadyMounted { .. } => RefusalKind::Conflict,
-                MountError::NoDevice | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
+                MountError::NoDevice { .. } | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
                     RefusalKind::Internal
                 }
             };
             Refusal::new(kind, error)
         })?;
+        if self.mounter.is_out_of_scope(repository) {
+            tracing::warn!(%repository, directory = %directory.display(), "{OUT_OF_SCOPE}");
+        }
         Ok(State::Active { mounted, root })
     }
 
@@ -432,8 +448,27 @@ impl MountTable {
         Ok((tree, root.root().revision))
     }
 
+    fn status(&self, directory: &Path, entry: &Entry) -> MountStatus {
+        let (revision, expired, problem): (Option<Revision>, _, _) = match &entry.state {
+            State::Active { root, .. } => {
+                let expired = matches!(root.standing_at(ambient::unix_now()), Standing::Expired { .. });
+                (Some(root.root().revision), expired, None)
+            }
+            State::Failed { problem } => (None, false, Some(problem.clone())),
+        };
+        MountStatus {
+            repository: entry.repository.clone(),
+            directory: directory.to_owned(),
+            revision,
+            expired,
+            problem,
+            note: self.mounter.is_out_of_scope(&entry.repository).then(|| OUT_OF_SCOPE.to_owned()),
+            fill: entry.fill.as_ref().map(Fill::status),
+        }
+    }
+
     fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {
-        let shown = status(&directory, &entry);
+        let shown = self.status(&directory, &entry);
         self.lock().insert(directory, entry);
         shown
     }
@@ -464,24 +499,6 @@ impl MountTable {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Entry>> {
         // Entries are replaced whole, so a panic elsewhere leaves no half of one.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn status(directory: &Path, entry: &Entry) -> MountStatus {
-    let (revision, expired, problem): (Option<Revision>, _, _) = match &entry.state {
-        State::Active { root, .. } => {
-            let expired = matches!(root.standing_at(ambient::unix_now()), Standing::Expired { .. });
-            (Some(root.root().revision), expired, None)
-        }
-        State::Failed { problem } => (None, false, Some(problem.clone())),
-    };
-    MountStatus {
-        repository: entry.repository.clone(),
-        directory: directory.to_owned(),
-        revision,
-        expired,
-        problem,
-        fill: entry.fill.as_ref().map(Fill::status),
     }
 }
 

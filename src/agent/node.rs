@@ -78,10 +78,10 @@ impl Membership {
 impl Node {
     async fn peer_list(&self) -> Peers {
         let revoked = self.revoked_members().await;
-        let mut peers: Vec<_> = self
-            .mesh
-            .peers()
-            .await
+        let known = self.mesh.peers().await;
+        // Members that were forgotten count in the whole, too.
+        let counts = self.mesh.counts();
+        let mut peers: Vec<_> = known
             .into_iter()
             .map(|peer| PeerStatus {
                 node: peer.node,
@@ -92,6 +92,8 @@ impl Node {
                 rtt_us: peer.rtt_us,
                 sent_bytes: peer.bytes_up,
                 received_bytes: peer.bytes_down,
+                sent_share: share(peer.bytes_up, counts.bytes_up),
+                received_share: share(peer.bytes_down, counts.bytes_down),
             })
             .collect();
         peers.sort_by(|a, b| (&a.cell, a.node).cmp(&(&b.cell, b.node)));
@@ -289,6 +291,11 @@ async fn until(known: impl Fn() -> bool, mut news: tokio::sync::watch::Receiver<
     }
 }
 
+/// A part of a whole; of nothing, none.
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
 fn older(found: Revision, known: Revision) -> String {
     if found == known {
         format!(
@@ -414,4 +421,14 @@ fn unhurried<T: Send + 'static>(
         })
     }
     .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_part_of_the_whole_and_none_of_nothing() {
+        assert_eq!([share(0, 0), share(0, 8), share(2, 8), share(8, 8)], [0.0, 0.0, 0.25, 1.0]);
+    }
 }

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often they are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Most bytes of a file with a ticket: the longest ticket and a few blanks.
-const TICKET_FILE_MAX_BYTES: u64 = 4_096;
+pub(super) const TICKET_FILE_MAX_BYTES: u64 = 4_096;
 
 /// What to do when there is no membership yet.
 #[derive(Debug, clap::Args)]

@@ -44,7 +44,49 @@ fn judge(status: &Status) -> Result<(), CliError> {
         .hint(NEWEST_KEY_REMEDY));
     }
     let failed = status.mounts.iter().find_map(|mount| {
-        mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))
+        let problem = mount.problem.as_ref()?;
+        let directory = mount.directory.display().to_string();
+        // Most name it themselves.
+        Some(if problem.starts_with(&directory) {
+            problem.clone()
+        } else {
+            format!("{directory}: {problem}")
+        })
     });
     failed.map_or(Ok(()), |problem| Err(CliError::failed(problem)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::api::{CacheStatus, MountStatus, Obtained};
+
+    #[test]
+    fn a_failed_mount_is_named_once() {
+        for problem in ["/mnt/sw: mount: Invalid argument", "no root of sw.example.org could be had"] {
+            let mount = MountStatus {
+                repository: "sw.example.org".parse().unwrap(),
+                directory: "/mnt/sw".into(),
+                revision: None,
+                expired: false,
+                problem: Some(problem.to_owned()),
+                note: None,
+                fill: None,
+            };
+            let status = Status {
+                api: 1,
+                version: String::new(),
+                pid: 1,
+                uptime_s: 0,
+                state_dir: "/s".into(),
+                mesh: None,
+                cache: CacheStatus::default(),
+                obtained: Obtained::default(),
+                repositories: Vec::new(),
+                mounts: vec![mount],
+            };
+            let said = judge(&status).unwrap_err().to_string();
+            assert!(said.matches("/mnt/sw").count() == 1 && said.contains(problem), "{said}");
+        }
+    }
 }

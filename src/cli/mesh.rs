@@ -4,11 +4,13 @@ use super::CliError;
 use super::ask::{AgentArgs, StateArgs, block_on, print_json, table};
 use crate::agent::Client;
 use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
+use crate::ambient;
 use crate::mesh::{
     Identity, IdentityError, NEWEST_KEY_REMEDY, REASON_MAX_BYTES, Role, TICKET_MAX_USES, TrustChangeError,
 };
 use crate::model::{CellLabel, NodeId, RepositoryName};
-use std::io::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -162,7 +164,7 @@ pub(super) struct Invite {
     /// Address of this node in the ticket, HOST:PORT; may be repeated [default: where the agent can be reached].
     #[arg(long = "address", value_name = "ADDR")]
     addresses: Vec<String>,
-    /// Write the ticket into FILE (mode 0600) instead of printing it.
+    /// Write the ticket into FILE (mode 0600) instead of printing it. FILE is replaced as a whole; for `starling join --ticket-file`.
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     out: Option<PathBuf>,
     /// Print one JSON object.
@@ -216,14 +218,28 @@ fn invite(args: Invite) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Writes beside and renames, so that who waits for the file never sees a part of it.
-fn write_ticket(file: &Path, ticket: &str) -> std::io::Result<()> {
-    let beside = file.with_extension("new");
-    let mut options = std::fs::File::options();
-    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    writeln!(new, "{ticket}")?;
-    new.sync_all()?;
-    std::fs::rename(&beside, file)
+/// Writes beside and renames, so that who waits for the file never sees a part of it. The file beside is a new one, and
+/// what is renamed over is an old ticket file at most: neither a device nor what a symbolic link leads to.
+fn write_ticket(file: &Path, ticket: &str) -> io::Result<()> {
+    match fs::symlink_metadata(file) {
+        Ok(found) if !found.is_file() => {
+            return Err(io::Error::other("is there already and is no plain file"));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let random = data_encoding::HEXLOWER.encode(&ambient::secret::<8>());
+    let beside = directory.join(format!(".starling-ticket-{random}"));
+    let mut new = fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let written = writeln!(new, "{ticket}")
+        .and_then(|()| new.sync_all())
+        .and_then(|()| fs::rename(&beside, file))
+        .and_then(|()| fs::File::open(directory)?.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
 }
 
 /// What a member may read, for people.
@@ -483,6 +499,36 @@ mod tests {
         assert_eq!(found, ["127.0.0.1:7400".parse().unwrap()]);
         let error = resolve(&["no port".into()]).unwrap_err();
         assert!(error.to_string().contains("no port") && error.code() == 2, "{error}");
+    }
+
+    #[test]
+    fn a_ticket_is_written_for_its_owner_only_and_no_other_file_is_touched() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let text = |name: &str| fs::read_to_string(at(name)).unwrap();
+        for neighbour in ["my.new", "my.txt.new", "target"] {
+            fs::write(at(neighbour), "precious").unwrap();
+        }
+        fs::write(at("my.txt"), "old").unwrap();
+        fs::set_permissions(at("my.txt"), fs::Permissions::from_mode(0o644)).unwrap();
+        write_ticket(&at("my.txt"), "ticket").unwrap();
+        assert_eq!(text("my.txt"), "ticket\n");
+        assert_eq!(fs::metadata(at("my.txt")).unwrap().permissions().mode() & 0o7777, 0o600);
+
+        symlink(at("target"), at("link")).unwrap();
+        symlink(at("nowhere"), at("dangling")).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        for bad in ["link", "dangling", "folder"] {
+            assert!(
+                write_ticket(&at(bad), "ticket").unwrap_err().to_string().contains("no plain file"),
+                "{bad}"
+            );
+        }
+        for neighbour in ["my.new", "my.txt.new", "target"] {
+            assert_eq!(text(neighbour), "precious", "{neighbour}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 7, "nothing is left beside");
     }
 
     #[test]

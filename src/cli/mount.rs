@@ -51,6 +51,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if mount.expired {
         eprintln!("warning: its root has expired; the mount switches when a newer one is announced");
     }
+    if let Some(note) = &mount.note {
+        eprintln!("warning: {note}");
+    }
     Ok(())
 }
 

@@ -2,13 +2,17 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json, table};
+use crate::agent::api::PeerStatus;
 use crate::config::ByteSize;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   starling peers
-  starling peers --json | jq '.peers[] | select(.up)'")]
+  starling peers --json | jq '.peers[] | select(.up)'
+
+ROUND TRIP is that of an open connection, else of the last one; `-`: there was none yet. SENT and RECEIVED are bytes
+of chunks; SHARE is this member's part of all that this node sent to members, or took from them, since it started.")]
 pub(super) struct Args {
     #[command(flatten)]
     agent: AgentArgs,
@@ -30,8 +34,13 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if let Some(reason) = &peers.ended {
         println!("this agent is no member of its mesh any more, and nobody speaks to it: {reason}");
     }
+    print!("{}", peer_table(&peers.peers));
+    Ok(())
+}
+
+fn peer_table(peers: &[PeerStatus]) -> String {
+    let percent = |share: f64| if share > 0.0 { format!("{:.1} %", share * 100.0) } else { "-".to_owned() };
     let rows: Vec<_> = peers
-        .peers
         .iter()
         .map(|peer| {
             let state = match (peer.revoked, peer.up) {
@@ -48,10 +57,36 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
                 state.to_owned(),
                 rtt,
                 ByteSize(peer.sent_bytes).to_string(),
+                percent(peer.sent_share),
                 ByteSize(peer.received_bytes).to_string(),
+                percent(peer.received_share),
             ]
         })
         .collect();
-    print!("{}", table(["NODE", "CELL", "ADDRESS", "STATE", "ROUND TRIP", "SENT", "RECEIVED"], &rows));
-    Ok(())
+    let head = ["NODE", "CELL", "ADDRESS", "STATE", "ROUND TRIP", "SENT", "SHARE", "RECEIVED", "SHARE"];
+    table(head, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::NodeId;
+
+    #[test]
+    fn a_peer_is_shown_with_its_share_of_what_was_given_and_taken() {
+        let peer = PeerStatus {
+            node: NodeId([0xab; 32]),
+            cell: Some("eu/a/r1".parse().unwrap()),
+            address: "10.0.0.1:7400".parse().unwrap(),
+            up: true,
+            rtt_us: Some(1_250),
+            sent_bytes: 0,
+            received_bytes: 1 << 20,
+            sent_share: 0.0,
+            received_share: 0.125,
+        };
+        let text = peer_table(&[peer]);
+        let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().skip(1).collect();
+        assert_eq!(words.join(" "), "eu/a/r1 10.0.0.1:7400 up 1.2 ms 0 B - 1 MiB 12.5 %");
+    }
 }

@@ -22,7 +22,7 @@ Examples:
   starling publish /opt/software --repo sw.example.org --to /srv/stratum --announce /run/starling/agent.sock
 
 The first revision makes keys in --keys (default: $XDG_CONFIG_HOME/starling/keys/NAME) and prints their
-fingerprint, by which others trust the repository. Take root.key off line then: publishing needs it about once a year.
+fingerprint, by which others trust the repository, as NAME@FINGERPRINT; so does each further time. Take root.key off line then: publishing needs it about once a year.
 Any HTTP server that serves DIR is a stratum; `starling stratum serve DIR` is one.";
 
 /// Arguments.
@@ -260,7 +260,6 @@ fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds:
             mib(outcome.new_stored_bytes),
             outcome.segments,
         );
-        println!("others trust it as {name}@{}", keys.fingerprint());
     } else {
         println!(
             "{name}: nothing changed since revision {}; no new revision ({seconds:.1} s)",
@@ -270,6 +269,7 @@ fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds:
             println!("its root was signed anew and is now good until {}", root.expires);
         }
     }
+    println!("others trust it as {name}@{}", keys.fingerprint());
 }
 
 #[cfg(test)]

@@ -122,7 +122,8 @@ fn mounts_table(mounts: &[MountStatus]) -> String {
                 (None, true) => "mounted; its root has expired, no newer one is known".to_owned(),
                 (None, false) => "mounted".to_owned(),
             };
-            let state = state + &mount.fill.as_ref().map_or_else(String::new, fill_note);
+            let note = mount.note.as_ref().map_or_else(String::new, |note| format!("; {note}"));
+            let state = state + &note + &mount.fill.as_ref().map_or_else(String::new, fill_note);
             let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
             [mount.directory.display().to_string(), mount.repository.to_string(), revision, state]
         })
@@ -179,6 +180,7 @@ mod tests {
             revision: Some(Revision(4)),
             expired: false,
             problem: Some("the directory is gone".into()),
+            note: None,
             fill: None,
         });
         let text = human(&status);

@@ -21,6 +21,8 @@ const SUBTYPE: &str = "starling";
 pub(super) const MAX_READ_BYTES: u32 = 1 << 20;
 /// How long a mount that is in the way gets to show that somebody serves it (guess).
 const ALIVE_WITHIN: Duration = Duration::from_secs(2);
+/// Major and minor number of the kernel's FUSE device (Documentation/admin-guide/devices.txt).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// Dead mounts on top of each other that are cleared (guess).
 const MAX_STALE: usize = 8;
 
@@ -54,8 +56,11 @@ pub enum MountError {
         source_name: String,
     },
     /// The kernel offers no FUSE.
-    #[error("/dev/fuse is not there: load the module (`modprobe fuse`), or give the container the device")]
-    NoDevice,
+    #[error("/dev/fuse {found}: load the module (`modprobe fuse`), or give the container the device")]
+    NoDevice {
+        /// What is there instead.
+        found: &'static str,
+    },
     /// Not root, and no helper.
     #[error("mounting needs root (CAP_SYS_ADMIN) or fusermount3 (package `fuse3`): {detail}")]
     NotPermitted {
@@ -193,19 +198,36 @@ fn is_dead(path: &Path) -> bool {
     thread.is_ok() && asked.recv_timeout(ALIVE_WITHIN).unwrap_or(false)
 }
 
+/// Opens the kernel's FUSE device. Anything else in its place, as in a container that has a file of that name, would be found
+/// out by `mount`, which only says "invalid argument".
+fn open_device(device: &Path, mount_point: &Path) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = match rustix::fs::open(device, flags, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => {
+            return Err(MountError::NoDevice { found: "is not there" });
+        }
+        Err(Errno::ISDIR) => return Err(MountError::NoDevice { found: "is no FUSE device" }),
+        Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+            let detail = format!("/dev/fuse: {}; a container must be given it", io::Error::from(errno));
+            return Err(MountError::NotPermitted { detail });
+        }
+        Err(errno) => return Err(failed(mount_point, "open /dev/fuse")(errno.into())),
+    };
+    let found =
+        rustix::fs::fstat(&opened).map_err(|errno| failed(mount_point, "look at /dev/fuse")(errno.into()))?;
+    let is_character_device = rustix::fs::FileType::from_raw_mode(found.st_mode).is_char_device();
+    let number = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
+    if is_character_device && number == FUSE_DEVICE {
+        Ok(opened)
+    } else {
+        Err(MountError::NoDevice { found: "is no FUSE device" })
+    }
+}
+
 /// Mounts a FUSE file system at `path` and returns the kernel's end of it.
 pub(super) fn attach(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device = match rustix::fs::open("/dev/fuse", flags, Mode::empty()) {
-        Ok(device) => device,
-        Err(Errno::NOENT | Errno::NODEV | Errno::NXIO) => return Err(MountError::NoDevice),
-        Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
-            return Err(MountError::NotPermitted {
-                detail: format!("/dev/fuse: {}", io::Error::from(errno)),
-            });
-        }
-        Err(errno) => return Err(failed(path, "open /dev/fuse")(errno.into())),
-    };
+    let device = open_device(Path::new("/dev/fuse"), path)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let options = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other,\
@@ -299,6 +321,20 @@ mod tests {
         assert_eq!(line, MountLine { device, source, file_system });
         assert_eq!(find_mount(LINES, Path::new("/mnt")), None);
         assert_eq!(find_mount(b"nonsense\n1 2 3 - \n", Path::new("3")), None);
+    }
+
+    #[test]
+    fn what_is_no_fuse_device_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let found = [folder.path().join("missing"), file, folder.path().into(), "/dev/null".into()];
+        for (path, says) in
+            found.iter().zip(["not there", "no FUSE device", "no FUSE device", "no FUSE device"])
+        {
+            let error = open_device(path, Path::new("/mnt")).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("modprobe fuse"), "{}: {error}", path.display());
+        }
     }
 
     #[test]

@@ -19,10 +19,18 @@ const QUIET: Duration = Duration::from_secs(1);
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
 enum Act {
-    Kill { place: u32, replace: bool },
+    Kill { place: u32, then: Then },
     Cut { switch: u32, is_cut: bool },
     Slow { place: u32, up: f64, down: f64 },
     KillStratum,
+}
+
+/// What comes in the place of a node that was killed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    Nobody,
+    /// An empty node.
+    New(Option<LiarKind>),
 }
 
 /// All that is still to happen, the next at the end.
@@ -49,11 +57,16 @@ impl Faults {
         let mut watched = None;
         for (fault, places) in scenario.faults.iter().zip(places(scenario)) {
             match fault {
-                Fault::Kill { at_s, until_s, replace, .. } => {
+                Fault::Kill { at_s, until_s, .. } | Fault::Replace { at_s, until_s, .. } => {
+                    let then = match fault {
+                        Fault::Replace { how, .. } => Then::New(Some(*how)),
+                        Fault::Kill { replace: true, .. } => Then::New(None),
+                        _ => Then::Nobody,
+                    };
                     let span = until_s.unwrap_or(*at_s) - at_s;
                     for place in places {
                         let part = f64::from(u32::try_from(generator.below(1_000)).unwrap_or(0)) / 1e3;
-                        due.push((at(at_s + span * part), Act::Kill { place, replace: *replace }));
+                        due.push((at(at_s + span * part), Act::Kill { place, then }));
                     }
                 }
                 Fault::Cut { at_s, for_s, switches } => {
@@ -89,11 +102,12 @@ impl Faults {
         liars
     }
 
-    /// The places where nodes will be killed, in order.
+    /// The places where nodes will be killed, in order, and how who comes there lies.
     #[cfg(test)]
-    pub(super) fn killed(&self) -> Vec<u32> {
+    pub(super) fn killed(&self) -> Vec<(u32, Option<LiarKind>)> {
         let place = |(_, act): &(Time, Act)| match act {
-            Act::Kill { place, .. } => Some(*place),
+            Act::Kill { place, then: Then::New(liar) } => Some((*place, *liar)),
+            Act::Kill { place, then: Then::Nobody } => Some((*place, None)),
             _ => None,
         };
         self.due.iter().rev().filter_map(place).collect()
@@ -114,10 +128,10 @@ impl Faults {
         let mut replaced = Vec::new();
         while let Some((_, act)) = self.due.pop_if(|(at, _)| *at <= now) {
             match act {
-                Act::Kill { place, replace } => {
+                Act::Kill { place, then } => {
                     kill(run, place);
-                    if replace {
-                        replaced.push(place);
+                    if let Then::New(liar) = then {
+                        replaced.push((place, liar));
                     }
                 }
                 Act::Cut { switch, is_cut } => run.network.cut(switch, is_cut)?,
@@ -162,12 +176,12 @@ fn kill(run: &mut Run<'_>, place: u32) {
 }
 
 /// Puts new, empty nodes into places.
-fn replace(run: &mut Run<'_>, places: &[u32]) -> Result<(), LabError> {
+fn replace(run: &mut Run<'_>, places: &[(u32, Option<LiarKind>)]) -> Result<(), LabError> {
     let mut nodes = Vec::new();
-    for place in places {
+    for (place, liar) in places {
         let before = run.members.iter().filter(|member| member.node.place == *place).count();
         let generation = u32::try_from(before + 1).unwrap_or(u32::MAX);
-        nodes.push(Node::new(run.stage, run.network, *place, generation, None)?);
+        nodes.push(Node::new(run.stage, run.network, *place, generation, *liar)?);
     }
     let authority = run.members[0].node.clone();
     let started = join_and_start(run.stage, &authority, &nodes)?;
@@ -202,7 +216,10 @@ fn places(scenario: &Scenario) -> Vec<Vec<u32>> {
 
 fn which(fault: &Fault) -> Option<&Which> {
     match fault {
-        Fault::Kill { nodes, .. } | Fault::Slow { nodes, .. } | Fault::Liar { nodes, .. } => Some(nodes),
+        Fault::Kill { nodes, .. }
+        | Fault::Replace { nodes, .. }
+        | Fault::Slow { nodes, .. }
+        | Fault::Liar { nodes, .. } => Some(nodes),
         Fault::Cut { .. } | Fault::KillStratum { .. } => None,
     }
 }

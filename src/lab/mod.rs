@@ -13,6 +13,7 @@ mod netns;
 mod node;
 mod process;
 mod report;
+mod rounds;
 mod run;
 mod scenario;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use error::LabError;
 pub use liar::tamper;
 pub use process::{Folder, Interrupt, Launcher, Process, ProcessError, may_mount};
 pub use report::{CPU_MAX, Crossing, Fate, Moment, NodeReport, Report};
+pub use rounds::{Rounds, resized};
 pub use run::{Options, check, run};
 pub use scenario::{
     Content, Fault, Fleet, Goals, How, LiarKind, NODES_MAX, Network, Scenario, Stratum, Which, Work,

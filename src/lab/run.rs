@@ -345,6 +345,9 @@ impl Run<'_> {
                 let from = self.members.len();
                 faults.act(self)?;
                 for index in from..self.members.len() {
+                    if self.members[index].node.liar.is_some() {
+                        continue;
+                    }
                     begin(index, self.members[index].node.clone());
                     running += 1;
                 }

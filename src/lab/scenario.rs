@@ -190,6 +190,18 @@ pub enum Fault {
         #[serde(default)]
         replace: bool,
     },
+    /// Nodes die, at random times within a span, and at once an empty node with a new identity and a valid certificate takes each
+    /// one's place, and lies. Neither counts among the nodes that shall complete.
+    Replace {
+        /// From when.
+        at_s: f64,
+        /// Until when. Default: all at once.
+        until_s: Option<f64>,
+        /// Which.
+        nodes: Which,
+        /// How the new ones lie.
+        how: LiarKind,
+    },
     /// Switches are cut off from the rest.
     Cut {
         /// When.
@@ -358,7 +370,7 @@ impl Scenario {
         let mut chosen = 0;
         for fault in &self.faults {
             match fault {
-                Fault::Kill { at_s, until_s, nodes, .. } => {
+                Fault::Kill { at_s, until_s, nodes, .. } | Fault::Replace { at_s, until_s, nodes, .. } => {
                     time(*at_s)?;
                     let until = until_s.unwrap_or(*at_s);
                     let ok = (*at_s..=deadline).contains(&until);

@@ -7,6 +7,7 @@ const WHOLE: &str = "
 seed = 7
 faults = [
     { what = 'kill', at_s = 5, until_s = 15, nodes = 3, replace = true },
+    { what = 'replace', at_s = 6, nodes = 1, how = 'lie' },
     { what = 'cut', at_s = 10, for_s = 30, switches = [1] },
     { what = 'slow', at_s = 1, nodes = [4, 5], up_mbit_s = 2, down_mbit_s = 3 },
     { what = 'liar', nodes = 2, how = 'corrupt' },
@@ -42,7 +43,7 @@ fn a_whole_scenario_is_understood() {
     assert_eq!((scenario.network.queue_ms, scenario.settings.ask_ms), (50.0, 900));
     assert_eq!((scenario.switch_of(7), scenario.switch_of(8)), (0, 1));
     assert_eq!(scenario.cell_of(8).as_str(), "region0/zone/cell1");
-    assert_eq!(scenario.faults.len(), 6);
+    assert_eq!(scenario.faults.len(), 7);
 }
 
 #[test]
@@ -55,7 +56,9 @@ fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
         ("how = 'read'", "how = 'think'", "how", "think"),
         ("switches = [1]", "switches = [2]", "faults.switches", "2"),
         ("nodes = [4, 5]", "nodes = [0]", "faults.nodes", "0"),
-        ("nodes = 3,", "nodes = 13,", "faults.nodes", "18"),
+        ("nodes = 3,", "nodes = 13,", "faults.nodes", "19"),
+        ("how = 'lie'", "howl = 'lie'", "howl", ""),
+        ("at_s = 6", "at_s = 62", "faults.at_s", "62"),
         ("at_s = 5,", "at_s = 61,", "faults.at_s", "61"),
         ("until_s = 15", "until_s = 4", "faults.until_s", "4"),
         ("how = 'stall'", "how = 'smile'", "smile", ""),
@@ -77,8 +80,9 @@ fn nobody_is_hit_by_two_faults_and_the_authority_by_none() {
         assert_eq!(liars[&9], LiarKind::Stall);
         assert!([0, 4, 5].iter().all(|place| !liars.contains_key(place)), "{liars:?}");
         let killed = Faults::plan(&scenario, crate::ambient::now()).killed();
-        assert_eq!(killed.len(), 3);
-        assert!(killed.iter().all(|place| !liars.contains_key(place) && ![0, 4, 5].contains(place)));
+        let liars_later: Vec<_> = killed.iter().filter_map(|(_, liar)| *liar).collect();
+        assert_eq!((killed.len(), liars_later), (4, vec![LiarKind::Lie]));
+        assert!(killed.iter().all(|(place, _)| !liars.contains_key(place) && ![0, 4, 5].contains(place)));
         assert_eq!(killed, Faults::plan(&scenario, crate::ambient::now()).killed(), "the seed decides");
     }
 }

@@ -184,11 +184,7 @@ mod tests {
     #[test]
     fn the_newest_offender_is_judged_by_what_it_does_however_many_there_are() {
         let conduct = Conduct::default();
-        let node = |n: usize| {
-            let mut id = [7; 32];
-            id[..8].copy_from_slice(&n.to_le_bytes());
-            NodeId(id)
-        };
+        let node = NodeId::numbered;
         let worst = node(OFFENDERS_MAX - 1);
         for _ in 0..4 {
             assert!(!conduct.note(worst, Offence::Protocol, Time::ZERO));

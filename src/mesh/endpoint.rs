@@ -415,6 +415,11 @@ impl Endpoint {
         self.inner.shared.registry.by_node()
     }
 
+    /// The round trip of the nodes with which there are connections now, of both planes and directions.
+    pub(super) fn round_trips(&self) -> HashMap<NodeId, Duration> {
+        self.inner.shared.registry.round_trips()
+    }
+
     /// One open connection for chunks with each node that has one.
     pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
         self.inner.shared.registry.one_of_each()

@@ -338,6 +338,16 @@ impl Registry {
         counts
     }
 
+    /// The shortest round trip of the open connections with each node.
+    pub(super) fn round_trips(&self) -> HashMap<NodeId, Duration> {
+        let mut shortest = HashMap::new();
+        for inner in self.live().into_iter().filter(|inner| inner.quinn.close_reason().is_none()) {
+            let rtt = inner.quinn.rtt();
+            shortest.entry(inner.node).and_modify(|least| *least = rtt.min(*least)).or_insert(rtt);
+        }
+        shortest
+    }
+
     /// One open connection for chunks with each node.
     pub(super) fn one_of_each(&self) -> Vec<MemberConnection> {
         let mut seen = HashMap::new();
@@ -411,9 +421,7 @@ mod tests {
         assert!(registry.is_banned(&NodeId([1; 32])));
         assert!(!registry.is_banned(&NodeId([2; 32])));
         for i in 0..=BANS_MAX {
-            let mut id = [3; 32];
-            id[..8].copy_from_slice(&(i as u64).to_le_bytes());
-            registry.ban(NodeId(id), Duration::from_secs(3_600));
+            registry.ban(NodeId::numbered(i), Duration::from_secs(3_600));
         }
         assert_eq!(registry.lock().bans.len(), BANS_MAX);
         assert!(!registry.is_banned(&NodeId([1; 32])), "the ban that would have ended first made room");

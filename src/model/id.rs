@@ -194,6 +194,16 @@ impl NodeId {
     }
 }
 
+#[cfg(all(test, feature = "node"))]
+impl NodeId {
+    /// A node that a test makes up; such nodes are in the order of their numbers. It is no key.
+    pub(crate) fn numbered(number: usize) -> Self {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&(number as u64).to_be_bytes());
+        Self(id)
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))

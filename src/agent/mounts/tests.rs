@@ -50,6 +50,8 @@ struct Kernel {
     shown: Mutex<BTreeMap<PathBuf, u64>>,
     /// Whether catalogs can be had.
     catalogs: AtomicBool,
+    /// Whether the node's certificate leaves the repository out.
+    out_of_scope: AtomicBool,
     /// A root that a stratum would give.
     stratum: Mutex<Option<Vec<u8>>>,
 }
@@ -88,6 +90,9 @@ impl Mounter for DoubleMounter {
             }
             Ok(Arc::new(Marked(root.root().revision.0)) as Arc<dyn Tree>)
         })
+    }
+    fn is_out_of_scope(&self, _: &RepositoryName) -> bool {
+        self.kernel.out_of_scope.load(Ordering::SeqCst)
     }
     fn fill_parts(&self, _: &RepositoryName) -> FillParts {
         FillParts {
@@ -359,4 +364,21 @@ async fn a_fill_begins_anew_with_each_revision_and_after_a_restart() {
     let again = world.table();
     again.tend().await;
     assert!(again.list()[0].fill.is_some());
+}
+
+#[tokio::test]
+async fn a_mount_outside_of_the_certificate_s_scope_says_so() {
+    let world = World::new();
+    world.publish(1, 1_000);
+    let table = world.table();
+    assert_eq!(table.mount(world.request()).await.unwrap().note, None);
+    world.kernel.out_of_scope.store(true, Ordering::SeqCst);
+    assert!(table.list()[0].note.as_ref().unwrap().contains("certificate does not cover"));
+    let other = MountRequest { repository: "other.example".parse().unwrap(), ..world.request() };
+    table.unmount(&world.request().directory).await.unwrap();
+    let hint = table.mount(other).await.unwrap_err().hint.unwrap();
+    assert!(
+        hint.contains("certificate does not cover") && hint.contains("repo add other.example@"),
+        "{hint}"
+    );
 }

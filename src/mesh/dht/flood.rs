@@ -154,12 +154,6 @@ mod tests {
 
     const RATE: Rate = Rate { per_s: 10, burst: 20 };
 
-    fn node(number: u16) -> NodeId {
-        let mut id = [0; 32];
-        id[..2].copy_from_slice(&number.to_le_bytes());
-        NodeId(id)
-    }
-
     fn at(millis: u64) -> Time {
         Time::ZERO + Duration::from_millis(millis)
     }
@@ -167,10 +161,10 @@ mod tests {
     #[test]
     fn a_burst_passes_then_the_rate_holds_and_others_do_not_feel_it() {
         let mut buckets = Buckets::new(RATE);
-        assert_eq!((0..100).filter(|_| buckets.take(node(1), at(0)).is_ok()).count(), 20);
-        assert_eq!(buckets.take(node(1), at(0)), Err(Duration::from_millis(100)));
-        assert_eq!(buckets.take(node(2), at(0)), Ok(()));
-        let passed = (0..10_000).filter(|ms| buckets.take(node(1), at(*ms)).is_ok()).count();
+        assert_eq!((0..100).filter(|_| buckets.take(NodeId::numbered(1), at(0)).is_ok()).count(), 20);
+        assert_eq!(buckets.take(NodeId::numbered(1), at(0)), Err(Duration::from_millis(100)));
+        assert_eq!(buckets.take(NodeId::numbered(2), at(0)), Ok(()));
+        let passed = (0..10_000).filter(|ms| buckets.take(NodeId::numbered(1), at(*ms)).is_ok()).count();
         assert!((99..=100).contains(&passed), "{passed} in ten seconds at ten a second");
     }
 
@@ -178,17 +172,17 @@ mod tests {
     fn only_who_goes_on_without_a_break_is_a_flooder() {
         let mut buckets = Buckets::new(RATE);
         for ms in (0..60_000).step_by(10) {
-            let _ = buckets.take(node(1), at(ms));
+            let _ = buckets.take(NodeId::numbered(1), at(ms));
             // Loud for two seconds, then quiet for two.
             if ms / 2_000 % 2 == 0 {
-                let _ = buckets.take(node(2), at(ms));
+                let _ = buckets.take(NodeId::numbered(2), at(ms));
             }
-            let expected = if ms < 31_000 { vec![] } else { vec![node(1)] };
+            let expected = if ms < 31_000 { vec![] } else { vec![NodeId::numbered(1)] };
             if ms % 1_000 == 0 && !(30_000..33_000).contains(&ms) {
                 assert_eq!(buckets.flooders(at(ms)), expected, "after {ms} ms");
             }
         }
-        buckets.forget(&node(1));
+        buckets.forget(&NodeId::numbered(1));
         assert_eq!(buckets.flooders(at(60_000)), []);
     }
 
@@ -196,11 +190,11 @@ mod tests {
     fn the_account_is_bounded_and_who_is_quiet_makes_room() {
         let mut buckets = Buckets::new(RATE);
         for number in 0..5_000 {
-            let _ = buckets.take(node(number), at(0));
+            let _ = buckets.take(NodeId::numbered(number), at(0));
         }
         assert_eq!(buckets.members.len(), MEMBERS_MAX);
-        assert!(buckets.take(node(5_000), at(0)).is_err());
-        assert_eq!(buckets.take(node(5_000), at(60_000)), Ok(()));
+        assert!(buckets.take(NodeId::numbered(5_000), at(0)).is_err());
+        assert_eq!(buckets.take(NodeId::numbered(5_000), at(60_000)), Ok(()));
         assert_eq!(buckets.members.len(), 1);
     }
 }

@@ -61,26 +61,20 @@ impl Wishes {
 mod tests {
     use super::*;
 
-    fn node(n: usize) -> NodeId {
-        let mut id = [0; 32];
-        id[..8].copy_from_slice(&n.to_le_bytes());
-        NodeId(id)
-    }
-
     #[test]
     fn beyond_the_bound_all_are_forgotten_rather_than_one_missed() {
         let wishes = Wishes::default();
         for n in (0..NODES_MAX).chain(0..NODES_MAX) {
-            wishes.forget(node(n));
+            wishes.forget(NodeId::numbered(n));
         }
-        assert_eq!(wishes.take(), Some(Wish::Nodes((0..NODES_MAX).map(node).collect())));
+        assert_eq!(wishes.take(), Some(Wish::Nodes((0..NODES_MAX).map(NodeId::numbered).collect())));
         assert_eq!(wishes.take(), None);
         for n in 0..=NODES_MAX {
-            wishes.forget(node(n));
+            wishes.forget(NodeId::numbered(n));
         }
         assert_eq!(wishes.take(), Some(Wish::All));
         wishes.forget_all();
-        wishes.forget(node(1));
+        wishes.forget(NodeId::numbered(1));
         assert_eq!(wishes.take(), Some(Wish::All));
     }
 }

@@ -152,12 +152,8 @@ mod tests {
     #[test]
     fn the_number_of_members_is_bounded_and_those_without_use_go() {
         let members = Members::default();
-        let id = |number: u32| {
-            let mut id = [0; 32];
-            id[..4].copy_from_slice(&number.to_le_bytes());
-            NodeId(id)
-        };
-        for number in 0..3 * u32::try_from(MEMBERS_MAX).unwrap() {
+        let id = NodeId::numbered;
+        for number in 0..3 * MEMBERS_MAX {
             vouch(&members, id(number), "a/a/a", [10, 0, 0, 1]);
         }
         assert!(members.is_crowded() && members.lock().len() == 2 * MEMBERS_MAX);

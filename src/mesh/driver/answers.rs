@@ -78,19 +78,13 @@ mod tests {
 
     const CELL: &str = "eu/a/r1";
 
-    fn node(n: usize) -> NodeId {
-        let mut id = [0; 32];
-        id[..8].copy_from_slice(&n.to_be_bytes());
-        NodeId(id)
-    }
-
     fn list(nodes: impl IntoIterator<Item = usize>) -> BTreeMap<NodeId, usize> {
-        nodes.into_iter().map(|n| (node(n), n)).collect()
+        nodes.into_iter().map(|n| (NodeId::numbered(n), n)).collect()
     }
 
     #[test]
     fn one_member_hides_nobody_and_adds_nobody_away() {
-        let known = [node(1), node(2), node(3)];
+        let known = [NodeId::numbered(1), NodeId::numbered(2), NodeId::numbered(3)];
         let mut answers = Answers::new();
         assert_eq!(answers.take(&CELL, list([3]), &known), Next::AskAnother);
         assert_eq!(answers.take(&CELL, list([1, 2]), &known), Next::Tell(list([1, 2, 3])));
@@ -101,7 +95,7 @@ mod tests {
 
     #[test]
     fn who_grew_is_told_at_once_and_who_shrank_after_a_second_answer_or_at_the_end() {
-        let known = [node(1), node(2)];
+        let known = [NodeId::numbered(1), NodeId::numbered(2)];
         let mut answers = Answers::new();
         assert_eq!(answers.take(&CELL, list([1, 2, 3]), &known), Next::Tell(list([1, 2, 3])));
         assert_eq!(answers.take(&"eu/a/r2", list([1]), &known), Next::AskAnother);
@@ -115,7 +109,7 @@ mod tests {
         let mut answers = Answers::new();
         assert!(matches!(answers.take(&CELL, list(0..HELD_MAX), &[]), Next::Tell(_)));
         assert_eq!(answers.take(&CELL, list([HELD_MAX]), &[]), Next::Nothing);
-        assert_eq!(answers.take(&"eu/a/r2", list([1]), &[node(2)]), Next::Tell(list([1])));
+        assert_eq!(answers.take(&"eu/a/r2", list([1]), &[NodeId::numbered(2)]), Next::Tell(list([1])));
         assert_eq!(answers.take(&"eu/a/r2", list([1, 2]), &[]), Next::Nothing);
         assert_eq!(answers.held, HELD_MAX);
     }

@@ -15,6 +15,7 @@ macro_rules! counters {
 
         /// The counters of the mesh at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        #[cfg_attr(test, derive(serde::Deserialize))]
         pub struct MeshCounts {
             $($(#[$doc])+ pub $name: u64,)+
             /// Nodes banned.
@@ -80,6 +81,10 @@ counters! {
     stalls,
     /// Documents that came again and were not looked at.
     news_repeated,
+    /// Times that this node's cell was halved.
+    cells_halved,
+    /// Times that this node's cell and another half of its label became one.
+    cells_joined,
 }
 
 /// Counts one more.

@@ -194,6 +194,9 @@ impl Driver {
     /// This node's cell is another part of its label now: others are its homes. Who was in it and is no longer is up
     /// as before, in the next cell; who is in it again is up when SWIM says so.
     fn parted(&mut self, part: Part) {
+        let counters = &self.links.counters;
+        let is_finer = part.bits() > self.peers.own_cell().part.bits();
+        count(if is_finer { &counters.cells_halved } else { &counters.cells_joined });
         let mut updates = Vec::new();
         self.peers.set_own_part(part, &mut updates);
         self.tell_peers(updates);

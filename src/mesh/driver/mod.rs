@@ -150,7 +150,7 @@ pub struct PeerStatus {
     pub near: bool,
     /// Whether it is believed to be alive.
     pub up: bool,
-    /// Round-trip time of the last connection in microseconds, if there was one.
+    /// Round-trip time in microseconds: of an open connection of either plane, else of the last one for chunks.
     pub rtt_us: Option<u64>,
     /// Bytes of chunks sent to it.
     pub bytes_up: u64,

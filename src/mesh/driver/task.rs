@@ -515,6 +515,10 @@ impl Driver {
     }
 
     fn status(&self) -> Vec<PeerStatus> {
+        let network = self.links.network.as_ref();
+        let open = network.map(|network| network.endpoint.round_trips()).unwrap_or_default();
+        // What was measured last, where no connection is left.
+        let rtt = |entry: &PeerEntry| open.get(&entry.node).copied().or(entry.rtt);
         self.peers
             .others()
             .map(|(_, entry)| PeerStatus {
@@ -523,7 +527,7 @@ impl Driver {
                 cell: entry.cell.clone(),
                 near: self.peers.is_in(entry, self.peers.own_cell()),
                 up: entry.up,
-                rtt_us: entry.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                rtt_us: rtt(entry).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
                 bytes_up: entry.bytes_up,
                 bytes_down: entry.bytes_down,
             })

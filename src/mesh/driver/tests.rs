@@ -506,6 +506,12 @@ async fn a_new_root_reaches_all_and_a_late_member_learns_it_when_it_joins() {
     for node in [&b, &other_cell] {
         eventually("the root is known", || async { *node.local.revision.lock().unwrap() == 7 }).await;
     }
+    // No chunk was asked for: a document alone makes a connection.
+    eventually("the round trip is seen", || async {
+        [&a, &b].iter().all(|node| node.mesh.counts().asks_sent == 0)
+            && a.mesh.peers().await.iter().any(|peer| peer.rtt_us.is_some())
+    })
+    .await;
     let late = TestNode::start(&mesh, Options::cell("eu/a/r1"), &[&b], &stratum);
     eventually("the root is known", || async { *late.local.revision.lock().unwrap() == 7 }).await;
 }

@@ -108,11 +108,7 @@ mod tests {
     fn the_best_known_address_comes_first_and_what_is_remembered_is_bounded() {
         let addresses = Addresses::default();
         let at = |port| SocketAddr::from(([10, 0, 0, 1], port));
-        let node = |number: u64| {
-            let mut id = [0; 32];
-            id[..8].copy_from_slice(&number.to_le_bytes());
-            NodeId(id)
-        };
+        let node = NodeId::numbered;
         assert_eq!(addresses.of(&node(1), at(1)), [at(1)]);
         addresses.know(node(1), &[at(1), at(2), at(3)]);
         assert_eq!(addresses.of(&node(1), at(2)), [at(2), at(1), at(3)]);
@@ -120,7 +116,7 @@ mod tests {
         assert_eq!(addresses.of(&node(1), at(0)).len(), CONTACT_MAX_ADDRESSES);
         addresses.know(node(1), &[at(7)]);
         assert_eq!(addresses.of(&node(1), at(1)), [at(1)]);
-        for number in 0..2 * NODES_MAX as u64 {
+        for number in 0..2 * NODES_MAX {
             addresses.know(node(number), &[at(1), at(2)]);
             addresses.know(node(3), &[at(1)]);
         }

@@ -293,26 +293,23 @@ fn has_expired(proof: &TicketProof) -> bool {
 mod tests {
     use super::*;
 
-    fn node(n: usize) -> NodeId {
-        let mut id = [0; 32];
-        id[..8].copy_from_slice(&n.to_le_bytes());
-        NodeId(id)
-    }
-
     #[test]
     fn no_ticket_under_many_names_fills_the_desk() {
         let mut crowd = Crowd::default();
         let mut come = |from: usize, shows| {
-            (from..from + 1_000).filter(|n| crowd.enter(node(*n), shows).is_ok()).count()
+            (from..from + 1_000).filter(|n| crowd.enter(NodeId::numbered(*n), shows).is_ok()).count()
         };
         assert_eq!(come(0, Shows::ExpiredTicket), WITH_EXPIRED_MAX);
         let spent = Shows::Ticket(TicketId([1; 16]));
         assert_eq!(come(1_000, spent), WITH_ONE_TICKET_MAX);
         let left = PRESENT_MAX - WITH_EXPIRED_MAX - WITH_ONE_TICKET_MAX;
         assert_eq!(come(2_000, Shows::Membership), left);
-        assert!(crowd.enter(node(9_000), Shows::Ticket(TicketId([2; 16]))).is_err(), "the desk is full");
-        crowd.0.remove(&node(0));
-        assert!(crowd.enter(node(2_000), Shows::Membership).is_err(), "no node is there twice");
-        assert!(crowd.enter(node(9_000), Shows::Ticket(TicketId([2; 16]))).is_ok());
+        assert!(
+            crowd.enter(NodeId::numbered(9_000), Shows::Ticket(TicketId([2; 16]))).is_err(),
+            "the desk is full"
+        );
+        crowd.0.remove(&NodeId::numbered(0));
+        assert!(crowd.enter(NodeId::numbered(2_000), Shows::Membership).is_err(), "no node is there twice");
+        assert!(crowd.enter(NodeId::numbered(9_000), Shows::Ticket(TicketId([2; 16]))).is_ok());
     }
 }

@@ -4,7 +4,20 @@ use serde::Serialize;
 
 /// Decisions since the node began. All only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct Counts {
+    /// Homes that were asked because those ranked before them had failed or were passed over.
+    pub homes_failed_over: u64,
+    /// Asks of next ranks, because this node is a home that is new and empty.
+    pub peeks: u64,
+    /// Asks of homes in other cells of the region, because this node has the lease and another cell had it before.
+    pub peeks_elsewhere: u64,
+    /// Look-ups of who announced a segment.
+    pub lookups: u64,
+    /// Fetches from the strata that this node began under its lease.
+    pub leases: u64,
+    /// Of those, fetches that were broken off because nothing came for too long.
+    pub leases_lapsed: u64,
     /// Asks of a second source beside a slow one.
     pub hedges: u64,
     /// Chunks that the second source delivered first.

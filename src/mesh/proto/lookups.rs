@@ -65,6 +65,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let until = self.now + Duration::from_millis(u64::from(self.settings.lookup_ms));
                 self.lookups.0.insert(segment, Lookup::Running(until));
                 self.timers.arm(Timer::Lookup, until);
+                self.counts.lookups += 1;
                 out.push(Output::FindProviders { segment });
             }
         }

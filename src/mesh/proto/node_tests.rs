@@ -322,6 +322,8 @@ fn a_home_that_misses_it_or_fails_is_followed_by_the_next_rank() {
     let outputs = one.event(Event::Peers(PeerUpdate::Down { peer: down }));
     // The chain is exhausted: the lease home is the first rank, which failed; so the strata.
     assert!(outputs.contains(&Output::FetchUpstream { chunk }), "{outputs:?}");
+    let counts = one.core.counts();
+    assert_eq!((counts.homes_failed_over, counts.leases, counts.leases_lapsed), (2, 1, 0));
 }
 
 #[test]
@@ -427,6 +429,7 @@ fn a_lease_lapses_without_progress() {
     one.want(CHUNK, Class::Read);
     let outputs = one.pass(Duration::from_secs(7));
     assert!(outputs.contains(&Output::CancelUpstream { chunk: CHUNK }), "{outputs:?}");
+    assert_eq!(one.core.counts().leases_lapsed, 1);
 }
 
 #[test]

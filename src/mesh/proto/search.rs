@@ -78,6 +78,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match self.next_authority(&mut fetch) {
                 Some(peer) => {
                     fetch.named = false;
+                    self.counts.homes_failed_over += u64::from(stage == Stage::Homes && fetch.rank > 1);
+                    self.counts.peeks += u64::from(stage == Stage::Peek);
+                    self.counts.peeks_elsewhere += u64::from(stage == Stage::PeekCells);
                     return self.ask(fetch, peer, out);
                 }
                 None if stage == Stage::Upstream => return self.go_upstream(fetch, out),

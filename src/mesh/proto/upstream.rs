@@ -99,6 +99,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             let longer = 1_u32 << fetch.upstream_tries.min(UPSTREAM_DOUBLINGS_MAX);
             fetch.due = self.now + longer * self.lease();
             fetch.upstream_tries += 1;
+            self.counts.leases += 1;
             out.push(Output::FetchUpstream { chunk: fetch.chunk });
             self.timers.arm(Timer::Fetch, fetch.due);
             self.fetches.put(fetch);
@@ -156,6 +157,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// No progress for as long as a lease is good.
     pub(super) fn lease_lapsed(&mut self, fetch: Fetch, out: &mut Outbox) {
+        self.counts.leases_lapsed += 1;
         out.push(Output::CancelUpstream { chunk: fetch.chunk });
         self.retry_upstream(fetch, out);
     }
