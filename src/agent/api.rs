@@ -40,6 +40,21 @@ pub struct Status {
     pub repositories: Vec<RepositoryStatus>,
     /// What it has mounted.
     pub mounts: Vec<MountStatus>,
+    /// What is wrong beside that, as sentences for a person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
+}
+
+impl Status {
+    /// Why the agent is not fit for work, if it is not: what its health is judged by.
+    pub fn unfit(&self) -> Option<String> {
+        let ended = self.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref());
+        let ended = ended.map(|reason| format!("this agent is no member of its mesh any more: {reason}"));
+        let mount = |mount: &MountStatus| {
+            mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))
+        };
+        ended.or_else(|| self.mounts.iter().find_map(mount)).or_else(|| self.troubles.first().cloned())
+    }
 }
 
 /// A member's place in its mesh.

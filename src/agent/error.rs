@@ -2,7 +2,7 @@
 
 use super::server::SocketError;
 use crate::cache::CacheError;
-use crate::mesh::{EndpointError, IdentityError, StateError};
+use crate::mesh::{EndpointError, IdentityError};
 use crate::trust::RegistryError;
 use std::io;
 use std::net::SocketAddr;
@@ -37,9 +37,6 @@ pub enum AgentError {
     /// The UDP endpoint of the mesh.
     #[error("mesh: {0}")]
     Endpoint(#[from] EndpointError),
-    /// The desk at which an authority certifies others.
-    #[error("joining desk: {0}")]
-    Desk(#[from] StateError),
     /// The mesh's driver.
     #[error("mesh: {0}")]
     Mesh(io::Error),

@@ -2,7 +2,6 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on};
-use crate::agent::api::Status;
 use crate::upstream::{HttpClient, HttpOptions};
 
 /// Arguments.
@@ -11,8 +10,9 @@ use crate::upstream::{HttpClient, HttpOptions};
   starling health                                   # this machine's agent
   starling health --stratum http://localhost:8000
 
-Exit code 0: the agent answers, its membership counts and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
-Made for health checks of containers and units.")]
+Exit code 0: the agent answers, its membership counts, all its mounts are there and it sees others of its mesh (or knows of none, or
+started or lost sight of them less than a minute ago), or the stratum answers. Otherwise 1, with the reason. Made for health checks of
+containers and units. `/healthz` of `http_listen` judges alike, with the status 503 instead of 1.")]
 pub(super) struct Args {
     #[command(flatten)]
     agent: AgentArgs,
@@ -28,16 +28,6 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         return block_on(async { stratum.answers().await.map_err(CliError::failed) });
     }
     let client = args.agent.client();
-    judge(&block_on(async { Ok(client.status().await?) })?)
-}
-
-fn judge(status: &Status) -> Result<(), CliError> {
-    if let Some(reason) = status.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref()) {
-        let problem = format!("this agent is no member of its mesh any more: {reason}");
-        return Err(CliError::failed(problem));
-    }
-    let failed = status.mounts.iter().find_map(|mount| {
-        mount.problem.as_ref().map(|problem| format!("{}: {problem}", mount.directory.display()))
-    });
-    failed.map_or(Ok(()), |problem| Err(CliError::failed(problem)))
+    let status = block_on(async { Ok(client.status().await?) })?;
+    status.unfit().map_or(Ok(()), |problem| Err(CliError::failed(problem)))
 }

@@ -1,7 +1,7 @@
 //! `starling mesh`: make a mesh, invite machines into it, see its members, and end memberships.
 
 use super::CliError;
-use super::ask::{AgentArgs, StateArgs, block_on, print_json, table};
+use super::ask::{AgentArgs, StateArgs, after_membership, block_on, print_json, table};
 use crate::agent::Client;
 use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
 use crate::mesh::{Identity, IdentityError, REASON_MAX_BYTES, Role, TICKET_MAX_USES};
@@ -23,7 +23,7 @@ pub(super) enum Command {
   starling mesh init
   starling mesh init --cell eu-west/a/rack12
 
-Then run `starling agent` here, and `starling mesh invite` for each further machine.")]
+Then run `starling agent` here, or restart the one that runs, and `starling mesh invite` for each further machine.")]
     Init {
         #[command(flatten)]
         state: StateArgs,
@@ -354,7 +354,10 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
     let dir = state.dir();
     let identity = Identity::found_mesh(&dir, cell).map_err(|error| match &error {
         IdentityError::AlreadyAMember { .. } => {
-            CliError::failed(&error).hint("one state folder belongs to one mesh; choose another with --state")
+            CliError::failed(&error).hint(
+                "one state folder belongs to one mesh; choose another with --state. An agent that has run since before this \
+                 machine became a member must be restarted",
+            )
         }
         _ => CliError::failed(&error),
     })?;
@@ -374,6 +377,7 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
         membership.cell
     );
     eprintln!("its authority's key lies in {}: keep it, and keep it secret", dir.display());
+    eprintln!("{}", after_membership(&dir));
     Ok(())
 }
 
