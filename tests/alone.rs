@@ -90,3 +90,30 @@ fn a_node_that_sees_nobody_gets_a_new_revision_from_the_strata() {
     first.start();
     wait_for("health", LONG, || unfit(&second).is_none().then_some(()));
 }
+
+#[test]
+fn a_node_whose_membership_has_lapsed_finds_an_authority_at_another_address_by_name() {
+    let base = tempfile::tempdir().unwrap();
+    let later = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = |name: &str, text: String| {
+        let file = base.path().join(name);
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let short = config("authority.toml", "certificate_life_s = 6\n".into());
+    let named = config("node.toml", format!("bootstrap = [\"localhost:{}\"]\n", later.port()));
+    let mut first = Node::new(base.path().join("first")).with_args(&["--config", &short]);
+    first.init_mesh("here/a/1");
+    first.start();
+    let mut second = Node::new(base.path().join("second")).with_args(&["--config", &named]);
+    second.join(&first.invite(), "here/a/1");
+    second.start();
+    wait_for("both to see each other", LONG, || (second.peers_up() == 1).then_some(()));
+    second.stop();
+    first.stop();
+    std::thread::sleep(Duration::from_secs(7));
+    first.move_to(&later.to_string());
+    first.start();
+    second.start();
+    wait_for("the mesh", LONG, || (second.peers_up() == 1 && first.peers_up() == 1).then_some(()));
+}

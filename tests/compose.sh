@@ -109,7 +109,7 @@ healthy
 for node in authority node1 node2 node3; do
   up=
   for _ in $(seq 240); do
-    up=$(figure $node 'starling_members{state="up"}')
+    up=$(figure $node 'starling_members{state="up"}' || true)
     [ "$up" = 4 ] && break
     sleep 0.5
   done

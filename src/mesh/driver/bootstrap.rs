@@ -11,6 +11,7 @@ use super::super::endpoint::Endpoint;
 use super::cells::Hint;
 use super::mdns::Lan;
 use super::task::Message;
+use crate::ambient;
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -74,7 +75,7 @@ impl Bootstrap {
                 }
                 None => tokio::time::sleep(PATIENCE).await,
             }
-            if self.seen.load(Ordering::Relaxed) > 0 {
+            if self.seen.load(Ordering::Relaxed) > 0 || !self.is_member() {
                 pause = PAUSE_FIRST;
                 continue;
             }
@@ -102,6 +103,13 @@ impl Bootstrap {
             }
             pause = (pause * 2).min(PAUSE_LATER);
         }
+    }
+
+    /// Whether anybody would let this node in, as it knows itself. Else only an authority is of use, and the renewal looks for
+    /// one.
+    fn is_member(&self) -> bool {
+        let identity = self.endpoint.identity();
+        identity.trust().check(&identity.membership(), ambient::unix_now()).is_ok()
     }
 
     /// Where members were, before the start and since.
