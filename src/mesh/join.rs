@@ -22,7 +22,7 @@ use super::mesh_trust::{MeshTrust, TrustChangeError};
 use super::ports::News;
 use super::socket;
 use super::state::{Secrecy, StateDir, StateError};
-use super::ticket::{Contact, Ticket, TicketError, TicketId};
+use super::ticket::{CONTACT_MAX_ADDRESSES, Contact, Ticket, TicketError, TicketId};
 use super::tls::{self, Credential, Rules, TlsError, Verified};
 use super::transfer::{
     FrameReader, Renewal, StreamError, lapsed_or_not, take_rest, write_all, write_message,
@@ -31,6 +31,7 @@ use super::wire::{BODY_MAX_BYTES, HEADER_BYTES, Header, MEMBERS_PER_FRAME, VERSI
 use super::wire::{JoinReply, JoinRequest, MemberRecord, Message};
 use crate::model::{CellLabel, NodeId, UnixTime, mix};
 use bytes::Bytes;
+use futures::stream::{FuturesUnordered, Stream, StreamExt as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ use std::time::Duration;
 
 /// Time for one address of a ticket: dial, handshake, question and answer (guess).
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// How much later the next address of an authority is dialled (RFC 8305, section 5).
+const DIAL_APART: Duration = Duration::from_millis(250);
 /// How long a joiner comes again that is told that too many are at the desk: hundreds of machines may start at once with one
 /// ticket, of which the desk serves dozens a second (guess).
 const CROWD_PATIENCE: Duration = Duration::from_secs(60);
@@ -193,7 +196,7 @@ struct Declined {
     is_busy: bool,
 }
 
-/// Asks the nodes of `contacts` in turn; the first that answers counts. While one of them is only busy, all are asked again
+/// Asks the nodes of `contacts` in turn, each at all its addresses; the first that answers counts. While one of them is only busy, all are asked again
 /// for as long as `patience`.
 async fn approach(
     key: &NodeKey,
@@ -207,29 +210,29 @@ async fn approach(
     }
     let certified = tls::make_certificate(key, credential)?;
     let endpoint = client_endpoint()?;
-    let places = |contact: &Contact| {
-        let node = contact.node;
-        contact.addresses.iter().map(move |address| (node, *address)).collect::<Vec<_>>()
-    };
-    let places: Vec<(NodeId, SocketAddr)> = contacts.iter().flat_map(places).collect();
     let until = crate::ambient::now() + patience;
     for round in 0_u64.. {
         let (mut tried, mut is_busy) = (Vec::new(), false);
-        for (node, address) in &places {
-            let tls = tls::client_config(&certified, Rules::ByName, *node, &[Alpn::Join.name().as_bytes()])?;
-            let attempt = ask_authority(&endpoint, tls, *address, &request);
-            match tokio::time::timeout(ATTEMPT_LIMIT, attempt).await {
-                Ok(Ok(answer)) => {
-                    endpoint.close(CloseCode::Done.into(), CloseCode::Done.reason());
-                    // A program that ended now would say nothing, and its node would have its place at the desk for seconds more.
-                    let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
-                    return Ok(answer);
+        for contact in contacts {
+            let mut dials = dial(&endpoint, &certified, contact)?;
+            while let Some((address, connected)) = dials.next().await {
+                let answered = match connected {
+                    Ok(connection) => ask_authority(&connection, contact, address, &request).await,
+                    Err(detail) => Err(Declined { detail, is_busy: false }),
+                };
+                match answered {
+                    Ok(answer) => {
+                        drop(dials);
+                        endpoint.close(CloseCode::Done.into(), CloseCode::Done.reason());
+                        // A program that ended now would say nothing, and its node would have its place at the desk for seconds more.
+                        let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
+                        return Ok(answer);
+                    }
+                    Err(declined) => {
+                        is_busy |= declined.is_busy;
+                        tried.push(format!("{address}: {}", declined.detail));
+                    }
                 }
-                Ok(Err(declined)) => {
-                    is_busy |= declined.is_busy;
-                    tried.push(format!("{address}: {}", declined.detail));
-                }
-                Err(_) => tried.push(format!("{address}: no answer within {ATTEMPT_LIMIT:?}")),
             }
         }
         if !is_busy || crate::ambient::now() >= until {
@@ -253,20 +256,59 @@ fn client_endpoint() -> Result<quinn::Endpoint, JoinError> {
     quinn::Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime)).map_err(JoinError::Socket)
 }
 
-/// Asks one authority.
+/// Dials all addresses of an authority, one a little after the other: a machine may have several of which only some lead here.
+/// Who answers first is asked first; the others are only dialled.
+fn dial<'a>(
+    endpoint: &'a quinn::Endpoint,
+    certified: &Arc<rustls::sign::CertifiedKey>,
+    contact: &'a Contact,
+) -> Result<impl Stream<Item = (SocketAddr, Result<quinn::Connection, String>)> + Unpin + 'a, JoinError> {
+    let dials = FuturesUnordered::new();
+    for (number, address) in (0_u32..).zip(&contact.addresses) {
+        let tls =
+            tls::client_config(certified, Rules::ByName, contact.node, &[Alpn::Join.name().as_bytes()])?;
+        let client = quinn::ClientConfig::new(Arc::new(tls));
+        dials.push(Box::pin(async move {
+            tokio::time::sleep(DIAL_APART * number).await;
+            let connected = async {
+                let connecting = endpoint.connect_with(client, *address, tls::SERVER_NAME);
+                connecting.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())
+            };
+            let connected = tokio::time::timeout(ATTEMPT_LIMIT, connected).await;
+            (*address, connected.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT_LIMIT:?}"))))
+        }));
+    }
+    Ok(dials)
+}
+
+/// Asks the authority at the other end, which answered at `address`.
 async fn ask_authority(
-    endpoint: &quinn::Endpoint,
-    tls: quinn::crypto::rustls::QuicClientConfig,
+    connection: &quinn::Connection,
+    contact: &Contact,
     address: SocketAddr,
     request: &Message,
 ) -> Result<Answer, Declined> {
-    let client = quinn::ClientConfig::new(Arc::new(tls));
-    let declined = |detail: String| Declined { detail, is_busy: false };
-    let connecting = endpoint
-        .connect_with(client, address, tls::SERVER_NAME)
-        .map_err(|error| declined(error.to_string()))?;
-    let connection = connecting.await.map_err(|error| declined(error.to_string()))?;
-    converse(&connection, address, request).await.map_err(|detail| {
+    let conversed = tokio::time::timeout(ATTEMPT_LIMIT, converse(connection, request)).await;
+    let conversed = conversed.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT_LIMIT:?}")));
+    let answered = conversed.map(|(first, documents, members, certificate)| {
+        // The address that was seen to lead there comes first; then what it says of itself, and what the ticket does: this
+        // machine's agent may listen elsewhere than this program, and have another way.
+        let granted = match &first {
+            Message::JoinReply(JoinReply::Granted { members, .. }) => &members[..],
+            _ => &[],
+        };
+        let own = granted.iter().chain(&members).filter(|member| member.certificate == certificate);
+        let own = own.flat_map(|member| &member.addresses);
+        let mut addresses = vec![address];
+        for other in own.chain(&contact.addresses) {
+            if !addresses.contains(other) && addresses.len() < CONTACT_MAX_ADDRESSES {
+                addresses.push(*other);
+            }
+        }
+        let authority = MemberRecord { certificate, addresses };
+        Answer { first, documents, members, authority }
+    });
+    answered.map_err(|detail| {
         let busy = |close: &quinn::ApplicationClose| close.error_code == CloseCode::Busy.into();
         let closed = connection.close_reason();
         let is_busy =
@@ -275,11 +317,10 @@ async fn ask_authority(
     })
 }
 
-async fn converse(
-    connection: &quinn::Connection,
-    address: SocketAddr,
-    request: &Message,
-) -> Result<Answer, String> {
+/// What an authority says: its first message, documents, members, and its certificate.
+type Said = (Message, Vec<News>, Vec<MemberRecord>, Vec<u8>);
+
+async fn converse(connection: &quinn::Connection, request: &Message) -> Result<Said, String> {
     if agreed(connection) != Some(Alpn::Join) {
         return Err(format!("it did not agree on {}", Alpn::Join));
     }
@@ -293,8 +334,7 @@ async fn converse(
     let mut reader = FrameReader::new(recv, ATTEMPT_LIMIT);
     let first = reader.message().await.map_err(shown)?.ok_or("it said nothing")?;
     let (documents, members) = take_rest(&mut reader).await.map_err(shown)?;
-    let authority = MemberRecord { certificate, addresses: vec![address] };
-    Ok(Answer { first, documents, members, authority })
+    Ok((first, documents, members, certificate))
 }
 
 /// Checks the answer and stores what it brought, the membership last.
@@ -332,7 +372,6 @@ fn settle(
             asked: format!("{node} in {cell}"),
         });
     }
-    // The authority answered at that address: it comes first, whatever else it says of itself.
     let authority = answer.authority;
     let others: Vec<_> = members.into_iter().filter(|m| m.certificate != authority.certificate).collect();
     let mut records = vec![authority];

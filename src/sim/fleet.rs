@@ -8,7 +8,7 @@ use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
     Answer, Ask, Chunk, Content, Counts, Failure, Input, Nearness, Node, Outbox, Output, Peer, Peers,
-    Segment, Settings, Slice, Source, best_members, lease_cell,
+    Segment, Settings, Slice, Source, best_members, lease_cells,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use std::time::Duration;
 const RANKS: usize = 16;
 /// Slices of a segment (8 MiB of 1 MiB).
 const SEGMENT_SLICES: u32 = 8;
+/// Cells that are known to hold a lease, and in whose place; the core asks for no more by default.
+const LEASE_PLACES: usize = 3;
 /// Contacts in other cells that a node knows.
 const CONTACTS_MAX: usize = 16;
 
@@ -32,8 +34,10 @@ pub(super) struct Map {
     homes: Vec<u32>,
     /// Homes of a slice in a cell: cells with fewer members have fewer.
     ranks: usize,
-    /// By region and slice: the cell that holds the lease.
+    /// By region and slice: the cell that holds the lease, and those that would in its place.
     lease_cells: Vec<u32>,
+    /// As many of them, at most all of a region.
+    lease_places: usize,
     /// By cell.
     contacts: Vec<Vec<Peer>>,
 }
@@ -50,6 +54,7 @@ impl Map {
             homes: Vec::with_capacity(cells as usize * slices as usize * ranks),
             ranks,
             lease_cells: Vec::new(),
+            lease_places: LEASE_PLACES.min(scenario.fleet.cells_per_region as usize),
             contacts: Vec::new(),
         };
         let salt = mix(seed);
@@ -70,8 +75,8 @@ impl Map {
             let first = region * map.cells_per_region;
             for slice in 0..slices {
                 let keys = (first..first + map.cells_per_region).map(|cell| mix(salt ^ mix(u64::from(cell))));
-                let cell = lease_cell(slice_key(slice), keys).unwrap_or(0);
-                map.lease_cells.push(first + u32::try_from(cell).unwrap_or(0));
+                let places = lease_cells(slice_key(slice), keys).into_iter().take(map.lease_places);
+                map.lease_cells.extend(places.map(|cell| first + u32::try_from(cell).unwrap_or(0)));
             }
         }
         map
@@ -126,6 +131,14 @@ impl CellView {
         Self { map: Arc::clone(map), me, cell, members: (members.start, members.end), down: Vec::new() }
     }
 
+    /// The cells of the region that would hold the lease, best first.
+    fn lease_cells(&self, slice: Slice) -> &[u32] {
+        let region = self.cell / self.map.cells_per_region;
+        let row = region as usize * self.map.slices as usize + slice.0 as usize;
+        let (start, places) = (row * self.map.lease_places, self.map.lease_places);
+        self.map.lease_cells.get(start..start + places).unwrap_or_default()
+    }
+
     /// The home of the given rank among the living.
     fn living_home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
         if self.down.is_empty() {
@@ -155,9 +168,12 @@ impl Peers for CellView {
     }
 
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer> {
-        let region = self.cell / self.map.cells_per_region;
-        let row = region as usize * self.map.slices as usize + slice.0 as usize;
-        self.living_home(*self.map.lease_cells.get(row)?, slice, rank)
+        self.living_home(*self.lease_cells(slice).first()?, slice, rank)
+    }
+
+    fn home_elsewhere(&self, slice: Slice, place: usize) -> Option<Peer> {
+        let others = self.lease_cells(slice).iter().filter(|cell| **cell != self.cell);
+        others.filter_map(|cell| self.living_home(*cell, slice, 0)).nth(place)
     }
 
     fn is_up(&self, peer: Peer) -> bool {

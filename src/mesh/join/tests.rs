@@ -96,6 +96,31 @@ async fn a_joiner_becomes_a_member_with_its_own_key_and_knows_whom_to_begin_with
 }
 
 #[tokio::test]
+async fn a_joiner_takes_the_address_that_answers_and_remembers_the_others() {
+    let desk = Desk::open();
+    // Nobody is there; what is sent there is lost, or refused at once.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nowhere = ["127.0.0.1:9".parse().unwrap(), silent.local_addr().unwrap()];
+    let addresses = vec![nowhere[0], nowhere[1], desk.address];
+    let now = crate::ambient::unix_now();
+    let terms = Terms {
+        issued: now,
+        expires: now.after(Duration::from_secs(60)),
+        uses: 1,
+        role: Role::Member,
+        scope: Scope::All,
+        cell: None,
+    };
+    let ticket = desk.office.issue(addresses, terms).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let joining = tokio::time::timeout(ATTEMPT_LIMIT, join_in(&dir, &ticket));
+    let joined = joining.await.expect("no address is waited for to the end").unwrap();
+    let expected = vec![desk.address, nowhere[0], nowhere[1]];
+    assert_eq!(joined.members, vec![(desk.authority.membership(), expected)]);
+    assert_eq!(desk.office.counts().joined, 1, "the ticket is used once");
+}
+
+#[tokio::test]
 async fn machines_that_start_together_with_one_ticket_all_get_in_though_the_desk_takes_fewer() {
     let desk = Desk::open_slow(Duration::from_millis(500));
     let ticket = desk.ticket_with(|terms| terms.uses = 100);

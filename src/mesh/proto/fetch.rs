@@ -66,6 +66,8 @@ pub(super) enum Stage {
     Homes,
     /// This node is the home, new and empty: the next ranks may have it.
     Peek,
+    /// It also has the lease, and got it from another cell of the region, where the slice may have been read before.
+    PeekCells,
     /// The home of the region's lease cell.
     Lease,
     /// This node has the lease: other regions, then the strata.
@@ -95,7 +97,7 @@ pub(super) struct Fetch {
     pub(super) since: Time,
     /// Whether it said `Wait`.
     pub(super) waits: bool,
-    /// Whether it is a next rank that is only peeked at.
+    /// Whether it is only peeked at: a next rank, or the home in another cell.
     pub(super) peeked: bool,
     /// How many, itself included, it may have to wait for one after the other.
     pub(super) behind: u8,
@@ -106,9 +108,9 @@ pub(super) struct Fetch {
     pub(super) stage: Stage,
     /// The next rank to try in this stage.
     pub(super) rank: u8,
-    /// Ranks left in the stage `Peek`.
+    /// Ranks left in the stage `Peek`, cells in `PeekCells`.
     pub(super) peeks: u8,
-    /// A next rank holds other chunks of the slice.
+    /// Somebody who was peeked at holds other chunks of the slice.
     pub(super) partial: bool,
     /// Whom to ask again, because it is responsible or has the chunk but was busy.
     pub(super) again: Option<Peer>,

@@ -83,7 +83,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let in_reach = match fetch.stage {
             Stage::Homes | Stage::Lease => true,
             // The last of those who are peeked at ends the stage, and that is for the first source's answer to do.
-            Stage::Peek => fetch.peeks > 0,
+            Stage::Peek | Stage::PeekCells => fetch.peeks > 0,
             Stage::Upstream | Stage::LastResort => false,
         };
         if !in_reach || (fetch.waits && !stalled) {

@@ -74,7 +74,7 @@ pub use node::Node;
 pub use peers_table::PeerTable;
 pub use possession::POSSESSION_MAX;
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
-pub use rendezvous::{best_members, lease_cell};
+pub use rendezvous::{best_members, lease_cells};
 pub use settings::Settings;
 pub use split::{HALVINGS_MAX, Halving, Part, Sight, Told};
 pub use vocabulary::*;

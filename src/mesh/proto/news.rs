@@ -175,6 +175,9 @@ mod tests {
         fn lease_home(&self, _slice: Slice, _rank: usize) -> Option<Peer> {
             None
         }
+        fn home_elsewhere(&self, _slice: Slice, _place: usize) -> Option<Peer> {
+            None
+        }
         fn is_up(&self, _peer: Peer) -> bool {
             true
         }

@@ -272,8 +272,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     fn peer_up(&mut self, peer: Peer, out: &mut Outbox) {
-        if self.peers.nearness(peer) == Nearness::Cell {
-            // Who was cut off has been the home there meanwhile.
+        if self.peers.nearness(peer) != Nearness::Far {
+            // Who was cut off has been the home there meanwhile, and another cell may have had the lease.
             self.homes.check_anew();
         }
         self.tell_again(peer, out);

@@ -1,6 +1,6 @@
 //! A running node's view of its peers: what [`Peers`] answers from.
 
-use super::rendezvous::{best_members, lease_cell};
+use super::rendezvous::{best_members, lease_cells};
 use super::{Nearness, NumberTooLarge, Peer, PeerUpdate, Peers, Repository, SCOPE_MAX, Slice};
 use smallvec::SmallVec;
 use std::cell::RefCell;
@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const RANKS: usize = 16;
 /// Slices whose ranks are kept; a further one displaces another (about 600 KiB, taken as slices are asked for).
 const CACHED_SLICES: usize = 4_096;
+/// Other cells of the region whose home of a slice is kept: more than the core asks by default.
+const ELSEWHERE: usize = 4;
 /// Contacts in other cells that are offered.
 const CONTACTS_MAX: usize = 64;
 
@@ -36,6 +38,15 @@ struct Ranks {
     slice: Slice,
     own: Ranked,
     lease: Ranked,
+    elsewhere: Ranked,
+}
+
+/// Which list of a slice's ranks.
+#[derive(Clone, Copy)]
+enum Of {
+    Own,
+    Lease,
+    Elsewhere,
 }
 
 /// Peers by interned number, and the ranks of slices, computed when asked for and kept until the view changes.
@@ -178,7 +189,7 @@ impl PeerTable {
         self.members = members;
     }
 
-    fn ranked(&self, slice: Slice, lease: bool, rank: usize) -> Option<Peer> {
+    fn ranked(&self, slice: Slice, of: Of, rank: usize) -> Option<Peer> {
         let mut cache = self.ranks.borrow_mut();
         let index = slice.0 as usize % CACHED_SLICES;
         if cache.len() <= index {
@@ -189,14 +200,18 @@ impl PeerTable {
             Some(ranks) if ranks.slice == slice => ranks,
             _ => entry.insert(self.rank(slice)),
         };
-        let list = if lease { &ranks.lease } else { &ranks.own };
+        let list = match of {
+            Of::Own => &ranks.own,
+            Of::Lease => &ranks.lease,
+            Of::Elsewhere => &ranks.elsewhere,
+        };
         list.get(rank).copied()
     }
 
     fn rank(&self, slice: Slice) -> Ranks {
         let key = self.slice_keys.get(slice.0 as usize).copied().unwrap_or(0);
         let Some(me) = self.row(self.me) else {
-            return Ranks { slice, own: Ranked::new(), lease: Ranked::new() };
+            return Ranks { slice, own: Ranked::new(), lease: Ranked::new(), elsewhere: Ranked::new() };
         };
         // Who may not read a repository could not verify or keep what it is the home of, and would be refused.
         let home =
@@ -204,10 +219,12 @@ impl PeerTable {
         let of_region = || self.all().filter(|(peer, row)| row.region == me.region && home(*peer, row));
         // Parts of one label have one key, and the part of the label's best member holds the lease. So a lease stays where
         // it is when a cell halves.
-        let keys: BTreeSet<u64> = of_region().map(|(_, row)| row.cell_key).collect();
-        let chosen = lease_cell(key, keys.iter().copied()).and_then(|index| keys.iter().nth(index).copied());
+        let keys: Vec<u64> =
+            of_region().map(|(_, row)| row.cell_key).collect::<BTreeSet<u64>>().into_iter().collect();
+        let labels: Vec<u64> =
+            lease_cells(key, keys.iter().copied()).into_iter().map(|index| keys[index]).collect();
         let of_label: Vec<&Row> =
-            of_region().map(|(_, row)| row).filter(|row| Some(row.cell_key) == chosen).collect();
+            of_region().map(|(_, row)| row).filter(|row| Some(&row.cell_key) == labels.first()).collect();
         let first = of_label.first().map_or(me.cell, |row| row.cell);
         let lease_cell = if of_label.iter().all(|row| row.cell == first) {
             first
@@ -229,7 +246,16 @@ impl PeerTable {
         };
         let own = of_cell(me.cell);
         let lease = if lease_cell == me.cell { own.clone() } else { of_cell(lease_cell) };
-        Ranks { slice, own, lease }
+        // Of a halved label, the part of its best member.
+        let best_of = |label: &u64| {
+            let members = of_region()
+                .filter(|(_, row)| row.cell_key == *label && row.cell != me.cell && row.can_be_home());
+            let (peers, keys): (Vec<Peer>, Vec<(u64, u16)>) =
+                members.map(|(peer, row)| (peer, (row.key, row.weight))).unzip();
+            best_members(key, &keys, 1).first().map(|index| peers[*index])
+        };
+        let elsewhere = labels.iter().filter_map(best_of).take(ELSEWHERE).collect();
+        Ranks { slice, own, lease, elsewhere }
     }
 }
 
@@ -247,11 +273,15 @@ impl Peers for PeerTable {
     }
 
     fn home(&self, slice: Slice, rank: usize) -> Option<Peer> {
-        self.ranked(slice, false, rank)
+        self.ranked(slice, Of::Own, rank)
     }
 
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer> {
-        self.ranked(slice, true, rank)
+        self.ranked(slice, Of::Lease, rank)
+    }
+
+    fn home_elsewhere(&self, slice: Slice, place: usize) -> Option<Peer> {
+        self.ranked(slice, Of::Elsewhere, place)
     }
 
     fn is_up(&self, peer: Peer) -> bool {
@@ -430,6 +460,38 @@ mod tests {
             table.set_repository(slice, Some(Repository(1)));
             assert!(table.lease_home(slice, 0).is_some_and(|peer| peer.0 < 4));
         }
+    }
+
+    /// The same with another cell of the region, of 7 and 8.
+    fn three_cells(me: u32) -> PeerTable {
+        let mut table = table(me);
+        for peer in [7, 8] {
+            table.apply(&met(peer, 3, 0, 100), 100).unwrap();
+            table.apply(&PeerUpdate::Up { peer: Peer(peer) }, 100).unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn the_homes_elsewhere_begin_with_the_one_that_had_the_lease_before_this_cell_came() {
+        let (table, mut without) = (three_cells(0), three_cells(4));
+        for peer in (0..4).map(Peer) {
+            without.apply(&PeerUpdate::Forgotten { peer }, 100).unwrap();
+        }
+        let mut own = 0;
+        for slice in (0..200).map(Slice) {
+            let found: Vec<Peer> = (0..9).filter_map(|place| table.home_elsewhere(slice, place)).collect();
+            assert_eq!(found.len(), 2, "one of each other cell of the region");
+            assert!(found.iter().all(|peer| table.nearness(*peer) == Nearness::Region));
+            assert_eq!(without.lease_home(slice, 0), found.first().copied());
+            let lease = table.lease_home(slice, 0);
+            if lease.is_some_and(|home| table.nearness(home) == Nearness::Cell) {
+                own += 1;
+            } else {
+                assert_eq!(lease, found.first().copied(), "the best of the others has it");
+            }
+        }
+        assert!((1..200).contains(&own));
     }
 
     #[test]

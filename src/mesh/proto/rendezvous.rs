@@ -70,10 +70,12 @@ pub fn best_members(slice_key: u64, members: &[(u64, u16)], ranks: usize) -> Vec
     scored.into_iter().map(|(_, index)| index).take(ranks).collect()
 }
 
-/// The index of the cell that holds the lease for a slice, among cells given by their keys.
-pub fn lease_cell(slice_key: u64, cell_keys: impl IntoIterator<Item = u64>) -> Option<usize> {
-    let scored = cell_keys.into_iter().map(|key| Score::of_cell(slice_key, key)).enumerate();
-    scored.max_by_key(|(_, score)| *score).map(|(index, _)| index)
+/// The indices of the cells that would hold the lease for a slice, among cells given by their keys: the first holds it.
+pub fn lease_cells(slice_key: u64, cell_keys: impl IntoIterator<Item = u64>) -> Vec<usize> {
+    let scored = cell_keys.into_iter().map(|key| Reverse(Score::of_cell(slice_key, key)));
+    let mut scored: Vec<(Reverse<Score>, usize)> = scored.zip(0..).collect();
+    scored.sort_unstable();
+    scored.into_iter().map(|(_, index)| index).collect()
 }
 
 /// `-log2((hash + 1) / 2^64)` in fixed point, at least the smallest fraction (so that no weight is divided by zero).

@@ -131,6 +131,18 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                         None => break,
                     }
                 }
+                let cells = if self.leases(fetch.slice) { self.settings.peek_cells } else { 0 };
+                (fetch.stage, fetch.peeks, fetch.rank) = (Stage::PeekCells, cells, 0);
+            }
+            Stage::PeekCells => {
+                while fetch.peeks > 0 {
+                    fetch.peeks -= 1;
+                    match self.peers.home_elsewhere(fetch.slice, next_rank(fetch)) {
+                        Some(peer) if self.usable(fetch, peer) => return Some(peer),
+                        Some(_) => {}
+                        None => break,
+                    }
+                }
                 if !fetch.partial {
                     self.homes.entry(fetch.slice, self.settings.slices_max).checked = true;
                 }
@@ -190,7 +202,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.since = self.now;
         fetch.waits = false;
         fetch.due = self.patience(fetch.len_bytes);
-        fetch.peeked = fetch.stage == Stage::Peek && !fetch.named;
+        fetch.peeked = matches!(fetch.stage, Stage::Peek | Stage::PeekCells) && !fetch.named;
         fetch.behind = self.behind(&fetch);
         if fetch.peeked {
             // A courtesy that has another way out.

@@ -71,6 +71,9 @@ pub struct Settings {
     pub home_ranks: u8,
     /// Next ranks that a new and empty home asks before it goes further (design: two).
     pub peek_ranks: u8,
+    /// Other cells of the region that a new and empty home with the lease asks, those first that would hold it in its cell's place: they
+    /// were the lease cell before a new cell joined (guess: two, as of ranks).
+    pub peek_cells: u8,
     /// Ranks of the lease cell that are tried before the strata are asked without it (guess).
     pub lease_ranks: u8,
     /// Members that are asked, in the order of rank, when every other source failed (guess).
@@ -228,6 +231,7 @@ impl Default for Settings {
             min_copies: 1,
             home_ranks: 3,
             peek_ranks: 2,
+            peek_cells: 2,
             lease_ranks: 2,
             sweep_ranks: 16,
             holders_max: 128,

@@ -318,3 +318,31 @@ fn news_reaches_all_members_once_and_the_other_cells() {
     let repeats = usize::from(Settings::default().news_repeats);
     assert!(spread.values().all(|count| *count <= 8 + 8 + repeats), "bounded fan-out: {spread:?}");
 }
+
+#[test]
+fn a_new_cell_takes_what_another_cell_of_the_region_holds_and_nothing_from_the_strata() {
+    // The old cell had the lease of all slices before the new one came; it holds one half of them.
+    let cells: Vec<(u32, u32)> = (0..12).map(|node| (node / 6, 0)).collect();
+    let mut net = Net::new(&cells, 4 * CHUNKS, Settings::default(), 9);
+    for chunk in (0..4 * CHUNKS).map(Chunk) {
+        if chunk.0 < 2 * CHUNKS {
+            let home = net.home(0, chunk, 0);
+            net.store(home, chunk);
+        }
+    }
+    for chunk in (0..4 * CHUNKS).map(Chunk) {
+        net.want(Peer(6 + chunk.0 % 6), chunk, Class::Fill, Duration::from_secs(60));
+    }
+    net.run(Time::ZERO + Duration::from_secs(60));
+    assert!(net.results.iter().all(|result| result.2.is_ok()) && net.open_wants() == 0);
+    let fetched: Vec<u32> = net
+        .log
+        .iter()
+        .filter_map(|(_, _, output)| match output {
+            Output::FetchUpstream { chunk } => Some(chunk.0),
+            _ => None,
+        })
+        .collect();
+    assert!(fetched.iter().all(|chunk| *chunk >= 2 * CHUNKS), "{fetched:?}");
+    assert_eq!(fetched.len(), 2 * CHUNKS as usize, "one copy of what nobody had");
+}

@@ -335,6 +335,9 @@ pub trait Peers {
     /// region's cells. May lie in the own cell. `None` past the last, or when that cell's members are
     /// not known (the own cell then stands in).
     fn lease_home(&self, slice: Slice, rank: usize) -> Option<Peer>;
+    /// The home of the slice in another cell of the region: in the `place`-th of those that would hold the lease in this
+    /// cell's place, best first. `None` past the last that is known.
+    fn home_elsewhere(&self, slice: Slice, place: usize) -> Option<Peer>;
     /// Whether the peer is believed to be alive.
     fn is_up(&self, peer: Peer) -> bool;
     /// Whether the peer may read what lies in `slice`, as far as is known.
