@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Proves docker-compose.yml: three nodes become healthy, a file read on the third comes from the other two, and `down`
-# leaves no mount. Needs root, docker-compose, and docker with an engine or dockerd, of which it then starts one of its
+# Proves docker-compose.yml: three nodes become healthy, a file read on the third comes from the other two, they find each
+# other again after `down` and `up` in a network with other addresses, and `down` leaves no mount. Needs root, docker-compose, and docker with an engine or dockerd, of which it then starts one of its
 # own in a network namespace of its own. `tests/compose.sh [static binary]` builds the image from that binary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,7 @@ engine=
 finish() {
   set +e
   "${compose[@]}" -p "$name" down -v --timeout 20 >/dev/null 2>&1
+  docker network rm "$name-taken" >/dev/null 2>&1
   if [ -n "$engine" ]; then
     kill "$engine"; wait "$engine" 2>/dev/null
     ip netns del "$name"
@@ -55,15 +56,18 @@ say() { echo "compose: $* (${SECONDS}s)"; }
 dump() { "${compose[@]}" -p "$name" ps; "${compose[@]}" -p "$name" logs --tail 25; }
 "${compose[@]}" -p "$name" up -d >"$work/up.log" 2>&1 || { cat "$work/up.log"; dump; exit 1; }
 container() { "${compose[@]}" -p "$name" ps -q "$1"; }
-for node in node1 node2 node3; do
-  for _ in $(seq 120); do
-    state=$(docker inspect -f '{{.State.Health.Status}}' "$(container $node)")
-    [ "$state" = healthy ] && break
-    sleep 0.5
+healthy() {
+  for node in node1 node2 node3; do
+    for _ in $(seq 120); do
+      state=$(docker inspect -f '{{.State.Health.Status}}' "$(container $node)")
+      [ "$state" = healthy ] && break
+      sleep 0.5
+    done
+    [ "$state" = healthy ] || { say "$node is $state"; dump; exit 1; }
   done
-  [ "$state" = healthy ] || { say "$node is $state"; dump; exit 1; }
-done
-say "three nodes are healthy"
+  say "three nodes are healthy"
+}
+healthy
 
 # A figure of a node by name and label, in whole bytes.
 figure() {
@@ -91,6 +95,45 @@ for node in node1 node2 node3; do
   same $node
 done
 say "the next revision is seen by all, and node3 came back"
+
+# The volumes stay, the network goes; another takes its addresses, so that the next one has none that was anybody's.
+subnet() {
+  local network
+  network=$(docker inspect -f '{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}' "$(container node1)")
+  docker network inspect -f '{{(index .IPAM.Config 0).Subnet}}' "$network"
+}
+before=$(subnet)
+"${compose[@]}" -p "$name" down --timeout 20 >"$work/down.log" 2>&1 || { cat "$work/down.log"; exit 1; }
+docker network create --subnet "$before" "$name-taken" >/dev/null
+echo newer >"$STARLING_CONTENT/sub/newer"
+"${compose[@]}" -p "$name" up -d >"$work/up.log" 2>&1 || { cat "$work/up.log"; dump; exit 1; }
+say "after down and up the network is $(subnet) instead of $before"
+[ "$(subnet)" != "$before" ] || exit 1
+healthy
+for node in authority node1 node2 node3; do
+  up=
+  for _ in $(seq 240); do
+    up=$(figure $node 'starling_members{state="up"}' || true)
+    [ "${up:-0}" -ge 2 ] && break
+    sleep 0.5
+  done
+  [ "${up:-0}" -ge 2 ] || { say "$node sees $up members"; dump; exit 1; }
+  # An idle node asks another cell once who is in it, perhaps before that one is complete, and not soon again.
+  say "$node sees $up members, itself included"
+done
+for node in node1 node2 node3; do
+  for _ in $(seq 120); do [ -e "$STARLING_MOUNTS/$node/demo/sub/newer" ] && break; sleep 0.5; done
+  same $node
+done
+say "the revision that was published meanwhile is seen by all"
+# One that is announced now comes through the mesh, for nobody is alone: the strata would be asked later.
+echo newest >"$STARLING_CONTENT/sub/newest"
+"${compose[@]}" -p "$name" up -d >"$work/up.log" 2>&1 || { cat "$work/up.log"; dump; exit 1; }
+for node in node1 node2 node3; do
+  for _ in $(seq 120); do [ -e "$STARLING_MOUNTS/$node/demo/sub/newest" ] && break; sleep 0.5; done
+  same $node
+done
+say "and the next one, too"
 
 "${compose[@]}" -p "$name" down -v --timeout 20 >"$work/down.log" 2>&1 || { cat "$work/down.log"; exit 1; }
 if grep -F "$STARLING_MOUNTS/" /proc/self/mounts; then say "these mounts were left"; exit 1; fi

@@ -3,7 +3,7 @@
 //! HTTP/1.1 with JSON bodies under `/v1`. Fields may be added within version 1; what a client does
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
-use crate::mesh::Role;
+use crate::mesh::{NEWEST_KEY_REMEDY, Role};
 use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -40,6 +40,35 @@ pub struct Status {
     pub repositories: Vec<RepositoryStatus>,
     /// What it has mounted.
     pub mounts: Vec<MountStatus>,
+    /// What is wrong beside that, as sentences for a person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
+}
+
+impl Status {
+    /// Why the agent is not fit for work, if it is not: what its health is judged by.
+    pub fn unfit(&self) -> Option<String> {
+        let ended = self.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref());
+        let ended = ended.map(|reason| format!("this agent is no member of its mesh any more: {reason}"));
+        let key = self.mesh.as_ref().and_then(|mesh| mesh.key_problem.as_ref());
+        let key = key.map(|problem| {
+            format!("this authority does not hold the mesh's newest key: {problem} ({NEWEST_KEY_REMEDY})")
+        });
+        let mount = |mount: &MountStatus| {
+            let problem = mount.problem.as_ref()?;
+            let directory = mount.directory.display().to_string();
+            // Most name it themselves.
+            Some(if problem.starts_with(&directory) {
+                problem.clone()
+            } else {
+                format!("{directory}: {problem}")
+            })
+        };
+        ended
+            .or(key)
+            .or_else(|| self.mounts.iter().find_map(mount))
+            .or_else(|| self.troubles.first().cloned())
+    }
 }
 
 /// A member's place in its mesh.

@@ -27,9 +27,10 @@ const OVERLAP_MAX_S: u64 = 2 * CERTIFICATE_LIFE_MAX.as_secs();
 
 impl Node {
     fn member(&self) -> Result<&Membership, Refusal> {
-        self.membership.as_ref().ok_or_else(|| {
-            Refusal::new(RefusalKind::NotAllowed, "this node is not a member of a mesh")
-                .hint("`starling mesh init` makes a mesh, `starling join` enters one")
+        self.membership.as_ref().ok_or_else(|| match self.waits_for_restart() {
+            Some(trouble) => Refusal::new(RefusalKind::NotAllowed, trouble),
+            None => Refusal::new(RefusalKind::NotAllowed, "this node is not a member of a mesh")
+                .hint("`starling mesh init` makes a mesh, `starling join` enters one"),
         })
     }
 

@@ -156,6 +156,7 @@ fn traffic(counts: &MeshCounts) -> Vec<Family> {
         Family::counter("news", "Signed documents by what became of them.")
             .with("fate", "fresh", counts.news_fresh)
             .with("fate", "sent", counts.news_sent)
+            .with("fate", "dropped", counts.news_dropped)
             .with("fate", "repeated", counts.news_repeated)
             .with("fate", "invalid", counts.news_invalid),
         Family::counter(

@@ -336,6 +336,7 @@ mod tests {
     #[derive(Default)]
     struct Double {
         announced: Mutex<Vec<Bytes>>,
+        troubles: Mutex<Vec<String>>,
     }
 
     impl Control for Double {
@@ -351,6 +352,7 @@ mod tests {
                 obtained: Default::default(),
                 repositories: Vec::new(),
                 mounts: Vec::new(),
+                troubles: self.troubles.lock().unwrap().clone(),
             };
             Box::pin(async { status })
         }
@@ -526,6 +528,11 @@ mod tests {
         assert!(client.metrics().await.unwrap().contains("starling_x"));
         let Err(ClientError::Refused(refusal)) = client.status().await else { panic!() };
         assert_eq!(refusal.kind, RefusalKind::NotFound);
+        let healthz = || async { client.send(Method::GET, "/healthz", Bytes::new()).await };
+        assert!(healthz().await.is_ok());
+        double.troubles.lock().unwrap().push("nobody is seen".into());
+        let error = healthz().await.unwrap_err().to_string();
+        assert!(error.contains("503") || error.contains("unfit"), "{error}");
         serving.abort();
     }
 

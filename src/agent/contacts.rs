@@ -5,8 +5,8 @@
 
 use super::api::PeerStatus;
 use crate::mesh::Contact;
-use crate::model::CellLabel;
-use std::collections::BTreeMap;
+use crate::model::{CellLabel, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,15 @@ impl Contacts {
         &self.known
     }
 
+    /// Forgets those who are no members any more.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<NodeId>) {
+        let left: Vec<_> =
+            self.known.iter().filter(|contact| !gone.contains(&contact.node)).cloned().collect();
+        if left.len() < self.known.len() {
+            self.replace(left);
+        }
+    }
+
     /// Remembers who is alive now. Nobody alive is no news: then the earlier ones stay.
     pub(super) fn remember(&mut self, peers: &[PeerStatus]) {
         let mut alive: Vec<_> = spread(peers)
@@ -48,8 +57,12 @@ impl Contacts {
         if alive.is_empty() || alive == self.known {
             return;
         }
-        match write(&self.file, &alive) {
-            Ok(()) => self.known = alive,
+        self.replace(alive);
+    }
+
+    fn replace(&mut self, known: Vec<Contact>) {
+        match write(&self.file, &known) {
+            Ok(()) => self.known = known,
             Err(error) => tracing::debug!(file = %self.file.display(), %error, "contacts not written"),
         }
     }
@@ -89,7 +102,6 @@ fn write(file: &Path, contacts: &[Contact]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::NodeId;
 
     fn peer(number: u8, up: bool) -> PeerStatus {
         PeerStatus {
@@ -114,8 +126,11 @@ mod tests {
         assert!(contacts.known().is_empty());
         contacts.remember(&[peer(2, true), peer(1, true), peer(3, false)]);
         contacts.remember(&[peer(1, false)]);
-        let nodes: Vec<_> = Contacts::open(file).known().iter().map(|c| c.node.0[0]).collect();
-        assert_eq!(nodes, [1, 2]);
+        let nodes =
+            || -> Vec<_> { Contacts::open(file.clone()).known().iter().map(|c| c.node.0[0]).collect() };
+        assert_eq!(nodes(), [1, 2]);
+        contacts.forget(&[NodeId([2; 32]), NodeId([3; 32])].into());
+        assert_eq!(nodes(), [1], "who was revoked is no member to be missed");
     }
 
     #[test]

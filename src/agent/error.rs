@@ -37,9 +37,6 @@ pub enum AgentError {
     /// The UDP endpoint of the mesh.
     #[error("mesh: {0}")]
     Endpoint(#[from] EndpointError),
-    /// The desk at which an authority certifies others.
-    #[error("joining desk: {0}")]
-    Desk(#[from] StateError),
     /// The mesh's driver.
     #[error("mesh: {0}")]
     Mesh(io::Error),

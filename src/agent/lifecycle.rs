@@ -5,6 +5,7 @@
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
 use super::api::{MountRequest, Peers};
+use super::company::{self, Company};
 use super::contacts::Contacts;
 use super::error::AgentError;
 use super::interfaces::{LOOK_EVERY, Places};
@@ -22,9 +23,11 @@ use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
     Mesh, MeshStart, Network, Office, OfficeConfig, RateLimits, Tamper, Tuning, bootstrap, proto,
 };
+use crate::model::NodeId;
 use crate::store::ChunkStore as _;
 use crate::trust::Repositories;
 use crate::upstream::{HttpClient, HttpOptions};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -125,13 +128,7 @@ impl Agent {
         })
         .map_err(AgentError::Mesh)?;
         let office = membership.as_ref().and_then(|membership| membership.office.clone());
-        let joins = match (office, joins) {
-            (Some(office), Some(joins)) => {
-                let desk = JoinDesk::open(office, &settings.state_dir, mesh.introductions())?;
-                Some(tokio::spawn(desk.run(joins)))
-            }
-            _ => None,
-        };
+        let (joins, no_desk) = open_desk(office, joins, &settings, &mesh);
         let removed = Arc::downgrade(&mesh);
         cache.on_removal(Box::new(move |id| {
             if let Some(mesh) = removed.upgrade() {
@@ -149,6 +146,8 @@ impl Agent {
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let node = Arc::new(Node {
+            company: Company::new(started, ambient::generator()),
+            no_desk,
             started,
             settings,
             membership,
@@ -166,7 +165,9 @@ impl Agent {
         if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
             tracing::warn!("some mounts of the last run are not there yet; they follow");
         }
+        let before = known_before(&node, &contacts);
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
+        tokio::spawn(keep_company(node.clone(), before, ending.clone()));
         tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
         let servers = serve(&node, socket, open_listener, &ending);
         Ok(Self { node, ending, servers, tending, joins, _state: state })
@@ -303,6 +304,26 @@ fn join_network(
     Ok((network, joins, Membership { identity, places: Arc::new(places), office }))
 }
 
+/// Opens the desk of an authority. A desk that cannot be opened lets nobody in; why, is returned. The rest of the agent
+/// does not need it.
+fn open_desk(
+    office: Option<Arc<Office>>,
+    joins: Option<Joins>,
+    settings: &Settings,
+    mesh: &Mesh,
+) -> (Option<JoinHandle<()>>, Option<String>) {
+    let (Some(office), Some(joins)) = (office, joins) else { return (None, None) };
+    match JoinDesk::open(office, &settings.state_dir, mesh.introductions()) {
+        Ok(desk) => (Some(tokio::spawn(desk.run(joins))), None),
+        Err(error) => {
+            let trouble =
+                format!("nobody can join here until this is mended and the agent restarted: {error}");
+            tracing::error!("{trouble}");
+            (None, Some(trouble))
+        }
+    }
+}
+
 async fn open_http(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
     let Some(address) = settings.http_listen else { return Ok(None) };
     let listener = TcpListener::bind(address).await.map_err(|source| AgentError::Http { address, source })?;
@@ -356,6 +377,39 @@ async fn look_at_interfaces(node: Arc<Node>, ending: CancellationToken) {
     }
 }
 
+/// The members of the last run, and those that were named at the join or the last renewal.
+fn known_before(node: &Node, contacts: &Contacts) -> BTreeSet<NodeId> {
+    let mut known: BTreeSet<_> = contacts.known().iter().map(|contact| contact.node).collect();
+    if let Some(membership) = &node.membership {
+        let named = bootstrap(&node.settings.state_dir, membership.identity.trust());
+        known.extend(named.unwrap_or_default().iter().map(|(member, _)| member.node));
+    }
+    known
+}
+
+/// Looks whether others of the mesh are seen, and asks the strata for newer roots when nobody is. `before`: the members of
+/// the last run.
+async fn keep_company(node: Arc<Node>, before: BTreeSet<NodeId>, ending: CancellationToken) {
+    while ending.run_until_cancelled(tokio::time::sleep(company::LOOK_EVERY)).await.is_some() {
+        let peers = node.mesh.peers().await;
+        let up = peers.iter().filter(|peer| peer.up).count();
+        let mut known = BTreeSet::new();
+        if let Some(membership) = node.membership.as_ref().filter(|_| up == 0) {
+            known.extend(&before);
+            known.extend(peers.iter().filter(|peer| peer.cell.is_some()).map(|peer| peer.node));
+            known.remove(&membership.identity.node());
+            membership.revoked().iter().for_each(|revoked| {
+                known.remove(revoked);
+            });
+        }
+        if node.company.look(up, known.len(), ambient::now())
+            && ending.run_until_cancelled(node.mounts.ask_strata()).await == Some(true)
+        {
+            node.wake.notify_one();
+        }
+    }
+}
+
 /// Looks after the mounts whenever there is news, and every [`TEND_EVERY`] in any case; then also
 /// remembers who is alive.
 async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken) {
@@ -371,6 +425,9 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
             _ = ticks.tick() => {
                 let Peers { peers, .. } = node.peers().await;
                 contacts.remember(&peers);
+                if let Some(membership) = &node.membership {
+                    contacts.forget(&membership.revoked());
+                }
             }
         }
         node.mounts.tend().await;

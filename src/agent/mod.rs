@@ -6,6 +6,7 @@ pub mod api;
 mod authority;
 mod books;
 mod client;
+mod company;
 mod contacts;
 mod error;
 mod fill;

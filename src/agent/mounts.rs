@@ -14,7 +14,7 @@ use crate::model::{ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, Standing, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -36,8 +36,8 @@ const FILE_MAX_BYTES: u64 = (MOUNTS_MAX as u64) << 13;
 
 /// Opens trees and mounts them.
 pub(super) trait Mounter: Send + Sync + 'static {
-    /// The newest root of a repository for which none is known yet: asked of strata and neighbours.
-    /// The registry has judged and adopted it then. An error says who was asked.
+    /// Asks the strata for the newest root of a repository, because none is known yet, or nobody is there to tell of a newer
+    /// one. The registry has judged and adopted it then. An error says who was asked.
     fn find_root<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<(), String>>;
 
     /// Opens the tree that a root names: fetches its root catalog.
@@ -102,6 +102,8 @@ pub(super) struct MountTable {
     registry: Arc<Repositories>,
     file: PathBuf,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
+    /// Why the list could not be written, as long as what is written is not what is wanted.
+    unwritten: Mutex<Option<String>>,
     /// Held over each change, so that changes do not overlap. Never held while somebody looks.
     changing: tokio::sync::Mutex<()>,
 }
@@ -131,15 +133,17 @@ impl MountTable {
             registry,
             file,
             entries: Mutex::new(entries),
+            unwritten: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
         })
     }
 
     /// Adds what is to be mounted in any case, as failed until [`Self::tend`] mounts it. A line that there is already for
-    /// the same directory is replaced: what is declared today counts.
+    /// the same directory is replaced: what is declared today counts. It need not be remembered to be mounted: the disk may
+    /// be full.
     ///
     /// # Errors
-    /// When there are too many, or the list cannot be written.
+    /// When there are too many.
     pub(super) fn declare(&self, mounts: Vec<MountRequest>) -> io::Result<()> {
         if mounts.is_empty() {
             return Ok(());
@@ -155,7 +159,8 @@ impl MountTable {
             return Err(io::Error::other(format!("{found} mounts are declared, {MOUNTS_MAX} are the most")));
         }
         drop(entries);
-        self.remember()
+        self.remember();
+        Ok(())
     }
 
     /// All mounts, by directory.
@@ -192,9 +197,7 @@ impl MountTable {
         let mut entry = Entry { repository, state, wants_fill, fill: None, warned: None };
         self.fill(&mut entry);
         let mounted = self.insert(directory, entry);
-        if let Err(error) = self.remember() {
-            tracing::warn!(%error, "the mount works and will be forgotten at the next start");
-        }
+        self.remember();
         Ok(mounted)
     }
 
@@ -223,15 +226,20 @@ impl MountTable {
             })?;
         }
         self.lock().remove(directory);
-        if let Err(error) = self.remember() {
-            tracing::warn!(%error, "the mount is gone and will come back at the next start");
-        }
+        self.remember();
         Ok(shown)
     }
 
     /// Switches lagging mounts to the newest root, mounts what failed, and notices mounts that were
     /// taken away by hand.
     pub(super) async fn tend(&self) {
+        if self.trouble().is_some() {
+            let _changing = self.changing.lock().await;
+            // It may be over by now, or everything unmounted for a stop.
+            if self.trouble().is_some() {
+                self.remember();
+            }
+        }
         let directories: Vec<_> = self.lock().keys().cloned().collect();
         for directory in directories {
             // Taken anew for each mount, so that a request waits for one of them at most.
@@ -262,6 +270,26 @@ impl MountTable {
         }
     }
 
+    /// Asks the strata for newer roots of all repositories that are mounted; whether there is one.
+    pub(super) async fn ask_strata(&self) -> bool {
+        let mounted: BTreeSet<_> = self.lock().values().map(|entry| entry.repository.clone()).collect();
+        let newest = |name| self.registry.newest_root(name).map(|root| root.id());
+        let mut is_news = false;
+        for repository in &mounted {
+            let before = newest(repository);
+            match self.mounter.find_root(repository).await {
+                Ok(()) => is_news |= newest(repository) != before,
+                Err(problem) => tracing::debug!(%repository, problem, "asking the strata for a newer root"),
+            }
+        }
+        is_news
+    }
+
+    /// What is wrong with the table itself.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Unmounts everything, all at once, and remembers it for the next start.
     pub(super) async fn unmount_all(&self, patience: Duration) {
         let _changing = self.changing.lock().await;
@@ -282,6 +310,7 @@ impl MountTable {
             }
         }))
         .await;
+        *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.lock().clear();
     }
 
@@ -473,8 +502,23 @@ impl MountTable {
         shown
     }
 
+    /// Writes the list. What is mounted does not hang on it: a failure is told, and it is tried again.
+    fn remember(&self) {
+        let trouble = self.write().err().map(|error| {
+            let file = self.file.display();
+            format!("the next start will not mount what is mounted now, for the list cannot be written: {file}: {error}")
+        });
+        let before = std::mem::replace(
+            &mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner),
+            trouble.clone(),
+        );
+        if let Some(trouble) = trouble.filter(|trouble| before.as_ref() != Some(trouble)) {
+            tracing::error!("{trouble}");
+        }
+    }
+
     /// Writes, syncs, renames: after a crash the old or the new list is there.
-    fn remember(&self) -> io::Result<()> {
+    fn write(&self) -> io::Result<()> {
         let mounts = self
             .lock()
             .iter()

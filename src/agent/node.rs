@@ -7,6 +7,7 @@ use super::api::{
     UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
+use super::company::Company;
 use super::interfaces::Places;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
@@ -50,6 +51,10 @@ pub(super) struct Node {
     pub(super) wake: Arc<Notify>,
     /// Reads that failed.
     pub(super) reads: Arc<ReadBook>,
+    /// Whether others of the mesh are seen.
+    pub(super) company: Company,
+    /// Why this authority lets nobody in, if it does not.
+    pub(super) no_desk: Option<String>,
 }
 
 /// Who this node is in its mesh.
@@ -66,6 +71,11 @@ impl Membership {
     /// Where others reach it best.
     pub(super) fn address(&self) -> SocketAddr {
         self.places.best()
+    }
+
+    /// Whose membership was revoked.
+    pub(super) fn revoked(&self) -> BTreeSet<NodeId> {
+        self.identity.trust().revocations().entries().map(|entry| entry.node).collect()
     }
 
     /// Why it does not count any more, by what this node believes itself.
@@ -264,6 +274,21 @@ impl Node {
             .hint("is it up, and is the URL right? `starling stratum serve DIR` serves a published folder"))
     }
 
+    /// What is wrong beside memberships that ended and mounts that are not there.
+    fn troubles(&self) -> Vec<String> {
+        let troubles =
+            [self.waits_for_restart(), self.company.trouble(), self.no_desk.clone(), self.mounts.trouble()];
+        troubles.into_iter().flatten().collect()
+    }
+
+    /// An agent that stands alone, though its machine has become a member of a mesh since it started.
+    pub(super) fn waits_for_restart(&self) -> Option<String> {
+        let is_member = self.membership.is_none() && Identity::load(&self.settings.state_dir).is_ok();
+        is_member.then(|| {
+            "this machine has become a member of a mesh since its agent started: restart the agent".to_owned()
+        })
+    }
+
     fn mesh_status(&self, peers: &Peers) -> Option<MeshStatus> {
         let membership = self.membership.as_ref()?;
         let certificate = membership.identity.membership();
@@ -330,6 +355,7 @@ impl Control for Node {
                 },
                 repositories: self.repository_list(),
                 mounts: self.mounts.list(),
+                troubles: self.troubles(),
             }
         }
         .boxed()

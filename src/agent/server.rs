@@ -133,7 +133,15 @@ fn open_routes() -> Router<Arc<dyn Control>> {
                 ([(header::CONTENT_TYPE, METRICS_TYPE)], c.metrics().await)
             }),
         )
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
+}
+
+/// The judgement of `starling health`. Why, only the socket tells: here anybody may ask.
+async fn healthz(State(control): State<Arc<dyn Control>>) -> (StatusCode, &'static str) {
+    match control.status().await.unfit() {
+        None => (StatusCode::OK, "ok\n"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unfit: `starling health` on the machine says why\n"),
+    }
 }
 
 async fn nothing_here(request: axum::extract::Request) -> Refusal {

@@ -1,10 +1,10 @@
 //! What all commands that ask the running agent have in common.
 
 use super::CliError;
-use crate::agent::{AgentAddress, Client, ClientError};
+use crate::agent::{AgentAddress, AgentError, Client, ClientError, StateFolder};
 use crate::config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which agent to ask.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,6 +44,16 @@ impl StateArgs {
     /// The folder.
     pub(super) fn dir(&self) -> PathBuf {
         setting(self.state.as_ref(), "STARLING_STATE_DIR", DEFAULT_STATE_DIR)
+    }
+}
+
+/// What to do once the state folder `dir` has a membership: an agent reads it at its start.
+pub(super) fn after_membership(dir: &Path) -> &'static str {
+    match StateFolder::open(dir) {
+        Err(AgentError::StateInUse(_)) => {
+            "an agent runs on this state folder already and does not know of this: restart it"
+        }
+        _ => "run `starling agent` now",
     }
 }
 
@@ -113,6 +123,16 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["a".to_owned(), "bb".to_owned()], ["lång".to_owned(), String::new()]];
         assert_eq!(table(["x", "y"], &rows), "x     y\na     bb\nlång\n");
+    }
+
+    #[test]
+    fn who_became_a_member_is_told_to_start_the_agent_or_to_restart_the_one_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(after_membership(dir.path()).contains("run `starling agent`"));
+        let running = StateFolder::open(dir.path()).unwrap();
+        assert!(after_membership(dir.path()).contains("restart"));
+        drop(running);
+        assert!(after_membership(dir.path()).contains("run `starling agent`"));
     }
 
     #[test]

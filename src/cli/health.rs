@@ -2,8 +2,6 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on};
-use crate::agent::api::Status;
-use crate::mesh::NEWEST_KEY_REMEDY;
 use crate::upstream::{HttpClient, HttpOptions};
 
 /// Arguments.
@@ -12,8 +10,9 @@ use crate::upstream::{HttpClient, HttpOptions};
   starling health                                   # this machine's agent
   starling health --stratum http://localhost:8000
 
-Exit code 0: the agent answers, its membership counts, an authority holds the newest key, and all its mounts are there, or the stratum answers. Otherwise 1, with the reason.
-Made for health checks of containers and units.")]
+Exit code 0: the agent answers, its membership counts, an authority holds the newest key, all its mounts are there and it sees others of its mesh (or knows of none, or
+started or lost sight of them less than a minute ago), or the stratum answers. Otherwise 1, with the reason. Made for health checks of
+containers and units. `/healthz` of `http_listen` judges alike, with the status 503 instead of 1.")]
 pub(super) struct Args {
     #[command(flatten)]
     agent: AgentArgs,
@@ -29,37 +28,14 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         return block_on(async { stratum.answers().await.map_err(CliError::failed) });
     }
     let client = args.agent.client();
-    judge(&block_on(async { Ok(client.status().await?) })?)
-}
-
-fn judge(status: &Status) -> Result<(), CliError> {
-    if let Some(reason) = status.mesh.as_ref().and_then(|mesh| mesh.ended.as_ref()) {
-        let problem = format!("this agent is no member of its mesh any more: {reason}");
-        return Err(CliError::failed(problem));
-    }
-    if let Some(problem) = status.mesh.as_ref().and_then(|mesh| mesh.key_problem.as_ref()) {
-        return Err(CliError::failed(format!(
-            "this authority does not hold the mesh's newest key: {problem}"
-        ))
-        .hint(NEWEST_KEY_REMEDY));
-    }
-    let failed = status.mounts.iter().find_map(|mount| {
-        let problem = mount.problem.as_ref()?;
-        let directory = mount.directory.display().to_string();
-        // Most name it themselves.
-        Some(if problem.starts_with(&directory) {
-            problem.clone()
-        } else {
-            format!("{directory}: {problem}")
-        })
-    });
-    failed.map_or(Ok(()), |problem| Err(CliError::failed(problem)))
+    let status = block_on(async { Ok(client.status().await?) })?;
+    status.unfit().map_or(Ok(()), |problem| Err(CliError::failed(problem)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::api::{CacheStatus, MountStatus, Obtained};
+    use crate::agent::api::{CacheStatus, MountStatus, Obtained, Status};
 
     #[test]
     fn a_failed_mount_is_named_once() {
@@ -84,8 +60,9 @@ mod tests {
                 obtained: Obtained::default(),
                 repositories: Vec::new(),
                 mounts: vec![mount],
+                troubles: Vec::new(),
             };
-            let said = judge(&status).unwrap_err().to_string();
+            let said = status.unfit().unwrap();
             assert!(said.matches("/mnt/sw").count() == 1 && said.contains(problem), "{said}");
         }
     }

@@ -1,7 +1,7 @@
 //! `starling join`: make this machine a member of a mesh.
 
 use super::CliError;
-use super::ask::{StateArgs, block_on, print_json};
+use super::ask::{StateArgs, after_membership, block_on, print_json};
 use super::first_start::TICKET_FILE_MAX_BYTES;
 use crate::agent::{AgentError, StateFolder};
 use crate::mesh::{IdentityError, JoinError, Ticket, TicketError, TrustChangeError, join};
@@ -50,7 +50,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     };
     let dir = args.state.dir();
     // An agent renews the membership that it read at its start, and would write that over the new one.
-    let _lock = args.force.then(|| StateFolder::open(&dir)).transpose().map_err(explain_lock)?;
+    let lock = args.force.then(|| StateFolder::open(&dir)).transpose().map_err(explain_lock)?;
     let joined = block_on(async { join(&ticket, args.cell, &dir, args.force).await.map_err(explain) })?;
     let membership = &joined.membership;
     if args.json {
@@ -71,7 +71,8 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         membership.role,
         membership.expires
     );
-    eprintln!("run `starling agent` now");
+    drop(lock);
+    eprintln!("{}", after_membership(&dir));
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! `starling mesh`: make a mesh, invite machines into it, see its members, and end memberships.
 
 use super::CliError;
-use super::ask::{AgentArgs, StateArgs, block_on, print_json, table};
+use super::ask::{AgentArgs, StateArgs, after_membership, block_on, print_json, table};
 use crate::agent::Client;
 use crate::agent::api::{AuthorityStatus, InviteRequest, MemberInfo, Members, RevokeRequest, RotateRequest};
 use crate::ambient;
@@ -27,7 +27,7 @@ pub(super) enum Command {
   starling mesh init
   starling mesh init --cell eu-west/a/rack12
 
-Then run `starling agent` here, and `starling mesh invite` for each further machine.
+Then run `starling agent` here, or restart the one that runs, and `starling mesh invite` for each further machine.
 
 Where the state folder holds `charter` and `authority.key` of a backup (and `revocations`, if there are any), this
 machine becomes an authority of that mesh instead, which keeps its name and its members. It is a new node: give its
@@ -407,7 +407,10 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
     let restored = Identity::is_restorable(&dir);
     let identity = Identity::found_mesh(&dir, cell).map_err(|error| match &error {
         IdentityError::AlreadyAMember { .. } => {
-            CliError::failed(&error).hint("one state folder belongs to one mesh; choose another with --state")
+            CliError::failed(&error).hint(
+                "one state folder belongs to one mesh; choose another with --state. An agent that has run since before this \
+                 machine became a member must be restarted",
+            )
         }
         IdentityError::State(state) | IdentityError::Trust(TrustChangeError::State(state)) => {
             let failed = CliError::failed(&error);
@@ -435,11 +438,12 @@ fn init(state: &StateArgs, cell: CellLabel, json: bool) -> Result<(), CliError> 
         membership.node.short(),
         membership.cell
     );
-    let dir = dir.display();
+    let shown = dir.display();
     eprintln!(
-        "back up `authority.key` and `charter` of {dir}, and after each revocation or rotation `revocations`, too: \
+        "back up `authority.key` and `charter` of {shown}, and after each revocation or rotation `revocations`, too: \
          `starling mesh init` restores the mesh from them. Keep the key secret"
     );
+    eprintln!("{}", after_membership(&dir));
     Ok(())
 }
 

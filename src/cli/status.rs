@@ -76,6 +76,9 @@ fn human(status: &Status) -> String {
             "mesh        none: this agent stands alone (see `starling mesh` and `starling join`)"
         ),
     };
+    for trouble in &status.troubles {
+        let _ = writeln!(text, "TROUBLE     {trouble}");
+    }
     let cache = &status.cache;
     let _ = writeln!(
         text,
@@ -149,6 +152,7 @@ mod tests {
             obtained: Obtained { cache_bytes: 0, peers_bytes: 512, strata_bytes: 1024 },
             repositories: Vec::new(),
             mounts: Vec::new(),
+            troubles: vec!["it sees nobody".into()],
         }
     }
 
@@ -156,6 +160,7 @@ mod tests {
     fn an_agent_that_stands_alone_says_so() {
         let text = human(&status());
         assert!(text.contains("stands alone") && text.contains("up 1 h 2 min"), "{text}");
+        assert!(text.contains("TROUBLE     it sees nobody\n"), "{text}");
         assert!(text.contains("512 B from neighbours, 1 KiB from strata"), "{text}");
     }
 

@@ -260,10 +260,10 @@ impl Endpoint {
         let rules = rules(&identity);
         let mut alpns = vec![Alpn::Libp2p.name().as_bytes()];
         alpns.extend(Alpn::Chunks.names(config.versions));
-        if identity.mesh_keys().is_some() {
-            alpns.push(Alpn::Join.name().as_bytes());
-        }
-        let tls = tls::server_config(identity.clone(), rules, &alpns)?;
+        let is_desk = identity.mesh_keys().is_some();
+        alpns.extend(is_desk.then(|| Alpn::Join.name().as_bytes()));
+        let elsewhere = (!is_desk).then(|| Alpn::Join.name());
+        let tls = tls::server_config(identity.clone(), rules, &alpns, elsewhere)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
         server
             .transport_config(accepting)

@@ -2,11 +2,12 @@
 //!
 //! From about half of the certificate's life on, authorities are asked in turn: those that the node knows as a
 //! member, over the member plane; then, by name, those that its ticket or an earlier renewal named, who also answer
-//! when the membership has lapsed or this node has missed a rotation of the authority's key; then those that the
-//! DHT names. The renewed certificate is stored, shown in every handshake and datagram from then on, and told to
+//! when the membership has lapsed or this node has missed a rotation of the authority's key, where they were and at
+//! the addresses of `bootstrap`; then those that the DHT names. The renewed certificate is stored, shown in every handshake and datagram from then on, and told to
 //! the peers of live connections.
 
 use super::dht::{Dht, DhtKey};
+use super::driver::resolve;
 use super::endpoint::Endpoint;
 use super::identity::{Identity, IdentityError};
 use super::join::{ask_to_renew, bootstrap, store_bootstrap};
@@ -46,6 +47,8 @@ const ALONE_PAUSE: Duration = Duration::from_secs(120);
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Authorities asked in one attempt, on each of the ways.
 const ASKED_MAX: usize = 4;
+/// Addresses of names at which each of them is asked beside its own (guess: those that do not answer cost 5 s each).
+const NAMED_MAX: usize = 16;
 /// Peers that are shown the renewed certificate at once.
 const SHOWN_AT_ONCE: usize = 32;
 
@@ -67,6 +70,8 @@ pub(super) struct Renewing {
     /// Where this node is an authority itself.
     pub(super) office: Option<Arc<Office>>,
     pub(super) dht: Option<Dht>,
+    /// `HOST:PORT` each, where an authority may be that is not where it was.
+    pub(super) names: Vec<String>,
     /// Asks the driver.
     pub(super) view: Box<dyn Fn() -> BoxFuture<'static, View> + Send + Sync>,
 }
@@ -225,7 +230,7 @@ impl Keeper {
         if !lapsed && let Some(done) = self.ask_members(&known, &mut tried).await {
             return done;
         }
-        match ask_to_renew(&identity, &self.by_name(&known)).await {
+        match ask_to_renew(&identity, &self.by_name(&known).await).await {
             Ok(renewal) => return apply(identity, renewal).await,
             Err(error) => tried.push(error.to_string()),
         }
@@ -261,8 +266,9 @@ impl Keeper {
         None
     }
 
-    /// Authorities to ask by name: those of the driver, and those that are stored.
-    fn by_name(&self, known: &[(NodeId, SocketAddr)]) -> Vec<Contact> {
+    /// Authorities to ask by name: those of the driver, and those that are stored; each where it was last, and then at the
+    /// addresses from the settings, for all machines may have got others.
+    async fn by_name(&self, known: &[(NodeId, SocketAddr)]) -> Vec<Contact> {
         let identity = self.identity();
         let mut contacts: Vec<Contact> =
             known.iter().map(|(node, address)| Contact { node: *node, addresses: vec![*address] }).collect();
@@ -274,6 +280,12 @@ impl Keeper {
             }
         }
         contacts.truncate(2 * ASKED_MAX);
+        let named = resolve(&self.renewing.names).await;
+        for contact in &mut contacts {
+            let new = named.iter().filter(|address| !contact.addresses.contains(address)).take(NAMED_MAX);
+            let new: Vec<_> = new.copied().collect();
+            contact.addresses.extend(new);
+        }
         contacts
     }
 
@@ -292,7 +304,7 @@ impl Keeper {
         }
         self.alone_since = Some(now + ALONE_PAUSE);
         let identity = self.identity();
-        match ask_to_renew(&identity, &self.by_name(&view.authorities)).await {
+        match ask_to_renew(&identity, &self.by_name(&view.authorities).await).await {
             Ok(renewal) => {
                 let done = apply(identity, renewal).await;
                 tracing::debug!(?done, "asked an authority what was missed");

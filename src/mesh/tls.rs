@@ -421,26 +421,38 @@ pub(super) fn client_config(
 
 /// Shows whatever certificate the identity has at the moment.
 #[derive(Debug)]
-struct Current(Arc<Identity>);
+struct Current {
+    identity: Arc<Identity>,
+    /// A protocol that others of the mesh speak, and this node does not: who wants nothing else came to the wrong node,
+    /// perhaps because it was another's address before, and is denied access. Without this it would seem to be of
+    /// another version.
+    elsewhere: Option<Vec<u8>>,
+}
 
 impl rustls::server::ResolvesServerCert for Current {
-    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.certified())
+    fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut wanted = hello.alpn().into_iter().flatten().peekable();
+        let is_astray = wanted.peek().is_some() && wanted.all(|name| Some(name) == self.elsewhere.as_deref());
+        (!is_astray).then(|| self.identity.certified())
     }
 }
 
-/// The server's side, offering the protocols `alpns`.
+/// The server's side, offering the protocols `alpns`, and knowing of one that is spoken `elsewhere` only.
 pub(super) fn server_config(
     identity: Arc<Identity>,
     rules: Rules,
     alpns: &[&[u8]],
+    elsewhere: Option<&str>,
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, TlsError> {
     let failed = |error: &dyn std::fmt::Display| TlsError::Configuration(error.to_string());
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| failed(&e))?
         .with_client_cert_verifier(Arc::new(Verifier { rules, wanted: None }))
-        .with_cert_resolver(Arc::new(Current(identity)));
+        .with_cert_resolver(Arc::new(Current {
+            identity,
+            elsewhere: elsewhere.map(|name| name.as_bytes().to_vec()),
+        }));
     config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

@@ -186,6 +186,11 @@ impl Node {
         self
     }
 
+    /// Has it listen elsewhere from its next start on.
+    pub fn move_to(&mut self, address: &str) {
+        self.listen = Some(address.to_owned());
+    }
+
     /// Its state directory.
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")

@@ -331,6 +331,43 @@ async fn wrong_requests_are_refused_with_a_hint() {
     assert_eq!(refusal.kind, RefusalKind::NotFound);
 }
 
+#[tokio::test]
+async fn a_list_that_cannot_be_written_keeps_nothing_from_being_mounted_and_is_written_later() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let in_the_way = world.dir.path().join("mounts.new");
+    fs::create_dir(&in_the_way).unwrap();
+    let table = world.table();
+    table.declare(vec![world.request()]).unwrap();
+    table.tend().await;
+    assert_eq!(world.shown(), Some(1));
+    let trouble = table.trouble().unwrap();
+    assert!(trouble.contains("mounts.json") && trouble.contains("next start"), "{trouble}");
+    fs::remove_dir(&in_the_way).unwrap();
+    table.tend().await;
+    assert_eq!(table.trouble(), None);
+    table.unmount_all(Duration::ZERO).await;
+    world.table().tend().await;
+    assert_eq!(world.shown(), Some(1), "it was remembered in the end");
+}
+
+#[tokio::test]
+async fn the_strata_are_asked_for_newer_roots_of_what_is_mounted_and_nothing_else() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    *world.kernel.stratum.lock().unwrap() = Some(world.root(2, 3600));
+    assert!(!table.ask_strata().await, "nothing is mounted");
+    table.mount(world.request()).await.unwrap();
+    assert_eq!(world.shown(), Some(1));
+    assert!(table.ask_strata().await);
+    table.tend().await;
+    assert_eq!(world.shown(), Some(2));
+    assert!(!table.ask_strata().await, "it is known by now");
+    *world.kernel.stratum.lock().unwrap() = None;
+    assert!(!table.ask_strata().await);
+}
+
 #[test]
 fn a_damaged_list_of_mounts_is_an_error_and_its_file_is_left_to_the_agent_to_name() {
     let world = World::new();

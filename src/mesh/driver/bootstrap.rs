@@ -1,21 +1,24 @@
-//! Finding the mesh again when nobody who is known answers: host names and addresses from the settings, and the
-//! neighbours of the local network.
+//! Finding the mesh again when nobody who is known answers: host names and addresses from the settings, the
+//! neighbours of the local network, and whoever is now where members were.
 //!
 //! Names are looked up anew each time, all their addresses are tried, and whoever answers counts only once its
-//! certificate was checked. As long as this node sees somebody, nothing is done.
+//! certificate was checked. Nobody need be who was there before: after a start in which machines have each other's
+//! addresses, a member of the mesh found where another was is as good a contact. As long as this node sees somebody,
+//! nothing is done; until then it goes on for ever.
 
 use super::super::dht::{Dht, Neighbour};
 use super::super::endpoint::Endpoint;
 use super::cells::Hint;
 use super::mdns::Lan;
 use super::task::Message;
+use crate::ambient;
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Pauses between two attempts while nobody is seen: at first, and at most (guess: a name that changed is found
@@ -31,6 +34,9 @@ const ADDRESSES_MAX: usize = 32;
 const DIALS_AT_ONCE: usize = 8;
 /// Members that are enough to begin with: they tell of the others.
 const ENOUGH: usize = 3;
+/// Addresses where members were last that are tried in one attempt; the next goes on with others (guess: eight dials at
+/// once that nobody answers end within 40 s).
+const LAST_SEEN_MAX: usize = 64;
 
 /// What is needed to find the mesh again.
 pub(super) struct Bootstrap {
@@ -40,6 +46,8 @@ pub(super) struct Bootstrap {
     pub(super) hints: mpsc::Sender<Hint>,
     /// `HOST:PORT` each.
     pub(super) names: Vec<String>,
+    /// Where members were before the start.
+    pub(super) before: Vec<SocketAddr>,
     /// The neighbours of the local network, if they are to be asked.
     pub(super) lan: Option<Lan>,
     /// Peers that are believed to be alive.
@@ -58,7 +66,7 @@ impl Bootstrap {
     }
 
     async fn look(mut self) {
-        let mut pause = PAUSE_FIRST;
+        let (mut pause, mut tried) = (PAUSE_FIRST, 0);
         loop {
             match &mut self.lan {
                 // Others are answered however many this node sees.
@@ -67,7 +75,7 @@ impl Bootstrap {
                 }
                 None => tokio::time::sleep(PATIENCE).await,
             }
-            if self.seen.load(Ordering::Relaxed) > 0 {
+            if self.seen.load(Ordering::Relaxed) > 0 || !self.is_member() {
                 pause = PAUSE_FIRST;
                 continue;
             }
@@ -75,9 +83,17 @@ impl Bootstrap {
             if let Some(lan) = &mut self.lan {
                 addresses.extend(lan.ask().await);
             }
-            let found = self.dial(addresses).await;
-            if found == 0 && !self.names.is_empty() {
-                tracing::info!(names = ?self.names, next_s = pause.as_secs(), "no member found yet");
+            let mut found = self.dial(addresses).await;
+            let last_seen = if found == 0 { self.last_seen().await } else { BTreeSet::new() };
+            if !last_seen.is_empty() {
+                let first = tried % last_seen.len();
+                let others = last_seen.iter().cycle().skip(first).take(last_seen.len().min(LAST_SEEN_MAX));
+                found = self.dial(others.copied().collect()).await;
+                tried = first + LAST_SEEN_MAX;
+            }
+            if found == 0 && !(self.names.is_empty() && last_seen.is_empty()) {
+                let (names, places, next_s) = (&self.names, last_seen.len(), pause.as_secs());
+                tracing::info!(?names, places, next_s, "no member found yet");
             }
             match &mut self.lan {
                 Some(lan) => {
@@ -87,6 +103,21 @@ impl Bootstrap {
             }
             pause = (pause * 2).min(PAUSE_LATER);
         }
+    }
+
+    /// Whether anybody would let this node in, as it knows itself. Else only an authority is of use, and the renewal looks for
+    /// one.
+    fn is_member(&self) -> bool {
+        let identity = self.endpoint.identity();
+        identity.trust().check(&identity.membership(), ambient::unix_now()).is_ok()
+    }
+
+    /// Where members were, before the start and since.
+    async fn last_seen(&self) -> BTreeSet<SocketAddr> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Status(reply)).await;
+        let since = answer.await.unwrap_or_default().into_iter().map(|peer| peer.addr);
+        self.before.iter().copied().chain(since).collect()
     }
 
     /// Dials addresses until enough members were found, and introduces them.
@@ -120,7 +151,7 @@ impl Bootstrap {
 }
 
 /// All addresses of all names. A name that cannot be looked up now is left out.
-async fn resolve(names: &[String]) -> BTreeSet<SocketAddr> {
+pub(in crate::mesh) async fn resolve(names: &[String]) -> BTreeSet<SocketAddr> {
     let mut found = BTreeSet::new();
     for name in names {
         match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host(name)).await {

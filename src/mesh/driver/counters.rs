@@ -69,6 +69,8 @@ counters! {
     news_fresh,
     /// Documents handed on.
     news_sent,
+    /// Documents that were not handed on, for too much was being handed on: the exchanges of documents bring them later.
+    news_dropped,
     /// Documents that were forged or malformed.
     news_invalid,
     /// Requests of peers that were turned away because too much was under way.

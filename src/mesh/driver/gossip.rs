@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Members of a cell, by rank, that announce it: with three, one that died unseen does no harm.
 const ANNOUNCERS: usize = 3;
@@ -32,8 +32,11 @@ const JUDGING_MAX: usize = 32;
 /// The same for lists of revocations and charters: a flood of roots must not keep a revoked node in (guess: few are
 /// ever under way).
 const JUDGING_TRUST_MAX: usize = 8;
-/// Documents that are handed on at once; beyond, they wait for an exchange.
+/// Documents that are handed on at once; beyond, they wait for an exchange, and are counted.
 const SPREADING_MAX: usize = 128;
+/// The same for lists of revocations and charters: a publisher of hundreds of roots, or peers that do not answer, must not
+/// keep a revocation from its first hop (guess: several documents, each told to a handful of peers).
+const SPREADING_TRUST_MAX: usize = 64;
 /// Pause between two exchanges of all documents with a random peer, and its random part (guess).
 const SYNC_PAUSE: Duration = Duration::from_secs(60);
 const SYNC_SPREAD_S: usize = 30;
@@ -71,6 +74,7 @@ pub(super) struct Gossip {
     judging: Arc<Semaphore>,
     judging_trust: Arc<Semaphore>,
     spreading: Arc<Semaphore>,
+    spreading_trust: Arc<Semaphore>,
     /// What was believed of the mesh when the peers were last looked through, and when that is done again.
     believed: u64,
     look_due: Time,
@@ -95,6 +99,7 @@ impl Gossip {
             judging: Arc::new(Semaphore::new(JUDGING_MAX)),
             judging_trust: Arc::new(Semaphore::new(JUDGING_TRUST_MAX)),
             spreading: Arc::new(Semaphore::new(SPREADING_MAX)),
+            spreading_trust: Arc::new(Semaphore::new(SPREADING_TRUST_MAX)),
             believed: 0,
             look_due: Time::ZERO,
             ended: false,
@@ -113,6 +118,15 @@ impl Gossip {
             News::Charter(_) | News::Revocations(_) => &self.judging_trust,
             News::Root(_) | News::Card(_) => &self.judging,
         }
+    }
+
+    /// What a document needs to be handed on to one peer, if there is room.
+    fn spreading_place(&self, news: &News) -> Option<OwnedSemaphorePermit> {
+        let places = match news {
+            News::Charter(_) | News::Revocations(_) => &self.spreading_trust,
+            News::Root(_) | News::Card(_) => &self.spreading,
+        };
+        Arc::clone(places).try_acquire_owned().ok()
     }
 
     /// The other members of the cell that are up, and their certificates.
@@ -558,7 +572,10 @@ impl Driver {
     pub(super) fn spread(&mut self, news: NewsId, to: Peer) {
         let (Some(news), Some(entry)) = (self.news.get(news).cloned(), self.peers.get(to)) else { return };
         let Some(network) = &self.links.network else { return };
-        let Ok(permit) = Arc::clone(&self.gossip.spreading).try_acquire_owned() else { return };
+        let Some(permit) = self.gossip.spreading_place(&news) else {
+            count(&self.links.counters.news_dropped);
+            return;
+        };
         let (endpoint, node, addr) = (network.endpoint.clone(), entry.node, entry.addr);
         let counters = Arc::clone(&self.links.counters);
         tokio::spawn(async move {
@@ -684,5 +701,19 @@ mod tests {
         assert_eq!(taken.len(), JUDGING_MAX);
         assert_eq!(gossip.places(&News::Card(Vec::new())).available_permits(), 0);
         assert_eq!(gossip.places(&News::Revocations(Vec::new())).available_permits(), JUDGING_TRUST_MAX);
+    }
+
+    #[test]
+    fn roots_that_are_being_handed_on_do_not_keep_a_revocation_from_its_first_hop() {
+        let gossip = Gossip::new(Generator::new(1));
+        let take_all =
+            |news: News| -> Vec<_> { std::iter::from_fn(|| gossip.spreading_place(&news)).collect() };
+        let roots = take_all(News::Root(Vec::new()));
+        assert_eq!(roots.len(), SPREADING_MAX);
+        assert!(gossip.spreading_place(&News::Card(Vec::new())).is_none());
+        let lists = take_all(News::Revocations(Vec::new()));
+        assert_eq!(lists.len(), SPREADING_TRUST_MAX);
+        drop(lists);
+        assert!(gossip.spreading_place(&News::Charter(Vec::new())).is_some());
     }
 }

@@ -59,6 +59,7 @@ use super::transfer::{PeerRequest, serve};
 use crate::ambient;
 use crate::model::{CellLabel, ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
 use bootstrap::Bootstrap;
+pub(super) use bootstrap::resolve;
 use bytes::Bytes;
 use cell_book::Cell;
 use cells::Hint;
@@ -440,6 +441,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
         .collect();
+    let before = contacts.iter().map(|(_, addr)| *addr).collect();
     let (events, members) = mpsc::channel(EVENTS_MAX);
     let sender = endpoint.clone();
     let send = Box::new(move |to, bytes: Bytes| {
@@ -476,19 +478,18 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     }));
     let seen = Arc::new(AtomicUsize::new(0));
     let lan = if mdns { lan(&endpoint, addr) } else { None };
-    if lan.is_some() || !bootstrap.is_empty() {
-        let bootstrap = Bootstrap {
-            endpoint: endpoint.clone(),
-            dht: dht.clone(),
-            inbox: inbox.clone(),
-            hints: hints.clone(),
-            names: bootstrap,
-            lan,
-            seen: Arc::clone(&seen),
-            stop: stop.clone(),
-        };
-        tokio::spawn(bootstrap.run());
-    }
+    let looking = Bootstrap {
+        endpoint: endpoint.clone(),
+        dht: dht.clone(),
+        inbox: inbox.clone(),
+        hints: hints.clone(),
+        names: bootstrap.clone(),
+        before,
+        lan,
+        seen: Arc::clone(&seen),
+        stop: stop.clone(),
+    };
+    tokio::spawn(looking.run());
     let (requests, asked) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(accept(chunks, requests, inbox.clone(), stop.clone()));
     let asked = match tamper {
@@ -503,6 +504,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         endpoint: endpoint.clone(),
         office: office.clone(),
         dht: dht.clone(),
+        names: bootstrap,
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));

@@ -163,6 +163,8 @@ pub(in crate::mesh) struct Options {
     pub(in crate::mesh) cell: &'static str,
     pub(in crate::mesh) dht: bool,
     pub(in crate::mesh) record: Option<Box<dyn Write + Send>>,
+    /// Members that are remembered, and where they were.
+    pub(in crate::mesh) remembered: Vec<Contact>,
     pub(in crate::mesh) bootstrap: Vec<String>,
     pub(in crate::mesh) mdns: bool,
     pub(in crate::mesh) office: Option<Arc<Office>>,
@@ -176,6 +178,7 @@ impl Options {
             cell,
             dht: true,
             record: None,
+            remembered: Vec::new(),
             bootstrap: Vec::new(),
             mdns: false,
             office: None,
@@ -221,7 +224,7 @@ impl TestNode {
             addr.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
         let contact = |node: &&TestNode| Contact { node: node.identity.node(), addresses: vec![node.addr] };
-        let contacts = contacts.iter().map(contact).collect();
+        let contacts = contacts.iter().map(contact).chain(options.remembered).collect();
         let dht = options.dht;
         let network = Network {
             endpoint,

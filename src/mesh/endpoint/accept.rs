@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinSet;
 
 /// Most handshakes under way (guess: two seconds of them on one core at 2 ms each).
@@ -238,10 +238,14 @@ fn sort(shared: &Arc<Shared>, doors: &Doors, connection: &quinn::Connection) {
         tracing::debug!(address = %connection.remote_address(), why, "connection closed after its handshake");
         connection.close(code.into(), code.reason());
     };
-    let join = |node, admitted| {
-        if doors.joins.try_send(JoinConnection { node, admitted, quinn: connection.clone() }).is_err() {
-            refuse(CloseCode::Busy, "too many join at once");
-        }
+    let join = |node, admitted| match doors.joins.try_send(JoinConnection {
+        node,
+        admitted,
+        quinn: connection.clone(),
+    }) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_)) => refuse(CloseCode::Busy, "too many join at once"),
+        Err(TrySendError::Closed(_)) => refuse(CloseCode::Refused, "its desk is not open"),
     };
     let verified = match judge(connection, &rules(&shared.identity)) {
         Ok(verified) => verified,

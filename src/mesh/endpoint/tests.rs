@@ -155,6 +155,23 @@ async fn a_node_that_answers_in_anothers_place_is_not_accepted() {
 }
 
 #[tokio::test]
+async fn who_looks_for_a_desk_where_none_is_does_not_seem_to_be_of_another_version() {
+    let mesh = TestMesh::new();
+    let (a, b) = (mesh.member(), mesh.member());
+    let ((one, _in_a, address), (two, _in_b, _)) = (bind(&a), bind(&b));
+    let error = two.connect(a.node(), address, Alpn::Join).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Handshake { .. }), "{error}");
+    tokio::time::timeout(SOON, async {
+        while one.door().snapshot().failed == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it is counted as any other that fails");
+    assert_eq!(one.door().snapshot().no_common_version, 0);
+}
+
+#[tokio::test]
 async fn a_ban_closes_both_planes_and_lets_nobody_in_either_way() {
     let mesh = TestMesh::new();
     let (a, b) = (mesh.member(), mesh.member());

@@ -81,21 +81,37 @@ impl UsedTickets {
     pub(super) fn open(state: StateDir, now: UnixTime) -> Result<Self, StateError> {
         let content = state.read(FILE, FILE_MAX_BYTES)?.unwrap_or_default();
         let mut opened = Self { state, log: None, records: 0, uses: 0, table: HashMap::new() };
-        let count = content.len().div_ceil(RECORD_BYTES);
+        let (count, mut is_clean) = (content.len().div_ceil(RECORD_BYTES), true);
         for (at, bytes) in content.chunks(RECORD_BYTES).enumerate() {
             match read_record(bytes) {
                 Some((ticket, node, expires)) if expires.after(REMEMBERED) > now => {
                     opened.note(ticket, node, expires);
                 }
-                Some(_) => {}
-                None if at + 1 == count => tracing::warn!(record = at, "an unfinished record was dropped"),
+                Some(_) => is_clean = false,
+                None if at + 1 == count => {
+                    tracing::warn!(record = at, "an unfinished record was dropped");
+                    is_clean = false;
+                }
                 None => {
                     return Err(opened.state.damaged(FILE, format!("record {at} of {count} is damaged")));
                 }
             }
         }
-        opened.start_log_anew()?;
+        // Only where there is something to drop: the disk may be full. Then it is written before the next claim.
+        let ready = if is_clean { opened.go_on_with_log(count) } else { opened.start_log_anew() };
+        if let Err(error) = ready {
+            tracing::warn!(%error, "nobody can join until the used tickets can be written down");
+        }
         Ok(opened)
+    }
+
+    /// Opens the log for appending to its `records`, if there are any.
+    fn go_on_with_log(&mut self, records: usize) -> Result<(), StateError> {
+        if records > 0 {
+            self.log = Some(self.open_log()?);
+            self.records = records;
+        }
+        Ok(())
     }
 
     fn note(&mut self, ticket: TicketId, node: NodeId, expires: UnixTime) {
@@ -155,11 +171,15 @@ impl UsedTickets {
             used.nodes.iter().for_each(|node| content.extend(record(*ticket, *node, used.expires)));
         }
         self.state.write(FILE, &content, Secrecy::Secret)?;
-        let path = self.state.file(FILE);
-        let log = OpenOptions::new().append(true).open(&path);
-        self.log = Some(log.map_err(|source| StateError::Io { path: path.display().to_string(), source })?);
+        self.log = Some(self.open_log()?);
         self.records = self.uses;
         Ok(())
+    }
+
+    fn open_log(&self) -> Result<File, StateError> {
+        let path = self.state.file(FILE);
+        let log = OpenOptions::new().append(true).open(&path);
+        log.map_err(|source| StateError::Io { path: path.display().to_string(), source })
     }
 }
 
@@ -245,6 +265,28 @@ mod tests {
             assert_eq!(fourth, Usage::Spent);
             assert_eq!(used.users(&TicketId([7; 16])).count(), 3);
         }
+    }
+
+    #[test]
+    fn a_start_writes_nothing_where_nothing_is_to_be_dropped_and_a_disk_that_is_full_keeps_nobody_from_starting()
+     {
+        let dir = tempfile::tempdir().unwrap();
+        claim(&mut open(&dir, NOW).unwrap(), 1, ONE).unwrap();
+        // No other file can be made in the log's place, as on a full disk.
+        let in_the_way = dir.path().join(format!(".{FILE}.new"));
+        std::fs::create_dir(&in_the_way).unwrap();
+        let mut used = open(&dir, NOW).unwrap();
+        assert_eq!(claim(&mut used, 1, TWO).unwrap(), Usage::Spent);
+        assert_eq!(claim(&mut used, 2, TWO).unwrap(), Usage::First, "what is there is gone on with");
+        drop(used);
+        let mut used = open(&dir, LATER.after(REMEMBERED)).unwrap();
+        let later = |used: &mut UsedTickets| {
+            used.claim(TicketId([3; 16]), ONE, 1, UnixTime(u64::MAX / 2), LATER.after(REMEMBERED))
+        };
+        assert!(later(&mut used).is_err(), "there is something to drop, which cannot be written");
+        std::fs::remove_dir(&in_the_way).unwrap();
+        assert_eq!(later(&mut used).unwrap(), Usage::First);
+        assert_eq!(std::fs::metadata(dir.path().join(FILE)).unwrap().len(), RECORD_BYTES as u64);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::world::address;
 use super::{Link, World, run};
 use crate::mesh::driver::tests::{Options, Stratum, TestNode, root};
-use crate::mesh::{NewsVerdict, Obtained};
+use crate::mesh::{Contact, NewsVerdict, Obtained};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -171,6 +171,51 @@ fn a_member_that_restarts_at_its_address_is_asked_on_a_new_connection() {
         }
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     });
+}
+
+/// All start with what they remember of each other, none where it was: machine `now[n]` has the address of node `n + 1`.
+fn all_start_elsewhere(seed: u64, now: [u8; 3], names: &[&str]) {
+    run(seed, Link::default(), |world| async move {
+        let stratum = Stratum::with(1);
+        let cells = ["eu/a/r1", "eu/b/r1", "eu/b/r1"];
+        let identities =
+            cells.map(|cell| world.mesh.member_with(|membership| membership.cell = cell.parse().unwrap()));
+        let remembered: Vec<Contact> = identities
+            .iter()
+            .zip(1..)
+            .map(|(identity, number)| Contact { node: identity.node(), addresses: vec![address(number)] })
+            .collect();
+        let mut nodes = Vec::new();
+        for ((identity, cell), number) in identities.iter().zip(cells).zip(now) {
+            let others = remembered.iter().filter(|contact| contact.node != identity.node());
+            let options = Options {
+                dht: false,
+                remembered: others.cloned().collect(),
+                bootstrap: names.iter().map(|name| (*name).to_owned()).collect(),
+                ..Options::cell(cell)
+            };
+            nodes.push(TestNode::over(
+                world.bind(identity, number),
+                identity.clone(),
+                options,
+                &[],
+                &stratum,
+            ));
+        }
+        for node in &nodes {
+            until("all see all", 120, || async { node.up().await == 2 }).await;
+        }
+    });
+}
+
+#[test]
+fn members_that_start_with_each_others_addresses_find_each_other() {
+    all_start_elsewhere(10, [2, 3, 1], &[]);
+}
+
+#[test]
+fn members_that_all_start_at_new_addresses_find_each_other_by_name() {
+    all_start_elsewhere(11, [4, 5, 6], &["10.0.0.5:4000", "10.0.0.9:4000"]);
 }
 
 #[test]
