@@ -2,7 +2,7 @@
 
 use super::server::SocketError;
 use crate::cache::CacheError;
-use crate::mesh::{EndpointError, IdentityError, StateError, TrustChangeError};
+use crate::mesh::{EndpointError, IdentityError, TrustChangeError};
 use crate::trust::RegistryError;
 use std::io;
 use std::net::SocketAddr;
@@ -77,8 +77,7 @@ impl AgentError {
             ),
             Self::Identity(
                 IdentityError::State(error) | IdentityError::Trust(TrustChangeError::State(error)),
-            )
-            | Self::Desk(error) => error.hint(),
+            ) => error.hint(),
             Self::Registry(RegistryError::Damaged { .. }) => Some(
                 "put it back from a backup, or remove it: a card comes again from the mesh or by `starling repo add`; without \
                  a root an older one could be taken for new once",
@@ -92,6 +91,7 @@ impl AgentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesh::StateError;
 
     #[test]
     fn a_damaged_file_is_named_once_with_what_to_do() {
@@ -102,7 +102,6 @@ mod tests {
             IdentityError::State(damaged("/s/node.key")).into(),
             IdentityError::Trust(TrustChangeError::State(damaged("/s/charter"))).into(),
             IdentityError::Trust(TrustChangeError::State(damaged("/s/revocations"))).into(),
-            AgentError::Desk(damaged("/s/used-tickets")),
             RegistryError::Damaged { path: "/s/root".into(), detail: "20 bytes".into() }.into(),
         ];
         for error in errors {

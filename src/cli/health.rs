@@ -34,7 +34,6 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::agent::api::{CacheStatus, MountStatus, Obtained, Status};
 
     #[test]

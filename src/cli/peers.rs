@@ -79,6 +79,7 @@ mod tests {
             cell: Some("eu/a/r1".parse().unwrap()),
             address: "10.0.0.1:7400".parse().unwrap(),
             up: true,
+            revoked: false,
             rtt_us: Some(1_250),
             sent_bytes: 0,
             received_bytes: 1 << 20,
