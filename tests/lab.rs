@@ -8,6 +8,7 @@ mod common;
 use common::{STARLING, can_mount, skipped};
 use std::fs;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const SCENARIO: &str = "
 seed = 3
@@ -35,10 +36,14 @@ nodes = 1
 how = 'corrupt'
 ";
 
-/// Whether this machine can make network namespaces with shaped links.
-fn can_shape(test: &str) -> bool {
+/// One lab at a time: each takes the whole machine.
+static LAB: Mutex<()> = Mutex::new(());
+
+/// The lab, if this machine can make network namespaces with shaped links.
+fn can_shape(test: &str) -> Option<MutexGuard<'static, ()>> {
+    let lab = LAB.lock().unwrap_or_else(PoisonError::into_inner);
     if !can_mount(test) {
-        return false;
+        return None;
     }
     let name = format!("slab-probe-{}", std::process::id());
     let tried = |program: &str, arguments: &[&str]| {
@@ -50,7 +55,7 @@ fn can_shape(test: &str) -> bool {
     if !ok {
         skipped(test, "it needs `ip`, `tc`, network namespaces and htb");
     }
-    ok
+    ok.then_some(lab)
 }
 
 fn lab(scenario: &str, folder: &std::path::Path) -> Output {
@@ -61,9 +66,7 @@ fn lab(scenario: &str, folder: &std::path::Path) -> Output {
 
 #[test]
 fn all_get_what_was_published_although_one_is_killed_and_one_lies() {
-    if !can_shape("lab") {
-        return;
-    }
+    let Some(_lab) = can_shape("lab") else { return };
     let dir = tempfile::tempdir().unwrap();
     let out = lab(SCENARIO, dir.path());
     let said = String::from_utf8_lossy(&out.stderr);
@@ -90,9 +93,7 @@ fn all_get_what_was_published_although_one_is_killed_and_one_lies() {
 
 #[test]
 fn a_liar_takes_the_place_of_one_that_was_killed_and_the_others_complete() {
-    if !can_shape("lab") {
-        return;
-    }
+    let Some(_lab) = can_shape("lab") else { return };
     let dir = tempfile::tempdir().unwrap();
     let (head, _) = SCENARIO.split_once("[[faults]]").unwrap();
     let fault = "[[faults]]\nwhat = 'replace'\nat_s = 0.1\nnodes = 1\nhow = 'corrupt'\n";
