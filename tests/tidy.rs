@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "mesh",
             "mesh/proto",
             "store",
+            "seldom",
             "trust",
             "upstream",
         ],

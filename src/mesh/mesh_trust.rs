@@ -545,7 +545,8 @@ mod tests {
         let (mesh, trust) = founded(&dir);
         let now = ambient::unix_now();
         let newer = mesh.keys().successor();
-        let ahead = Revocations::none().next(&newer, &trust.charter(), [], now).unwrap();
+        let after = trust.charter().rotated(&mesh.keys(), &newer, now, SOON).unwrap();
+        let ahead = Revocations::none().next(&newer, &after, [], now).unwrap();
         assert_eq!(
             trust.judge(&News::Revocations(ahead.bytes().to_vec()), None),
             Some(NewsVerdict::Unjudged)

@@ -99,7 +99,7 @@ pub enum RevocationError {
     },
     /// The list that is known is of a newer key.
     #[error(
-        "the list of revocations is signed by a newer key: revoke on the authority where the key was rotated"
+        "the newest key of the mesh signs the list of revocations: revoke on the authority where the key was rotated"
     )]
     OlderKey,
     /// The list that is known has the highest number that there is, which no honest authority gave it.
@@ -158,6 +158,10 @@ impl Revocations {
         }
         let ahead = UnixTime(now.0.saturating_add(AHEAD_MAX_S));
         entries.retain(|_, entry| entry.until > now && entry.at <= ahead);
+        if charter.number_of(&keys.public()) < charter.number() {
+            // Its lists count below those of the newest key, also where none of that has come yet.
+            return Err(RevocationError::OlderKey);
+        }
         let following = self.number.checked_add(1);
         let number = match self.key_number(charter).cmp(&charter.number_of(&keys.public())) {
             Ordering::Less => following.filter(|number| *number < NUMBERS_PLAUSIBLE).unwrap_or(1),
@@ -448,7 +452,14 @@ mod tests {
         assert!(stolen.is_older_than(&newer, &after) && !newer.is_older_than(&stolen, &after));
         let following = next(&newer, &new, &after).unwrap();
         assert!(newer.is_older_than(&following, &after));
-        assert_eq!(next(&newer, &old, &after).unwrap_err(), RevocationError::OlderKey);
+        for known in [&newer, &honest, &Revocations::none()] {
+            let refused = next(known, &old, &after).unwrap_err();
+            assert_eq!(
+                refused,
+                RevocationError::OlderKey,
+                "also where no list of the newer key has come yet"
+            );
+        }
         assert_eq!(next(&honest, &new, &after).unwrap().number(), 2, "older programs know numbers only");
     }
 
