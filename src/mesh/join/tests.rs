@@ -47,6 +47,10 @@ impl Desk {
     }
 
     fn ticket_with(&self, change: impl FnOnce(&mut Terms)) -> Ticket {
+        self.ticket_to(vec![self.address], change)
+    }
+
+    fn ticket_to(&self, addresses: Vec<SocketAddr>, change: impl FnOnce(&mut Terms)) -> Ticket {
         let now = crate::ambient::unix_now();
         let mut terms = Terms {
             issued: now,
@@ -57,7 +61,7 @@ impl Desk {
             cell: None,
         };
         change(&mut terms);
-        self.office.issue(vec![self.address], terms).unwrap()
+        self.office.issue(addresses, terms).unwrap()
     }
 
     fn ticket(&self) -> Ticket {
@@ -101,17 +105,7 @@ async fn a_joiner_takes_the_address_that_answers_and_remembers_the_others() {
     // Nobody is there; what is sent there is lost, or refused at once.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let nowhere = ["127.0.0.1:9".parse().unwrap(), silent.local_addr().unwrap()];
-    let addresses = vec![nowhere[0], nowhere[1], desk.address];
-    let now = crate::ambient::unix_now();
-    let terms = Terms {
-        issued: now,
-        expires: now.after(Duration::from_secs(60)),
-        uses: 1,
-        role: Role::Member,
-        scope: Scope::All,
-        cell: None,
-    };
-    let ticket = desk.office.issue(addresses, terms).unwrap();
+    let ticket = desk.ticket_to(vec![nowhere[0], nowhere[1], desk.address], |_| ());
     let dir = tempfile::tempdir().unwrap();
     let joining = tokio::time::timeout(ATTEMPT_LIMIT, join_in(&dir, &ticket));
     let joined = joining.await.expect("no address is waited for to the end").unwrap();
