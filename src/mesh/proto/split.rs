@@ -27,10 +27,11 @@ pub const HALVINGS_MAX: u8 = 7;
 /// 60 percent (guess: a rolling restart of a third of a fleet must not move homes).
 const FEW_PERCENT: usize = 30;
 /// Pauses for which there must be few until cells join; the same when nothing is heard of the sibling, which may have died
-/// out; and those for which nobody is followed after a change.
+/// out; and those for which nobody is followed after a change. That is longer than joining takes: of a cell whose members
+/// join in two groups, one after the other, the first would follow the second back, and the second the first, for ever.
 const JOIN_PAUSES: u32 = 3;
 const SILENT_PAUSES: u32 = 30;
-const SETTLE_PAUSES: u32 = 3;
+const SETTLE_PAUSES: u32 = JOIN_PAUSES + 2;
 /// Members of a quarter, an eighth … of a cell that are followed, and of a sibling that are enough to say that it is not to join: of
 /// fewer one may lie.
 const FOLLOWED_LEAST: usize = 3;

@@ -107,7 +107,7 @@ fn most_are_followed_but_not_soon_after_a_change_of_ones_own() {
     assert!(newcomer.look(&sight(&[1, 1, 1, 2]), after(0)), "and back");
     let mut early = halved();
     assert!(!early.look(&sight(&[0, 0, 0]), after(2)), "the others will see what it saw");
-    assert!(early.look(&sight(&[0, 0, 0]), after(4)), "or it was wrong");
+    assert!(early.look(&sight(&[0, 0, 0]), after(1 + SETTLE_PAUSES)), "or it was wrong");
     // Those of the other half have nothing to say about this one, unless nobody else is known.
     let other = keys_in(Part::of(key(1), 1).sibling().unwrap(), 3);
     let others: Vec<_> = other.into_iter().map(|key| (key, said(1, true))).collect();
@@ -244,6 +244,23 @@ fn a_fleet_near_a_bound_does_not_go_back_and_forth() {
     }
 }
 
+/// Goes through sizes without coming to rest each time, and then comes to rest.
+fn goes_through(sizes: &[usize], seed: u64) -> Result<(), TestCaseError> {
+    let (mut fleet, mut rng) = (Fleet::new(), Generator::new(seed));
+    for size in sizes {
+        fleet.resize(*size, &mut rng);
+        fleet.run(1 + u32::try_from(rng.below(6)).unwrap());
+    }
+    fleet.run(40);
+    let cells = fleet.cells();
+    prop_assert!(cells.is_ok(), "{cells:?}");
+    prop_assert!(cells.unwrap().values().all(|members| *members <= MAX));
+    fleet.changes = 0;
+    fleet.run(10);
+    prop_assert_eq!(fleet.changes, 0);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -252,20 +269,14 @@ proptest! {
         sizes in proptest::collection::vec(1_usize..600, 1..6),
         seed in any::<u64>(),
     ) {
-        let (mut fleet, mut rng) = (Fleet::new(), Generator::new(seed));
-        for size in sizes {
-            fleet.resize(size, &mut rng);
-            // Not long enough to come to rest, each time.
-            fleet.run(1 + u32::try_from(rng.below(6)).unwrap());
-        }
-        fleet.run(40);
-        let cells = fleet.cells();
-        prop_assert!(cells.is_ok(), "{cells:?}");
-        prop_assert!(cells.unwrap().values().all(|members| *members <= MAX));
-        fleet.changes = 0;
-        fleet.run(10);
-        prop_assert_eq!(fleet.changes, 0);
+        goes_through(&sizes, seed)?;
     }
+}
+
+#[test]
+fn two_groups_of_a_cell_that_join_one_after_the_other_do_not_follow_each_other_for_ever() {
+    // Found by the property above: nobody was followed for as long as joining takes, and no longer.
+    goes_through(&[518, 129, 338, 74, 126], 5_403_159_910_816_353_559).unwrap();
 }
 
 #[test]
