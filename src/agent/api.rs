@@ -3,6 +3,7 @@
 //! HTTP/1.1 with JSON bodies under `/v1`. Fields may be added within version 1; what a client does
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
+use crate::fs::Profile;
 use crate::mesh::{NEWEST_KEY_REMEDY, Role};
 use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,17 @@ pub struct MountRequest {
     /// Whether to bring each revision that is shown into the cache as a whole, in the background.
     #[serde(default)]
     pub fill: bool,
+    /// What else was asked for.
+    #[serde(default)]
+    pub options: MountOptions,
+}
+
+/// How a repository is to be mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MountOptions {
+    /// What the mount is tuned for.
+    pub profile: Profile,
 }
 
 /// `DELETE /v1/mounts`: unmounts.

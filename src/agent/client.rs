@@ -326,8 +326,10 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use super::super::api::MountOptions;
     use super::super::server::{Control, ControlSocket, control_router, open_router};
     use super::*;
+    use crate::fs::Profile;
     use crate::model::{NodeId, Revision, UnixTime};
     use futures::future::BoxFuture;
     use std::sync::{Arc, Mutex};
@@ -455,6 +457,7 @@ mod tests {
                 repository: "sw.example.org".parse().unwrap(),
                 directory: "/a b/ü".into(),
                 fill: true,
+                options: MountOptions { profile: Profile::SmallFiles },
             };
             let mounted = client.mount(&request).await.unwrap();
             assert_eq!((mounted.directory, mounted.revision), ("/a b/ü".into(), Some(Revision(5))));

@@ -1,5 +1,6 @@
 //! Opens trees over the fetch path and mounts them with FUSE.
 
+use super::api::MountOptions;
 use super::fill::FillParts;
 use super::mounts::{Mounted, Mounter};
 use super::offer::Offers;
@@ -123,10 +124,12 @@ impl Mounter for KernelMounter {
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
+        options: &'a MountOptions,
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
         let file_system = Arc::new(FileSystem::new(repository.as_str(), tree, self.source(repository)));
-        let config = fuse::MountConfig::new(directory);
+        let config =
+            fuse::MountConfig { profile: options.profile, ..fuse::MountConfig::new(directory) };
         let runtime = tokio::runtime::Handle::current();
         let shown = directory.display().to_string();
         // Should nobody wait any more when it is done, the mount is dropped, and thereby detached.

@@ -5,7 +5,7 @@
 //! not answer when the machine boots, a catalog that no neighbour sends yet) is tried again by
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
 
-use super::api::{MountRequest, MountStatus, Refusal, RefusalKind};
+use super::api::{MountOptions, MountRequest, MountStatus, Refusal, RefusalKind};
 use super::fill::{Fill, FillParts};
 use crate::ambient;
 use crate::catalog::Tree;
@@ -54,6 +54,7 @@ pub(super) trait Mounter: Send + Sync + 'static {
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
+        options: &'a MountOptions,
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>>;
 }
@@ -75,6 +76,7 @@ pub(super) trait Mounted: Send + Sync + 'static {
 struct Entry {
     repository: RepositoryName,
     state: State,
+    options: MountOptions,
     /// Whether a background fill was asked for.
     wants_fill: bool,
     /// The fill of the revision that is shown.
@@ -125,7 +127,8 @@ impl MountTable {
             .map(|m| {
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
                 let wants_fill = m.fill;
-                (m.directory, Entry { repository: m.repository, state, wants_fill, fill: None, warned: None })
+                let (repository, options) = (m.repository, m.options);
+                (m.directory, Entry { repository, state, options, wants_fill, fill: None, warned: None })
             })
             .collect();
         Ok(Self {
@@ -149,9 +152,9 @@ impl MountTable {
             return Ok(());
         }
         let mut entries = self.lock();
-        for MountRequest { repository, directory, fill } in mounts {
+        for MountRequest { repository, directory, fill, options } in mounts {
             let state = State::Failed { problem: "not mounted yet".into() };
-            let entry = Entry { repository, state, wants_fill: fill, fill: None, warned: None };
+            let entry = Entry { repository, state, options, wants_fill: fill, fill: None, warned: None };
             entries.insert(directory, entry);
         }
         if entries.len() > MOUNTS_MAX {
@@ -173,7 +176,7 @@ impl MountTable {
     /// # Errors
     /// A [`Refusal`] that says what to do.
     pub(super) async fn mount(&self, request: MountRequest) -> Result<MountStatus, Refusal> {
-        let MountRequest { repository, directory, fill: wants_fill } = request;
+        let MountRequest { repository, directory, fill: wants_fill, options } = request;
         let _changing = self.changing.lock().await;
         if let Some(entry) = self.lock().get(&directory) {
             let message = format!("{} is taken by {}", directory.display(), entry.repository);
@@ -193,8 +196,8 @@ impl MountTable {
             return Err(Refusal::new(RefusalKind::Untrusted, message)
                 .hint("its publisher must publish or sign it again, and announce it"));
         }
-        let state = self.activate(&repository, &directory, root).await?;
-        let mut entry = Entry { repository, state, wants_fill, fill: None, warned: None };
+        let state = self.activate(&repository, &directory, &options, root).await?;
+        let mut entry = Entry { repository, state, options, wants_fill, fill: None, warned: None };
         self.fill(&mut entry);
         let mounted = self.insert(directory, entry);
         self.remember();
@@ -244,12 +247,12 @@ impl MountTable {
         for directory in directories {
             // Taken anew for each mount, so that a request waits for one of them at most.
             let _changing = self.changing.lock().await;
-            let Some((repository, active)) = self.lock().get(&directory).map(|entry| {
+            let Some((repository, options, active)) = self.lock().get(&directory).map(|entry| {
                 let active = match &entry.state {
                     State::Active { mounted, root } => Some((mounted.clone(), root.clone())),
                     State::Failed { .. } => None,
                 };
-                (entry.repository.clone(), active)
+                (entry.repository.clone(), entry.options.clone(), active)
             }) else {
                 continue;
             };
@@ -261,7 +264,7 @@ impl MountTable {
                     Some(State::Failed { problem: "was unmounted by somebody else".into() })
                 }
                 Some((mounted, root)) => self.catch_up(&directory, &repository, mounted, root).await,
-                None => self.retry(&directory, &repository).await,
+                None => self.retry(&directory, &repository, &options).await,
             };
             if let (Some(state), Some(entry)) = (changed, self.lock().get_mut(&directory)) {
                 entry.state = state;
@@ -370,10 +373,15 @@ impl MountTable {
 
     /// Tries to mount what failed. An expired root does not hinder it: a mount that was there before
     /// the restart goes on reading.
-    async fn retry(&self, directory: &Path, repository: &RepositoryName) -> Option<State> {
+    async fn retry(
+        &self,
+        directory: &Path,
+        repository: &RepositoryName,
+        options: &MountOptions,
+    ) -> Option<State> {
         let attempt = async {
             let root = self.newest_root(repository).await?;
-            self.activate(repository, directory, root).await
+            self.activate(repository, directory, options, root).await
         };
         match attempt.await {
             Ok(state) => {
@@ -423,6 +431,7 @@ impl MountTable {
         &self,
         repository: &RepositoryName,
         directory: &Path,
+        options: &MountOptions,
         root: VerifiedRoot,
     ) -> Result<State, Refusal> {
         let tree = self.mounter.open(&root).await.map_err(|problem| {
@@ -431,7 +440,7 @@ impl MountTable {
             Refusal::new(RefusalKind::Unavailable, message)
                 .hint("is a stratum up, or a neighbour that has it? see `starling status`")
         })?;
-        let mounted = self.mounter.mount(repository, directory, tree).await.map_err(|error| {
+        let mounted = self.mounter.mount(repository, directory, options, tree).await.map_err(|error| {
             let kind = match error {
                 MountError::NotThere { .. } => RefusalKind::NotFound,
                 MountError::NotADirectory { .. }
@@ -526,6 +535,7 @@ impl MountTable {
                 repository: entry.repository.clone(),
                 directory: directory.clone(),
                 fill: entry.wants_fill,
+                options: entry.options.clone(),
             })
             .collect();
         let bytes = serde_json::to_vec_pretty(&File { version: FILE_VERSION, mounts })?;

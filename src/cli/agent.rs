@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::first_start::FirstStart;
-use crate::agent::api::MountRequest;
+use crate::agent::api::{MountOptions, MountRequest};
 use crate::agent::{AgentError, Options, Tamper, run as run_agent};
 use crate::config::{DEFAULT_FILE, LogFormat, Settings};
 use crate::mesh::proto;
@@ -127,7 +127,7 @@ fn parse_mount(text: &str) -> Result<MountRequest, String> {
     if !directory.is_absolute() {
         return Err(format!("`{}` is not an absolute path", directory.display()));
     }
-    Ok(MountRequest { repository, directory, fill })
+    Ok(MountRequest { repository, directory, fill, options: MountOptions::default() })
 }
 
 fn core_settings(file: Option<&Path>) -> Result<proto::Settings, CliError> {

@@ -3,7 +3,8 @@
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json};
 use crate::agent::Client;
-use crate::agent::api::{MountRequest, MountStatus};
+use crate::agent::api::{MountOptions, MountRequest, MountStatus};
+use crate::fs::Profile;
 use crate::model::RepositoryName;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   starling mount sw.example.org /mnt/sw
   starling mount --fill --wait sw.example.org /mnt/sw   # and bring all of it into the cache
+  starling mount --profile small-files py.example.org /opt/py
 
 The mount shows the newest revision that this node knows, switches when a newer one is announced,
 and comes back when the agent is restarted.")]
@@ -28,6 +30,10 @@ pub(super) struct Args {
     /// Return when the fill is complete.
     #[arg(long, requires = "fill")]
     wait: bool,
+    /// What the mount is tuned for: `default`, in which the kernel itself reads large files that are complete on the local
+    /// disk; `small-files`, in which opening a file asks nobody (for trees of many small files).
+    #[arg(long, default_value_t, value_name = "NAME")]
+    profile: Profile,
     #[command(flatten)]
     agent: AgentArgs,
     /// Print one JSON object.
@@ -38,7 +44,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let directory = mount_point(&args.directory)?;
     let client = args.agent.client();
-    let request = MountRequest { repository: args.repository, directory, fill: args.fill };
+    let options = MountOptions { profile: args.profile };
+    let request = MountRequest { repository: args.repository, directory, fill: args.fill, options };
     let mount = block_on(async {
         let mount = client.mount(&request).await?;
         if args.wait { filled(&client, mount).await } else { Ok(mount) }

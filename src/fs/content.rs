@@ -37,6 +37,11 @@ impl Content {
         Ok(Self { attributes, chunks, ends: ends.into() })
     }
 
+    /// The chunks, in the order of their bytes.
+    pub(super) fn chunks(&self) -> &Arc<[ChunkRef]> {
+        &self.chunks
+    }
+
     /// Number of the chunk that holds byte `offset`, or the number of chunks behind the end.
     fn chunk_at(&self, offset: u64) -> usize {
         self.ends.partition_point(|end| *end <= offset)
@@ -73,39 +78,58 @@ impl Content {
 const SEQUENTIAL_READS: u32 = 2;
 /// How far ahead of a sequential reader chunks are fetched, in bytes: four requests of 1 MiB (guess).
 const AHEAD_BYTES: u64 = 4 << 20;
+/// How far a read may lie from where the reader was expected and still continue it: the kernel's own read-ahead asks for
+/// neighbouring ranges from several threads, in any order.
+const LEEWAY_BYTES: u64 = 2 << 20;
+/// Readers of one file that are told apart (guess): of more, those that read last are run ahead of.
+const READERS: usize = 4;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     /// Where the next read begins if the reader goes on.
     next: u64,
     in_a_row: u32,
     /// Number of the first chunk that was not yet asked for ahead.
     ahead: usize,
+    /// When it read last, counted in reads of the file.
+    read_at: u64,
 }
 
-/// An open file and how it is being read.
+#[derive(Debug, Default)]
+struct Readers {
+    reads: u64,
+    progress: [Progress; READERS],
+}
+
+/// A file that is being read, and how. Reads carry no handle that could tell readers apart: a reader is who goes on where
+/// somebody stopped.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    pub(super) content: Arc<Content>,
-    progress: Mutex<Progress>,
+    pub(super) content: Content,
+    readers: Mutex<Readers>,
 }
 
 impl OpenFile {
-    pub(super) fn new(content: Arc<Content>) -> Self {
-        Self { content, progress: Mutex::default() }
+    pub(super) fn new(content: Content) -> Self {
+        Self { content, readers: Mutex::default() }
     }
 
     /// Notes a read and says what a sequential reader will want next; often nothing.
     pub(super) fn foresee(&self, offset: u64, len: u32) -> Vec<Piece> {
         let content = &self.content;
         let stop = offset.saturating_add(u64::from(len));
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        progress.in_a_row = if offset == progress.next { progress.in_a_row.saturating_add(1) } else { 0 };
-        progress.next = stop;
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.reads += 1;
+        let now = readers.reads;
+        let (progress, continues) = readers.who_reads(offset);
+        progress.read_at = now;
+        progress.in_a_row = if continues { progress.in_a_row.saturating_add(1) } else { 0 };
+        progress.next = if continues { progress.next.max(stop) } else { stop };
         if progress.in_a_row < SEQUENTIAL_READS {
             progress.ahead = 0;
             return Vec::new();
         }
+        let stop = progress.next;
         let first = content.chunk_at(stop).max(progress.ahead);
         let last = content.chunk_at(stop.saturating_add(AHEAD_BYTES));
         // In runs of at least half the window, so that one request carries several chunks.
@@ -116,6 +140,23 @@ impl OpenFile {
         }
         progress.ahead = last;
         content.touches(first..last)
+    }
+}
+
+impl Readers {
+    /// The reader who goes on at `offset`, and whether there is one; else the place of who has read least lately.
+    fn who_reads(&mut self, offset: u64) -> (&mut Progress, bool) {
+        let goes_on = |one: &Progress| one.read_at > 0 && one.next.abs_diff(offset) <= LEEWAY_BYTES;
+        let exactly = self.progress.iter().position(|one| one.read_at > 0 && one.next == offset);
+        if let Some(found) = exactly.or_else(|| self.progress.iter().position(goes_on)) {
+            // A jump back or ahead, however short, is no sequence when there was none before.
+            let one = &mut self.progress[found];
+            let continues = one.next == offset || one.in_a_row >= SEQUENTIAL_READS;
+            return (one, continues);
+        }
+        let least = (0..READERS).min_by_key(|number| self.progress[*number].read_at).unwrap_or(0);
+        self.progress[least] = Progress::default();
+        (&mut self.progress[least], offset == 0)
     }
 }
 
@@ -156,19 +197,36 @@ mod tests {
 
     #[test]
     fn a_sequential_reader_is_run_ahead_of_and_a_random_one_is_not() {
-        let content = Arc::new(file(&[1 << 20; 64], 64 << 20).unwrap());
-        let reader = OpenFile::new(Arc::clone(&content));
+        let wide = || file(&[1 << 20; 64], 64 << 20).unwrap();
+        let reader = OpenFile::new(wide());
         let mut asked = Vec::new();
         for request in 0..64 {
             let ahead = reader.foresee(request << 20, 1 << 20);
             assert!(ahead.len() <= 4, "a bounded window");
             asked.extend(ahead.iter().map(|piece| piece.chunk.id));
         }
-        let wanted: Vec<_> = (2..64).map(|number| content.chunks[number].id).collect();
+        let wanted: Vec<_> = (2..64).map(|number| reader.content.chunks[number].id).collect();
         assert_eq!(asked, wanted, "each chunk once, in order");
-        let random = OpenFile::new(content);
+        let random = OpenFile::new(wide());
         for at in [5_u64, 60, 3, 40, 20, 50] {
             assert_eq!(random.foresee(at << 20, 4096), []);
+        }
+    }
+
+    #[test]
+    fn two_readers_in_turn_and_requests_out_of_order_are_sequential_too() {
+        let reader = OpenFile::new(file(&[1 << 20; 64], 64 << 20).unwrap());
+        let mut asked = std::collections::BTreeSet::new();
+        for request in 0..16 {
+            for from in [0, 32] {
+                // The kernel asks for two ranges at once, and they arrive the wrong way round now and then.
+                let request = if request > 4 { request ^ 1 } else { request };
+                let ahead = reader.foresee((from + request) << 20, 1 << 20);
+                asked.extend(ahead.iter().map(|piece| piece.chunk.id));
+            }
+        }
+        for number in (6..18).chain(38..50) {
+            assert!(asked.contains(&reader.content.chunks[number].id), "chunk {number}");
         }
     }
 

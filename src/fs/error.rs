@@ -26,12 +26,9 @@ pub enum FsError {
         /// The bound.
         max: usize,
     },
-    /// A handle that is not open.
-    #[error("handle {0} is not open")]
-    UnknownHandle(u64),
-    /// More handles are open than the file system keeps.
+    /// More files are open than the file system keeps.
     #[error("{0} files are open")]
-    TooManyHandles(usize),
+    TooManyOpen(usize),
     /// Bytes of a file could not be had.
     #[error("inode {}, {len} bytes at {offset}: {cause}", .inode.0)]
     Content {

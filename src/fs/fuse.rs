@@ -7,26 +7,31 @@
 //!
 //! Settings, after measurements: names and attributes are valid for a day (a switch of the revision
 //! tells the kernel what changed), absent names too; pages, listings and links stay cached; look-ups in
-//! one directory run in parallel; listings carry attributes; closing a file is not reported.
+//! one directory run in parallel; listings carry attributes; closing a file is not reported; directories are not opened at
+//! all, and in the profile for small files nor are files.
 
 use super::error::FsError;
 use super::mountpoint::{self, MAX_READ_BYTES, MountError};
 use super::switch::{Notifier, Stale};
-use super::system::{FileSystem, Handle, NAME_MAX_BYTES};
+use super::modes::Modes;
+use super::system::{FileSystem, NAME_MAX_BYTES};
 use crate::ambient;
 use crate::catalog::{Attributes, FileKind, Inode, TreeError};
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, Session, SessionACL,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -43,6 +48,38 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// Block size that `stat` and `statfs` report, in bytes.
 const BLOCK_BYTES: u32 = 4096;
 
+/// What a mount is tuned for, where one setting cannot serve all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Files that are complete on the local disk are read by the kernel itself (passthrough).
+    #[default]
+    Default,
+    /// Trees of small files: opening a file asks nobody, which the kernel grants for a whole mount only, and only without
+    /// passthrough. Large files are read through this process, and cached by the kernel.
+    SmallFiles,
+}
+
+impl std::str::FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Default, Self::SmallFiles];
+        known.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
+            format!("`{text}` is no profile; there are {}", known.map(|one| one.to_string()).join(" and "))
+        })
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::SmallFiles => "small-files",
+        })
+    }
+}
+
 /// Settings of a mount.
 #[derive(Clone, Debug)]
 pub struct MountConfig {
@@ -54,13 +91,24 @@ pub struct MountConfig {
     pub read_ahead_kib: u32,
     /// Requests that may wait for bytes at once.
     pub max_waiting: usize,
+    /// What it is tuned for.
+    pub profile: Profile,
+    /// Whether the kernel may read complete files by itself. It does not verify what it reads.
+    pub passthrough: bool,
 }
 
 impl MountConfig {
     /// Defaults for a mount at `path`: 4 threads (guess), 1 MiB of read-ahead (one request of the
     /// largest size), 256 waiting requests (guess).
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), threads: 4, read_ahead_kib: MAX_READ_BYTES >> 10, max_waiting: 256 }
+        Self {
+            path: path.into(),
+            threads: 4,
+            read_ahead_kib: MAX_READ_BYTES >> 10,
+            max_waiting: 256,
+            profile: Profile::Default,
+            passthrough: true,
+        }
     }
 }
 
@@ -100,7 +148,13 @@ pub fn mount(
     settings.n_threads = Some(threads);
     settings.clone_fd = threads > 1;
     let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
-    let kernel = Kernel { fs: Arc::clone(&fs), runtime, waiting };
+    let passthrough = config.passthrough && config.profile == Profile::Default;
+    let shared = Shared {
+        fs: Arc::clone(&fs),
+        modes: Mutex::default(),
+        passthrough: AtomicBool::new(passthrough),
+    };
+    let kernel = Kernel { shared: Arc::new(shared), profile: config.profile, runtime, waiting };
     let started = Session::from_fd(kernel, device, SessionACL::All, settings).and_then(|session| {
         let notifier = KernelNotifier::start(session.notifier())?;
         let (end, ended) = watch::channel(false);
@@ -259,8 +313,59 @@ impl Notifier for KernelNotifier {
     }
 }
 
-struct Kernel {
+/// What requests need while they wait.
+struct Shared {
     fs: Arc<FileSystem>,
+    modes: Mutex<Modes<BackingId>>,
+    /// Whether backing files may be registered with the kernel.
+    passthrough: AtomicBool,
+}
+
+impl Shared {
+    fn modes(&self) -> MutexGuard<'_, Modes<BackingId>> {
+        // Each change is one call.
+        self.modes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self, inode: Inode, reply: ReplyOpen) {
+        if let Err(error) = self.fs.open(inode).await {
+            return reply.error(errno(&self.fs, &error));
+        }
+        let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
+        let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
+        let backing = self.modes().open(inode, || self.register(&reply, &body?));
+        // Pages in the kernel's cache stay; with passthrough it refuses to hear of them.
+        match backing {
+            Some(backing) => reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing),
+            None => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+        }
+    }
+
+    /// Registers a body with the kernel. A kernel or an operator that does not allow it is asked once.
+    fn register(&self, reply: &ReplyOpen, body: &File) -> Option<BackingId> {
+        match reply.open_backing(body) {
+            Ok(backing) => Some(backing),
+            Err(error) => {
+                // Another thread may have noted it meanwhile.
+                if self.passthrough.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(
+                        repository = self.fs.label(),
+                        "large files are read through the agent, not by the kernel itself (slower): the kernel refused a \
+                         backing file: {error}; it needs Linux 6.9, the capability CAP_SYS_ADMIN, and a cache that does not \
+                         itself lie on a stacked file system"
+                    );
+                }
+                None
+            }
+        }
+    }
+}
+
+struct Kernel {
+    shared: Arc<Shared>,
+    profile: Profile,
     runtime: tokio::runtime::Handle,
     waiting: Arc<Semaphore>,
 }
@@ -297,8 +402,7 @@ fn errno(fs: &FileSystem, error: &FsError) -> Errno {
         FsError::IsADirectory(_) => Errno::EISDIR,
         FsError::WrongKind(_) => Errno::EINVAL,
         FsError::NameTooLong { .. } => Errno::ENAMETOOLONG,
-        FsError::UnknownHandle(_) => Errno::EBADF,
-        FsError::TooManyHandles(_) => Errno::ENFILE,
+        FsError::TooManyOpen(_) => Errno::ENFILE,
         FsError::Metadata { cause: TreeError::UnknownInode(_), .. } => Errno::from_i32(libc::ESTALE),
         FsError::Content { .. } | FsError::Metadata { .. } => {
             tracing::warn!(repository = fs.label(), "a reader gets an I/O error: {error}");
@@ -383,6 +487,18 @@ impl Filesystem for Kernel {
                 tracing::debug!("this kernel lacks {missing:?}");
             }
         }
+        let passthrough = &self.shared.passthrough;
+        if passthrough.load(Ordering::Relaxed) {
+            // Bodies lie on an ordinary file system; on top of theirs, this one is the first layer.
+            let can = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !can || config.set_max_stack_depth(1).is_err() {
+                tracing::info!(
+                    repository = self.shared.fs.label(),
+                    "this kernel has no FUSE passthrough (Linux 6.9): large files are read through the agent"
+                );
+                passthrough.store(false, Ordering::Relaxed);
+            }
+        }
         // Each refusal names the nearest value that is accepted.
         let _ = config.set_max_write(MAX_READ_BYTES).or_else(|near| config.set_max_write(near));
         let _ = config.set_max_readahead(MAX_READ_BYTES).or_else(|near| config.set_max_readahead(near));
@@ -391,7 +507,7 @@ impl Filesystem for Kernel {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (fs, name) = (Arc::clone(&self.fs), name.as_bytes().to_vec());
+        let (fs, name) = (Arc::clone(&self.shared.fs), name.as_bytes().to_vec());
         self.serve(async move {
             match fs.lookup(Inode(parent.0), &name).await {
                 Ok(Some(found)) => reply.entry(&TTL, &attr(&found), Generation(0)),
@@ -402,11 +518,11 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, lookups: u64) {
-        self.fs.forget(Inode(inode.0), lookups);
+        self.shared.fs.forget(Inode(inode.0), lookups);
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
             match fs.attributes(Inode(inode.0)).await {
                 Ok(found) => reply.attr(&TTL, &attr(&found)),
@@ -416,7 +532,7 @@ impl Filesystem for Kernel {
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
             match fs.link_target(Inode(inode.0)).await {
                 Ok(target) => reply.data(&target),
@@ -426,32 +542,28 @@ impl Filesystem for Kernel {
     }
 
     fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fs = Arc::clone(&self.fs);
-        self.serve(async move {
-            match fs.open(Inode(inode.0)).await {
-                Ok(handle) => {
-                    let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                    reply.opened(FileHandle(handle.0), flags);
-                }
-                Err(error) => reply.error(errno(&fs, &error)),
-            }
-        });
+        if self.profile == Profile::SmallFiles {
+            // The kernel does not ask again, neither for this file nor for another.
+            return reply.error(Errno::ENOSYS);
+        }
+        let shared = Arc::clone(&self.shared);
+        self.serve(async move { shared.open(Inode(inode.0), reply).await });
     }
 
     fn read(
         &self,
         _request: &Request,
-        _inode: INodeNo,
-        handle: FileHandle,
+        inode: INodeNo,
+        _handle: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
-            match fs.read(Handle(handle.0), offset, size).await {
+            match fs.read(Inode(inode.0), offset, size).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
@@ -466,41 +578,44 @@ impl Filesystem for Kernel {
     fn release(
         &self,
         _request: &Request,
-        _inode: INodeNo,
-        handle: FileHandle,
+        inode: INodeNo,
+        _handle: FileHandle,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.close(Handle(handle.0));
+        self.shared.modes().close(Inode(inode.0));
+        self.shared.fs.close(Inode(inode.0));
         reply.ok();
     }
 
-    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fs = Arc::clone(&self.fs);
-        self.serve(async move {
-            match fs.open_directory(Inode(inode.0)).await {
-                Ok(handle) => {
-                    let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                    reply.opened(FileHandle(handle.0), flags);
-                }
-                Err(error) => reply.error(errno(&fs, &error)),
-            }
-        });
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel does not ask again: it lists a directory without opening it, and caches what it gets.
+        reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let fs = Arc::clone(&self.fs);
+    fn readdir(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
-            match fs.read_directory(Handle(handle.0), offset).await {
+            match fs.read_directory(Inode(inode.0), offset).await {
                 Ok(listing) => {
+                    let mut read_to = offset;
                     for entry in listing.from(offset) {
                         let (inode, kind) = (INodeNo(entry.attributes.inode.0), kind(entry.attributes.kind));
                         if reply.add(inode, entry.next_offset, kind, OsStr::from_bytes(entry.name)) {
                             break;
                         }
+                        read_to = entry.next_offset;
                     }
+                    fs.read_up_to(&listing, read_to);
                     reply.ok();
                 }
                 Err(error) => reply.error(errno(&fs, &error)),
@@ -511,15 +626,16 @@ impl Filesystem for Kernel {
     fn readdirplus(
         &self,
         _request: &Request,
-        _inode: INodeNo,
-        handle: FileHandle,
+        inode: INodeNo,
+        _handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
-            match fs.read_directory(Handle(handle.0), offset).await {
+            match fs.read_directory(Inode(inode.0), offset).await {
                 Ok(listing) => {
+                    let mut read_to = offset;
                     for entry in listing.from(offset) {
                         let attr = attr(&entry.attributes);
                         let name = OsStr::from_bytes(entry.name);
@@ -528,7 +644,9 @@ impl Filesystem for Kernel {
                         }
                         // Counted before the reply goes out, for `forget` may follow at once.
                         fs.remember_listed(&listing, &entry);
+                        read_to = entry.next_offset;
                     }
+                    fs.read_up_to(&listing, read_to);
                     reply.ok();
                 }
                 Err(error) => reply.error(errno(&fs, &error)),
@@ -536,20 +654,15 @@ impl Filesystem for Kernel {
         });
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.fs.close(Handle(handle.0));
-        reply.ok();
-    }
-
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        let (inodes, bytes) = self.fs.totals();
+        let (inodes, bytes) = self.shared.fs.totals();
         let blocks = bytes.div_ceil(u64::from(BLOCK_BYTES));
         let name_max = u32::try_from(NAME_MAX_BYTES).unwrap_or(u32::MAX);
         reply.statfs(blocks, 0, 0, inodes, 0, BLOCK_BYTES, name_max, BLOCK_BYTES);
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, room: u32, reply: ReplyXattr) {
-        let (fs, name) = (Arc::clone(&self.fs), name.as_bytes().to_vec());
+        let (fs, name) = (Arc::clone(&self.shared.fs), name.as_bytes().to_vec());
         self.serve(async move {
             match fs.extended_attribute(Inode(inode.0), &name).await {
                 Ok(Some(value)) => reply_xattr(reply, &value, room),
@@ -560,7 +673,7 @@ impl Filesystem for Kernel {
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, room: u32, reply: ReplyXattr) {
-        let fs = Arc::clone(&self.fs);
+        let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
             match fs.extended_attribute_names(Inode(inode.0)).await {
                 Ok(names) => reply_xattr(reply, &names, room),

@@ -1,10 +1,45 @@
 //! A directory as one reader sees it: a snapshot with stable offsets.
 
 use crate::catalog::{Attributes, DirectoryEntry, Inode, Tree};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The entries of a directory of one revision. Offset 0 is `.`, 1 is `..`, then the names follow in
-/// their order; an offset means the same entry as long as the directory is open.
+/// Directories that somebody is in the middle of reading, and their entries together, that are kept (guess). Beyond, the
+/// oldest is made again from its tree when it is asked about.
+const HALF_READ_MAX: usize = 64;
+const HALF_READ_ENTRIES_MAX: usize = 1 << 20;
+/// Bits of an offset that number the entry; those above say of which generation of the tree.
+const ENTRY_BITS: u32 = 32;
+/// Generations that an offset tells apart; an offset is a signed number of 64 bits for the kernel.
+const GENERATIONS: u64 = 1 << (63 - ENTRY_BITS);
+
+/// Where a reader of a directory stands: in the directory of which generation of the tree, before which entry. As a number
+/// it is what the kernel and `telldir` carry around, so no handle is needed to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Counted modulo [`GENERATIONS`].
+    pub(super) generation: u64,
+    pub(super) entry: u64,
+}
+
+impl Position {
+    /// `None` for the beginning, which is that of whatever is current.
+    pub(super) fn of_offset(offset: u64) -> Option<Self> {
+        let entry = offset & ((1 << ENTRY_BITS) - 1);
+        (offset != 0).then_some(Self { generation: offset >> ENTRY_BITS, entry })
+    }
+
+    fn to_offset(self) -> u64 {
+        (self.generation % GENERATIONS) << ENTRY_BITS | self.entry
+    }
+
+    /// Whether it is meant for a listing of this generation.
+    pub(super) fn is_of(self, generation: u64) -> bool {
+        self.generation == generation % GENERATIONS
+    }
+}
+
+/// The entries of a directory of one revision: `.`, `..`, then the names in their order.
 #[derive(Clone)]
 pub struct Listing {
     pub(super) generation: u64,
@@ -29,14 +64,56 @@ pub struct ListedEntry<'a> {
 }
 
 impl Listing {
-    /// The entries from `offset` on.
+    /// The entries from `offset` on: 0, or one that an entry of this listing named.
     pub fn from(&self, offset: u64) -> impl Iterator<Item = ListedEntry<'_>> {
+        let skip = Position::of_offset(offset).map_or(0, |position| position.entry);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
         let dots = [(&b"."[..], self.directory.inode), (&b".."[..], self.parent)];
         let dots = dots.into_iter().map(|(name, inode)| (name, Attributes { inode, ..self.directory }, true));
-        let names = self.entries.iter().map(|entry| (&*entry.name, entry.attributes, false));
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        (1_u64..).zip(dots.chain(names)).skip(skip).map(|(next_offset, (name, attributes, is_dot))| {
-            ListedEntry { next_offset, name, attributes, is_dot }
+        let dots = dots.skip(skip);
+        let names = self.entries.get(skip.saturating_sub(2)..).unwrap_or_default();
+        let names = names.iter().map(|entry| (&*entry.name, entry.attributes, false));
+        (skip as u64 + 1..).zip(dots.chain(names)).map(|(entry, (name, attributes, is_dot))| {
+            let next = Position { generation: self.generation, entry };
+            ListedEntry { next_offset: next.to_offset(), name, attributes, is_dot }
         })
+    }
+}
+
+/// Listings that somebody is in the middle of reading.
+#[derive(Default)]
+pub(super) struct Listings {
+    /// The one that was asked about last is the last.
+    half_read: VecDeque<Arc<Listing>>,
+}
+
+impl Listings {
+    pub(super) fn find(&mut self, directory: Inode, position: Position) -> Option<Arc<Listing>> {
+        let is_it =
+            |one: &Arc<Listing>| one.directory.inode == directory && position.is_of(one.generation);
+        let found = self.half_read.iter().position(is_it)?;
+        let listing = self.half_read.remove(found)?;
+        self.half_read.push_back(Arc::clone(&listing));
+        Some(listing)
+    }
+
+    /// Keeps a listing of which a part was read.
+    pub(super) fn keep(&mut self, listing: &Arc<Listing>) {
+        self.half_read.push_back(Arc::clone(listing));
+        let entries = |all: &VecDeque<Arc<Listing>>| -> usize { all.iter().map(|one| one.entries.len()).sum() };
+        while self.half_read.len() > HALF_READ_MAX
+            || self.half_read.len() > 1 && entries(&self.half_read) > HALF_READ_ENTRIES_MAX
+        {
+            self.half_read.pop_front();
+        }
+    }
+
+    /// Drops one that was read to its end.
+    pub(super) fn done(&mut self, listing: &Arc<Listing>) {
+        self.half_read.retain(|one| !Arc::ptr_eq(one, listing));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.half_read.len()
     }
 }

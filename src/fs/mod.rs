@@ -13,15 +13,18 @@
 
 mod content;
 mod error;
+mod files;
 pub mod fuse;
 mod listing;
+mod modes;
 mod mountpoint;
 mod switch;
 mod system;
 mod table;
 
 pub use error::FsError;
+pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
 pub use mountpoint::MountError;
 pub use switch::{Notifier, Stale, Switched};
-pub use system::{FileSystem, FileSystemStatistics, Handle};
+pub use system::{FileSystem, FileSystemStatistics};

@@ -2,63 +2,52 @@
 
 use super::content::{Content, OpenFile};
 use super::error::FsError;
-use super::listing::{ListedEntry, Listing};
+use super::files::{Files, OPEN_MAX};
+use super::listing::{ListedEntry, Listing, Listings, Position};
 use super::switch::{Notifier, walk};
 use super::table::{Generation, Table};
 use crate::catalog::{Attributes, FileKind, Inode, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::Class;
 use bytes::{Bytes, BytesMut};
-use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 /// Longest name, in bytes: what every Linux file system has.
 pub(super) const NAME_MAX_BYTES: usize = 255;
-/// Most handles that are open at once; the system's own limit of open files lies below (guess).
-const MAX_HANDLES: usize = 1 << 20;
+/// How often a file that is being opened is looked up again after it was dropped at once.
+const OPEN_ATTEMPTS: usize = 3;
 /// Most fetches ahead of readers at once, of all files together (guess).
 const MAX_AHEAD: usize = 8;
-
-/// A file or directory that the kernel has opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Handle(pub u64);
 
 /// How much the file system remembers for the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileSystemStatistics {
     /// Inodes that the kernel knows, the root included.
     pub known_inodes: usize,
-    /// Open files and directories.
-    pub open_handles: usize,
+    /// How often files are open.
+    pub open_files: usize,
+    /// Directories that somebody is in the middle of reading.
+    pub half_read_directories: usize,
     /// Trees of earlier revisions that are still in use.
     pub old_trees: usize,
-}
-
-#[derive(Clone)]
-enum Open {
-    File(Arc<OpenFile>),
-    Directory(Arc<Listing>),
-}
-
-#[derive(Default)]
-struct Handles {
-    next: u64,
-    open: HashMap<u64, Open>,
 }
 
 /// One mounted repository; make a new one for each mount, since an unmounted kernel forgets nothing.
 ///
 /// Every method may be called from many threads at once. What is here is answered with a future that
-/// is ready at its first poll. Each successful [`FileSystem::lookup`] and
+/// is ready at its first poll. There are no handles: an inode number means one content for ever, and a position in a directory
+/// says of which revision it is, so another process can go on where one has ended. Each successful [`FileSystem::lookup`] and
 /// [`FileSystem::remember_listed`] counts one reference of the kernel, which
 /// [`FileSystem::forget`] takes back.
 pub struct FileSystem {
     label: String,
     source: Arc<dyn ChunkSource>,
     table: Mutex<Table>,
-    handles: Mutex<Handles>,
+    files: Mutex<Files>,
+    listings: Mutex<Listings>,
     notifier: Mutex<Option<Arc<dyn Notifier>>>,
     pub(super) switching: tokio::sync::Mutex<()>,
     ahead: Arc<Semaphore>,
@@ -75,7 +64,8 @@ impl FileSystem {
             label: label.into(),
             source,
             table: Mutex::new(Table::new(tree)),
-            handles: Mutex::default(),
+            files: Mutex::default(),
+            listings: Mutex::default(),
             notifier: Mutex::default(),
             switching: tokio::sync::Mutex::default(),
             ahead: Arc::new(Semaphore::new(MAX_AHEAD)),
@@ -102,9 +92,15 @@ impl FileSystem {
 
     /// How much is remembered for the kernel.
     pub fn statistics(&self) -> FileSystemStatistics {
-        let open_handles = lock(&self.handles).open.len();
+        let open_files = lock(&self.files).opens();
+        let half_read_directories = lock(&self.listings).len();
         let table = self.table();
-        FileSystemStatistics { known_inodes: table.inodes(), open_handles, old_trees: table.old_trees() }
+        FileSystemStatistics {
+            known_inodes: table.inodes(),
+            open_files,
+            half_read_directories,
+            old_trees: table.old_trees(),
+        }
     }
 
     /// The tree that answers for a directory: the current one if the directory exists there, or the
@@ -174,15 +170,11 @@ impl FileSystem {
     /// # Errors
     /// [`FsError::Stale`] for what the kernel should not know; [`FsError::Metadata`].
     pub async fn attributes(&self, inode: Inode) -> Result<Attributes, FsError> {
-        let open = self.table().content(inode);
-        if let Some(content) = open {
+        let tree = match self.tree_of(inode).await {
+            Ok(tree) => tree,
             // An open file has attributes even when its revision is no longer kept.
-            let stale = self.table().tree_of(inode).is_err();
-            if stale {
-                return Ok(content.attributes);
-            }
-        }
-        let tree = self.tree_of(inode).await?;
+            Err(stale) => return self.attributes_of_open(inode).ok_or(stale),
+        };
         tree.attributes(inode).await.map_err(|cause| FsError::of_tree(inode, cause))
     }
 
@@ -221,61 +213,70 @@ impl FileSystem {
         tree.totals()
     }
 
-    fn opened(&self, what: Open) -> Result<Handle, FsError> {
-        let mut handles = lock(&self.handles);
-        if handles.open.len() >= MAX_HANDLES {
-            return Err(FsError::TooManyHandles(handles.open.len()));
+    fn attributes_of_open(&self, inode: Inode) -> Option<Attributes> {
+        let files = lock(&self.files);
+        files.get(inode).filter(|_| files.is_open(inode)).map(|file| file.content.attributes)
+    }
+
+    /// The content of a file, from what is at hand or from its tree.
+    async fn file(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
+        let known = lock(&self.files).get(inode);
+        if let Some(file) = known {
+            return Ok(file);
         }
-        handles.next += 1;
-        let handle = handles.next;
-        handles.open.insert(handle, what);
-        Ok(Handle(handle))
+        if self.table().is_directory(inode) {
+            return Err(FsError::IsADirectory(inode));
+        }
+        let tree = self.tree_of(inode).await?;
+        let of_file = |cause| FsError::of_tree(inode, cause);
+        let attributes = tree.attributes(inode).await.map_err(of_file)?;
+        if attributes.kind != FileKind::File {
+            return Err(FsError::WrongKind(inode));
+        }
+        let chunks = tree.chunks(inode).await.map_err(of_file)?;
+        let content = Content::new(attributes, chunks).map_err(of_file)?;
+        Ok(lock(&self.files).remember(inode, OpenFile::new(content)))
     }
 
-    /// Opens a file: its list of chunks is captured, so that it keeps its content.
+    /// Opens a file: its list of chunks is kept until it is closed, so that it keeps its content.
     ///
     /// # Errors
-    /// [`FsError::IsADirectory`], [`FsError::WrongKind`], and as [`FileSystem::attributes`].
-    pub async fn open(&self, inode: Inode) -> Result<Handle, FsError> {
-        let known = self.table().content(inode);
-        let content = match known {
-            Some(content) => content,
-            None => {
-                if self.table().is_directory(inode) {
-                    return Err(FsError::IsADirectory(inode));
-                }
-                let tree = self.tree_of(inode).await?;
-                let of_file = |cause| FsError::of_tree(inode, cause);
-                let attributes = tree.attributes(inode).await.map_err(of_file)?;
-                if attributes.kind != FileKind::File {
-                    return Err(FsError::WrongKind(inode));
-                }
-                let chunks = tree.chunks(inode).await.map_err(of_file)?;
-                let content = Arc::new(Content::new(attributes, chunks).map_err(of_file)?);
-                self.table().set_content(inode, &content);
-                content
+    /// [`FsError::IsADirectory`], [`FsError::WrongKind`], [`FsError::TooManyOpen`], and as [`FileSystem::attributes`].
+    pub async fn open(&self, inode: Inode) -> Result<(), FsError> {
+        // Between the two it may be dropped again, if very many others are read.
+        for _ in 0..OPEN_ATTEMPTS {
+            self.file(inode).await?;
+            let mut files = lock(&self.files);
+            if files.opens() >= OPEN_MAX {
+                return Err(FsError::TooManyOpen(files.opens()));
             }
-        };
-        self.opened(Open::File(Arc::new(OpenFile::new(content))))
+            if files.open(inode) {
+                return Ok(());
+            }
+        }
+        Err(FsError::TooManyOpen(OPEN_MAX))
     }
 
-    fn handle(&self, handle: Handle) -> Result<Open, FsError> {
-        let handles = lock(&self.handles);
-        handles.open.get(&handle.0).cloned().ok_or(FsError::UnknownHandle(handle.0))
-    }
-
-    /// `len` bytes from `offset` of an open file; fewer only where the file ends.
+    /// All bytes of a file as a file of the local disk, if it has them as one: what the kernel can read without this process.
     ///
     /// # Errors
-    /// [`FsError::Content`] when the source gives up, which it does within a bounded time.
-    pub async fn read(&self, handle: Handle, offset: u64, len: u32) -> Result<Bytes, FsError> {
-        let Open::File(file) = self.handle(handle)? else { return Err(FsError::UnknownHandle(handle.0)) };
+    /// As [`FileSystem::open`].
+    pub async fn body(&self, inode: Inode) -> Result<Option<Arc<File>>, FsError> {
+        let file = self.file(inode).await?;
+        Ok(self.source.body(file.content.chunks()))
+    }
+
+    /// `len` bytes from `offset` of a file, which need not be open; fewer only where the file ends.
+    ///
+    /// # Errors
+    /// [`FsError::Content`] when the source gives up, which it does within a bounded time, and as [`FileSystem::open`].
+    pub async fn read(&self, inode: Inode, offset: u64, len: u32) -> Result<Bytes, FsError> {
+        let file = self.file(inode).await?;
         let pieces = file.content.pieces(offset, len);
         if pieces.is_empty() {
             return Ok(Bytes::new());
         }
         self.fetch_ahead(file.foresee(offset, len));
-        let inode = file.content.attributes.inode;
         let failed = |cause| FsError::Content { inode, offset, len, cause };
         let span = tracing::debug_span!("read", repo = %self.label, inode = inode.0, offset, len);
         let got = self.source.read(pieces.clone(), Class::Read).instrument(span).await.map_err(failed)?;
@@ -302,17 +303,8 @@ impl FileSystem {
         runtime.spawn(ahead.instrument(span));
     }
 
-    /// Opens a directory: its entries are captured, so that offsets stay right.
-    ///
-    /// # Errors
-    /// [`FsError::NotADirectory`], and as [`FileSystem::attributes`].
-    pub async fn open_directory(&self, inode: Inode) -> Result<Handle, FsError> {
-        let listing = self.list(inode).await?;
-        self.opened(Open::Directory(Arc::new(listing)))
-    }
-
-    async fn list(&self, inode: Inode) -> Result<Listing, FsError> {
-        let (generation, tree) = self.bring_along(inode).await?;
+    async fn list(&self, inode: Inode, of: Generation) -> Result<Listing, FsError> {
+        let (generation, tree) = of;
         let of_directory = |cause| FsError::of_tree(inode, cause);
         let entries = tree.list(inode).await.map_err(of_directory)?;
         let directory = tree.attributes(inode).await.map_err(of_directory)?;
@@ -320,24 +312,33 @@ impl FileSystem {
         Ok(Listing { generation, tree, directory, parent, entries })
     }
 
-    /// The snapshot of an open directory. Reading from offset 0 after a switch takes a new one, as
-    /// `rewinddir` promises.
+    /// The listing of a directory in which `offset` lies: at 0 that of the current revision, at an offset that an entry
+    /// named the one of that entry. Whoever reads on keeps the names that there were when he began.
     ///
     /// # Errors
-    /// As [`FileSystem::open_directory`].
-    pub async fn read_directory(&self, handle: Handle, offset: u64) -> Result<Arc<Listing>, FsError> {
-        let Open::Directory(listing) = self.handle(handle)? else {
-            return Err(FsError::UnknownHandle(handle.0));
+    /// [`FsError::Stale`] when the revision in which the reader began is no longer kept; as [`FileSystem::attributes`].
+    pub async fn read_directory(&self, directory: Inode, offset: u64) -> Result<Arc<Listing>, FsError> {
+        let Some(position) = Position::of_offset(offset) else {
+            let current = self.bring_along(directory).await?;
+            return Ok(Arc::new(self.list(directory, current).await?));
         };
-        let (current, _) = self.table().current();
-        if offset != 0 || listing.generation == current {
+        let kept = lock(&self.listings).find(directory, position);
+        if let Some(listing) = kept {
             return Ok(listing);
         }
-        let fresh = Arc::new(self.list(listing.directory.inode).await?);
-        if let Some(open) = lock(&self.handles).open.get_mut(&handle.0) {
-            *open = Open::Directory(Arc::clone(&fresh));
+        let own = self.bring_along(directory).await?;
+        let meant = if position.is_of(own.0) { Some(own) } else { self.table().generation_at(position) };
+        let listing = self.list(directory, meant.ok_or(FsError::Stale(directory))?).await?;
+        Ok(Arc::new(listing))
+    }
+
+    /// Entries of `listing` went to the kernel, up to before `offset`; if that is not the end, it will want the next ones.
+    pub fn read_up_to(&self, listing: &Arc<Listing>, offset: u64) {
+        let mut listings = lock(&self.listings);
+        listings.done(listing);
+        if offset != 0 && listing.from(offset).next().is_some() {
+            listings.keep(listing);
         }
-        Ok(fresh)
     }
 
     /// An entry of a listing went to the kernel with its attributes: a reference more, but for dots.
@@ -348,9 +349,9 @@ impl FileSystem {
         }
     }
 
-    /// Closes a file or directory. Closing what is not open changes nothing.
-    pub fn close(&self, handle: Handle) {
-        lock(&self.handles).open.remove(&handle.0);
+    /// Closes a file. Closing what is not open changes nothing.
+    pub fn close(&self, inode: Inode) {
+        lock(&self.files).close(inode);
     }
 }
 

@@ -4,11 +4,11 @@
 //! `forget`. Each inode is bound to the *generation* of the tree that it came from; a tree is kept as
 //! long as an inode is bound to it.
 
-use super::content::Content;
 use super::error::FsError;
+use super::listing::Position;
 use crate::catalog::{Inode, Tree};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// Old trees that are kept for what the kernel still holds of them. Beyond, the oldest goes, and its
 /// inodes are stale (guess: a mount that nobody leaves sees eight revisions come).
@@ -19,13 +19,10 @@ const MAX_DEPTH: usize = 2048;
 /// Where a directory stands: its parent and its name there.
 type Place = (Inode, Arc<[u8]>);
 
+/// 16 bytes: there is one for each inode in the kernel's cache.
 struct Known {
     generation: u64,
     lookups: u64,
-    /// Of directories but the root.
-    place: Option<Box<Place>>,
-    /// Of files that are open.
-    content: Weak<Content>,
 }
 
 struct Kept {
@@ -42,15 +39,18 @@ pub(super) struct Table {
     current: u64,
     trees: BTreeMap<u64, Kept>,
     known: HashMap<Inode, Known>,
+    /// Of known directories but the root.
+    places: HashMap<Inode, Place>,
 }
 
 impl Table {
     pub(super) fn new(tree: Arc<dyn Tree>) -> Self {
-        let root = Known { generation: 0, lookups: 1, place: None, content: Weak::new() };
+        let root = Known { generation: 0, lookups: 1 };
         Self {
             current: 0,
             trees: BTreeMap::from([(0, Kept { tree, bound: 1 })]),
             known: HashMap::from([(Inode::ROOT, root)]),
+            places: HashMap::new(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Table {
     }
 
     pub(super) fn is_directory(&self, inode: Inode) -> bool {
-        inode == Inode::ROOT || self.known.get(&inode).is_some_and(|known| known.place.is_some())
+        inode == Inode::ROOT || self.places.contains_key(&inode)
     }
 
     /// The names from the root down to `directory`, or `None` when a parent was forgotten.
@@ -76,7 +76,7 @@ impl Table {
         let mut names = Vec::new();
         let mut at = directory;
         while at != Inode::ROOT {
-            let (parent, name) = self.known.get(&at)?.place.as_deref()?;
+            let (parent, name) = self.places.get(&at)?;
             if names.len() == MAX_DEPTH {
                 return None;
             }
@@ -89,23 +89,21 @@ impl Table {
 
     /// Where a directory stands; `None` for the root and what is no known directory.
     pub(super) fn place(&self, directory: Inode) -> Option<Place> {
-        self.known.get(&directory)?.place.as_deref().cloned()
+        self.places.get(&directory).cloned()
     }
 
     /// Counts one look-up of `inode`, which the tree `from` handed out.
     pub(super) fn remember(&mut self, inode: Inode, from: &Generation, place: Option<Place>) {
-        let place = place.map(Box::new);
+        if let (Some(place), true) = (place, inode != Inode::ROOT) {
+            self.places.insert(inode, place);
+        }
         match self.known.get_mut(&inode) {
             Some(known) => {
                 known.lookups += 1;
-                if inode != Inode::ROOT && place.is_some() {
-                    known.place = place;
-                }
                 self.rebind(inode, from);
             }
             None => {
-                let known = Known { generation: from.0, lookups: 1, place, content: Weak::new() };
-                self.known.insert(inode, known);
+                self.known.insert(inode, Known { generation: from.0, lookups: 1 });
                 self.bind(from);
             }
         }
@@ -131,6 +129,7 @@ impl Table {
         if known.lookups == 0 {
             let generation = known.generation;
             self.known.remove(&inode);
+            self.places.remove(&inode);
             self.unbind(generation);
         }
     }
@@ -160,20 +159,14 @@ impl Table {
 
     /// All known directories whose tree is kept.
     pub(super) fn directories(&self) -> Vec<(Inode, Generation)> {
-        let known = self.known.iter().filter(|(inode, _)| self.is_directory(**inode));
-        known.filter_map(|(inode, _)| Some((*inode, self.tree_of(*inode).ok()?))).collect()
+        let known = [Inode::ROOT].into_iter().chain(self.places.keys().copied());
+        known.filter_map(|inode| Some((inode, self.tree_of(inode).ok()?))).collect()
     }
 
-    /// The content of a file that is open.
-    pub(super) fn content(&self, inode: Inode) -> Option<Arc<Content>> {
-        self.known.get(&inode)?.content.upgrade()
-    }
-
-    /// Notes the content of a file that is being opened.
-    pub(super) fn set_content(&mut self, inode: Inode, content: &Arc<Content>) {
-        if let Some(known) = self.known.get_mut(&inode) {
-            known.content = Arc::downgrade(content);
-        }
+    /// The newest kept tree of which a position in a directory may speak.
+    pub(super) fn generation_at(&self, position: Position) -> Option<Generation> {
+        let (generation, kept) = self.trees.iter().rev().find(|(generation, _)| position.is_of(**generation))?;
+        Some((*generation, Arc::clone(&kept.tree)))
     }
 
     /// Inodes that the kernel knows, the root included.

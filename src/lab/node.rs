@@ -4,7 +4,7 @@ use super::error::LabError;
 use super::netns::{Network, address};
 use super::process::{Interrupt, Launcher, Process, detach};
 use super::scenario::{LiarKind, Scenario};
-use crate::agent::api::{AddRepository, InviteRequest, MountRequest, MountStatus, Peers, Status};
+use crate::agent::api::{AddRepository, InviteRequest, MountOptions, MountRequest, MountStatus, Peers, Status};
 use crate::agent::{Client, ClientError};
 use crate::config::DEFAULT_PORT;
 use crate::model::{CellLabel, RepositoryName};
@@ -190,8 +190,12 @@ impl Node {
 
     /// Mounts the repository, with a background fill or without.
     pub(super) fn mount(&self, stage: &Stage, fill: bool) -> Result<MountStatus, LabError> {
-        let request =
-            MountRequest { repository: stage.repository.clone(), directory: self.mount.clone(), fill };
+        let request = MountRequest {
+            repository: stage.repository.clone(),
+            directory: self.mount.clone(),
+            fill,
+            options: MountOptions::default(),
+        };
         stage.ask(&self.name, self.client().mount(&request))
     }
 

@@ -7,7 +7,12 @@ use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind
 use starling::chunk::{ChunkSource, Piece, SourceError};
 use starling::model::{ChunkRef, Class, ContentId, Generator, Place, Rng};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+
+/// Smallest file of which there is a body.
+pub(crate) const BODY_MIN_BYTES: usize = 1 << 20;
 
 /// A file system object in the naive tree: the only definition of what is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,6 +229,8 @@ impl Tree for MemoryTree {
 pub(crate) struct MemorySource {
     chunks: Mutex<BTreeMap<ContentId, Bytes>>,
     calls: Mutex<u64>,
+    /// Where bodies are made, if there are any.
+    bodies: Mutex<Option<PathBuf>>,
 }
 
 impl MemorySource {
@@ -244,6 +251,11 @@ impl MemorySource {
     /// Loses every chunk: from now on every read times out.
     pub(crate) fn lose_everything(&self) {
         self.chunks.lock().unwrap().clear();
+    }
+
+    /// From now on files of at least [`BODY_MIN_BYTES`] have bodies, in `folder`; `None` for no longer.
+    pub(crate) fn make_bodies(&self, folder: Option<&Path>) {
+        *self.bodies.lock().unwrap() = folder.map(Path::to_owned);
     }
 
     fn get(&self, piece: &Piece) -> Result<Bytes, SourceError> {
@@ -269,6 +281,17 @@ impl ChunkSource for MemorySource {
             pieces.iter().map(|piece| self.get(piece)).collect()
         }
         .boxed()
+    }
+
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        let folder = self.bodies.lock().unwrap().clone()?;
+        let pieces = chunks.iter().map(|chunk| self.get(&Piece::whole(*chunk)));
+        let bytes = pieces.collect::<Result<Vec<_>, _>>().ok()?.concat();
+        (bytes.len() >= BODY_MIN_BYTES).then(|| {
+            let path = folder.join(ContentId::of(&bytes).to_string());
+            std::fs::write(&path, bytes).unwrap();
+            Arc::new(File::open(path).unwrap())
+        })
     }
 }
 

@@ -5,9 +5,9 @@ use crate::double::{
     random_tree,
 };
 use rustix::mount::UnmountFlags;
-use starling::fs::fuse::{MountConfig, Mounted, Unmounted, mount};
+use starling::fs::fuse::{MountConfig, Mounted, Profile, Unmounted, mount};
 use starling::fs::{FileSystem, MountError};
-use starling::model::Generator;
+use starling::model::{ContentId, Generator};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -41,10 +41,15 @@ struct World {
     source: Arc<MemorySource>,
     runtime: Runtime,
     folder: TempDir,
+    profile: Profile,
 }
 
 impl World {
     fn new(naive: &Naive) -> Self {
+        Self::tuned(naive, Profile::Default)
+    }
+
+    fn tuned(naive: &Naive, profile: Profile) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let source = Arc::new(MemorySource::default());
@@ -52,13 +57,14 @@ impl World {
         let fs = Arc::new(FileSystem::new("test.example.org", tree, Arc::clone(&source) as _));
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("mnt")).unwrap();
-        let mut world = Self { mounted: None, fs, source, runtime, folder };
+        fs::create_dir(folder.path().join("bodies")).unwrap();
+        let mut world = Self { mounted: None, fs, source, runtime, folder, profile };
         world.mount();
         world
     }
 
     fn mount(&mut self) {
-        let config = MountConfig::new(self.at(b""));
+        let config = MountConfig { profile: self.profile, ..MountConfig::new(self.at(b"")) };
         let mounted = mount(&config, Arc::clone(&self.fs), self.runtime.handle().clone());
         self.mounted = Some(mounted.unwrap());
     }
@@ -158,8 +164,13 @@ fn a_mount_shows_exactly_the_tree() {
     if !can_mount() {
         return;
     }
+    shows_exactly_the_tree(Profile::Default);
+    shows_exactly_the_tree(Profile::SmallFiles);
+}
+
+fn shows_exactly_the_tree(profile: Profile) {
     let naive = rich_tree();
-    let mut world = World::new(&naive);
+    let mut world = World::tuned(&naive, profile);
     assert_shows(&world, &naive);
     // Again, from the kernel's caches.
     assert_shows(&world, &naive);
@@ -207,14 +218,63 @@ fn pieces_of_a_file_are_right_by_read_and_by_memory_map() {
 }
 
 #[test]
+fn a_body_is_read_by_the_kernel_alone() {
+    if !can_mount() {
+        return;
+    }
+    let naive = rich_tree();
+    let bytes = content(&naive, b"big").unwrap();
+    let world = World::new(&naive);
+    let path = world.at(b"big");
+    // Who has it open already is served by the mount, and so are all who come meanwhile.
+    let first = File::open(&path).unwrap();
+    world.source.make_bodies(Some(&world.folder.path().join("bodies")));
+    assert!(fs::read(&path).unwrap() == bytes);
+    drop(first);
+    // The end of an open file reaches the mount a moment after `close` has returned.
+    let body = ContentId::of(bytes).to_string();
+    let body = world.folder.path().join("bodies").join(body);
+    let mut passed = None;
+    for _ in 0..200 {
+        passed = Some(File::open(&path).unwrap());
+        if body.exists() {
+            break;
+        }
+        drop(passed.take());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut passed = passed.expect("a body was asked for");
+    world.source.lose_everything();
+    world.source.make_bodies(None);
+    let mut got = Vec::new();
+    passed.read_to_end(&mut got).unwrap();
+    assert!(got == bytes, "nobody but the kernel can have read it");
+    let mut piece = vec![0; 1000];
+    File::open(world.at(b"big.link")).unwrap().read_exact_at(&mut piece, 5_000_001).unwrap();
+    assert_eq!(piece, bytes[5_000_001..5_001_001], "by its other name too");
+    // A revision without it changes nothing for who has it open.
+    let mut next = naive.clone();
+    next.retain(|path, _| !path.starts_with(b"big"));
+    world.switch(&next);
+    assert!(!path.exists());
+    passed.read_exact_at(&mut piece, 8_999_000).unwrap();
+    assert_eq!(piece, bytes[8_999_000..]);
+}
+
+#[test]
 fn a_switch_shows_all_of_the_new_revision_and_open_files_keep_the_old() {
     if !can_mount() {
         return;
     }
+    switch_and_keep(Profile::Default);
+    switch_and_keep(Profile::SmallFiles);
+}
+
+fn switch_and_keep(profile: Profile) {
     let mut random = Generator::stream(4, 2);
     let mut naive = random_tree(&mut random);
     naive.insert(b"kept".to_vec(), node(Body::File(b"old content".to_vec(), 4)));
-    let world = World::new(&naive);
+    let world = World::tuned(&naive, profile);
     let mut open = File::open(world.at(b"kept")).unwrap();
     for _ in 0..15 {
         assert_shows(&world, &naive);

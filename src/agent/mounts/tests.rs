@@ -105,6 +105,7 @@ impl Mounter for DoubleMounter {
         &'a self,
         _: &'a RepositoryName,
         directory: &'a Path,
+        _: &'a MountOptions,
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
         if !directory.is_dir() {
@@ -169,7 +170,7 @@ impl World {
     }
 
     fn request(&self) -> MountRequest {
-        MountRequest { repository: name(), directory: self.dir.path().join("mnt"), fill: false }
+        MountRequest { repository: name(), directory: self.dir.path().join("mnt"), fill: false, options: MountOptions::default() }
     }
 
     fn root(&self, revision: u64, lifetime_s: u64) -> Vec<u8> {

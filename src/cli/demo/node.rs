@@ -4,7 +4,7 @@ use super::super::CliError;
 use super::compare::{Difference, Manifest, Watch};
 use super::report::{Expected, Pass};
 use crate::agent::Client;
-use crate::agent::api::{AddRepository, InviteRequest, MountRequest, Obtained, Status, UnmountRequest};
+use crate::agent::api::{AddRepository, InviteRequest, MountOptions, MountRequest, Obtained, Status, UnmountRequest};
 use crate::lab::{Interrupt, Launcher, Process};
 use crate::model::RepositoryName;
 use indicatif::ProgressBar;
@@ -181,8 +181,12 @@ impl Node {
         let client = self.client();
         let before = self.obtained()?;
         let begun = crate::ambient::now();
-        let request =
-            MountRequest { repository: stage.repository.clone(), directory: self.mount.clone(), fill: false };
+        let request = MountRequest {
+            repository: stage.repository.clone(),
+            directory: self.mount.clone(),
+            fill: false,
+            options: MountOptions::default(),
+        };
         blocking(client.mount(&request))?;
         let bar = progress_bar(stage, name);
         let reading = Reading { bar: &bar, interrupt: stage.interrupt };
