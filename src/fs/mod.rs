@@ -15,6 +15,7 @@ mod content;
 mod error;
 mod files;
 pub mod fuse;
+mod ledger;
 mod listing;
 mod modes;
 mod mountpoint;

@@ -1,52 +1,85 @@
-//! How each open file is read: through this process with the kernel's page cache before it, or by the kernel from a body
-//! on the local disk (passthrough).
+//! How each large file that is open is read: through this process with the kernel's page cache before it, or by the kernel
+//! from a body on the local disk (passthrough).
 //!
 //! The kernel wants one mode an inode as long as it is open anywhere, mapped included, and one backing file for all who have
-//! it open. So the first to open a file decides for all until the last has closed it.
+//! it open. So the first to open a file decides for all until the last has closed it; and it stands in the [`Ledger`], so that
+//! a successor of this process keeps to it.
 
+use super::ledger::{Ledger, Line, Slot};
 use crate::catalog::Inode;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
 /// Backing files that are kept registered although nobody has the file open, so that it is opened again at no cost (guess).
 const IDLE_MAX: usize = 512;
 
-enum Mode<B> {
-    Cached,
-    Passed(Arc<B>),
-}
+/// The kernel's number of a backing file.
+pub(super) type Backing = u32;
 
-struct Entry<B> {
-    mode: Mode<B>,
+struct Entry {
+    backing: Option<Backing>,
     opens: u32,
+    /// Its line, while it is open or a backing file is registered.
+    slot: Slot,
     queued: bool,
 }
 
-/// The modes of all open files. `B` is what registers a backing file with the kernel, and ends that when it is dropped.
-pub(super) struct Modes<B> {
-    by_inode: HashMap<Inode, Entry<B>>,
+/// The modes of all large files that are open.
+pub(super) struct Modes {
+    by_inode: HashMap<Inode, Entry>,
     idle: VecDeque<Inode>,
+    ledger: Ledger,
 }
 
-impl<B> Default for Modes<B> {
-    fn default() -> Self {
-        Self { by_inode: HashMap::new(), idle: VecDeque::new() }
+/// How one open file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Through this process.
+    Cached,
+    /// By the kernel, from this backing file.
+    Passed(Backing),
+}
+
+impl Modes {
+    /// Nothing is open yet.
+    pub(super) fn new(ledger: Ledger) -> Self {
+        Self { by_inode: HashMap::new(), idle: VecDeque::new(), ledger }
     }
-}
 
-impl<B> Modes<B> {
-    /// One more opens `inode`. If nobody has it open and no backing file is registered for it, `register` decides: what it
-    /// returns is read by passthrough, and `None` through this process.
-    pub(super) fn open(&mut self, inode: Inode, register: impl FnOnce() -> Option<B>) -> Option<Arc<B>> {
-        let entry = self.by_inode.entry(inode).or_insert_with(|| {
-            let mode = register().map_or(Mode::Cached, |backing| Mode::Passed(Arc::new(backing)));
-            Entry { mode, opens: 0, queued: false }
-        });
-        entry.opens += 1;
-        match &entry.mode {
-            Mode::Cached => None,
-            Mode::Passed(backing) => Some(Arc::clone(backing)),
+    /// What a predecessor has left open.
+    pub(super) fn inherit(ledger: Ledger, lines: Vec<(Slot, Line)>) -> Self {
+        let entry = |(slot, line): (Slot, Line)| {
+            (line.inode, Entry { backing: line.backing, opens: line.opens, slot, queued: false })
+        };
+        let mut modes = Self { by_inode: lines.into_iter().map(entry).collect(), ..Self::new(ledger) };
+        let idle: Vec<_> = modes.by_inode.iter().filter(|(_, entry)| entry.opens == 0).map(|(i, _)| *i).collect();
+        for inode in idle {
+            modes.rest(inode);
         }
+        modes
+    }
+
+    /// The ledger, for who keeps it for a successor.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// One more opens `inode`. If nobody has it open and no backing file is registered for it, `register` decides: what it
+    /// returns is read by the kernel, and `None` through this process. `None` when too many are open.
+    pub(super) fn open(
+        &mut self,
+        inode: Inode,
+        register: impl FnOnce() -> Option<Backing>,
+    ) -> Option<Mode> {
+        let mode = |backing: Option<Backing>| backing.map_or(Mode::Cached, Mode::Passed);
+        if let Some(entry) = self.by_inode.get_mut(&inode) {
+            entry.opens = entry.opens.saturating_add(1);
+            let line = Line { inode, opens: entry.opens, backing: entry.backing };
+            return self.ledger.set(entry.slot, line).then(|| mode(entry.backing));
+        }
+        let backing = register();
+        let slot = self.ledger.add(Line { inode, opens: 1, backing })?;
+        self.by_inode.insert(inode, Entry { backing, opens: 1, slot, queued: false });
+        Some(mode(backing))
     }
 
     /// Whether [`Modes::open`] would ask for a backing file.
@@ -54,65 +87,112 @@ impl<B> Modes<B> {
         !self.by_inode.contains_key(&inode)
     }
 
-    /// One who had it open has closed it.
-    pub(super) fn close(&mut self, inode: Inode) {
-        let Some(entry) = self.by_inode.get_mut(&inode) else { return };
+    /// One who had it open has closed it. Returns a backing file that is no longer needed, if there is one.
+    pub(super) fn close(&mut self, inode: Inode) -> Option<Backing> {
+        let entry = self.by_inode.get_mut(&inode)?;
         entry.opens = entry.opens.saturating_sub(1);
-        match (&entry.mode, entry.opens) {
-            (Mode::Cached, 0) => {
+        let line = Line { inode, opens: entry.opens, backing: entry.backing };
+        match (entry.backing, entry.opens) {
+            (None, 0) => {
+                let slot = entry.slot;
                 self.by_inode.remove(&inode);
+                self.ledger.remove(slot);
+                None
             }
-            (Mode::Passed(_), 0) if !entry.queued => {
-                entry.queued = true;
-                self.idle.push_back(inode);
+            (Some(_), 0) => {
+                self.ledger.set(entry.slot, line);
+                self.rest(inode)
             }
-            _ => {}
-        }
-        while self.idle.len() > IDLE_MAX {
-            let Some(first) = self.idle.pop_front() else { break };
-            if let Some(entry) = self.by_inode.get_mut(&first) {
-                entry.queued = false;
-                if entry.opens == 0 {
-                    self.by_inode.remove(&first);
-                }
+            _ => {
+                self.ledger.set(entry.slot, line);
+                None
             }
         }
+    }
+
+    /// Puts one that nobody has open into the queue; who is too many there goes.
+    fn rest(&mut self, inode: Inode) -> Option<Backing> {
+        if let Some(entry) = self.by_inode.get_mut(&inode).filter(|entry| !entry.queued) {
+            entry.queued = true;
+            self.idle.push_back(inode);
+        }
+        if self.idle.len() <= IDLE_MAX {
+            return None;
+        }
+        let first = self.idle.pop_front()?;
+        let entry = self.by_inode.get_mut(&first)?;
+        entry.queued = false;
+        if entry.opens > 0 {
+            return None;
+        }
+        let (slot, backing) = (entry.slot, entry.backing);
+        self.by_inode.remove(&first);
+        self.ledger.remove(slot);
+        backing
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd as _;
+
+    fn modes() -> Modes {
+        Modes::new(Ledger::new().unwrap())
+    }
 
     #[test]
     fn the_first_decides_for_all_until_the_last_has_closed() {
-        let mut modes: Modes<u8> = Modes::default();
-        let file = Inode(7);
+        let (mut modes, file) = (modes(), Inode(7));
         assert!(modes.is_free(file));
-        assert_eq!(modes.open(file, || None), None);
-        assert_eq!(modes.open(file, || Some(1)), None, "read through this process by another");
+        assert_eq!(modes.open(file, || None), Some(Mode::Cached));
+        assert_eq!(modes.open(file, || Some(1)), Some(Mode::Cached), "read through this process by another");
         modes.close(file);
         assert!(!modes.is_free(file));
         modes.close(file);
-        assert_eq!(modes.open(file, || Some(2)).as_deref(), Some(&2));
-        assert_eq!(modes.open(file, || panic!("registered twice")).as_deref(), Some(&2));
-        modes.close(file);
-        modes.close(file);
-        assert_eq!(modes.open(file, || panic!("still registered")).as_deref(), Some(&2));
-        modes.close(Inode(8));
+        assert_eq!(modes.open(file, || Some(2)), Some(Mode::Passed(2)));
+        assert_eq!(modes.open(file, || panic!("registered twice")), Some(Mode::Passed(2)));
+        assert_eq!((modes.close(file), modes.close(file)), (None, None));
+        assert_eq!(modes.open(file, || panic!("still registered")), Some(Mode::Passed(2)));
+        assert_eq!(modes.close(Inode(8)), None);
     }
 
     #[test]
     fn of_backing_files_that_nobody_uses_the_last_are_kept() {
-        let mut modes: Modes<u64> = Modes::default();
-        let many = IDLE_MAX as u64 + 50;
-        modes.open(Inode(0), || Some(0));
-        for inode in 1..many {
-            modes.open(Inode(inode), || Some(inode));
-            modes.close(Inode(inode));
+        let mut modes = modes();
+        let many = u32::try_from(IDLE_MAX).unwrap() + 50;
+        modes.open(Inode(1000), || Some(1000));
+        let mut ended = Vec::new();
+        for backing in 1..many {
+            modes.open(Inode(u64::from(backing)), || Some(backing));
+            ended.extend(modes.close(Inode(u64::from(backing))));
         }
-        assert!(!modes.is_free(Inode(0)), "open all the time");
-        assert!(modes.is_free(Inode(1)) && !modes.is_free(Inode(many - 1)));
-        assert_eq!(modes.by_inode.len(), IDLE_MAX + 1);
+        assert_eq!(ended, (1..50).collect::<Vec<_>>());
+        assert!(!modes.is_free(Inode(1000)), "open all the time");
+        assert!(modes.is_free(Inode(1)) && !modes.is_free(Inode(u64::from(many) - 1)));
+    }
+
+    #[test]
+    fn a_successor_keeps_to_what_was_decided() {
+        let mut before = modes();
+        before.open(Inode(1), || None);
+        before.open(Inode(2), || Some(20));
+        before.open(Inode(2), || None);
+        before.open(Inode(3), || Some(30));
+        before.close(Inode(3));
+        before.open(Inode(4), || None);
+        before.close(Inode(4));
+        let kept = before.ledger().as_fd().try_clone_to_owned().unwrap();
+        drop(before);
+        let (ledger, lines) = Ledger::inherit(kept).unwrap();
+        let mut after = Modes::inherit(ledger, lines);
+        assert!(after.is_free(Inode(4)));
+        assert_eq!(after.open(Inode(1), || Some(10)), Some(Mode::Cached));
+        assert_eq!(after.open(Inode(2), || None), Some(Mode::Passed(20)));
+        assert_eq!(after.open(Inode(3), || None), Some(Mode::Passed(30)), "registered, though not open");
+        for _ in 0..2 {
+            after.close(Inode(1));
+        }
+        assert!(after.is_free(Inode(1)));
     }
 }

@@ -238,20 +238,20 @@ impl FileSystem {
         Ok(lock(&self.files).remember(inode, OpenFile::new(content)))
     }
 
-    /// Opens a file: its list of chunks is kept until it is closed, so that it keeps its content.
+    /// Opens a file: its list of chunks is kept until it is closed, so that it keeps its content. Returns its size in bytes.
     ///
     /// # Errors
     /// [`FsError::IsADirectory`], [`FsError::WrongKind`], [`FsError::TooManyOpen`], and as [`FileSystem::attributes`].
-    pub async fn open(&self, inode: Inode) -> Result<(), FsError> {
+    pub async fn open(&self, inode: Inode) -> Result<u64, FsError> {
         // Between the two it may be dropped again, if very many others are read.
         for _ in 0..OPEN_ATTEMPTS {
-            self.file(inode).await?;
+            let size = self.file(inode).await?.content.attributes.size;
             let mut files = lock(&self.files);
             if files.opens() >= OPEN_MAX {
                 return Err(FsError::TooManyOpen(files.opens()));
             }
             if files.open(inode) {
-                return Ok(());
+                return Ok(size);
             }
         }
         Err(FsError::TooManyOpen(OPEN_MAX))

@@ -1,5 +1,4 @@
-//! The kernel's protocol, and the only file that imports fuser: requests become calls of
-//! [`FileSystem`], its answers become replies, its errors become numbers.
+//! Requests of the kernel, and their answers.
 //!
 //! A request whose answer is here is answered by the thread that took it from the kernel. One that has
 //! to wait for bytes goes to the runtime; so many wait at once, and beyond that the kernel's own queue
@@ -10,342 +9,103 @@
 //! one directory run in parallel; listings carry attributes; closing a file is not reported; directories are not opened at
 //! all, and in the profile for small files nor are files.
 
-use super::error::FsError;
-use super::mountpoint::{self, MAX_READ_BYTES, MountError};
-use super::switch::{Notifier, Stale};
-use super::modes::Modes;
-use super::system::{FileSystem, NAME_MAX_BYTES};
-use crate::ambient;
+use super::super::error::FsError;
+use super::super::modes::{Backing, Mode, Modes};
+use super::super::mountpoint::MAX_READ_BYTES;
+use super::super::system::{FileSystem, NAME_MAX_BYTES};
+use super::handshake::RESENT;
+use super::mount::Profile;
 use crate::catalog::{Attributes, FileKind, Inode, TreeError};
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request, Session, SessionACL,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::Semaphore;
 
 /// How long the kernel believes names and attributes (measured: a day costs nothing, a second much).
 const TTL: Duration = Duration::from_secs(86_400);
 /// Requests of the kernel's own read-ahead that may be under way (guess; the default is 12).
 const MAX_BACKGROUND: u16 = 64;
-/// Batches of news that wait for the kernel.
-const MAX_NEWS: usize = 4;
-/// Between two attempts to unmount what is busy (guess).
-const RETRY_UNMOUNT: Duration = Duration::from_millis(50);
-/// How long the session gets to end once it is unmounted (guess).
-const END_WITHIN: Duration = Duration::from_secs(5);
 /// Block size that `stat` and `statfs` report, in bytes.
 const BLOCK_BYTES: u32 = 4096;
-
-/// What a mount is tuned for, where one setting cannot serve all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    /// Files that are complete on the local disk are read by the kernel itself (passthrough).
-    #[default]
-    Default,
-    /// Trees of small files: opening a file asks nobody, which the kernel grants for a whole mount only, and only without
-    /// passthrough. Large files are read through this process, and cached by the kernel.
-    SmallFiles,
-}
-
-impl std::str::FromStr for Profile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::Default, Self::SmallFiles];
-        known.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
-            format!("`{text}` is no profile; there are {}", known.map(|one| one.to_string()).join(" and "))
-        })
-    }
-}
-
-impl std::fmt::Display for Profile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::SmallFiles => "small-files",
-        })
-    }
-}
-
-/// Settings of a mount.
-#[derive(Clone, Debug)]
-pub struct MountConfig {
-    /// The mount point: an existing, empty directory.
-    pub path: PathBuf,
-    /// Threads that take requests from the kernel.
-    pub threads: usize,
-    /// What the kernel reads ahead of a sequential reader, in KiB.
-    pub read_ahead_kib: u32,
-    /// Requests that may wait for bytes at once.
-    pub max_waiting: usize,
-    /// What it is tuned for.
-    pub profile: Profile,
-    /// Whether the kernel may read complete files by itself. It does not verify what it reads.
-    pub passthrough: bool,
-}
-
-impl MountConfig {
-    /// Defaults for a mount at `path`: 4 threads (guess), 1 MiB of read-ahead (one request of the
-    /// largest size), 256 waiting requests (guess).
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            threads: 4,
-            read_ahead_kib: MAX_READ_BYTES >> 10,
-            max_waiting: 256,
-            profile: Profile::Default,
-            passthrough: true,
-        }
-    }
-}
-
-/// How a mount ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// Nobody used it any more.
-    Cleanly,
-    /// It was busy beyond the patience: nobody finds it any more, and those who are inside stay
-    /// served until they leave or the process ends.
-    Lazily,
-    /// Somebody else had unmounted it before.
-    Already,
-}
-
-/// A live mount. Dropping it detaches it lazily.
-pub struct Mounted {
-    path: PathBuf,
-    fs: Arc<FileSystem>,
-    ended: watch::Receiver<bool>,
-}
-
-/// Mounts `fs`. Blocks for a moment; call it outside of the runtime's threads.
-///
-/// # Errors
-/// [`MountError`], which says what to do.
-pub fn mount(
-    config: &MountConfig,
-    fs: Arc<FileSystem>,
-    runtime: tokio::runtime::Handle,
-) -> Result<Mounted, MountError> {
-    let path = mountpoint::prepare(&config.path)?;
-    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()))?;
-    let threads = config.threads.max(1);
-    let mut settings = fuser::Config::default();
-    settings.acl = SessionACL::All;
-    settings.n_threads = Some(threads);
-    settings.clone_fd = threads > 1;
-    let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
-    let passthrough = config.passthrough && config.profile == Profile::Default;
-    let shared = Shared {
-        fs: Arc::clone(&fs),
-        modes: Mutex::default(),
-        passthrough: AtomicBool::new(passthrough),
-    };
-    let kernel = Kernel { shared: Arc::new(shared), profile: config.profile, runtime, waiting };
-    let started = Session::from_fd(kernel, device, SessionACL::All, settings).and_then(|session| {
-        let notifier = KernelNotifier::start(session.notifier())?;
-        let (end, ended) = watch::channel(false);
-        std::thread::Builder::new().name("starling-mount".to_owned()).spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::warn!("a mount's session ended with an error: {error}");
-            }
-            end.send_replace(true);
-        })?;
-        fs.set_notifier(Some(Arc::new(notifier)));
-        Ok(ended)
-    });
-    match started {
-        Ok(ended) => {
-            raise_read_ahead(&path, config.read_ahead_kib);
-            Ok(Mounted { path, fs, ended })
-        }
-        Err(cause) => {
-            let _ = mountpoint::detach(&path, true);
-            Err(MountError::Failed { path: path.display().to_string(), action: "start the session", cause })
-        }
-    }
-}
-
-/// Best effort: without the right to it, sequential reads are slower and nothing else.
-fn raise_read_ahead(path: &Path, kib: u32) {
-    let raised = mountpoint::mounted_at(path).and_then(|line| {
-        let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", line.device), kib.to_string())
-    });
-    if let Err(error) = raised {
-        tracing::debug!(path = %path.display(), "the kernel's read-ahead stays as it is: {error}");
-    }
-}
-
-impl Mounted {
-    /// Where it is mounted, without symbolic links.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The file system that is mounted.
-    pub fn file_system(&self) -> &Arc<FileSystem> {
-        &self.fs
-    }
-
-    /// Becomes ready when the session has ended, for example because somebody unmounted it.
-    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut ended = self.ended.clone();
-        async move {
-            // An error means that the session's thread is gone, which is an end as well.
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
-    }
-
-    /// Whether the session has ended.
-    pub fn has_ended(&self) -> bool {
-        *self.ended.borrow()
-    }
-
-    /// Unmounts. Blocks until nobody uses the mount, at most for `patience`; then it detaches lazily.
-    ///
-    /// # Errors
-    /// When even that fails.
-    pub fn unmount(self, patience: Duration) -> io::Result<Unmounted> {
-        let deadline = ambient::now() + patience;
-        loop {
-            if self.has_ended() {
-                return Ok(Unmounted::Already);
-            }
-            match mountpoint::detach(&self.path, false) {
-                Ok(()) => {
-                    self.wait_for_the_end();
-                    return Ok(Unmounted::Cleanly);
-                }
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-                // Not a mount point any more: the session is about to end.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.wait_for_the_end();
-                    return Ok(Unmounted::Already);
-                }
-                Err(error) => return Err(error),
-            }
-            if ambient::now() >= deadline {
-                mountpoint::detach(&self.path, true)?;
-                return Ok(Unmounted::Lazily);
-            }
-            std::thread::sleep(RETRY_UNMOUNT);
-        }
-    }
-
-    fn wait_for_the_end(&self) {
-        let deadline = ambient::now() + END_WITHIN;
-        while !self.has_ended() && ambient::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        self.fs.set_notifier(None);
-        // Whoever else is mounted there by now is left alone.
-        let ours = format!("starling:{}", self.fs.label());
-        let there = mountpoint::mounted_at(&self.path).ok().flatten();
-        if !self.has_ended()
-            && there.is_some_and(|line| line.is_of(&ours))
-            && let Err(error) = mountpoint::detach(&self.path, true)
-        {
-            tracing::warn!(path = %self.path.display(), "cannot unmount: {error}");
-        }
-    }
-}
-
-type News = (Vec<Stale>, oneshot::Sender<()>);
-
-/// Tells the kernel from a thread of its own: it may have to wait for requests that are being served.
-struct KernelNotifier {
-    news: mpsc::Sender<News>,
-}
-
-impl KernelNotifier {
-    fn start(kernel: fuser::Notifier) -> io::Result<Self> {
-        let (news, mut incoming) = mpsc::channel::<News>(MAX_NEWS);
-        std::thread::Builder::new().name("starling-notify".to_owned()).spawn(move || {
-            while let Some((what, done)) = incoming.blocking_recv() {
-                for stale in &what {
-                    let told = match stale {
-                        Stale::Entry { directory, name } => {
-                            kernel.inval_entry(INodeNo(directory.0), OsStr::from_bytes(name))
-                        }
-                        // A negative offset leaves the pages alone.
-                        Stale::Attributes(inode) => kernel.inval_inode(INodeNo(inode.0), -1, 0),
-                        Stale::Listing(inode) => kernel.inval_inode(INodeNo(inode.0), 0, 0),
-                    };
-                    if let Err(error) = told {
-                        tracing::debug!("the kernel did not take {stale:?}: {error}");
-                    }
-                }
-                let _ = done.send(());
-            }
-        })?;
-        Ok(Self { news })
-    }
-}
-
-impl Notifier for KernelNotifier {
-    fn stale(&self, what: Vec<Stale>) -> BoxFuture<'_, ()> {
-        async move {
-            let (done, taken) = oneshot::channel();
-            if self.news.send((what, done)).await.is_ok() {
-                let _ = taken.await;
-            }
-        }
-        .boxed()
-    }
-}
+/// Smallest file that the kernel may read by itself: for less, registering it costs more than it gains (guess).
+const PASSTHROUGH_MIN_BYTES: u64 = 128 << 10;
+/// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, uint32_t)` of linux/fuse.h.
+const BACKING_CLOSE: libc::Ioctl = (1 << 30 | 4 << 16 | 229 << 8 | 2) as libc::Ioctl;
 
 /// What requests need while they wait.
-struct Shared {
-    fs: Arc<FileSystem>,
-    modes: Mutex<Modes<BackingId>>,
+pub(super) struct Shared {
+    pub(super) fs: Arc<FileSystem>,
+    pub(super) modes: Mutex<Modes>,
     /// Whether backing files may be registered with the kernel.
-    passthrough: AtomicBool,
+    pub(super) passthrough: AtomicBool,
+    /// The kernel's end of the mount.
+    pub(super) device: OwnedFd,
 }
 
 impl Shared {
-    fn modes(&self) -> MutexGuard<'_, Modes<BackingId>> {
+    pub(super) fn modes(&self) -> MutexGuard<'_, Modes> {
         // Each change is one call.
         self.modes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn open(&self, inode: Inode, reply: ReplyOpen) {
-        if let Err(error) = self.fs.open(inode).await {
-            return reply.error(errno(&self.fs, &error));
-        }
-        let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
-        let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
-        let backing = self.modes().open(inode, || self.register(&reply, &body?));
-        // Pages in the kernel's cache stay; with passthrough it refuses to hear of them.
-        match backing {
-            Some(backing) => reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing),
-            None => {
+        let size = match self.fs.open(inode).await {
+            Ok(size) => size,
+            Err(error) => return reply.error(errno(&self.fs, &error)),
+        };
+        let mode = if size < PASSTHROUGH_MIN_BYTES {
+            Some(Mode::Cached)
+        } else {
+            let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
+            let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
+            self.modes().open(inode, || self.register(&body?))
+        };
+        match mode {
+            // Pages in the kernel's cache stay.
+            Some(Mode::Cached) => {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Some(Mode::Passed(backing)) => {
+                // SAFETY: the kernel gave this number for a backing file that is registered as long as it stands in the
+                // modes; `into_raw` gives it back to them, so that nobody closes it twice.
+                let backing = unsafe { reply.wrap_backing(backing) };
+                // It refuses to hear of its page cache here.
+                reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing);
+                let _: Backing = backing.into_raw();
+            }
+            None => {
+                self.fs.close(inode);
+                reply.error(Errno::ENFILE);
+            }
+        }
+    }
+
+    fn close(&self, inode: Inode) {
+        let ended = self.modes().close(inode);
+        self.fs.close(inode);
+        if let Some(backing) = ended {
+            // SAFETY: the call reads a number of four bytes, which lives until it returns.
+            let closed = unsafe { libc::ioctl(self.device.as_raw_fd(), BACKING_CLOSE, &raw const backing) };
+            if closed != 0 {
+                tracing::debug!("the kernel did not close a backing file: {}", io::Error::last_os_error());
             }
         }
     }
 
     /// Registers a body with the kernel. A kernel or an operator that does not allow it is asked once.
-    fn register(&self, reply: &ReplyOpen, body: &File) -> Option<BackingId> {
-        match reply.open_backing(body) {
+    fn register(&self, body: &File) -> Option<Backing> {
+        match BackingId::create_raw(&self.device, body) {
             Ok(backing) => Some(backing),
             Err(error) => {
                 // Another thread may have noted it meanwhile.
@@ -363,11 +123,12 @@ impl Shared {
     }
 }
 
-struct Kernel {
-    shared: Arc<Shared>,
-    profile: Profile,
-    runtime: tokio::runtime::Handle,
-    waiting: Arc<Semaphore>,
+/// Who answers the kernel.
+pub(super) struct Kernel {
+    pub(super) shared: Arc<Shared>,
+    pub(super) profile: Profile,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) waiting: Arc<Semaphore>,
 }
 
 impl Kernel {
@@ -577,7 +338,7 @@ impl Filesystem for Kernel {
 
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         _flags: OpenFlags,
@@ -585,8 +346,11 @@ impl Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.shared.modes().close(Inode(inode.0));
-        self.shared.fs.close(Inode(inode.0));
+        // One that is sent again may have been counted by who has not answered it any more. Then the file keeps its mode for
+        // longer than it must; counted twice, it might lose it too early.
+        if request.unique().0 & RESENT == 0 {
+            self.shared.close(Inode(inode.0));
+        }
         reply.ok();
     }
 

@@ -1,0 +1,370 @@
+//! Making a mount, taking one over, and ending it.
+
+use super::handshake::{self, Agreement};
+use super::kernel::{Kernel, Shared};
+use crate::ambient;
+use super::super::ledger::Ledger;
+use super::super::modes::Modes;
+use super::super::mountpoint::{self, MAX_READ_BYTES, MountError};
+use super::super::switch::{Notifier, Stale};
+use super::super::system::FileSystem;
+use fuser::{INodeNo, Session, SessionACL};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+/// Batches of news that wait for the kernel.
+const MAX_NEWS: usize = 4;
+/// Between two attempts to unmount what is busy (guess).
+const RETRY_UNMOUNT: Duration = Duration::from_millis(50);
+/// How long the session gets to end once it is unmounted (guess).
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a mount is tuned for, where one setting cannot serve all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Files that are complete on the local disk are read by the kernel itself (passthrough).
+    #[default]
+    Default,
+    /// Trees of small files: opening a file asks nobody, which the kernel grants for a whole mount only, and only without
+    /// passthrough. Large files are read through this process, and cached by the kernel.
+    SmallFiles,
+}
+
+impl std::str::FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Default, Self::SmallFiles];
+        known.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
+            format!("`{text}` is no profile; there are {}", known.map(|one| one.to_string()).join(" and "))
+        })
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::SmallFiles => "small-files",
+        })
+    }
+}
+
+/// Settings of a mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// The mount point: an existing, empty directory.
+    pub path: PathBuf,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+    /// What the kernel reads ahead of a sequential reader, in KiB.
+    pub read_ahead_kib: u32,
+    /// Requests that may wait for bytes at once.
+    pub max_waiting: usize,
+    /// What it is tuned for.
+    pub profile: Profile,
+    /// Whether the kernel may read complete files by itself. It does not verify what it reads.
+    pub passthrough: bool,
+}
+
+impl MountConfig {
+    /// Defaults for a mount at `path`: 4 threads (guess), 1 MiB of read-ahead (one request of the
+    /// largest size), 256 waiting requests (guess).
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            threads: 4,
+            read_ahead_kib: MAX_READ_BYTES >> 10,
+            max_waiting: 256,
+            profile: Profile::Default,
+            passthrough: true,
+        }
+    }
+}
+
+/// How a mount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// Nobody used it any more.
+    Cleanly,
+    /// It was busy beyond the patience: nobody finds it any more, and those who are inside stay
+    /// served until they leave or the process ends.
+    Lazily,
+    /// Somebody else had unmounted it before.
+    Already,
+}
+
+/// A live mount. Dropping it detaches it lazily.
+pub struct Mounted {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    agreement: Agreement,
+    ended: watch::Receiver<bool>,
+}
+
+/// What a successor of this process needs to go on with a mount, apart from its tree.
+#[derive(Debug)]
+pub struct Held {
+    /// The kernel's end of it. As long as anybody has it, the mount lives, and who reads waits for answers.
+    pub device: OwnedFd,
+    /// Which files are open, and how they are read.
+    pub open_files: OwnedFd,
+    /// What kernel and session agreed upon.
+    pub agreement: Agreement,
+}
+
+/// Mounts `fs`. Blocks for a moment; call it outside of the runtime's threads.
+///
+/// # Errors
+/// [`MountError`], which says what to do.
+pub fn mount(
+    config: &MountConfig,
+    fs: Arc<FileSystem>,
+    runtime: tokio::runtime::Handle,
+) -> Result<Mounted, MountError> {
+    let path = mountpoint::prepare(&config.path)?;
+    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()))?;
+    let begin = || {
+        let modes = Modes::new(Ledger::new()?);
+        let passthrough = config.passthrough && config.profile == Profile::Default;
+        let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
+        let (session, agreement) = handshake::begin(kernel, device.as_fd(), settings(config))?;
+        run(session, &path, shared, agreement)
+    };
+    begin().map_err(|cause| {
+        let _ = mountpoint::detach(&path, true);
+        MountError::Failed { path: path.display().to_string(), action: "start the session", cause }
+    })
+    .inspect(|mounted| raise_read_ahead(&mounted.path, config.read_ahead_kib))
+}
+
+/// Goes on with a mount that another process has served, which is gone. Who waits for an answer of that process gets it from this one.
+///
+/// # Errors
+/// [`MountError`] when it is not mounted there any more, or the session cannot begin.
+pub fn take_over(
+    config: &MountConfig,
+    fs: Arc<FileSystem>,
+    runtime: tokio::runtime::Handle,
+    held: Held,
+) -> Result<Mounted, MountError> {
+    let path = config.path.clone();
+    let begin = || {
+        let there = mountpoint::mounted_at(&path)?;
+        if !there.is_some_and(|line| line.is_of(&format!("starling:{}", fs.label()))) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
+        }
+        let (ledger, lines) = Ledger::inherit(held.open_files)?;
+        let modes = Modes::inherit(ledger, lines);
+        let passthrough = config.passthrough && held.agreement.has_passthrough();
+        let device = held.device;
+        let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
+        let session = handshake::take_over(kernel, device.as_fd(), &held.agreement, settings(config))?;
+        let mounted = run(session, &path, shared, held.agreement)?;
+        if let Err(error) = handshake::resend(device.as_fd()) {
+            tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
+        }
+        Ok(mounted)
+    };
+    begin().map_err(|cause| MountError::Failed {
+        path: path.display().to_string(),
+        action: "take the mount over",
+        cause,
+    })
+}
+
+fn settings(config: &MountConfig) -> fuser::Config {
+    let mut settings = fuser::Config::default();
+    settings.acl = SessionACL::All;
+    settings.n_threads = Some(config.threads.max(1));
+    // With a descriptor for each thread, those that go with a process take the requests with them that it had taken.
+    settings.clone_fd = false;
+    settings
+}
+
+fn kernel(
+    config: &MountConfig,
+    fs: Arc<FileSystem>,
+    runtime: tokio::runtime::Handle,
+    device: OwnedFd,
+    modes: Modes,
+    passthrough: bool,
+) -> (Kernel, Arc<Shared>) {
+    let shared =
+        Arc::new(Shared { fs, modes: Mutex::new(modes), passthrough: AtomicBool::new(passthrough), device });
+    let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
+    (Kernel { shared: Arc::clone(&shared), profile: config.profile, runtime, waiting }, shared)
+}
+
+fn run(
+    session: Session<Kernel>,
+    path: &Path,
+    shared: Arc<Shared>,
+    agreement: Agreement,
+) -> io::Result<Mounted> {
+    let notifier = KernelNotifier::start(session.notifier())?;
+    let (end, ended) = watch::channel(false);
+    std::thread::Builder::new().name("starling-mount".to_owned()).spawn(move || {
+        if let Err(error) = session.run() {
+            tracing::warn!("a mount's session ended with an error: {error}");
+        }
+        end.send_replace(true);
+    })?;
+    shared.fs.set_notifier(Some(Arc::new(notifier)));
+    Ok(Mounted { path: path.to_owned(), shared, agreement, ended })
+}
+
+/// Best effort: without the right to it, sequential reads are slower and nothing else.
+fn raise_read_ahead(path: &Path, kib: u32) {
+    let raised = mountpoint::mounted_at(path).and_then(|line| {
+        let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", line.device), kib.to_string())
+    });
+    if let Err(error) = raised {
+        tracing::debug!(path = %path.display(), "the kernel's read-ahead stays as it is: {error}");
+    }
+}
+
+impl Mounted {
+    /// Where it is mounted, without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file system that is mounted.
+    pub fn file_system(&self) -> &Arc<FileSystem> {
+        &self.shared.fs
+    }
+
+    /// What a successor of this process needs. It stays valid while files are opened and closed.
+    ///
+    /// # Errors
+    /// When no more descriptors can be had.
+    pub fn held(&self) -> io::Result<Held> {
+        let open_files = self.shared.modes().ledger().as_fd().try_clone_to_owned()?;
+        Ok(Held { device: self.shared.device.try_clone()?, open_files, agreement: self.agreement.clone() })
+    }
+
+    /// Becomes ready when the session has ended, for example because somebody unmounted it.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error means that the session's thread is gone, which is an end as well.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
+    }
+
+    /// Whether the session has ended.
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Unmounts. Blocks until nobody uses the mount, at most for `patience`; then it detaches lazily.
+    ///
+    /// # Errors
+    /// When even that fails.
+    pub fn unmount(self, patience: Duration) -> io::Result<Unmounted> {
+        let deadline = ambient::now() + patience;
+        loop {
+            if self.has_ended() {
+                return Ok(Unmounted::Already);
+            }
+            match mountpoint::detach(&self.path, false) {
+                Ok(()) => {
+                    self.wait_for_the_end();
+                    return Ok(Unmounted::Cleanly);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                // Not a mount point any more: the session is about to end.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.wait_for_the_end();
+                    return Ok(Unmounted::Already);
+                }
+                Err(error) => return Err(error),
+            }
+            if ambient::now() >= deadline {
+                mountpoint::detach(&self.path, true)?;
+                return Ok(Unmounted::Lazily);
+            }
+            std::thread::sleep(RETRY_UNMOUNT);
+        }
+    }
+
+    fn wait_for_the_end(&self) {
+        let deadline = ambient::now() + END_WITHIN;
+        while !self.has_ended() && ambient::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.shared.fs.set_notifier(None);
+        // Whoever else is mounted there by now is left alone.
+        let ours = format!("starling:{}", self.shared.fs.label());
+        let there = mountpoint::mounted_at(&self.path).ok().flatten();
+        if !self.has_ended()
+            && there.is_some_and(|line| line.is_of(&ours))
+            && let Err(error) = mountpoint::detach(&self.path, true)
+        {
+            tracing::warn!(path = %self.path.display(), "cannot unmount: {error}");
+        }
+    }
+}
+
+type News = (Vec<Stale>, oneshot::Sender<()>);
+
+/// Tells the kernel from a thread of its own: it may have to wait for requests that are being served.
+struct KernelNotifier {
+    news: mpsc::Sender<News>,
+}
+
+impl KernelNotifier {
+    fn start(kernel: fuser::Notifier) -> io::Result<Self> {
+        let (news, mut incoming) = mpsc::channel::<News>(MAX_NEWS);
+        std::thread::Builder::new().name("starling-notify".to_owned()).spawn(move || {
+            while let Some((what, done)) = incoming.blocking_recv() {
+                for stale in &what {
+                    let told = match stale {
+                        Stale::Entry { directory, name } => {
+                            kernel.inval_entry(INodeNo(directory.0), OsStr::from_bytes(name))
+                        }
+                        // A negative offset leaves the pages alone.
+                        Stale::Attributes(inode) => kernel.inval_inode(INodeNo(inode.0), -1, 0),
+                        Stale::Listing(inode) => kernel.inval_inode(INodeNo(inode.0), 0, 0),
+                    };
+                    if let Err(error) = told {
+                        tracing::debug!("the kernel did not take {stale:?}: {error}");
+                    }
+                }
+                let _ = done.send(());
+            }
+        })?;
+        Ok(Self { news })
+    }
+}
+
+impl Notifier for KernelNotifier {
+    fn stale(&self, what: Vec<Stale>) -> BoxFuture<'_, ()> {
+        async move {
+            let (done, taken) = oneshot::channel();
+            if self.news.send((what, done)).await.is_ok() {
+                let _ = taken.await;
+            }
+        }
+        .boxed()
+    }
+}
+
