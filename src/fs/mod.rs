@@ -26,6 +26,6 @@ mod table;
 pub use error::FsError;
 pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
-pub use mountpoint::MountError;
+pub use mountpoint::{MountError, detach_lazily};
 pub use switch::{Notifier, Stale, Switched};
 pub use system::{FileSystem, FileSystemStatistics};

@@ -286,6 +286,14 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
+/// Detaches what is mounted at `path`, used or not.
+///
+/// # Errors
+/// When the system refuses.
+pub fn detach_lazily(path: &Path) -> io::Result<()> {
+    detach(path, true)
+}
+
 /// Unmounts `path`: at once and only if nobody uses it, or lazily.
 pub(super) fn detach(path: &Path, lazily: bool) -> io::Result<()> {
     let flags = UnmountFlags::NOFOLLOW | if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };

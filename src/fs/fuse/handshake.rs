@@ -10,7 +10,7 @@ use rustix::io::{Errno, read, write};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 
 /// Smallest buffer into which the kernel delivers a request (`FUSE_MIN_READ_BUFFER`).
 const REQUEST_MAX_BYTES: usize = 8192;
@@ -134,6 +134,19 @@ fn put_under<K: Filesystem>(device: BorrowedFd<'_>, session: &Session<K>) -> io:
     // SAFETY: `number` belongs to `session`, which goes on owning it. The session does not run yet, so that nobody uses the
     // descriptor at this moment; and what is put there is a descriptor of the kind for which fuser has made its place.
     let put = unsafe { libc::dup3(device.as_raw_fd(), number, libc::O_CLOEXEC) };
+    if put == number { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts something in the device's place on which nothing comes and nothing goes: answers that are still being made reach
+/// nobody, and who waits for them gets them from a successor.
+///
+/// # Errors
+/// When no descriptors can be had.
+pub(super) fn take_away(number: RawFd) -> io::Result<()> {
+    let (ours, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: `number` belongs to a session that runs, whose threads use it for one call at a time: each call sees the old
+    // file or the new one.
+    let put = unsafe { libc::dup3(ours.as_raw_fd(), number, libc::O_CLOEXEC) };
     if put == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -14,10 +14,10 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -111,6 +111,10 @@ pub struct Mounted {
     shared: Arc<Shared>,
     agreement: Agreement,
     ended: watch::Receiver<bool>,
+    /// Number of the session's descriptor, valid until it has ended.
+    number: RawFd,
+    /// Whether the mount goes on without this process.
+    left: Arc<AtomicBool>,
 }
 
 /// What a successor of this process needs to go on with a mount, apart from its tree.
@@ -214,15 +218,21 @@ fn run(
     agreement: Agreement,
 ) -> io::Result<Mounted> {
     let notifier = KernelNotifier::start(session.notifier())?;
+    let number = session.as_fd().as_raw_fd();
     let (end, ended) = watch::channel(false);
+    let left = Arc::new(AtomicBool::new(false));
+    let is_left = Arc::clone(&left);
     std::thread::Builder::new().name("starling-mount".to_owned()).spawn(move || {
-        if let Err(error) = session.run() {
-            tracing::warn!("a mount's session ended with an error: {error}");
+        match session.run() {
+            Err(error) if !is_left.load(Ordering::Relaxed) => {
+                tracing::warn!("a mount's session ended with an error: {error}");
+            }
+            _ => {}
         }
         end.send_replace(true);
     })?;
     shared.fs.set_notifier(Some(Arc::new(notifier)));
-    Ok(Mounted { path: path.to_owned(), shared, agreement, ended })
+    Ok(Mounted { path: path.to_owned(), shared, agreement, ended, number, left })
 }
 
 /// Best effort: without the right to it, sequential reads are slower and nothing else.
@@ -301,6 +311,19 @@ impl Mounted {
         }
     }
 
+    /// Leaves the mount to a successor: from now on this process answers nobody, and what it has taken from the kernel the
+    /// successor gets again. Somebody else must hold what [`Mounted::held`] gave.
+    pub fn leave(self) {
+        self.left.store(true, Ordering::Relaxed);
+        self.shared.fs.set_notifier(None);
+        if self.has_ended() {
+            return;
+        }
+        if let Err(error) = handshake::take_away(self.number) {
+            tracing::warn!(path = %self.path.display(), "readers may get errors while the agent stops: {error}");
+        }
+    }
+
     fn wait_for_the_end(&self) {
         let deadline = ambient::now() + END_WITHIN;
         while !self.has_ended() && ambient::now() < deadline {
@@ -312,6 +335,9 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.shared.fs.set_notifier(None);
+        if self.left.load(Ordering::Relaxed) {
+            return;
+        }
         // Whoever else is mounted there by now is left alone.
         let ours = format!("starling:{}", self.shared.fs.label());
         let there = mountpoint::mounted_at(&self.path).ok().flatten();

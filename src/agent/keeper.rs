@@ -1,0 +1,344 @@
+//! The keeper: a small process that holds on to mounts while no agent serves them.
+//!
+//! The kernel ends a mount when the last descriptor of it is closed. The keeper has one of each mount, so an agent may be
+//! killed, restarted or upgraded: who reads meanwhile waits, and the next agent takes the mounts over and answers. The keeper
+//! knows nothing about them; it holds for each a few descriptors and the path, and gives them to who comes next. When nobody
+//! has come for [`PATIENCE`], it detaches the mounts and ends, so that readers get an error instead of waiting for ever.
+//!
+//! One agent talks to it at a time, over a socket in the agent's state folder, in packets: a letter and a path, with descriptors
+//! beside them.
+
+use crate::fs::detach_lazily;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    recvmsg, sendmsg, socket_with,
+};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long mounts are held although no agent has come (guess: an upgrade with a download takes less, and a person who
+/// looks why his shell hangs takes longer).
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a keeper that holds nothing waits for its agent.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an agent waits for an answer of the keeper, which only touches memory.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Between two attempts to reach a keeper that has just been started, and how many there are.
+const REACH_PAUSE: Duration = Duration::from_millis(20);
+const REACH_ATTEMPTS: usize = 250;
+/// Most mounts that are held: as many as an agent may have.
+const HELD_MAX: usize = 256;
+/// Descriptors of a mount: the kernel's end of it, its open files, and what the agent has written down.
+const PARTS: usize = 3;
+/// Longest packet: a letter and a path.
+const PACKET_MAX_BYTES: usize = 1 + 4096;
+
+/// What is held of one mount, in an order that only agents know the meaning of.
+pub(super) type Parts = [OwnedFd; PARTS];
+
+/// First letter of a packet.
+mod word {
+    /// From the agent: hold this.
+    pub(super) const HOLD: u8 = b'H';
+    /// From the agent: let this go.
+    pub(super) const RELEASE: u8 = b'R';
+    /// From the agent: what is there?
+    pub(super) const LIST: u8 = b'L';
+    /// From the keeper: done; after a list, that was all.
+    pub(super) const DONE: u8 = b'D';
+    /// From the keeper: there is no room.
+    pub(super) const FULL: u8 = b'F';
+    /// From the keeper: this is held.
+    pub(super) const HELD: u8 = b'M';
+}
+
+/// One packet: its letter, its path, and what came beside it. `None` when the other end is closed.
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(u8, PathBuf, Vec<OwnedFd>)>> {
+    let mut bytes = [0; PACKET_MAX_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARTS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let len = loop {
+        let got = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC);
+        match got {
+            Ok(got) => break got.bytes,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    };
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(sent) = message {
+            descriptors.extend(sent);
+        }
+    }
+    let (Some(letter), path) = (bytes[..len].first(), bytes.get(1..len).unwrap_or_default()) else {
+        return Ok(None);
+    };
+    Ok(Some((*letter, PathBuf::from(OsStr::from_bytes(path)), descriptors)))
+}
+
+fn send(socket: BorrowedFd<'_>, letter: u8, path: &Path, parts: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let path = path.as_os_str().as_bytes();
+    if path.len() >= PACKET_MAX_BYTES {
+        let detail = format!("a path of {} bytes; {} are the most", path.len(), PACKET_MAX_BYTES - 1);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, detail));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARTS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !parts.is_empty() && !control.push(SendAncillaryMessage::ScmRights(parts)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    let pieces = [IoSlice::new(std::slice::from_ref(&letter)), IoSlice::new(path)];
+    sendmsg(socket, &pieces, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Runs a keeper that listens on `path` until nothing is left to be kept.
+///
+/// # Errors
+/// When the socket cannot be made. Mounts that are held then are let go, which ends them.
+pub fn keep(path: &Path) -> io::Result<()> {
+    // A session of its own: what ends the agent's terminal or process group does not end it.
+    let _ = rustix::process::setsid();
+    let listener = listen_on(path)?;
+    keep_for(&listener);
+    Ok(())
+}
+
+fn listen_on(path: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    listen(&listener, 1)?;
+    Ok(listener)
+}
+
+/// Serves one agent after the other until nothing is held, or nobody has come for long.
+fn keep_for(listener: &OwnedFd) {
+    let mut held: BTreeMap<PathBuf, Parts> = BTreeMap::new();
+    loop {
+        let patience = if held.is_empty() { FIRST_PATIENCE } else { PATIENCE };
+        let timed = set_socket_timeout(listener, Timeout::Recv, Some(patience));
+        match timed.and_then(|()| accept_with(listener, SocketFlags::CLOEXEC)) {
+            Ok(agent) => {
+                // An agent that talks nonsense or is gone is like one that has ended: its mounts stay for the next.
+                let _ = serve(&agent, &mut held);
+            }
+            Err(Errno::INTR) => continue,
+            Err(_) => break,
+        }
+        if held.is_empty() {
+            break;
+        }
+    }
+    for directory in held.keys() {
+        let _ = detach_lazily(directory);
+    }
+}
+
+fn serve(agent: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts>) -> io::Result<()> {
+    let agent = agent.as_fd();
+    while let Some((letter, path, descriptors)) = receive(agent)? {
+        let answer = match letter {
+            word::HOLD => match <Parts>::try_from(descriptors) {
+                Ok(_) if held.len() >= HELD_MAX && !held.contains_key(&path) => word::FULL,
+                Ok(parts) => {
+                    held.insert(path, parts);
+                    word::DONE
+                }
+                Err(_) => return Err(io::Error::from(io::ErrorKind::InvalidData)),
+            },
+            word::RELEASE => {
+                held.remove(&path);
+                word::DONE
+            }
+            word::LIST => {
+                for (path, parts) in &*held {
+                    send(agent, word::HELD, path, &parts.each_ref().map(|part| part.as_fd()))?;
+                }
+                word::DONE
+            }
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidData)),
+        };
+        send(agent, answer, Path::new(""), &[])?;
+    }
+    Ok(())
+}
+
+/// An agent's end of the talk with its keeper.
+pub(super) struct Keeper {
+    path: PathBuf,
+    /// `None` after it failed; it is started anew when there is something to say.
+    connection: Mutex<Option<OwnedFd>>,
+}
+
+impl Keeper {
+    /// Reaches the keeper that listens on `path`, or starts one; what it holds from agents before.
+    ///
+    /// # Errors
+    /// When none can be reached or started.
+    pub(super) fn reach(path: &Path) -> io::Result<(Self, Vec<(PathBuf, Parts)>)> {
+        let connection = connect_or_start(path)?;
+        let mut found = Vec::new();
+        send(connection.as_fd(), word::LIST, Path::new(""), &[])?;
+        loop {
+            match receive(connection.as_fd())? {
+                Some((word::HELD, directory, parts)) if found.len() < HELD_MAX => {
+                    let parts = <Parts>::try_from(parts).map_err(|_| nonsense())?;
+                    found.push((directory, parts));
+                }
+                Some((word::DONE, ..)) => break,
+                _ => return Err(nonsense()),
+            }
+        }
+        Ok((Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) }, found))
+    }
+
+    /// Gives it a mount to hold, in the place of what it holds of the same directory.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or holds too many.
+    pub(super) fn hold(&self, directory: &Path, parts: &[BorrowedFd<'_>; PARTS]) -> io::Result<()> {
+        match self.ask(word::HOLD, directory, parts)? {
+            word::DONE => Ok(()),
+            word::FULL => Err(io::Error::other(format!("the keeper holds {HELD_MAX} mounts, the most"))),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Has it let a mount go.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub(super) fn release(&self, directory: &Path) -> io::Result<()> {
+        self.ask(word::RELEASE, directory, &[]).map(drop)
+    }
+
+    fn ask(&self, letter: u8, directory: &Path, parts: &[BorrowedFd<'_>]) -> io::Result<u8> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached = match connection.take() {
+            Some(reached) => reached,
+            None => connect_or_start(&self.path)?,
+        };
+        send(reached.as_fd(), letter, directory, parts)?;
+        let Some((answer, ..)) = receive(reached.as_fd())? else {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the keeper has ended"));
+        };
+        *connection = Some(reached);
+        Ok(answer)
+    }
+}
+
+fn nonsense() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the keeper talks nonsense")
+}
+
+fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WITHIN))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_WITHIN))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+fn connect_or_start(path: &Path) -> io::Result<OwnedFd> {
+    if let Ok(connection) = connect_to(path) {
+        return Ok(connection);
+    }
+    let program = std::env::current_exe()?;
+    // Nothing of the agent's but its environment: a pipe that stays open would keep who reads it waiting.
+    let mut child = Command::new(program)
+        .arg("keeper")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    for _ in 0..REACH_ATTEMPTS {
+        if let Ok(connection) = connect_to(path) {
+            // It is waited for when it ends before this process does.
+            std::thread::spawn(move || child.wait());
+            return Ok(connection);
+        }
+        if let Some(status) = child.try_wait()? {
+            return Err(io::Error::other(format!("the keeper ended at once: {status}")));
+        }
+        std::thread::sleep(REACH_PAUSE);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(io::Error::new(io::ErrorKind::TimedOut, "a keeper was started and does not answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    fn some_file(text: &str) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn text_of(descriptor: &OwnedFd) -> String {
+        let mut file = File::from(descriptor.try_clone().unwrap());
+        file.rewind().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_one_agent_gives_the_next_finds_and_an_empty_keeper_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        // It listens before it is reached: whoever finds nobody starts a process.
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener));
+        let files = [some_file("device"), some_file("open"), some_file("notes")];
+        let parts = files.each_ref().map(|file| file.as_fd());
+        {
+            let (first, found) = Keeper::reach(&path).unwrap();
+            assert!(found.is_empty());
+            first.hold(Path::new("/mnt/a"), &parts).unwrap();
+            first.hold(Path::new("/mnt/b"), &parts).unwrap();
+            first.hold(Path::new("/mnt/b"), &[parts[0], parts[1], parts[0]]).unwrap();
+            let long = PathBuf::from(format!("/{}", "x".repeat(5000)));
+            assert!(first.hold(&long, &parts).is_err());
+        }
+        drop(files);
+        let (second, found) = Keeper::reach(&path).unwrap();
+        let shown: Vec<_> =
+            found.iter().map(|(path, parts)| (path.to_str().unwrap(), parts.each_ref().map(text_of))).collect();
+        let texts = |three: [&str; 3]| three.map(str::to_owned);
+        assert_eq!(
+            shown,
+            [
+                ("/mnt/a", texts(["device", "open", "notes"])),
+                ("/mnt/b", texts(["device", "open", "device"]))
+            ]
+        );
+        second.release(Path::new("/mnt/a")).unwrap();
+        second.release(Path::new("/mnt/b")).unwrap();
+        second.release(Path::new("/mnt/nothing")).unwrap();
+        drop(second);
+        keeper.join().unwrap();
+        assert!(connect_to(&path).is_err(), "nobody listens any more");
+    }
+}
