@@ -25,6 +25,8 @@ mod health;
 #[cfg(feature = "node")]
 mod join;
 #[cfg(feature = "node")]
+mod keeper;
+#[cfg(feature = "node")]
 mod lab;
 #[cfg(feature = "node")]
 mod mesh;
@@ -121,6 +123,10 @@ enum Command {
     /// Run an agent that lies to its peers. Only the lab starts it.
     #[command(hide = true)]
     LabLiar(lab::LiarArgs),
+    #[cfg(feature = "node")]
+    /// Hold an agent's mounts while no agent serves them. Agents start it.
+    #[command(hide = true)]
+    Keeper(keeper::Args),
     /// Replay recorded decisions of an agent and compare them byte for byte.
     CoreReplay(core_replay::Args),
 }
@@ -162,6 +168,8 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         #[cfg(feature = "node")]
         Command::LabLiar(args) => lab::run_liar(args),
+        #[cfg(feature = "node")]
+        Command::Keeper(args) => keeper::run(args),
         Command::CoreReplay(args) => core_replay::run(args),
     };
     let result = result.and_then(|()| match output::failure() {

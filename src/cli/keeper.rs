@@ -1,0 +1,16 @@
+//! `starling keeper`: what an agent starts to hold its mounts while no agent serves them.
+
+use super::CliError;
+use std::path::PathBuf;
+
+/// Arguments. Agents start it; people need not.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where it listens for its agent.
+    socket: PathBuf,
+}
+
+pub(super) fn run(args: Args) -> Result<(), CliError> {
+    crate::agent::keep(&args.socket)
+        .map_err(|error| CliError::failed(format!("{}: {error}", args.socket.display())))
+}
