@@ -13,8 +13,10 @@ use super::system::FileSystem;
 use super::table::Generation;
 use crate::catalog::{DirectoryEntry, Inode, Tree, TreeError};
 use futures::future::BoxFuture;
-use std::cmp::Ordering;
+use std::cmp;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long the catalogs of a new revision are loaded ahead before it is shown anyway (guess).
@@ -76,6 +78,10 @@ impl FileSystem {
 
         let (next, directories) = self.table().advance(tree);
         let mut switched = Switched::default();
+        if self.unknown_directories.swap(false, Ordering::Relaxed) {
+            let stale = self.everything(&directories, &next).await.map_err(of_root)?;
+            self.tell(stale, &mut switched).await;
+        }
         let deadline = tokio::time::Instant::now() + COMPARE;
         for (directory, before) in directories {
             let compared = tokio::time::timeout_at(deadline, self.compare(directory, &before, &next)).await;
@@ -96,6 +102,23 @@ impl FileSystem {
             self.tell(stale, &mut switched).await;
         }
         Ok(switched)
+    }
+
+    /// Every name of the root directory, before or now: with them goes whatever the kernel knows below. It is what is left to
+    /// say when directories may be known to the kernel that are not known here.
+    async fn everything(
+        &self,
+        directories: &[(Inode, Generation)],
+        next: &Generation,
+    ) -> Result<Vec<Stale>, TreeError> {
+        let directory = Inode::ROOT;
+        let mut names: BTreeSet<Arc<[u8]>> = BTreeSet::new();
+        let before = directories.iter().find(|(inode, _)| *inode == directory).map(|(_, before)| before);
+        for (_, tree) in before.into_iter().chain([next]) {
+            names.extend(tree.list(directory).await?.iter().map(|entry| Arc::clone(&entry.name)));
+        }
+        let names = names.into_iter().map(|name| Stale::Entry { directory, name });
+        Ok(names.chain([Stale::Listing(directory)]).collect())
     }
 
     async fn tell(&self, stale: Vec<Stale>, switched: &mut Switched) {
@@ -163,8 +186,8 @@ fn differences(directory: Inode, old: &[DirectoryEntry], new: &[DirectoryEntry])
     loop {
         let order = match (old.peek(), new.peek()) {
             (None, None) => break,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
+            (Some(_), None) => cmp::Ordering::Less,
+            (None, Some(_)) => cmp::Ordering::Greater,
             (Some(was), Some(is)) => was.name.cmp(&is.name),
         };
         let was = if order.is_le() { old.next() } else { None };

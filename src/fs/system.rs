@@ -11,12 +11,16 @@ use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::Class;
 use bytes::{Bytes, BytesMut};
 use std::fs::File;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 /// Longest name, in bytes: what every Linux file system has.
 pub(super) const NAME_MAX_BYTES: usize = 255;
+/// How long an inode is searched for that a predecessor of this process has handed out: less than a reader's patience.
+const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
 /// Most fetches ahead of readers at once, of all files together (guess).
@@ -51,6 +55,10 @@ pub struct FileSystem {
     notifier: Mutex<Option<Arc<dyn Notifier>>>,
     pub(super) switching: tokio::sync::Mutex<()>,
     ahead: Arc<Semaphore>,
+    /// Whether the kernel may know inodes that this process never told it of.
+    resumed: bool,
+    /// Whether it may know directories that are not known here, as after a resumption until the next switch.
+    pub(super) unknown_directories: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,15 +68,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FileSystem {
     /// Shows `tree`; its files' bytes come from `source`. `label` names the repository in messages.
     pub fn new(label: impl Into<String>, tree: Arc<dyn Tree>, source: Arc<dyn ChunkSource>) -> Self {
+        Self::over(label.into(), Table::new(tree), source, false)
+    }
+
+    /// Goes on where another process has ended: `trees` are those that it kept, by the numbers that it gave them, oldest
+    /// first, and the last is the one that it showed. Inodes that the kernel has from it are found when it asks about them.
+    ///
+    /// # Panics
+    /// Without a tree.
+    pub fn resume(
+        label: impl Into<String>,
+        trees: Vec<(u64, Arc<dyn Tree>)>,
+        source: Arc<dyn ChunkSource>,
+    ) -> Self {
+        Self::over(label.into(), Table::resume(trees), source, true)
+    }
+
+    fn over(label: String, table: Table, source: Arc<dyn ChunkSource>, resumed: bool) -> Self {
         Self {
-            label: label.into(),
+            label,
             source,
-            table: Mutex::new(Table::new(tree)),
+            table: Mutex::new(table),
             files: Mutex::default(),
             listings: Mutex::default(),
             notifier: Mutex::default(),
             switching: tokio::sync::Mutex::default(),
             ahead: Arc::new(Semaphore::new(MAX_AHEAD)),
+            resumed,
+            unknown_directories: AtomicBool::new(resumed),
         }
     }
 
@@ -103,9 +130,49 @@ impl FileSystem {
         }
     }
 
+    /// The numbers of the trees that are kept, oldest first; the last is shown. A tree that is shown later has the next number.
+    pub fn generations(&self) -> Vec<u64> {
+        self.table().generations().iter().rev().map(|(number, _)| *number).collect()
+    }
+
+    /// Makes an inode known that the kernel has from a predecessor of this process. What is known, and what is in no tree,
+    /// stays as it is.
+    async fn recall(&self, inode: Inode) -> Result<(), FsError> {
+        if !self.resumed || self.table().tree_of(inode).is_ok() {
+            return Ok(());
+        }
+        let of_inode = |cause| FsError::of_tree(inode, cause);
+        let generations = self.table().generations();
+        for generation in generations {
+            let Some(found) = generation.1.locate(inode, RECALL_WITHIN).await.map_err(of_inode)? else {
+                continue;
+            };
+            // A directory stands somewhere, and so does each above it; all of them the kernel has from the predecessor.
+            let mut at = found;
+            while at.kind == FileKind::Directory && at.inode != Inode::ROOT {
+                let parent = generation.1.parent(at.inode).await.map_err(of_inode)?;
+                let names = generation.1.list(parent).await.map_err(of_inode)?;
+                let own = names.iter().find(|entry| entry.attributes.inode == at.inode);
+                let Some(own) = own else { return Err(FsError::Stale(inode)) };
+                let known = self.table().tree_of(at.inode).is_ok();
+                if known {
+                    break;
+                }
+                self.remember(&generation, parent, &own.name, &at);
+                at = generation.1.attributes(parent).await.map_err(of_inode)?;
+            }
+            if found.kind != FileKind::Directory {
+                self.table().remember(inode, &generation, None);
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
     /// The tree that answers for a directory: the current one if the directory exists there, or the
     /// one that it came from.
     pub(super) async fn bring_along(&self, directory: Inode) -> Result<Generation, FsError> {
+        self.recall(directory).await?;
         let (own, current, path) = {
             let table = self.table();
             if !table.is_directory(directory) {
@@ -159,6 +226,7 @@ impl FileSystem {
 
     /// The tree that answers for an inode of any kind.
     async fn tree_of(&self, inode: Inode) -> Result<Arc<dyn Tree>, FsError> {
+        self.recall(inode).await?;
         if self.table().is_directory(inode) {
             return Ok(self.bring_along(inode).await?.1);
         }
@@ -224,6 +292,7 @@ impl FileSystem {
         if let Some(file) = known {
             return Ok(file);
         }
+        self.recall(inode).await?;
         if self.table().is_directory(inode) {
             return Err(FsError::IsADirectory(inode));
         }

@@ -54,6 +54,27 @@ impl Table {
         }
     }
 
+    /// What a predecessor has left: its trees by generation, of which the last is the current one. They are kept as if an
+    /// inode were bound to each, for nobody knows which the kernel has.
+    ///
+    /// # Panics
+    /// Without a tree.
+    pub(super) fn resume(trees: Vec<Generation>) -> Self {
+        let current = trees.last().expect("a mount shows a tree").0;
+        let root = Known { generation: current, lookups: 1 };
+        Self {
+            current,
+            trees: trees.into_iter().map(|(number, tree)| (number, Kept { tree, bound: 1 })).collect(),
+            known: HashMap::from([(Inode::ROOT, root)]),
+            places: HashMap::new(),
+        }
+    }
+
+    /// All kept trees, the newest first.
+    pub(super) fn generations(&self) -> Vec<Generation> {
+        self.trees.iter().rev().map(|(number, kept)| (*number, Arc::clone(&kept.tree))).collect()
+    }
+
     /// The tree that new look-ups see.
     pub(super) fn current(&self) -> Generation {
         let kept = self.trees.get(&self.current).expect("the current tree is always kept");
