@@ -10,6 +10,7 @@ mod company;
 mod contacts;
 mod error;
 mod fill;
+mod holdings;
 mod interfaces;
 mod keeper;
 mod lifecycle;

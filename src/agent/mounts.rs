@@ -49,10 +49,22 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// What a background fill of the repository works with.
     fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
 
-    /// Mounts a tree on an empty directory. What a predecessor that was killed has left there is cleared.
-    fn mount<'a>(
+    /// Goes on with the mount that a predecessor of this agent has left on a directory, with the root that it shows; `None`
+    /// when there is none, or it cannot be had.
+    fn resume<'a>(
         &'a self,
         repository: &'a RepositoryName,
+        directory: &'a Path,
+        options: &'a MountOptions,
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>>;
+
+    /// Ends mounts that a predecessor has left, but for those on these directories.
+    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()>;
+
+    /// Mounts the tree of a root on an empty directory. What a predecessor that was killed has left there is cleared.
+    fn mount<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
         directory: &'a Path,
         options: &'a MountOptions,
         tree: Arc<dyn Tree>,
@@ -63,10 +75,18 @@ pub(super) trait Mounter: Send + Sync + 'static {
 pub(super) trait Mounted: Send + Sync + 'static {
     /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
     /// the tree that it showed before.
-    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>>;
+    fn switch<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
+        tree: Arc<dyn Tree>,
+    ) -> BoxFuture<'a, Result<(), String>>;
 
     /// Whether the kernel still serves it: somebody may have unmounted it by hand.
     fn is_live(&self) -> bool;
+
+    /// Leaves it to a successor of this agent, if one can take it over: from now on nobody is answered here, and whoever reads
+    /// waits. False when it must be unmounted.
+    fn leave(&self) -> bool;
 
     /// Unmounts; a mount that is still in use after `patience` is detached under its users.
     fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>>;
@@ -293,6 +313,23 @@ impl MountTable {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Ends what a predecessor has left and the list does not name any more.
+    pub(super) async fn let_go_others(&self) {
+        let directories = self.lock().keys().cloned().collect();
+        self.mounter.let_go_but(&directories).await;
+    }
+
+    /// Leaves all mounts to a successor where one can take them over, unmounts the others, all at once, and remembers them for
+    /// the next start.
+    pub(super) async fn leave_all(&self, patience: Duration) {
+        {
+            let _changing = self.changing.lock().await;
+            let leave = |entry: &Entry| matches!(&entry.state, State::Active { mounted, .. } if mounted.leave());
+            self.lock().retain(|_, entry| !leave(entry));
+        }
+        self.unmount_all(patience).await;
+    }
+
     /// Unmounts everything, all at once, and remembers it for the next start.
     pub(super) async fn unmount_all(&self, patience: Duration) {
         let _changing = self.changing.lock().await;
@@ -343,7 +380,7 @@ impl MountTable {
             return Some(State::Active { mounted, root: newest });
         }
         let switched = match self.mounter.open(&newest).await {
-            Ok(tree) => mounted.switch(tree).await,
+            Ok(tree) => mounted.switch(&newest, tree).await,
             Err(problem) => Err(problem),
         };
         match switched {
@@ -380,6 +417,9 @@ impl MountTable {
         options: &MountOptions,
     ) -> Option<State> {
         let attempt = async {
+            if let Some((mounted, root)) = self.mounter.resume(repository, directory, options).await {
+                return Ok(State::Active { mounted, root });
+            }
             let root = self.newest_root(repository).await?;
             self.activate(repository, directory, options, root).await
         };
@@ -440,7 +480,7 @@ impl MountTable {
             Refusal::new(RefusalKind::Unavailable, message)
                 .hint("is a stratum up, or a neighbour that has it? see `starling status`")
         })?;
-        let mounted = self.mounter.mount(repository, directory, options, tree).await.map_err(|error| {
+        let mounted = self.mounter.mount(&root, directory, options, tree).await.map_err(|error| {
             let kind = match error {
                 MountError::NotThere { .. } => RefusalKind::NotFound,
                 MountError::NotADirectory { .. }

@@ -79,7 +79,7 @@ impl FileSystem {
         let (next, directories) = self.table().advance(tree);
         let mut switched = Switched::default();
         if self.unknown_directories.swap(false, Ordering::Relaxed) {
-            let stale = self.everything(&directories, &next).await.map_err(of_root)?;
+            let stale = everything(&directories, &next).await;
             self.tell(stale, &mut switched).await;
         }
         let deadline = tokio::time::Instant::now() + COMPARE;
@@ -102,23 +102,6 @@ impl FileSystem {
             self.tell(stale, &mut switched).await;
         }
         Ok(switched)
-    }
-
-    /// Every name of the root directory, before or now: with them goes whatever the kernel knows below. It is what is left to
-    /// say when directories may be known to the kernel that are not known here.
-    async fn everything(
-        &self,
-        directories: &[(Inode, Generation)],
-        next: &Generation,
-    ) -> Result<Vec<Stale>, TreeError> {
-        let directory = Inode::ROOT;
-        let mut names: BTreeSet<Arc<[u8]>> = BTreeSet::new();
-        let before = directories.iter().find(|(inode, _)| *inode == directory).map(|(_, before)| before);
-        for (_, tree) in before.into_iter().chain([next]) {
-            names.extend(tree.list(directory).await?.iter().map(|entry| Arc::clone(&entry.name)));
-        }
-        let names = names.into_iter().map(|name| Stale::Entry { directory, name });
-        Ok(names.chain([Stale::Listing(directory)]).collect())
     }
 
     async fn tell(&self, stale: Vec<Stale>, switched: &mut Switched) {
@@ -164,6 +147,21 @@ impl FileSystem {
         });
         Ok(stale)
     }
+}
+
+/// Every name of the root directory, before or now: with them goes whatever the kernel knows below. It is what is left to
+/// say when directories may be known to the kernel that are not known here.
+async fn everything(directories: &[(Inode, Generation)], next: &Generation) -> Vec<Stale> {
+    let directory = Inode::ROOT;
+    let mut names: BTreeSet<Arc<[u8]>> = BTreeSet::new();
+    let before = directories.iter().find(|(inode, _)| *inode == directory).map(|(_, before)| before);
+    for (_, tree) in before.into_iter().chain([next]) {
+        // One that cannot be listed now was listed when it was shown first; its names are most likely those of the other.
+        let listed = tree.list(directory).await.unwrap_or_default();
+        names.extend(listed.iter().map(|entry| Arc::clone(&entry.name)));
+    }
+    let names = names.into_iter().map(|name| Stale::Entry { directory, name });
+    names.chain([Stale::Listing(directory)]).collect()
 }
 
 /// Walks from the root down. `None` when there is no such directory.
