@@ -154,6 +154,10 @@ pub struct Settings {
     /// Most time that the agent takes to unmount, leave and flush when told to stop. Default 8 000:
     /// below the ten seconds that container engines grant before they kill.
     pub stop_deadline_ms: u64,
+    /// How long mounts are kept without an agent, so that one that is restarted, upgraded or killed finds them as they were,
+    /// and whoever reads meanwhile waits. Default 300: time for an upgrade. 0: an agent that is stopped unmounts
+    /// everything, as does one that is the first process of a container in any case, since nothing outlives it there.
+    pub keep_mounts_s: u64,
     /// Threads on which the agent's tasks run, beside those that wait for disks and for FUSE. Default 0: as many as the
     /// machine has processors; at most 512. Fewer where the agent shall not spread over a machine that has other work.
     pub worker_threads: u16,
@@ -206,6 +210,7 @@ impl Default for Settings {
             background_percent: 20,
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
+            keep_mounts_s: 300,
             worker_threads: 0,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
@@ -349,6 +354,9 @@ impl Settings {
         if !(1_000..=600_000).contains(&self.stop_deadline_ms) {
             return refuse("stop_deadline_ms", &self.stop_deadline_ms, "1000 to 600000 (ten minutes)");
         }
+        if self.keep_mounts_s > 86_400 {
+            return refuse("keep_mounts_s", &self.keep_mounts_s, "0 to 86400 (a day)");
+        }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
@@ -414,6 +422,12 @@ impl Settings {
     /// `read_deadline_ms` as a span.
     pub fn read_deadline(&self) -> Duration {
         Duration::from_millis(self.read_deadline_ms)
+    }
+
+    /// How long mounts are kept without an agent; `None` when they end with it.
+    pub fn keep_mounts(&self) -> Option<Duration> {
+        let kept = self.keep_mounts_s > 0 && std::process::id() != 1;
+        kept.then(|| Duration::from_secs(self.keep_mounts_s))
     }
 
     /// `stop_deadline_ms` as a span.

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Version of [`Notes`]. What another version wrote is not taken over.
 const VERSION: u32 = 1;
@@ -64,12 +65,12 @@ pub(super) struct Holdings {
 }
 
 impl Holdings {
-    /// Reaches the keeper, or starts one.
+    /// Reaches the keeper, or starts one that holds mounts for `patience` without an agent.
     ///
     /// # Errors
     /// When there is none; mounts then end with the agent.
-    pub(super) fn open(socket: &Path) -> io::Result<Self> {
-        let (keeper, found) = Keeper::reach(socket)?;
+    pub(super) fn open(socket: &Path, patience: Duration) -> io::Result<Self> {
+        let (keeper, found) = Keeper::reach(socket, patience)?;
         Ok(Self { keeper, left: Mutex::new(found.into_iter().collect()) })
     }
 

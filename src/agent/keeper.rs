@@ -3,7 +3,7 @@
 //! The kernel ends a mount when the last descriptor of it is closed. The keeper has one of each mount, so an agent may be
 //! killed, restarted or upgraded: who reads meanwhile waits, and the next agent takes the mounts over and answers. The keeper
 //! knows nothing about them; it holds for each a few descriptors and the path, and gives them to who comes next. When nobody
-//! has come for [`PATIENCE`], it detaches the mounts and ends, so that readers get an error instead of waiting for ever.
+//! has come for as long as the agent has told it, it detaches the mounts and ends, so that readers get an error instead of waiting for ever.
 //!
 //! One agent talks to it at a time, over a socket in the agent's state folder, in packets: a letter and a path, with descriptors
 //! beside them.
@@ -27,9 +27,6 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long mounts are held although no agent has come (guess: an upgrade with a download takes less, and a person who
-/// looks why his shell hangs takes longer).
-const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a keeper that holds nothing waits for its agent.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an agent waits for an answer of the keeper, which only touches memory.
@@ -104,15 +101,16 @@ fn send(socket: BorrowedFd<'_>, letter: u8, path: &Path, parts: &[BorrowedFd<'_>
     Ok(())
 }
 
-/// Runs a keeper that listens on `path` until nothing is left to be kept.
+/// Runs a keeper that listens on `path` until nothing is left to be kept. It ends mounts for which no agent has come
+/// within `patience`.
 ///
 /// # Errors
 /// When the socket cannot be made. Mounts that are held then are let go, which ends them.
-pub fn keep(path: &Path) -> io::Result<()> {
+pub fn keep(path: &Path, patience: Duration) -> io::Result<()> {
     // A session of its own: what ends the agent's terminal or process group does not end it.
     let _ = rustix::process::setsid();
     let listener = listen_on(path)?;
-    keep_for(&listener);
+    keep_for(&listener, patience);
     Ok(())
 }
 
@@ -128,10 +126,10 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Serves one agent after the other until nothing is held, or nobody has come for long.
-fn keep_for(listener: &OwnedFd) {
+fn keep_for(listener: &OwnedFd, patience: Duration) {
     let mut held: BTreeMap<PathBuf, Parts> = BTreeMap::new();
     loop {
-        let patience = if held.is_empty() { FIRST_PATIENCE } else { PATIENCE };
+        let patience = if held.is_empty() { FIRST_PATIENCE } else { patience };
         let timed = set_socket_timeout(listener, Timeout::Recv, Some(patience));
         match timed.and_then(|()| accept_with(listener, SocketFlags::CLOEXEC)) {
             Ok(agent) => {
@@ -182,6 +180,8 @@ fn serve(agent: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts>) -> io::Result<()>
 /// An agent's end of the talk with its keeper.
 pub(super) struct Keeper {
     path: PathBuf,
+    /// How long one that is started holds mounts without an agent.
+    patience: Duration,
     /// `None` after it failed; it is started anew when there is something to say.
     connection: Mutex<Option<OwnedFd>>,
 }
@@ -191,8 +191,8 @@ impl Keeper {
     ///
     /// # Errors
     /// When none can be reached or started.
-    pub(super) fn reach(path: &Path) -> io::Result<(Self, Vec<(PathBuf, Parts)>)> {
-        let connection = connect_or_start(path)?;
+    pub(super) fn reach(path: &Path, patience: Duration) -> io::Result<(Self, Vec<(PathBuf, Parts)>)> {
+        let connection = connect_or_start(path, patience)?;
         let mut found = Vec::new();
         send(connection.as_fd(), word::LIST, Path::new(""), &[])?;
         loop {
@@ -205,7 +205,7 @@ impl Keeper {
                 _ => return Err(nonsense()),
             }
         }
-        Ok((Self { path: path.to_owned(), connection: Mutex::new(Some(connection)) }, found))
+        Ok((Self { path: path.to_owned(), patience, connection: Mutex::new(Some(connection)) }, found))
     }
 
     /// Gives it a mount to hold, in the place of what it holds of the same directory.
@@ -232,7 +232,7 @@ impl Keeper {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let reached = match connection.take() {
             Some(reached) => reached,
-            None => connect_or_start(&self.path)?,
+            None => connect_or_start(&self.path, self.patience)?,
         };
         send(reached.as_fd(), letter, directory, parts)?;
         let Some((answer, ..)) = receive(reached.as_fd())? else {
@@ -255,7 +255,7 @@ fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn connect_or_start(path: &Path) -> io::Result<OwnedFd> {
+fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     if let Ok(connection) = connect_to(path) {
         return Ok(connection);
     }
@@ -264,6 +264,7 @@ fn connect_or_start(path: &Path) -> io::Result<OwnedFd> {
     let mut child = Command::new(program)
         .arg("keeper")
         .arg(path)
+        .arg(patience.as_secs().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -290,6 +291,8 @@ mod tests {
     use std::fs::File;
     use std::io::{Read as _, Seek as _, Write as _};
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn some_file(text: &str) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -310,11 +313,11 @@ mod tests {
         let path = dir.path().join("keeper.sock");
         // It listens before it is reached: whoever finds nobody starts a process.
         let listener = listen_on(&path).unwrap();
-        let keeper = std::thread::spawn(move || keep_for(&listener));
+        let keeper = std::thread::spawn(move || keep_for(&listener, PATIENCE));
         let files = [some_file("device"), some_file("open"), some_file("notes")];
         let parts = files.each_ref().map(|file| file.as_fd());
         {
-            let (first, found) = Keeper::reach(&path).unwrap();
+            let (first, found) = Keeper::reach(&path, PATIENCE).unwrap();
             assert!(found.is_empty());
             first.hold(Path::new("/mnt/a"), &parts).unwrap();
             first.hold(Path::new("/mnt/b"), &parts).unwrap();
@@ -323,7 +326,7 @@ mod tests {
             assert!(first.hold(&long, &parts).is_err());
         }
         drop(files);
-        let (second, found) = Keeper::reach(&path).unwrap();
+        let (second, found) = Keeper::reach(&path, PATIENCE).unwrap();
         let shown: Vec<_> =
             found.iter().map(|(path, parts)| (path.to_str().unwrap(), parts.each_ref().map(text_of))).collect();
         let texts = |three: [&str; 3]| three.map(str::to_owned);

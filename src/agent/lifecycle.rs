@@ -8,6 +8,7 @@ use super::api::{MountRequest, Peers};
 use super::company::{self, Company};
 use super::contacts::Contacts;
 use super::error::AgentError;
+use super::holdings::Holdings;
 use super::interfaces::{LOOK_EVERY, Places};
 use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
@@ -140,8 +141,17 @@ impl Agent {
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
         let identity = membership.as_ref().map(|membership| membership.identity.clone());
-        let mounter =
-            KernelMounter::new(local, fetcher, cache.clone(), mesh.clone(), reads.clone(), identity);
+        let holdings = holdings(&settings);
+        let mounter = KernelMounter::new(
+            local,
+            fetcher,
+            cache.clone(),
+            mesh.clone(),
+            reads.clone(),
+            identity,
+            registry.clone(),
+            holdings,
+        );
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
@@ -160,6 +170,7 @@ impl Agent {
             reads,
         });
         let ending = CancellationToken::new();
+        node.mounts.let_go_others().await;
         let restoring = node.clone();
         let restored = tokio::spawn(async move { restoring.mounts.tend().await });
         if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
@@ -183,7 +194,7 @@ impl Agent {
             let _ = tokio::time::timeout(ANSWERS_PATIENCE, server).await;
         }
         // Half for the mounts: the mesh still serves their last reads meanwhile.
-        self.node.mounts.unmount_all(patience / 2).await;
+        self.node.mounts.leave_all(patience / 2).await;
         if let Some(joins) = self.joins {
             joins.abort();
         }
@@ -198,6 +209,18 @@ impl Agent {
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the cache could not be flushed"),
             Ok(Err(error)) => tracing::warn!(%error, "the cache was not flushed"),
             Err(_) => tracing::warn!("the cache was not flushed: the disk is too slow"),
+        }
+    }
+}
+
+/// The keeper of this agent's mounts. Without one they end with the agent, which is no reason not to start.
+fn holdings(settings: &Settings) -> Option<Arc<Holdings>> {
+    let patience = settings.keep_mounts()?;
+    match Holdings::open(&settings.state_dir.join("keeper.sock"), patience) {
+        Ok(holdings) => Some(Arc::new(holdings)),
+        Err(error) => {
+            tracing::warn!("mounts end with this agent, for there is no keeper: {error}");
+            None
         }
     }
 }

@@ -2,23 +2,26 @@
 
 use super::api::MountOptions;
 use super::fill::FillParts;
+use super::holdings::{Holdings, Notes};
 use super::mounts::{Mounted, Mounter};
 use super::offer::Offers;
+use crate::ambient;
 use crate::cache::DiskCache;
 use crate::catalog::{MountedTree, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{FileSystem, MountError, fuse};
+use crate::fs::{FileSystem, MountError, detach_lazily, fuse};
 use crate::mesh::{Identity, Mesh};
 use crate::model::{Class, RepositoryName};
-use crate::trust::VerifiedRoot;
+use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::io;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Reads that failed, over all mounts.
@@ -65,6 +68,9 @@ pub(super) struct KernelMounter {
     book: Arc<ReadBook>,
     /// Who this node is in its mesh, if it is in one.
     identity: Option<Arc<Identity>>,
+    registry: Arc<Repositories>,
+    /// Where mounts are left to a successor; `None` where they end with the agent.
+    holdings: Option<Arc<Holdings>>,
 }
 
 impl KernelMounter {
@@ -75,9 +81,52 @@ impl KernelMounter {
         mesh: Arc<Mesh>,
         book: Arc<ReadBook>,
         identity: Option<Arc<Identity>>,
+        registry: Arc<Repositories>,
+        holdings: Option<Arc<Holdings>>,
     ) -> Self {
         let offers = Offers::new(mesh, cache.clone());
-        Self { local, fetcher, cache, offers, book, identity }
+        Self { local, fetcher, cache, offers, book, identity, registry, holdings }
+    }
+
+    /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free.
+    fn lost<T>(&self, holdings: &Holdings, directory: &Path, why: &str) -> Option<T> {
+        tracing::warn!(directory = %directory.display(), "a mount of the agent before is ended: {why}");
+        tokio::task::block_in_place(|| {
+            let _ = detach_lazily(directory);
+            holdings.release(directory);
+        });
+        None
+    }
+
+    /// Opens the trees that a predecessor has shown and kept, and goes on with its mount.
+    async fn take_over(
+        &self,
+        holdings: &Arc<Holdings>,
+        directory: &Path,
+        held: fuse::Held,
+        notes: Notes,
+    ) -> Result<(Arc<dyn Mounted>, VerifiedRoot), String> {
+        let card = self.registry.card(&notes.repository).ok_or("the repository is not known here any more")?;
+        let mut trees = Vec::new();
+        let mut shown = None;
+        for (number, bytes) in notes.roots().ok_or("its notes are damaged")? {
+            let now = ambient::unix_now();
+            let root = SignedRoot::verify(&bytes, &notes.repository, &card.fingerprint, now);
+            let root = root.map_err(|error| error.to_string())?;
+            trees.push((number, self.open(&root).await?));
+            shown = Some(root);
+        }
+        let shown = shown.ok_or("its notes name no tree")?;
+        let source = self.source(&notes.repository);
+        let file_system = Arc::new(FileSystem::resume(notes.repository.as_str(), trees, source));
+        let config = config(directory, &notes.options);
+        let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
+        let mounted =
+            tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
+        let mounted = Mutex::new(Some(mounted.map_err(|error| error.to_string())?));
+        let kept = Some((holdings.clone(), Mutex::new(notes)));
+        let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
+        Ok((Arc::new(mount), shown))
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -120,22 +169,64 @@ impl Mounter for KernelMounter {
         }
     }
 
-    fn mount<'a>(
+    fn resume<'a>(
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
         options: &'a MountOptions,
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>> {
+        async move {
+            let holdings = self.holdings.clone()?;
+            let left = tokio::task::block_in_place(|| holdings.take(directory));
+            let (held, notes) = match left {
+                Ok(left) => left?,
+                Err(error) => return self.lost(&holdings, directory, &error.to_string()),
+            };
+            if notes.repository != *repository || notes.options != *options {
+                return self.lost(&holdings, directory, "something else is to be mounted there now");
+            }
+            match self.take_over(&holdings, directory, held, notes).await {
+                Ok(mounted) => Some(mounted),
+                Err(problem) => self.lost(&holdings, directory, &problem),
+            }
+        }
+        .boxed()
+    }
+
+    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
+        async move {
+            let Some(holdings) = &self.holdings else { return };
+            for directory in holdings.leftovers().iter().filter(|left| !directories.contains(*left)) {
+                self.lost::<()>(holdings, directory, "it is not to be mounted any more");
+            }
+        }
+        .boxed()
+    }
+
+    fn mount<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
+        directory: &'a Path,
+        options: &'a MountOptions,
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
-        let file_system = Arc::new(FileSystem::new(repository.as_str(), tree, self.source(repository)));
-        let config =
-            fuse::MountConfig { profile: options.profile, ..fuse::MountConfig::new(directory) };
+        let repository = root.root().repository.clone();
+        let file_system = Arc::new(FileSystem::new(repository.as_str(), tree, self.source(&repository)));
+        let config = config(directory, options);
         let runtime = tokio::runtime::Handle::current();
         let shown = directory.display().to_string();
+        let (holdings, root, options) = (self.holdings.clone(), root.clone(), options.clone());
+        let directory = directory.to_owned();
         // Should nobody wait any more when it is done, the mount is dropped, and thereby detached.
         let mounting = tokio::task::spawn_blocking(move || {
             let mounted = fuse::mount(&config, file_system.clone(), runtime)?;
-            Ok(Arc::new(KernelMount { file_system, mounted: Mutex::new(Some(mounted)) }) as Arc<dyn Mounted>)
+            let kept = holdings.map(|holdings| {
+                let notes = Notes::new(repository, options, mounted.agreement().clone());
+                (holdings, Mutex::new(notes))
+            });
+            let mount = KernelMount { file_system, directory, mounted: Mutex::new(Some(mounted)), kept };
+            mount.note(|notes| notes.add(0, root.bytes()));
+            Ok(Arc::new(mount) as Arc<dyn Mounted>)
         });
         async move {
             mounting.await.unwrap_or_else(|error| {
@@ -146,34 +237,90 @@ impl Mounter for KernelMounter {
     }
 }
 
-/// A live mount of the kernel. `None` once it was unmounted.
+fn config(directory: &Path, options: &MountOptions) -> fuse::MountConfig {
+    fuse::MountConfig { profile: options.profile, ..fuse::MountConfig::new(directory) }
+}
+
+/// A live mount of the kernel. `None` once it was unmounted or left.
 struct KernelMount {
     file_system: Arc<FileSystem>,
+    directory: PathBuf,
     mounted: Mutex<Option<fuse::Mounted>>,
+    /// The keeper, and what it was told last of this mount; `None` where mounts end with the agent.
+    kept: Option<(Arc<Holdings>, Mutex<Notes>)>,
 }
 
 impl KernelMount {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<fuse::Mounted>> {
+    fn lock(&self) -> MutexGuard<'_, Option<fuse::Mounted>> {
         // Only ever replaced as a whole.
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the keeper what is to be known of the mount after `change`. Where that fails, the mount is there all the same,
+    /// and what the keeper holds of it is from before: then it holds nothing, rather than what is wrong.
+    fn note(&self, change: impl FnOnce(&mut Notes)) {
+        let Some((holdings, notes)) = &self.kept else { return };
+        let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut notes);
+        let held = self.lock().as_ref().map(fuse::Mounted::held);
+        let told = match held {
+            None => return,
+            Some(held) => held.and_then(|held| holdings.hold(&self.directory, &held, &notes)),
+        };
+        if let Err(error) = told {
+            let directory = self.directory.display();
+            tracing::warn!(%directory, "the mount will not outlive this agent: {error}");
+            holdings.release(&self.directory);
+        }
     }
 }
 
 impl Mounted for KernelMount {
-    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>> {
-        async move { self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string()) }
-            .boxed()
+    fn switch<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
+        tree: Arc<dyn Tree>,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            let next = self.file_system.generations().last().map_or(0, |last| last + 1);
+            // A successor must know the tree before the kernel can have anything of it.
+            tokio::task::block_in_place(|| self.note(|notes| notes.add(next, root.bytes())));
+            let switched = self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string());
+            let kept = self.file_system.generations();
+            tokio::task::block_in_place(|| self.note(|notes| notes.keep(&kept)));
+            switched
+        }
+        .boxed()
     }
 
     fn is_live(&self) -> bool {
         self.lock().as_ref().is_some_and(|mounted| !mounted.has_ended())
     }
 
+    fn leave(&self) -> bool {
+        if self.kept.is_none() {
+            return false;
+        }
+        if let Some(mounted) = self.lock().take() {
+            mounted.leave();
+        }
+        true
+    }
+
     fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>> {
         let Some(mounted) = self.lock().take() else { return async { Ok(()) }.boxed() };
+        let kept = self.kept.as_ref().map(|(holdings, _)| holdings.clone());
         async move {
             let path = mounted.path().to_owned();
-            let unmounted = tokio::task::spawn_blocking(move || mounted.unmount(patience)).await;
+            let directory = self.directory.clone();
+            let unmounted = tokio::task::spawn_blocking(move || {
+                let unmounted = mounted.unmount(patience);
+                if let (Ok(_), Some(holdings)) = (&unmounted, kept) {
+                    holdings.release(&directory);
+                }
+                unmounted
+            })
+            .await;
             if unmounted.map_err(io::Error::other)?? == fuse::Unmounted::Lazily {
                 tracing::warn!(directory = %path.display(), "was in use and is detached");
             }

@@ -2,15 +2,18 @@
 
 use super::CliError;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Arguments. Agents start it; people need not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where it listens for its agent.
     socket: PathBuf,
+    /// How many seconds it holds mounts without an agent.
+    patience_s: u64,
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    crate::agent::keep(&args.socket)
+    crate::agent::keep(&args.socket, Duration::from_secs(args.patience_s))
         .map_err(|error| CliError::failed(format!("{}: {error}", args.socket.display())))
 }

@@ -257,6 +257,11 @@ impl Mounted {
         &self.shared.fs
     }
 
+    /// What was agreed with the kernel when the mount began.
+    pub fn agreement(&self) -> &Agreement {
+        &self.agreement
+    }
+
     /// What a successor of this process needs. It stays valid while files are opened and closed.
     ///
     /// # Errors
