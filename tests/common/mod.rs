@@ -170,13 +170,15 @@ pub struct Node {
     extra: Vec<String>,
     /// Where it listens once it was a member: as on a real machine, the same after a restart.
     listen: Option<String>,
+    /// Seconds for which its mounts are kept without an agent.
+    keep_mounts_s: u32,
 }
 
 impl Node {
     /// A node that is no member of a mesh yet.
     pub fn new(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).unwrap();
-        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new(), listen: None }
+        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new(), listen: None, keep_mounts_s: 0 }
     }
 
     /// Further arguments for `starling agent`.
@@ -184,6 +186,12 @@ impl Node {
     pub fn with_args(mut self, args: &[&str]) -> Self {
         self.extra = args.iter().map(|a| (*a).to_owned()).collect();
         self
+    }
+
+    /// Its mounts outlive its agent, for a while.
+    #[must_use]
+    pub fn keeping_mounts(self) -> Self {
+        Self { keep_mounts_s: 20, ..self }
     }
 
     /// Has it listen elsewhere from its next start on.
@@ -246,6 +254,7 @@ impl Node {
             .arg(self.socket())
             .args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")])
             .args(&self.extra)
+            .env("STARLING_KEEP_MOUNTS_S", self.keep_mounts_s.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(self.dir.join("agent.log")).unwrap())

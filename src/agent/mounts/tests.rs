@@ -52,6 +52,9 @@ struct Kernel {
     catalogs: AtomicBool,
     /// Whether the node's certificate leaves the repository out.
     out_of_scope: AtomicBool,
+    /// Whether there is a keeper, and what it holds.
+    keeps: AtomicBool,
+    left: Mutex<BTreeMap<PathBuf, VerifiedRoot>>,
     /// A root that a stratum would give.
     stratum: Mutex<Option<Vec<u8>>>,
 }
@@ -74,6 +77,14 @@ struct DoubleMounter {
 struct DoubleMount {
     kernel: Arc<Kernel>,
     directory: PathBuf,
+    root: Mutex<VerifiedRoot>,
+}
+
+impl DoubleMount {
+    fn boxed(kernel: &Arc<Kernel>, directory: &Path, root: &VerifiedRoot) -> Arc<dyn Mounted> {
+        let (kernel, directory, root) = (kernel.clone(), directory.to_owned(), Mutex::new(root.clone()));
+        Arc::new(Self { kernel, directory, root })
+    }
 }
 
 impl Mounter for DoubleMounter {
@@ -101,9 +112,23 @@ impl Mounter for DoubleMounter {
             quota_bytes: 1 << 20,
         }
     }
-    fn mount<'a>(
+    fn resume<'a>(
         &'a self,
         _: &'a RepositoryName,
+        directory: &'a Path,
+        _: &'a MountOptions,
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>> {
+        let left = self.kernel.left.lock().unwrap().remove(directory);
+        Box::pin(async { left.map(|root| (DoubleMount::boxed(&self.kernel, directory, &root), root)) })
+    }
+    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
+        self.kernel.left.lock().unwrap().retain(|directory, _| directories.contains(directory));
+        self.kernel.shown.lock().unwrap().retain(|directory, _| directories.contains(directory));
+        Box::pin(async {})
+    }
+    fn mount<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
         directory: &'a Path,
         _: &'a MountOptions,
         tree: Arc<dyn Tree>,
@@ -113,18 +138,30 @@ impl Mounter for DoubleMounter {
             return Box::pin(async { Err(MountError::NotThere { path }) });
         }
         self.kernel.shown.lock().unwrap().insert(directory.to_owned(), tree.totals().0);
-        let mount = DoubleMount { kernel: self.kernel.clone(), directory: directory.to_owned() };
-        Box::pin(async { Ok(Arc::new(mount) as Arc<dyn Mounted>) })
+        Box::pin(async { Ok(DoubleMount::boxed(&self.kernel, directory, root)) })
     }
 }
 
 impl Mounted for DoubleMount {
-    fn switch(&self, tree: Arc<dyn Tree>) -> BoxFuture<'_, Result<(), String>> {
+    fn switch<'a>(
+        &'a self,
+        root: &'a VerifiedRoot,
+        tree: Arc<dyn Tree>,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        *self.root.lock().unwrap() = root.clone();
         self.kernel.shown.lock().unwrap().insert(self.directory.clone(), tree.totals().0);
         Box::pin(async { Ok(()) })
     }
     fn is_live(&self) -> bool {
         self.kernel.shown.lock().unwrap().contains_key(&self.directory)
+    }
+    fn leave(&self) -> bool {
+        let keeps = self.kernel.keeps.load(Ordering::SeqCst);
+        if keeps {
+            let root = self.root.lock().unwrap().clone();
+            self.kernel.left.lock().unwrap().insert(self.directory.clone(), root);
+        }
+        keeps
     }
     fn unmount(&self, _: Duration) -> BoxFuture<'_, io::Result<()>> {
         self.kernel.shown.lock().unwrap().remove(&self.directory);
@@ -271,6 +308,30 @@ async fn mounts_survive_a_restart_and_a_vanished_mount_point_is_reported() {
     fs::create_dir(&world.request().directory).unwrap();
     table.tend().await;
     assert_eq!(table.list()[0].problem, None);
+}
+
+#[tokio::test]
+async fn a_mount_that_was_left_goes_on_with_what_it_showed_and_catches_up() {
+    let world = World::new();
+    world.kernel.keeps.store(true, Ordering::SeqCst);
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    table.leave_all(Duration::ZERO).await;
+    assert_eq!(world.shown(), Some(1), "whoever is inside stays");
+    world.publish(2, 3600);
+    let table = world.table();
+    table.let_go_others().await;
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()[0].revision), (Some(1), Some(Revision(1))));
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()[0].revision), (Some(2), Some(Revision(2))));
+
+    // What nobody wants any more does not stay for ever.
+    table.leave_all(Duration::ZERO).await;
+    fs::remove_file(world.dir.path().join("mounts.json")).unwrap();
+    world.table().let_go_others().await;
+    assert_eq!(world.shown(), None);
 }
 
 #[tokio::test]
