@@ -180,6 +180,8 @@ impl Launcher {
         for variable in &self.hidden {
             command.env_remove(variable);
         }
+        // Agents of a run are gone after it, and so are their mounts.
+        command.env("STARLING_KEEP_MOUNTS_S", "0");
         let network = network.map(|namespace| namespace.as_fd().as_raw_fd());
         // SAFETY: between fork and exec only `prctl` and `setns` are called, which are async-signal-safe and
         // allocate nothing; the descriptor is borrowed from the caller until `spawn` returns.
