@@ -17,6 +17,8 @@ mod check;
 mod core_replay;
 #[cfg(feature = "node")]
 mod demo;
+#[cfg(feature = "node")]
+mod doctor;
 mod error;
 #[cfg(feature = "node")]
 mod first_start;
@@ -92,6 +94,9 @@ enum Command {
     /// Tell by the exit code whether an agent or a stratum is fit for work.
     Health(health::Args),
     #[cfg(feature = "node")]
+    /// Look at the machine as an agent will find it, and say what to change.
+    Doctor(doctor::Args),
+    #[cfg(feature = "node")]
     /// Show the members that the agent knows.
     Peers(peers::Args),
     #[cfg(feature = "node")]
@@ -150,6 +155,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         #[cfg(feature = "node")]
         Command::Health(args) => health::run(args),
+        #[cfg(feature = "node")]
+        Command::Doctor(args) => doctor::run(args),
         #[cfg(feature = "node")]
         Command::Peers(args) => peers::run(args),
         #[cfg(feature = "node")]
