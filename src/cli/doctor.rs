@@ -36,7 +36,7 @@ const KERNEL_SINCE: (u32, u32) = (5, 1);
 /// Descriptors that an agent may need: packs, bodies, connections and mounts at their bounds.
 const FILES_NEEDED: u64 = 4_096;
 /// What the data plane asks of the system for each socket, in bytes (`mesh/socket.rs`).
-const SOCKET_BUFFER_BYTES: u64 = 4 << 20;
+const SOCKET_BUFFER_BYTES: u64 = 2 << 20;
 /// Number of `CAP_SYS_ADMIN`.
 const CAP_SYS_ADMIN: u32 = 21;
 /// Status bit of `adjtimex` when nobody keeps the clock right.
@@ -121,7 +121,7 @@ fn examine(args: &Args) -> Vec<Finding> {
         may_mount(is_root, has_helper(), &fs::read_to_string("/etc/fuse.conf").unwrap_or_default()),
         passthrough(&status),
         open_files(getrlimit(Resource::Nofile).current),
-        udp_buffers(buffer("rmem_max"), buffer("wmem_max"), may_exceed(&status)),
+        udp_buffers(buffer("rmem_max"), buffer("wmem_max")),
         clock(),
     ];
     match settings(args) {
@@ -245,17 +245,11 @@ fn open_files(limit: Option<u64>) -> Finding {
     }
 }
 
-/// Whether socket buffers may be larger than the system's bound: `CAP_NET_ADMIN`.
-fn may_exceed(status: &str) -> bool {
-    const CAP_NET_ADMIN: u32 = 12;
-    has_capability(status, CAP_NET_ADMIN)
-}
-
-fn udp_buffers(receive: Option<u64>, send: Option<u64>, may_exceed: bool) -> Finding {
+fn udp_buffers(receive: Option<u64>, send: Option<u64>) -> Finding {
     let shown = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| ByteSize(bytes).to_string());
     let found = format!("at most {} received, {} sent", shown(receive), shown(send));
     let short = [receive, send].iter().flatten().any(|bytes| *bytes < SOCKET_BUFFER_BYTES);
-    if short && !may_exceed {
+    if short {
         return Finding::not_good(
             "UDP buffers",
             Verdict::Weak,
@@ -385,9 +379,8 @@ mod tests {
         assert_eq!(open_files(Some(1024)).verdict, Verdict::Weak);
         assert_eq!(open_files(None).verdict, Verdict::Good);
         let small = Some(212_992);
-        assert_eq!(udp_buffers(small, small, false).verdict, Verdict::Weak);
-        assert_eq!(udp_buffers(small, small, may_exceed(all)).verdict, Verdict::Good);
-        assert_eq!(udp_buffers(None, Some(8 << 20), false).verdict, Verdict::Good);
+        assert_eq!(udp_buffers(small, small).verdict, Verdict::Weak);
+        assert_eq!(udp_buffers(None, Some(8 << 20)).verdict, Verdict::Good);
     }
 
     #[test]
