@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{Dice, Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, wait_for};
+use common::{
+    Dice, Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, wait_for,
+};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-    recvmsg, sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, recvmsg, sendmsg, socket_with,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -327,15 +327,14 @@ mod tests {
         }
         drop(files);
         let (second, found) = Keeper::reach(&path, PATIENCE).unwrap();
-        let shown: Vec<_> =
-            found.iter().map(|(path, parts)| (path.to_str().unwrap(), parts.each_ref().map(text_of))).collect();
+        let shown: Vec<_> = found
+            .iter()
+            .map(|(path, parts)| (path.to_str().unwrap(), parts.each_ref().map(text_of)))
+            .collect();
         let texts = |three: [&str; 3]| three.map(str::to_owned);
         assert_eq!(
             shown,
-            [
-                ("/mnt/a", texts(["device", "open", "notes"])),
-                ("/mnt/b", texts(["device", "open", "device"]))
-            ]
+            [("/mnt/a", texts(["device", "open", "notes"])), ("/mnt/b", texts(["device", "open", "device"]))]
         );
         second.release(Path::new("/mnt/a")).unwrap();
         second.release(Path::new("/mnt/b")).unwrap();

@@ -17,8 +17,8 @@ use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use std::io;
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,7 +106,8 @@ impl KernelMounter {
         held: fuse::Held,
         notes: Notes,
     ) -> Result<(Arc<dyn Mounted>, VerifiedRoot), String> {
-        let card = self.registry.card(&notes.repository).ok_or("the repository is not known here any more")?;
+        let card =
+            self.registry.card(&notes.repository).ok_or("the repository is not known here any more")?;
         let mut trees = Vec::new();
         let mut shown = None;
         for (number, bytes) in notes.roots().ok_or("its notes are damaged")? {
@@ -121,8 +122,7 @@ impl KernelMounter {
         let file_system = Arc::new(FileSystem::resume(notes.repository.as_str(), trees, source));
         let config = config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
-        let mounted =
-            tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
+        let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
         let mounted = Mutex::new(Some(mounted.map_err(|error| error.to_string())?));
         let kept = Some((holdings.clone(), Mutex::new(notes)));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };

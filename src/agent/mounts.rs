@@ -75,11 +75,8 @@ pub(super) trait Mounter: Send + Sync + 'static {
 pub(super) trait Mounted: Send + Sync + 'static {
     /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
     /// the tree that it showed before.
-    fn switch<'a>(
-        &'a self,
-        root: &'a VerifiedRoot,
-        tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, Result<(), String>>;
+    fn switch<'a>(&'a self, root: &'a VerifiedRoot, tree: Arc<dyn Tree>)
+    -> BoxFuture<'a, Result<(), String>>;
 
     /// Whether the kernel still serves it: somebody may have unmounted it by hand.
     fn is_live(&self) -> bool;
@@ -324,7 +321,8 @@ impl MountTable {
     pub(super) async fn leave_all(&self, patience: Duration) {
         {
             let _changing = self.changing.lock().await;
-            let leave = |entry: &Entry| matches!(&entry.state, State::Active { mounted, .. } if mounted.leave());
+            let leave =
+                |entry: &Entry| matches!(&entry.state, State::Active { mounted, .. } if mounted.leave());
             self.lock().retain(|_, entry| !leave(entry));
         }
         self.unmount_all(patience).await;

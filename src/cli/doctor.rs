@@ -216,7 +216,9 @@ fn may_mount(is_root: bool, has_helper: bool, fuse_conf: &str) -> Finding {
 /// Whether the process with this `/proc/self/status` has a capability.
 fn has_capability(status: &str, number: u32) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> number & 1 == 1)
+    effective
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> number & 1 == 1)
 }
 
 fn passthrough(status: &str) -> Finding {
@@ -246,7 +248,8 @@ fn open_files(limit: Option<u64>) -> Finding {
 }
 
 fn udp_buffers(receive: Option<u64>, send: Option<u64>) -> Finding {
-    let shown = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| ByteSize(bytes).to_string());
+    let shown =
+        |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| ByteSize(bytes).to_string());
     let found = format!("at most {} received, {} sent", shown(receive), shown(send));
     let short = [receive, send].iter().flatten().any(|bytes| *bytes < SOCKET_BUFFER_BYTES);
     if short {
@@ -288,7 +291,9 @@ fn existing(path: &Path) -> &Path {
 /// Names of file systems on which bodies cannot be handed to the kernel, or that are gone after a start.
 fn known_kind(magic: u64) -> Option<(&'static str, &'static str)> {
     match magic {
-        0x794c_7630 => Some(("overlay", "large files are read through the agent; put the cache on the disk itself")),
+        0x794c_7630 => {
+            Some(("overlay", "large files are read through the agent; put the cache on the disk itself"))
+        }
         0x0102_1994 => Some(("tmpfs", "the cache takes memory and is empty after a start; put it on a disk")),
         0x6969 => Some(("nfs", "the cache is as slow as the network; put it on a local disk")),
         0x6573_5546 => Some(("fuse", "the cache lies on a FUSE file system; put it on a local disk")),

@@ -38,10 +38,15 @@ impl Line {
 
     /// `None` for a line that is free.
     fn of_bytes(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+        let word =
+            |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
         let inode = bytes.get(..8).and_then(|word| word.try_into().ok()).map(u64::from_ne_bytes)?;
         let (opens, backing) = (word(8)?, word(12)?);
-        (inode != 0).then_some(Self { inode: Inode(inode), opens, backing: Some(backing).filter(|b| *b != CACHED) })
+        (inode != 0).then_some(Self {
+            inode: Inode(inode),
+            opens,
+            backing: Some(backing).filter(|b| *b != CACHED),
+        })
     }
 }
 

@@ -89,8 +89,7 @@ pub(super) struct Listings {
 
 impl Listings {
     pub(super) fn find(&mut self, directory: Inode, position: Position) -> Option<Arc<Listing>> {
-        let is_it =
-            |one: &Arc<Listing>| one.directory.inode == directory && position.is_of(one.generation);
+        let is_it = |one: &Arc<Listing>| one.directory.inode == directory && position.is_of(one.generation);
         let found = self.half_read.iter().position(is_it)?;
         let listing = self.half_read.remove(found)?;
         self.half_read.push_back(Arc::clone(&listing));
@@ -100,7 +99,8 @@ impl Listings {
     /// Keeps a listing of which a part was read.
     pub(super) fn keep(&mut self, listing: &Arc<Listing>) {
         self.half_read.push_back(Arc::clone(listing));
-        let entries = |all: &VecDeque<Arc<Listing>>| -> usize { all.iter().map(|one| one.entries.len()).sum() };
+        let entries =
+            |all: &VecDeque<Arc<Listing>>| -> usize { all.iter().map(|one| one.entries.len()).sum() };
         while self.half_read.len() > HALF_READ_MAX
             || self.half_read.len() > 1 && entries(&self.half_read) > HALF_READ_ENTRIES_MAX
         {

@@ -51,7 +51,8 @@ impl Modes {
             (line.inode, Entry { backing: line.backing, opens: line.opens, slot, queued: false })
         };
         let mut modes = Self { by_inode: lines.into_iter().map(entry).collect(), ..Self::new(ledger) };
-        let idle: Vec<_> = modes.by_inode.iter().filter(|(_, entry)| entry.opens == 0).map(|(i, _)| *i).collect();
+        let idle: Vec<_> =
+            modes.by_inode.iter().filter(|(_, entry)| entry.opens == 0).map(|(i, _)| *i).collect();
         for inode in idle {
             modes.rest(inode);
         }
@@ -65,11 +66,7 @@ impl Modes {
 
     /// One more opens `inode`. If nobody has it open and no backing file is registered for it, `register` decides: what it
     /// returns is read by the kernel, and `None` through this process. `None` when too many are open.
-    pub(super) fn open(
-        &mut self,
-        inode: Inode,
-        register: impl FnOnce() -> Option<Backing>,
-    ) -> Option<Mode> {
+    pub(super) fn open(&mut self, inode: Inode, register: impl FnOnce() -> Option<Backing>) -> Option<Mode> {
         let mode = |backing: Option<Backing>| backing.map_or(Mode::Cached, Mode::Passed);
         if let Some(entry) = self.by_inode.get_mut(&inode) {
             entry.opens = entry.opens.saturating_add(1);

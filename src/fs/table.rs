@@ -186,7 +186,8 @@ impl Table {
 
     /// The newest kept tree of which a position in a directory may speak.
     pub(super) fn generation_at(&self, position: Position) -> Option<Generation> {
-        let (generation, kept) = self.trees.iter().rev().find(|(generation, _)| position.is_of(**generation))?;
+        let (generation, kept) =
+            self.trees.iter().rev().find(|(generation, _)| position.is_of(**generation))?;
         Some((*generation, Arc::clone(&kept.tree)))
     }
 

@@ -4,7 +4,9 @@ use super::error::LabError;
 use super::netns::{Network, address};
 use super::process::{Interrupt, Launcher, Process, detach};
 use super::scenario::{LiarKind, Scenario};
-use crate::agent::api::{AddRepository, InviteRequest, MountOptions, MountRequest, MountStatus, Peers, Status};
+use crate::agent::api::{
+    AddRepository, InviteRequest, MountOptions, MountRequest, MountStatus, Peers, Status,
+};
 use crate::agent::{Client, ClientError};
 use crate::config::DEFAULT_PORT;
 use crate::model::{CellLabel, RepositoryName};

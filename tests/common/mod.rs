@@ -190,8 +190,9 @@ impl Node {
 
     /// Its mounts outlive its agent, for a while.
     #[must_use]
-    pub fn keeping_mounts(self) -> Self {
-        Self { keep_mounts_s: 20, ..self }
+    pub fn keeping_mounts(mut self) -> Self {
+        self.keep_mounts_s = 20;
+        self
     }
 
     /// Has it listen elsewhere from its next start on.

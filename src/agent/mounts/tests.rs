@@ -207,7 +207,12 @@ impl World {
     }
 
     fn request(&self) -> MountRequest {
-        MountRequest { repository: name(), directory: self.dir.path().join("mnt"), fill: false, options: MountOptions::default() }
+        MountRequest {
+            repository: name(),
+            directory: self.dir.path().join("mnt"),
+            fill: false,
+            options: MountOptions::default(),
+        }
     }
 
     fn root(&self, revision: u64, lifetime_s: u64) -> Vec<u8> {

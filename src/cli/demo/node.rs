@@ -4,7 +4,9 @@ use super::super::CliError;
 use super::compare::{Difference, Manifest, Watch};
 use super::report::{Expected, Pass};
 use crate::agent::Client;
-use crate::agent::api::{AddRepository, InviteRequest, MountOptions, MountRequest, Obtained, Status, UnmountRequest};
+use crate::agent::api::{
+    AddRepository, InviteRequest, MountOptions, MountRequest, Obtained, Status, UnmountRequest,
+};
 use crate::lab::{Interrupt, Launcher, Process};
 use crate::model::RepositoryName;
 use indicatif::ProgressBar;

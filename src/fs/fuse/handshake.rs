@@ -83,7 +83,9 @@ pub(super) fn take_over<K: Filesystem>(
     let session = session?;
     if reply != agreement.reply {
         // Another program, perhaps: the kernel stays with what was agreed, and nothing here depends on the difference.
-        tracing::info!("this program would have agreed with the kernel upon something else than its predecessor has");
+        tracing::info!(
+            "this program would have agreed with the kernel upon something else than its predecessor has"
+        );
     }
     put_under(device, &session)?;
     Ok(session)

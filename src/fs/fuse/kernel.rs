@@ -69,7 +69,7 @@ impl Shared {
         } else {
             let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
             let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
-            self.modes().open(inode, || self.register(&body?))
+            self.modes().open(inode, || self.register(body?.as_ref()))
         };
         match mode {
             // Pages in the kernel's cache stay.

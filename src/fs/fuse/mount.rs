@@ -1,13 +1,13 @@
 //! Making a mount, taking one over, and ending it.
 
-use super::handshake::{self, Agreement};
-use super::kernel::{Kernel, Shared};
-use crate::ambient;
 use super::super::ledger::Ledger;
 use super::super::modes::Modes;
 use super::super::mountpoint::{self, MAX_READ_BYTES, MountError};
 use super::super::switch::{Notifier, Stale};
 use super::super::system::FileSystem;
+use super::handshake::{self, Agreement};
+use super::kernel::{Kernel, Shared};
+use crate::ambient;
 use fuser::{INodeNo, Session, SessionACL};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -146,11 +146,12 @@ pub fn mount(
         let (session, agreement) = handshake::begin(kernel, device.as_fd(), settings(config))?;
         run(session, &path, shared, agreement)
     };
-    begin().map_err(|cause| {
-        let _ = mountpoint::detach(&path, true);
-        MountError::Failed { path: path.display().to_string(), action: "start the session", cause }
-    })
-    .inspect(|mounted| raise_read_ahead(&mounted.path, config.read_ahead_kib))
+    begin()
+        .map_err(|cause| {
+            let _ = mountpoint::detach(&path, true);
+            MountError::Failed { path: path.display().to_string(), action: "start the session", cause }
+        })
+        .inspect(|mounted| raise_read_ahead(&mounted.path, config.read_ahead_kib))
 }
 
 /// Goes on with a mount that another process has served, which is gone. Who waits for an answer of that process gets it from this one.
@@ -398,4 +399,3 @@ impl Notifier for KernelNotifier {
         .boxed()
     }
 }
-
