@@ -8,6 +8,7 @@ use starling::chunk::{ChunkSource, Piece, SourceError};
 use starling::model::{ChunkRef, Class, ContentId, Generator, Place, Rng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A file system object in the naive tree: the only definition of what is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,6 +212,14 @@ impl Tree for MemoryTree {
 
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
         ready(self.of_kind(file, FileKind::File).map(|object| Arc::clone(&object.chunks)))
+    }
+
+    fn locate(&self, inode: Inode, _: Duration) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
+        let found = self.objects.get(&inode).map(|object| object.attributes);
+        if found.is_some() {
+            self.handed_out.lock().unwrap().insert(inode);
+        }
+        ready(Ok(found))
     }
 
     fn totals(&self) -> (u64, u64) {
