@@ -6,7 +6,7 @@
 //! * [`model`]: identities, sizes, time, limits. Plain values that every other room uses.
 //! * [`chunk`]: cut, hash, compress, verify; the port [`chunk::ChunkSource`].
 //! * [`trust`]: keys, signed roots, roll-back refusal.
-//! * [`catalog`]: metadata of a tree in SQLite; the port [`catalog::Tree`] that the file system walks.
+//! * [`catalog`]: metadata of a tree, in SQLite at rest and in columns in memory; the port [`catalog::Tree`] that the file system walks.
 //! * [`store`]: objects and chunks at rest: ports, disk, memory.
 //! * [`publish`]: a tree becomes chunks, segments, catalogs and a signed root, in that order.
 //! * [`upstream`]: reading strata over HTTP, and serving one.

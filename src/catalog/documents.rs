@@ -85,7 +85,12 @@ impl CatalogIndex {
 
     /// Where a catalog lies.
     pub fn find(&self, id: &ContentId) -> Option<ChunkRef> {
-        self.catalogs.binary_search_by_key(id, |catalog| catalog.id).ok().map(|at| self.catalogs[at])
+        self.position(id).map(|at| self.catalogs[at])
+    }
+
+    /// The place of a catalog among [`CatalogIndex::catalogs`].
+    pub(super) fn position(&self, id: &ContentId) -> Option<usize> {
+        self.catalogs.binary_search_by_key(id, |catalog| catalog.id).ok()
     }
 
     /// All catalogs, sorted by hash.

@@ -2,12 +2,18 @@
 //!
 //! [`CatalogWriter`] makes one catalog, [`Catalog`] reads one, [`split`] decides where a tree is divided
 //! into several, [`CatalogIndex`] and [`History`] are the documents that a root names beside the root
-//! catalog, and [`MountedTree`] walks all of it over a [`crate::chunk::ChunkSource`]. The byte formats are told in
-//! `docs/repository-format.md`.
+//! catalog, and [`MountedTree`] walks all of it over a [`crate::chunk::ChunkSource`]: it reads each catalog once and keeps it in
+//! compact columns (`resident.rs`). The byte formats are told in `docs/repository-format.md`.
 
 mod documents;
+mod inode_table;
 mod mounted;
+#[cfg(test)]
+mod mounted_tests;
 mod read;
+mod resident;
+#[cfg(test)]
+mod resident_tests;
 mod row;
 mod schema;
 mod shelf;
@@ -16,7 +22,7 @@ mod tree;
 mod write;
 
 pub use documents::{CatalogIndex, DocumentError, History, PastRevision};
-pub use mounted::MountedTree;
+pub use mounted::{MountedTree, TreeMemory};
 pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use split::{Weight, split};

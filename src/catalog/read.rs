@@ -1,19 +1,28 @@
 //! Reading one catalog. Every value is checked when it is read, whoever wrote it.
 
-use super::row::{Xattrs, unpack_chunks, unpack_xattrs};
+use super::row::{each_chunk, each_xattr, unpack_chunks};
 use super::schema::{self, kind};
 use super::write::is_name;
 use super::{Attributes, DIRECTORY_MAX_ENTRIES, FileKind, Inode, LINK_TARGET_MAX_BYTES};
 use crate::model::{ChunkRef, ContentId, limits};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Columns that every look-up and every listing takes, in this order.
+/// The columns that [`read_row`] takes, in this order, and those behind them.
 macro_rules! columns {
+    ($content:literal) => {
+        concat!(
+            "name, kind, inode, permissions, uid, gid, size, links, mtime_s, mtime_ns, directory, ",
+            $content
+        )
+    };
+}
+
+/// As much of the content as a look-up or a listing needs.
+macro_rules! walked {
     () => {
-        "name, kind, inode, permissions, uid, gid, size, links, mtime_s, mtime_ns, directory, \
-         CASE kind WHEN 3 THEN content END, parent"
+        columns!("CASE kind WHEN 3 THEN content END")
     };
 }
 
@@ -68,7 +77,20 @@ pub struct Row {
     pub target: Target,
 }
 
-/// An opened catalog. Calls take a few microseconds and need no I/O.
+/// A row of [`Catalog::scan`], everything about it checked.
+pub(super) struct Scanned<'a> {
+    /// Number of the directory that holds it; 0 for the root of the tree.
+    pub(super) directory: u32,
+    pub(super) name: &'a [u8],
+    pub(super) attributes: Attributes,
+    pub(super) target: Target,
+    /// A file's packed chunks or a link's target; empty for what has neither.
+    pub(super) content: &'a [u8],
+    /// Packed extended attributes; empty when there are none.
+    pub(super) xattrs: &'a [u8],
+}
+
+/// An opened catalog, for those who go through it once. Mounted trees read through [`super::resident::Resident`].
 #[derive(Debug)]
 pub struct Catalog {
     db: Mutex<Connection>,
@@ -116,25 +138,14 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`] when they are missing or contradict the format.
     pub fn top(&self) -> Result<Attributes, CatalogError> {
-        let top = self.row(0, b"")?.filter(|row| row.target == Target::Directory(Self::TOP));
-        top.map(|row| row.attributes)
-            .ok_or_else(|| CatalogError::NotACatalog("no root directory in it".to_owned()))
-    }
-
-    /// The entry `name` of a directory.
-    ///
-    /// # Errors
-    /// [`CatalogError`] when the row contradicts the format.
-    pub fn find(&self, directory: u32, name: &[u8]) -> Result<Option<Row>, CatalogError> {
-        if directory == 0 { Ok(None) } else { self.row(directory, name) }
-    }
-
-    fn row(&self, directory: u32, name: &[u8]) -> Result<Option<Row>, CatalogError> {
         let db = self.lock();
         let mut statement =
-            db.prepare_cached(concat!("SELECT ", columns!(), " FROM entry WHERE parent=?1 AND name=?2"))?;
-        let mut rows = statement.query(params![directory, name])?;
-        rows.next()?.map(|row| read_row(row, directory)).transpose()
+            db.prepare_cached(concat!("SELECT ", walked!(), " FROM entry WHERE parent=0 AND name=x''"))?;
+        let mut rows = statement.query([])?;
+        match rows.next()?.map(|row| read_row(row, 0)).transpose()? {
+            Some((_, attributes, Target::Directory(Self::TOP))) => Ok(attributes),
+            _ => Err(no_top()),
+        }
     }
 
     /// All entries of a directory, sorted by name.
@@ -144,16 +155,15 @@ impl Catalog {
     pub fn list(&self, directory: u32) -> Result<Vec<Row>, CatalogError> {
         let db = self.lock();
         let mut statement =
-            db.prepare_cached(concat!("SELECT ", columns!(), " FROM entry WHERE parent=?1 ORDER BY name"))?;
+            db.prepare_cached(concat!("SELECT ", walked!(), " FROM entry WHERE parent=?1 ORDER BY name"))?;
         let mut rows = statement.query(params![directory])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             if found.len() == DIRECTORY_MAX_ENTRIES {
-                return Err(CatalogError::NotACatalog(format!(
-                    "directory {directory} has more than {DIRECTORY_MAX_ENTRIES} entries"
-                )));
+                return Err(too_many(directory));
             }
-            found.push(read_row(row, directory)?);
+            let (name, attributes, target) = read_row(row, directory)?;
+            found.push(Row { name: name.into(), attributes, target });
         }
         Ok(found)
     }
@@ -177,43 +187,6 @@ impl Catalog {
             other => return Err(wrong(format!("chunks of type {}", other.data_type()))),
         };
         unpack_chunks(packed, &self.segments, size).map_err(wrong)
-    }
-
-    /// The target of a symbolic link.
-    ///
-    /// # Errors
-    /// [`CatalogError`] when there is no such link or its target contradicts the format.
-    pub fn link_target(&self, directory: u32, name: &[u8]) -> Result<Vec<u8>, CatalogError> {
-        let wrong = |detail: String| CatalogError::Row { directory, name: name.to_vec(), detail };
-        let db = self.lock();
-        let mut statement =
-            db.prepare_cached("SELECT content, size FROM entry WHERE parent=?1 AND name=?2 AND kind=2")?;
-        let mut rows = statement.query(params![directory, name])?;
-        let row = rows.next()?.ok_or_else(|| wrong("no such symbolic link".to_owned()))?;
-        let target = row.get_ref(0)?.as_blob().map_err(|error| wrong(error.to_string()))?;
-        let size = row.get::<_, i64>(1)?;
-        let sane = (1..=LINK_TARGET_MAX_BYTES).contains(&target.len()) && !target.contains(&0);
-        if !sane || usize::try_from(size) != Ok(target.len()) {
-            return Err(wrong(format!("a target of {} bytes, size {size}", target.len())));
-        }
-        Ok(target.to_vec())
-    }
-
-    /// Extended attributes of an entry, sorted by name.
-    ///
-    /// # Errors
-    /// [`CatalogError`] when there is no such entry or they contradict the format.
-    pub fn xattrs(&self, directory: u32, name: &[u8]) -> Result<Xattrs, CatalogError> {
-        let wrong = |detail: String| CatalogError::Row { directory, name: name.to_vec(), detail };
-        let db = self.lock();
-        let mut statement = db.prepare_cached("SELECT xattrs FROM entry WHERE parent=?1 AND name=?2")?;
-        let packed = statement
-            .query_row(params![directory, name], |row| {
-                Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec))
-            })
-            .optional()?
-            .ok_or_else(|| wrong("no such entry".to_owned()))?;
-        packed.map_or_else(|| Ok(Xattrs::from([])), |packed| unpack_xattrs(&packed)).map_err(wrong)
     }
 
     /// The nested catalogs that this one names, in walk order.
@@ -258,6 +231,63 @@ impl Catalog {
         Ok(())
     }
 
+    /// Looks at every row, its content and its extended attributes.
+    ///
+    /// # Errors
+    /// [`CatalogError`] with the first that contradicts the format: what nobody could mount.
+    pub fn check_rows(&self) -> Result<(), CatalogError> {
+        self.scan(|_| Ok(()))
+    }
+
+    /// Calls `each` with every row, in the order of directories and names, when everything about it was checked.
+    ///
+    /// It relies on nothing that SQLite promises of a sound database: rows ascend strictly, so no page comes twice,
+    /// and they have no more bytes than the catalog, so no rows share theirs to blow it up.
+    pub(super) fn scan(
+        &self,
+        mut each: impl FnMut(&Scanned<'_>) -> Result<(), CatalogError>,
+    ) -> Result<(), CatalogError> {
+        let db = self.lock();
+        let mut statement = db.prepare(concat!(
+            "SELECT ",
+            columns!("content, xattrs, parent"),
+            " FROM entry ORDER BY parent, name"
+        ))?;
+        let mut rows = statement.query([])?;
+        let (mut last, mut last_name) = (None, Vec::new());
+        let (mut entries, mut bytes) = (0_usize, 0_usize);
+        while let Some(row) = rows.next()? {
+            let directory = row.get_ref(13)?.as_i64().ok().and_then(|number| u32::try_from(number).ok());
+            let directory =
+                directory.ok_or_else(|| CatalogError::NotACatalog("a row without a directory".to_owned()))?;
+            let (name, attributes, target) = read_row(row, directory)?;
+            let content = content(row, directory, name, &attributes, &self.segments)?;
+            let xattrs = xattrs(row, directory, name)?;
+            bytes += name.len() + content.len() + xattrs.len();
+            if bytes > self.bytes {
+                return Err(CatalogError::NotACatalog("more bytes in rows than in all".to_owned()));
+            }
+            if last.is_some_and(|last| (last, &last_name[..]) >= (directory, name)) {
+                let detail = format!("rows out of order in directory {directory}");
+                return Err(CatalogError::NotACatalog(detail));
+            }
+            entries = if last == Some(directory) { entries + 1 } else { 1 };
+            if entries > DIRECTORY_MAX_ENTRIES {
+                return Err(too_many(directory));
+            }
+            last = Some(directory);
+            last_name.clear();
+            last_name.extend_from_slice(name);
+            each(&Scanned { directory, name, attributes, target, content, xattrs })?;
+        }
+        Ok(())
+    }
+
+    /// The segments of the catalog, by number from 1; the database is closed.
+    pub(super) fn into_segments(self) -> Vec<ContentId> {
+        self.segments
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // Reading leaves nothing half-done behind.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
@@ -268,8 +298,64 @@ fn digest(value: ValueRef<'_>) -> Option<ContentId> {
     value.as_blob().ok().and_then(|blob| <[u8; 32]>::try_from(blob).ok()).map(ContentId::blake3)
 }
 
-fn read_row(row: &rusqlite::Row<'_>, directory: u32) -> Result<Row, CatalogError> {
-    let name = row.get_ref(0)?.as_blob().unwrap_or_default();
+pub(super) fn no_top() -> CatalogError {
+    CatalogError::NotACatalog("no root directory in it".to_owned())
+}
+
+fn too_many(directory: u32) -> CatalogError {
+    let detail = format!("directory {directory} has more than {DIRECTORY_MAX_ENTRIES} entries");
+    CatalogError::NotACatalog(detail)
+}
+
+/// The content of a row of [`Catalog::scan`] as far as it is kept: packed chunks, or the target of a link.
+fn content<'r>(
+    row: &'r rusqlite::Row<'_>,
+    directory: u32,
+    name: &[u8],
+    attributes: &Attributes,
+    segments: &[ContentId],
+) -> Result<&'r [u8], CatalogError> {
+    let wrong = |detail: String| CatalogError::Row { directory, name: name.to_vec(), detail };
+    match attributes.kind {
+        FileKind::Directory => Ok(&[]),
+        FileKind::File => {
+            let packed = match row.get_ref(11)? {
+                ValueRef::Null => &[][..],
+                ValueRef::Blob(packed) => packed,
+                other => return Err(wrong(format!("chunks of type {}", other.data_type()))),
+            };
+            each_chunk(packed, segments, attributes.size, |_| ()).map_err(wrong)?;
+            Ok(packed)
+        }
+        FileKind::Symlink => {
+            let target = row.get_ref(11)?.as_blob().map_err(|error| wrong(error.to_string()))?;
+            let sane = (1..=LINK_TARGET_MAX_BYTES).contains(&target.len()) && !target.contains(&0);
+            if !sane || attributes.size != target.len() as u64 {
+                return Err(wrong(format!("a target of {} bytes, size {}", target.len(), attributes.size)));
+            }
+            Ok(target)
+        }
+    }
+}
+
+/// The packed extended attributes of a row of [`Catalog::scan`].
+fn xattrs<'r>(row: &'r rusqlite::Row<'_>, directory: u32, name: &[u8]) -> Result<&'r [u8], CatalogError> {
+    let wrong = |detail: String| CatalogError::Row { directory, name: name.to_vec(), detail };
+    let packed = row.get_ref(12)?.as_blob_or_null().map_err(|error| wrong(error.to_string()))?;
+    let packed = packed.unwrap_or_default();
+    each_xattr(packed, |_, _| ()).map_err(wrong)?;
+    Ok(packed)
+}
+
+/// Name, attributes and target of a row. `directory` is the number of the one that holds it.
+fn read_row<'r>(
+    row: &'r rusqlite::Row<'_>,
+    directory: u32,
+) -> Result<(&'r [u8], Attributes, Target), CatalogError> {
+    // What is no blob is no name either; the empty name of the root must be a blob as well.
+    let name = row.get_ref(0)?.as_blob();
+    let is_blob = name.is_ok();
+    let name = name.unwrap_or_default();
     let wrong = |detail: String| CatalogError::Row { directory, name: name.to_vec(), detail };
     let number = |column: usize, what: &str, most: u64| -> Result<u64, CatalogError> {
         let found = row.get_ref(column)?.as_i64().map_err(|error| wrong(format!("{what}: {error}")))?;
@@ -280,7 +366,7 @@ fn read_row(row: &rusqlite::Row<'_>, directory: u32) -> Result<Row, CatalogError
         number(column, what, most.into()).map(|number| u32::try_from(number).expect("at most `most`"))
     };
     let is_top = directory == 0;
-    if !(is_top && name.is_empty() || !is_top && is_name(name)) {
+    if !is_blob || is_top != name.is_empty() || !is_top && !is_name(name) {
         return Err(wrong("not a name".to_owned()));
     }
     let (kind, target) = match row.get_ref(1)?.as_i64().unwrap_or(-1) {
@@ -324,7 +410,7 @@ fn read_row(row: &rusqlite::Row<'_>, directory: u32) -> Result<Row, CatalogError
     if !size_is_sane || attributes.size / u64::from(limits::CHUNK_MAX_BYTES) > u64::from(u32::MAX) {
         return Err(wrong(format!("size {}", attributes.size)));
     }
-    Ok(Row { name: name.into(), attributes, target })
+    Ok((name, attributes, target))
 }
 
 #[cfg(test)]
@@ -354,7 +440,7 @@ pub(super) mod tests {
     }
 
     /// A catalog with every kind of entry, some of them `many` times.
-    fn sample(many: u32) -> Vec<u8> {
+    pub(in super::super) fn sample(many: u32) -> Vec<u8> {
         let mut writer = CatalogWriter::new().unwrap();
         let xattrs: [Xattr; 1] = [(b"user.a".as_slice().into(), b"value".as_slice().into())];
         let directory = |inode| attributes(inode, FileKind::Directory, 0);
@@ -386,18 +472,16 @@ pub(super) mod tests {
         assert_eq!(catalog.top().unwrap(), attributes(1, FileKind::Directory, 0));
         let names: Vec<_> = catalog.list(1).unwrap().iter().map(|row| row.name.to_vec()).collect();
         assert_eq!(names, [&b"a-dir"[..], b"b-nested", b"c-link", b"d-\xff\n"]);
-        assert_eq!(catalog.find(1, b"a-dir").unwrap().unwrap().target, Target::Directory(2));
-        assert_eq!(catalog.find(1, b"absent").unwrap(), None);
+        assert_eq!(catalog.list(1).unwrap()[0].target, Target::Directory(2));
         assert_eq!(catalog.nested().unwrap(), [ContentId::of(b"nested")]);
-        assert_eq!(catalog.link_target(1, b"c-link").unwrap(), b"target");
         assert_eq!(catalog.chunks(1, b"d-\xff\n").unwrap(), []);
         let chunks = catalog.chunks(2, b"file-000001").unwrap();
         assert_eq!(chunks, [chunk(b"file-000001", 1000), chunk(b"shared", 24)]);
-        assert_eq!(&*catalog.xattrs(1, b"c-link").unwrap()[0].1, b"value");
         let mut count = 0;
         catalog.each_chunks(|chunks| count += chunks.len()).unwrap();
         assert_eq!(count, 6);
-        assert!(catalog.chunks(1, b"c-link").is_err() && catalog.link_target(1, b"a-dir").is_err());
+        assert!(catalog.chunks(1, b"c-link").is_err());
+        catalog.check_rows().unwrap();
     }
 
     #[test]
@@ -419,7 +503,7 @@ pub(super) mod tests {
     }
 
     /// A database that differs from a catalog by `sql`.
-    fn tampered(sql: &str) -> Vec<u8> {
+    pub(in super::super) fn tampered(sql: &str) -> Vec<u8> {
         let bytes = sample(3);
         let mut db = Connection::open_in_memory().unwrap();
         db.deserialize_read_exact(rusqlite::MAIN_DB, &bytes[..], bytes.len(), false).unwrap();
@@ -457,7 +541,7 @@ pub(super) mod tests {
             "UPDATE entry SET content=x'00' WHERE kind=3",
         ] {
             let catalog = Catalog::open(&tampered(sql)).unwrap();
-            assert!(catalog.list(1).is_err(), "{sql}");
+            assert!(catalog.list(1).is_err() && catalog.check_rows().is_err(), "{sql}");
         }
     }
 
@@ -477,12 +561,10 @@ pub(super) mod tests {
                 bytes[at] = value;
             }
             if let Ok(catalog) = Catalog::open(&bytes) {
-                let _ = (catalog.top(), catalog.nested(), catalog.each_chunks(|_| ()));
+                let _ = (catalog.top(), catalog.nested(), catalog.each_chunks(|_| ()), catalog.check_rows());
                 for directory in 0..3 {
                     for row in catalog.list(directory).unwrap_or_default() {
                         let _ = catalog.chunks(directory, &row.name);
-                        let _ = catalog.xattrs(directory, &row.name);
-                        let _ = catalog.link_target(directory, &row.name);
                     }
                 }
             }

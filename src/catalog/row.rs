@@ -17,7 +17,7 @@ pub type Xattr = (Box<[u8]>, Box<[u8]>);
 pub type Xattrs = Arc<[Xattr]>;
 
 /// Appends a LEB128 number.
-fn put(bytes: &mut Vec<u8>, mut number: u64) {
+pub(super) fn put(bytes: &mut Vec<u8>, mut number: u64) {
     loop {
         let low = (number & 0x7f) as u8;
         number >>= 7;
@@ -30,7 +30,7 @@ fn put(bytes: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Takes a LEB128 number from the front.
-fn take(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn take(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {
         let (first, rest) = bytes.split_first()?;
@@ -73,14 +73,25 @@ pub(super) fn pack_chunks(chunks: &[ChunkRef], mut number: impl FnMut(&ContentId
 
 /// Unpacks the chunks of a file of `size` bytes. `segments` are the rows from 1.
 pub(super) fn unpack_chunks(
-    mut bytes: &[u8],
+    bytes: &[u8],
     segments: &[ContentId],
     size: u64,
 ) -> Result<Vec<ChunkRef>, String> {
     let mut chunks = Vec::with_capacity(bytes.len() / 37);
-    let mut total = 0_u64;
+    each_chunk(bytes, segments, size, |chunk| chunks.push(chunk))?;
+    Ok(chunks)
+}
+
+/// Calls `each` with the chunks of a file of `size` bytes. `Ok` only when all are sane and add up to the size.
+pub(super) fn each_chunk(
+    mut bytes: &[u8],
+    segments: &[ContentId],
+    size: u64,
+    mut each: impl FnMut(ChunkRef),
+) -> Result<(), String> {
+    let (mut count, mut total) = (0_usize, 0_u64);
     while !bytes.is_empty() {
-        let short = || format!("the list ends within chunk {}", chunks.len());
+        let short = || format!("the list ends within chunk {count}");
         let mut digest = [0; 32];
         digest.copy_from_slice(take_slice(&mut bytes, 32).ok_or_else(short)?);
         let segment = take(&mut bytes).ok_or_else(short)?;
@@ -88,24 +99,24 @@ pub(super) fn unpack_chunks(
         let offset = take(&mut bytes).ok_or_else(short)?;
         let stored_len = take_u32(&mut bytes).ok_or_else(short)?;
         let plain_len = take_u32(&mut bytes).ok_or_else(short)?;
-        let segment = usize::try_from(segment)
-            .ok()
-            .and_then(|number| segments.get(number.checked_sub(1)?))
-            .ok_or_else(|| {
-            format!("chunk {} lies in segment {segment} of {}", chunks.len(), segments.len())
-        })?;
+        let segment =
+            usize::try_from(segment)
+                .ok()
+                .and_then(|number| segments.get(number.checked_sub(1)?))
+                .ok_or_else(|| format!("chunk {count} lies in segment {segment} of {}", segments.len()))?;
         let chunk = ChunkRef {
             id: ContentId::blake3(digest),
             plain_len,
             place: Place { segment: *segment, ordinal, offset, stored_len },
         };
         if !is_sane(&chunk, limits::CHUNK_MAX_BYTES) {
-            return Err(format!("chunk {} has impossible lengths: {chunk:?}", chunks.len()));
+            return Err(format!("chunk {count} has impossible lengths: {chunk:?}"));
         }
         total += u64::from(plain_len);
-        chunks.push(chunk);
+        count += 1;
+        each(chunk);
     }
-    if total == size { Ok(chunks) } else { Err(format!("the chunks add up to {total} bytes of {size}")) }
+    if total == size { Ok(()) } else { Err(format!("the chunks add up to {total} bytes of {size}")) }
 }
 
 /// Whether a reader may act on a chunk's numbers.
@@ -139,11 +150,21 @@ pub(super) fn pack_xattrs(xattrs: &[Xattr]) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// Unpacks extended attributes.
-pub(super) fn unpack_xattrs(mut bytes: &[u8]) -> Result<Xattrs, String> {
+pub(super) fn unpack_xattrs(bytes: &[u8]) -> Result<Xattrs, String> {
+    let mut xattrs: Vec<Xattr> = Vec::new();
+    each_xattr(bytes, |name, value| xattrs.push((name.into(), value.into())))?;
+    Ok(xattrs.into())
+}
+
+/// Calls `each` with names and values of extended attributes. `Ok` only when all are sane and sorted by name.
+pub(super) fn each_xattr<'a>(
+    mut bytes: &'a [u8],
+    mut each: impl FnMut(&'a [u8], &'a [u8]),
+) -> Result<(), String> {
     if bytes.len() > XATTRS_MAX_BYTES {
         return Err(format!("{} bytes of extended attributes", bytes.len()));
     }
-    let mut xattrs: Vec<Xattr> = Vec::new();
+    let (mut count, mut last) = (0_usize, None);
     while !bytes.is_empty() {
         let mut string = |least: usize, most: usize| {
             let len = usize::try_from(take(&mut bytes)?).ok().filter(|len| (least..=most).contains(len))?;
@@ -151,14 +172,15 @@ pub(super) fn unpack_xattrs(mut bytes: &[u8]) -> Result<Xattrs, String> {
         };
         let pair = string(1, XATTR_NAME_MAX_BYTES).zip(string(0, XATTR_VALUE_MAX_BYTES));
         let Some((name, value)) = pair.filter(|(name, _)| !name.contains(&0)) else {
-            return Err(format!("extended attribute {} is malformed", xattrs.len()));
+            return Err(format!("extended attribute {count} is malformed"));
         };
-        if xattrs.last().is_some_and(|(last, _)| **last >= *name) {
-            return Err(format!("extended attribute {} is out of order", xattrs.len()));
+        if last.is_some_and(|last| last >= name) {
+            return Err(format!("extended attribute {count} is out of order"));
         }
-        xattrs.push((name.into(), value.into()));
+        (count, last) = (count + 1, Some(name));
+        each(name, value);
     }
-    Ok(xattrs.into())
+    Ok(())
 }
 
 #[cfg(test)]

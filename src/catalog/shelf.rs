@@ -1,105 +1,145 @@
-//! Opened catalogs: loaded once however many wait, kept within a budget of memory.
+//! Catalogs in memory: loaded once however many wait, kept within a budget; and where each inode lies.
 
-use super::read::{Catalog, CatalogError};
-use super::{CatalogIndex, TreeError};
-use crate::chunk::{ChunkSource, Piece};
+use super::inode_table::{InodeTable, Location};
+use super::read::CatalogError;
+use super::resident::Resident;
+use super::{CatalogIndex, Inode, TreeError};
+use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-/// What an opened catalog costs beside its bytes: SQLite's connection with its look-aside memory and
-/// statements (guess, from SQLite's default of 100 slots of 1 200 bytes).
-const CONNECTION_BYTES: usize = 160 << 10;
-/// Catalogs longer than this are opened on a thread that may block: looking through them takes tens of milliseconds.
+/// Catalogs longer than this are read on a thread that may block: it takes tens of milliseconds.
 const INLINE_MAX_BYTES: usize = 1 << 20;
 
-/// A catalog of the revision, opened or not.
+/// A catalog of the revision, in memory or not.
 #[derive(Debug)]
-pub(super) struct Slot {
+struct Slot {
     chunk: ChunkRef,
-    open: Mutex<Option<Arc<Catalog>>>,
+    here: RwLock<Option<Arc<Resident>>>,
     /// The shelf's clock when it was last used.
     used: AtomicU64,
-    /// SQLite has looked through it; its hash says that it is still the same.
-    checked: AtomicBool,
+    /// The inode of each row, since it was first loaded. Its hash says that it is still the same.
+    inodes: OnceLock<Arc<[Inode]>>,
+    /// The directory whose entries it holds. Known before it is first loaded, for the way to it leads through that
+    /// directory; where two have the same entries, one of them.
+    directory: OnceLock<Inode>,
     /// Loads that ended, well or badly.
     attempts: AtomicU64,
     /// Held while one loads for all; how the last load failed.
     loading: tokio::sync::Mutex<Option<TreeError>>,
 }
 
+impl Slot {
+    fn new(chunk: ChunkRef) -> Self {
+        Self {
+            chunk,
+            here: RwLock::default(),
+            used: AtomicU64::new(0),
+            inodes: OnceLock::new(),
+            directory: OnceLock::new(),
+            attempts: AtomicU64::new(0),
+            loading: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn set(&self, catalog: Option<Arc<Resident>>) -> Option<Arc<Resident>> {
+        std::mem::replace(&mut *self.here.write().unwrap_or_else(PoisonError::into_inner), catalog)
+    }
+}
+
+/// Which catalogs are in memory, in the order in which they were loaded.
 #[derive(Debug, Default)]
-struct Resident {
-    slots: Vec<Arc<Slot>>,
+struct Kept {
+    numbers: Vec<u32>,
     bytes: usize,
 }
 
-/// All catalogs of a revision. Its table holds a slot for each that was ever entered.
+/// All catalogs of a revision, by number: those of the index in its order, then the root catalog.
 pub(super) struct Shelf {
     source: Arc<dyn ChunkSource>,
-    index: CatalogIndex,
+    index: Arc<CatalogIndex>,
+    top: ChunkRef,
     budget_bytes: usize,
     clock: AtomicU64,
-    slots: Mutex<HashMap<ContentId, Arc<Slot>>>,
-    resident: Mutex<Resident>,
+    /// A slot for each catalog that was ever named.
+    slots: Box<[OnceLock<Box<Slot>>]>,
+    inodes: RwLock<InodeTable>,
+    kept: Mutex<Kept>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No change under these locks can be left half-done by a panic.
+    // No change under this lock can be left half-done by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn damaged(id: &ContentId, error: &CatalogError) -> TreeError {
+fn damaged(id: &ContentId, error: &CatalogError) -> TreeError {
     TreeError::Damaged(format!("{id}: {error}"))
 }
 
 impl Shelf {
-    pub(super) fn new(source: Arc<dyn ChunkSource>, index: CatalogIndex, budget_bytes: usize) -> Self {
+    /// The catalogs of `index` and the root catalog `top`. `budget_bytes` bounds those in memory.
+    pub(super) fn new(
+        source: Arc<dyn ChunkSource>,
+        index: CatalogIndex,
+        top: ChunkRef,
+        budget_bytes: usize,
+    ) -> Self {
+        let slots = (0..=index.catalogs().len()).map(|_| OnceLock::new()).collect();
         Self {
             source,
-            index,
+            index: Arc::new(index),
+            top,
             budget_bytes,
             clock: AtomicU64::new(1),
-            slots: Mutex::default(),
-            resident: Mutex::default(),
+            slots,
+            inodes: RwLock::default(),
+            kept: Mutex::default(),
         }
     }
 
-    /// The slot of a catalog that the index places.
-    pub(super) fn slot(&self, id: &ContentId) -> Result<Arc<Slot>, TreeError> {
-        if let Some(slot) = lock(&self.slots).get(id) {
-            return Ok(Arc::clone(slot));
-        }
-        let chunk = self.index.find(id);
-        let chunk =
-            chunk.ok_or_else(|| TreeError::Damaged(format!("{id}: the catalog index does not place it")))?;
-        Ok(self.slot_at(chunk))
+    /// Number of the root catalog.
+    pub(super) fn top(&self) -> u32 {
+        u32::try_from(self.index.catalogs().len()).expect("an index is bounded far below")
     }
 
-    /// The slot of a catalog whose place is known.
-    pub(super) fn slot_at(&self, chunk: ChunkRef) -> Arc<Slot> {
-        let fresh = || {
-            Arc::new(Slot {
-                chunk,
-                open: Mutex::default(),
-                used: AtomicU64::new(0),
-                checked: AtomicBool::new(false),
-                attempts: AtomicU64::new(0),
-                loading: tokio::sync::Mutex::default(),
-            })
-        };
-        Arc::clone(lock(&self.slots).entry(chunk.id).or_insert_with(fresh))
+    fn slot(&self, number: u32) -> &Slot {
+        let at = number as usize;
+        let chunk = || self.index.catalogs().get(at).copied().unwrap_or(self.top);
+        self.slots[at].get_or_init(|| Box::new(Slot::new(chunk())))
     }
 
-    /// The opened catalog. Ready at the first poll when it is in memory.
-    pub(super) async fn get(&self, slot: &Arc<Slot>) -> Result<Arc<Catalog>, TreeError> {
-        if let Some(catalog) = self.opened(slot) {
-            return Ok(catalog);
+    /// Where an inode lies, if a catalog that was ever loaded has it.
+    pub(super) fn locate(&self, inode: Inode) -> Option<Location> {
+        self.inodes.read().unwrap_or_else(PoisonError::into_inner).find(inode)
+    }
+
+    /// The directory whose entries a nested catalog holds.
+    pub(super) fn directory(&self, number: u32) -> Option<Inode> {
+        self.slot(number).directory.get().copied()
+    }
+
+    /// The catalog. Ready at the first poll when it is in memory.
+    pub(super) async fn get(&self, number: u32) -> Result<Arc<Resident>, TreeError> {
+        match self.here(number) {
+            Some(catalog) => Ok(catalog),
+            // Rare, and large: kept out of the futures of those who need not wait.
+            None => Box::pin(self.load_for_all(number)).await,
         }
+    }
+
+    fn here(&self, number: u32) -> Option<Arc<Resident>> {
+        let slot = self.slot(number);
+        let catalog = slot.here.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        Some(catalog)
+    }
+
+    async fn load_for_all(&self, number: u32) -> Result<Arc<Resident>, TreeError> {
+        let slot = self.slot(number);
         let attempts_before = slot.attempts.load(Ordering::SeqCst);
         let mut failure = slot.loading.lock().await;
-        if let Some(catalog) = self.opened(slot) {
+        if let Some(catalog) = self.here(number) {
             return Ok(catalog);
         }
         // The load that this call waited for failed: so did this call. Trying again for each waiter
@@ -109,63 +149,90 @@ impl Shelf {
         {
             return Err(error.clone());
         }
-        let outcome = self.load(slot).await;
+        let outcome = self.load(number).await;
         slot.attempts.fetch_add(1, Ordering::SeqCst);
         *failure = outcome.as_ref().err().cloned();
         outcome
     }
 
-    fn opened(&self, slot: &Slot) -> Option<Arc<Catalog>> {
-        let catalog = lock(&slot.open).clone()?;
-        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        Some(catalog)
-    }
-
-    async fn load(&self, slot: &Arc<Slot>) -> Result<Arc<Catalog>, TreeError> {
+    async fn load(&self, number: u32) -> Result<Arc<Resident>, TreeError> {
+        let slot = self.slot(number);
         let id = slot.chunk.id;
         let pieces = self.source.read(vec![Piece::whole(slot.chunk)], Class::Read).await?;
         let bytes = pieces.into_iter().next().unwrap_or_default();
-        let checked = slot.checked.load(Ordering::Relaxed);
-        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| bytes.len() > INLINE_MAX_BYTES);
-        let catalog = match runtime {
-            None => Catalog::open_again(&bytes, checked),
-            Some(runtime) => runtime
-                .spawn_blocking(move || Catalog::open_again(&bytes, checked))
-                .await
-                .map_err(|_| TreeError::Source(crate::chunk::SourceError::Stopping))?,
+        let is_long = bytes.len() > INLINE_MAX_BYTES;
+        let (index, known) = (Arc::clone(&self.index), slot.inodes.get().is_some());
+        let number_of = move |id: &ContentId| index.position(id).and_then(|at| u32::try_from(at).ok());
+        let read = move || Resident::load(&bytes, known, number_of);
+        let catalog = match tokio::runtime::Handle::try_current().ok().filter(|_| is_long) {
+            None => read(),
+            Some(runtime) => {
+                runtime.spawn_blocking(read).await.map_err(|_| TreeError::Source(SourceError::Stopping))?
+            }
         };
-        let catalog = Arc::new(catalog.map_err(|error| damaged(&id, &error))?);
-        slot.checked.store(true, Ordering::Relaxed);
-        self.keep(slot, &catalog);
+        let mut catalog = catalog.map_err(|error| damaged(&id, &error))?;
+        match slot.inodes.get() {
+            Some(inodes) if catalog.share_inodes(inodes) => {}
+            Some(_) => return Err(TreeError::Damaged(format!("{id}: it was read otherwise before"))),
+            None => {
+                let entered = self.enter(number, &catalog);
+                entered.map_err(|detail| TreeError::Damaged(format!("{id}: {detail}")))?;
+            }
+        }
+        let catalog = Arc::new(catalog);
+        self.keep(number, &catalog);
         Ok(catalog)
     }
 
+    /// Notes what stays known of a catalog when it is taken down. The caller holds its `loading`.
+    fn enter(&self, number: u32, catalog: &Resident) -> Result<(), String> {
+        self.inodes.write().unwrap_or_else(PoisonError::into_inner).add(number, catalog.inodes())?;
+        for (directory, nested) in catalog.nested() {
+            self.slot(nested).directory.get_or_init(|| directory);
+        }
+        self.slot(number).inodes.get_or_init(|| Arc::clone(catalog.inodes()));
+        Ok(())
+    }
+
     /// Puts a catalog on the shelf and takes down those that were not used for longest.
-    fn keep(&self, slot: &Arc<Slot>, catalog: &Arc<Catalog>) {
-        let mut resident = lock(&self.resident);
-        *lock(&slot.open) = Some(Arc::clone(catalog));
+    fn keep(&self, number: u32, catalog: &Arc<Resident>) {
+        let mut kept = lock(&self.kept);
+        let slot = self.slot(number);
         slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        resident.bytes += cost(catalog);
-        resident.slots.push(Arc::clone(slot));
-        while resident.bytes > self.budget_bytes && resident.slots.len() > 1 {
-            // The newest stays, however large. At most a few thousand catalogs fit the budget.
-            let others = resident.slots[..resident.slots.len() - 1].iter().enumerate();
-            let oldest =
-                others.min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed)).map_or(0, |(at, _)| at);
-            let slot = resident.slots.remove(oldest);
-            if let Some(catalog) = lock(&slot.open).take() {
-                resident.bytes -= cost(&catalog);
+        slot.set(Some(Arc::clone(catalog)));
+        kept.bytes += catalog.bytes();
+        kept.numbers.push(number);
+        while kept.bytes > self.budget_bytes && kept.numbers.len() > 1 {
+            // The newest stays, however large. Some ten thousand catalogs of ordinary size fit the budget.
+            let others = kept.numbers[..kept.numbers.len() - 1].iter().enumerate();
+            let used = |number: u32| self.slot(number).used.load(Ordering::Relaxed);
+            let oldest = others.min_by_key(|(_, number)| used(**number)).map_or(0, |(at, _)| at);
+            let number = kept.numbers.remove(oldest);
+            if let Some(catalog) = self.slot(number).set(None) {
+                kept.bytes -= catalog.bytes();
             }
         }
     }
 
-    /// Catalogs in memory now.
-    #[cfg(test)]
-    pub(super) fn resident(&self) -> usize {
-        lock(&self.resident).slots.len()
+    /// Catalogs that are named but were never loaded, at most `most`, without those for which `except` holds.
+    pub(super) fn never_loaded(&self, most: usize, except: impl Fn(u32) -> bool) -> Vec<u32> {
+        let named = (0..).zip(self.slots.iter()).filter_map(|(number, slot)| Some((number, slot.get()?)));
+        let fresh = named.filter(|(_, slot)| slot.inodes.get().is_none());
+        fresh.map(|(number, _)| number).filter(|number| !except(*number)).take(most).collect()
     }
-}
 
-fn cost(catalog: &Catalog) -> usize {
-    catalog.bytes() + CONNECTION_BYTES
+    /// Catalogs in memory and their bytes; inodes that are known and the bytes of their table.
+    pub(super) fn memory(&self) -> [usize; 4] {
+        let (catalogs, catalog_bytes) = {
+            let kept = lock(&self.kept);
+            (kept.numbers.len(), kept.bytes)
+        };
+        let inodes = self.inodes.read().unwrap_or_else(PoisonError::into_inner);
+        [catalogs, catalog_bytes, inodes.len(), inodes.bytes()]
+    }
+
+    /// The chunk of a catalog, for messages.
+    pub(super) fn chunk(&self, number: u32) -> ContentId {
+        self.slot(number).chunk.id
+    }
 }

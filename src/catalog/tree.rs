@@ -4,6 +4,7 @@ use crate::chunk::SourceError;
 use crate::model::ChunkRef;
 use futures::future::BoxFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An inode number. 1 is the root of the tree.
 ///
@@ -67,7 +68,7 @@ pub type ExtendedAttributes = Arc<[(Box<[u8]>, Box<[u8]>)]>;
 /// Why metadata could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// The inode was never handed out by this tree.
+    /// No catalog that was loaded so far has this inode.
     #[error("inode {} is not known", .0.0)]
     UnknownInode(Inode),
     /// A directory was needed.
@@ -88,7 +89,7 @@ pub enum TreeError {
 ///
 /// Nested catalogs are loaded when they are first entered; what is loaded answers without network,
 /// with a future that is ready at its first poll. An inode must have been handed out by `lookup` or
-/// `list` of the same tree (or be the root) before it is asked about.
+/// `list` of the same tree, or found by `locate`, or be the root, before it is asked about.
 pub trait Tree: Send + Sync + 'static {
     /// The entry `name` of `directory`, or `None`.
     fn lookup<'a>(
@@ -115,15 +116,22 @@ pub trait Tree: Send + Sync + 'static {
     /// The chunks of a file in the order of its bytes. Their plain lengths add up to the file's size.
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>>;
 
-    /// Placeholder until the catalogs are resident.
+    /// Finds an inode that this tree never handed out, and its attributes: another process did, from whom a mount was taken
+    /// over. `None` when the tree has no such inode. From then on it is as if it had been handed out.
+    ///
+    /// What is loaded is searched at once, like a look-up. After that catalogs that were never loaded are, a few at
+    /// a time from the root downwards, until one has the inode: in the worst case the metadata of the whole tree is
+    /// fetched (some 60 bytes an entry; from the cache where it is there) and read (about a microsecond an entry), and
+    /// displaces other catalogs from memory as far as the budget is short. That happens once: inodes stay
+    /// known, so the next search is at once.
+    ///
+    /// After `patience` it gives up with [`SourceError::TimedOut`]; what was loaded by then stays, and trying again goes on
+    /// from there. A catalog that cannot be had is an error only when no other one has the inode. Needs a runtime.
     fn locate(
         &self,
         inode: Inode,
-        patience: std::time::Duration,
-    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
-        let _ = (inode, patience);
-        Box::pin(async { Ok(None) })
-    }
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>>;
 
     /// Number of inodes and plain bytes in the whole tree, for `statfs`.
     fn totals(&self) -> (u64, u64);

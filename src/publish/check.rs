@@ -129,6 +129,8 @@ pub fn objects(
             }
         };
         catalog.each_chunks(rows).map_err(damaged)?;
+        // What a mount would refuse does not pass either.
+        catalog.check_rows().map_err(damaged)?;
         open.extend(catalog.nested().map_err(damaged)?);
     }
     let mut stored_bytes = 0;

@@ -39,6 +39,13 @@ impl Tree for Marked {
     fn chunks(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
         Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
     }
+    fn locate(
+        &self,
+        inode: Inode,
+        _: std::time::Duration,
+    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
     fn totals(&self) -> (u64, u64) {
         (self.0, 0)
     }
