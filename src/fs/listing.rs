@@ -4,10 +4,10 @@ use crate::catalog::{Attributes, DirectoryEntry, Inode, Tree};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Directories that somebody is in the middle of reading, and their entries together, that are kept (guess). Beyond, the
+/// Directories that somebody has begun to read, and their entries together, that are kept (guess): some 12 MiB. Beyond, the
 /// oldest is made again from its tree when it is asked about.
-const HALF_READ_MAX: usize = 64;
-const HALF_READ_ENTRIES_MAX: usize = 1 << 20;
+const BEGUN_MAX: usize = 64;
+const BEGUN_ENTRIES_MAX: usize = 1 << 17;
 /// Bits of an offset that number the entry; those above say of which generation of the tree.
 const ENTRY_BITS: u32 = 32;
 /// Generations that an offset tells apart; an offset is a signed number of 64 bits for the kernel.
@@ -80,40 +80,36 @@ impl Listing {
     }
 }
 
-/// Listings that somebody is in the middle of reading.
+/// Listings that somebody has begun to read and not ended, as far as that can be told: who ends is not noted, since others may
+/// be in the middle of the same one.
 #[derive(Default)]
 pub(super) struct Listings {
     /// The one that was asked about last is the last.
-    half_read: VecDeque<Arc<Listing>>,
+    begun: VecDeque<Arc<Listing>>,
 }
 
 impl Listings {
+    fn position(&self, directory: Inode, is_it: impl Fn(u64) -> bool) -> Option<usize> {
+        self.begun.iter().position(|one| one.directory.inode == directory && is_it(one.generation))
+    }
+
     pub(super) fn find(&mut self, directory: Inode, position: Position) -> Option<Arc<Listing>> {
-        let is_it = |one: &Arc<Listing>| one.directory.inode == directory && position.is_of(one.generation);
-        let found = self.half_read.iter().position(is_it)?;
-        let listing = self.half_read.remove(found)?;
-        self.half_read.push_back(Arc::clone(&listing));
+        let found = self.position(directory, |generation| position.is_of(generation))?;
+        let listing = self.begun.remove(found)?;
+        self.begun.push_back(Arc::clone(&listing));
         Some(listing)
     }
 
     /// Keeps a listing of which a part was read.
     pub(super) fn keep(&mut self, listing: &Arc<Listing>) {
-        self.half_read.push_back(Arc::clone(listing));
-        let entries =
-            |all: &VecDeque<Arc<Listing>>| -> usize { all.iter().map(|one| one.entries.len()).sum() };
-        while self.half_read.len() > HALF_READ_MAX
-            || self.half_read.len() > 1 && entries(&self.half_read) > HALF_READ_ENTRIES_MAX
-        {
-            self.half_read.pop_front();
+        if self.position(listing.directory.inode, |generation| generation == listing.generation).is_some() {
+            return;
         }
-    }
-
-    /// Drops one that was read to its end.
-    pub(super) fn done(&mut self, listing: &Arc<Listing>) {
-        self.half_read.retain(|one| !Arc::ptr_eq(one, listing));
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.half_read.len()
+        self.begun.push_back(Arc::clone(listing));
+        let mut entries: usize = self.begun.iter().map(|one| one.entries.len()).sum();
+        while self.begun.len() > BEGUN_MAX || self.begun.len() > 1 && entries > BEGUN_ENTRIES_MAX {
+            let Some(first) = self.begun.pop_front() else { break };
+            entries -= first.entries.len();
+        }
     }
 }

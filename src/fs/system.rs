@@ -33,8 +33,6 @@ pub struct FileSystemStatistics {
     pub known_inodes: usize,
     /// How often files are open.
     pub open_files: usize,
-    /// Directories that somebody is in the middle of reading.
-    pub half_read_directories: usize,
     /// Trees of earlier revisions that are still in use.
     pub old_trees: usize,
 }
@@ -120,14 +118,8 @@ impl FileSystem {
     /// How much is remembered for the kernel.
     pub fn statistics(&self) -> FileSystemStatistics {
         let open_files = lock(&self.files).opens();
-        let half_read_directories = lock(&self.listings).len();
         let table = self.table();
-        FileSystemStatistics {
-            known_inodes: table.inodes(),
-            open_files,
-            half_read_directories,
-            old_trees: table.old_trees(),
-        }
+        FileSystemStatistics { known_inodes: table.inodes(), open_files, old_trees: table.old_trees() }
     }
 
     /// The numbers of the trees that are kept, oldest first; the last is shown. A tree that is shown later has the next number.
@@ -403,10 +395,8 @@ impl FileSystem {
 
     /// Entries of `listing` went to the kernel, up to before `offset`; if that is not the end, it will want the next ones.
     pub fn read_up_to(&self, listing: &Arc<Listing>, offset: u64) {
-        let mut listings = lock(&self.listings);
-        listings.done(listing);
         if offset != 0 && listing.from(offset).next().is_some() {
-            listings.keep(listing);
+            lock(&self.listings).keep(listing);
         }
     }
 
