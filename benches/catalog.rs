@@ -68,7 +68,7 @@ fn file_name(number: u32) -> String {
 }
 
 fn directory(number: u32) -> Attributes {
-    let inode = ContentId::of(&number.to_be_bytes()).key() >> 1 | 2;
+    let inode = ContentId::of(&[&b"directory"[..], &number.to_le_bytes()].concat()).key() >> 1 | 2;
     attributes(inode, FileKind::Directory, 0, number)
 }
 
