@@ -68,7 +68,7 @@ fn file_name(number: u32) -> String {
 }
 
 fn directory(number: u32) -> Attributes {
-    let inode = ContentId::of(&number.to_be_bytes()).key() >> 1 | 2;
+    let inode = ContentId::of(&[&b"directory"[..], &number.to_le_bytes()].concat()).key() >> 1 | 2;
     attributes(inode, FileKind::Directory, 0, number)
 }
 
@@ -157,8 +157,11 @@ fn now<T>(future: BoxFuture<'_, T>) -> T {
     future.now_or_never().expect("all catalogs are in memory")
 }
 
-/// All files: directory, name and inode.
-fn walk(tree: &MountedTree) -> (Vec<(Inode, Arc<[u8]>, Inode)>, u32, Duration) {
+/// A file: directory, name and inode.
+type Found = (Inode, Arc<[u8]>, Inode);
+
+/// All files, the entries that were listed, and how long that took.
+fn walk(tree: &MountedTree) -> (Vec<Found>, u32, Duration) {
     let (mut files, mut open, mut listed) = (Vec::new(), vec![Inode::ROOT], 0);
     let mut listing = Duration::ZERO;
     while let Some(directory) = open.pop() {
@@ -182,7 +185,7 @@ fn ask(tree: &MountedTree) {
     each("an entry listed", listing, listed);
     let mut random = Generator::new(1);
     let picks: Vec<usize> = (0..QUESTIONS).map(|_| random.below(files.len())).collect();
-    let time = |what: &str, question: &dyn Fn(&(Inode, Arc<[u8]>, Inode))| {
+    let time = |what: &str, question: &dyn Fn(&Found)| {
         let begun = Instant::now();
         picks.iter().for_each(|pick| question(&files[*pick]));
         each(what, begun.elapsed(), QUESTIONS);

@@ -90,7 +90,7 @@ pub(super) struct Scanned<'a> {
     pub(super) xattrs: &'a [u8],
 }
 
-/// An opened catalog, for those who go through it once. Mounted trees read through [`super::resident::Resident`].
+/// An opened catalog, for those who go through it once. A mounted tree reads it into columns of its own.
 #[derive(Debug)]
 pub struct Catalog {
     db: Mutex<Connection>,
