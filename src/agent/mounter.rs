@@ -9,11 +9,12 @@ use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{FileSystem, MountError, fuse};
 use crate::mesh::{Identity, Mesh};
-use crate::model::{Class, RepositoryName};
+use crate::model::{ChunkRef, Class, RepositoryName};
 use crate::trust::VerifiedRoot;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,6 +53,10 @@ impl ChunkSource for Watched {
             result
         }
         .boxed()
+    }
+
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        self.source.body(chunks)
     }
 }
 

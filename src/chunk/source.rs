@@ -3,6 +3,8 @@
 use crate::model::{ChunkRef, Class, ContentId};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use std::fs::File;
+use std::sync::Arc;
 
 /// A run of plain bytes inside one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,4 +67,11 @@ pub enum SourceError {
 pub trait ChunkSource: Send + Sync + 'static {
     /// The bytes of `pieces`, in their order.
     fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>>;
+
+    /// A file that holds exactly the plain bytes of `chunks`, verified in this run, for the kernel to read by itself; or
+    /// `None` when there is none (yet), after having taken note that one is wanted. Fetches nothing.
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        let _ = chunks;
+        None
+    }
 }
