@@ -137,7 +137,10 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
 fn cache_routes() -> Router<Arc<dyn Control>> {
     Router::new()
         .route("/v1/cache", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.cache()) }))
-        .route("/v1/cache/units", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.cache_units()) }))
+        .route(
+            "/v1/cache/units",
+            get(|State(c): State<Arc<dyn Control>>| async move { Json(c.cache_units()) }),
+        )
         .route("/v1/cache/verify", post(cache_verify))
         .route(
             "/v1/cache/clean",

@@ -217,8 +217,9 @@ impl Drop for DiskCache {
             let _ = worker.join();
         }
         if let Err(error) = self.sync() {
-            tracing::warn!(cache = %self.inner.folder.display(), "the last pack could not be synced: {error}");
+            tracing::warn!(cache = %self.inner.folder.display(), "not everything could be synced: {error}");
         }
+        self.inner.files.close_all();
     }
 }
 

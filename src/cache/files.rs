@@ -65,6 +65,12 @@ impl Files {
         open.retain(|other| !std::ptr::eq(Arc::as_ptr(other), body));
     }
 
+    /// Closes all. Bodies hold this, and this holds those that are open: without it neither would ever go.
+    pub(super) fn close_all(&self) {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        open.iter().for_each(|body| body.close());
+    }
+
     /// Bodies whose files are open.
     pub(super) fn open(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
