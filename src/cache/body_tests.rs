@@ -449,7 +449,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// The files of the model: chunks of their own, chunks that they share, chunks that repeat.
 fn model_files() -> Vec<Made> {
-    let len = |number: usize| 20_000 + 7_919 * (number % 7) + usize::from(number % 5 == 0) * 50_000;
+    let len = |number: usize| 20_000 + 7_919 * (number % 7) + usize::from(number.is_multiple_of(5)) * 50_000;
     (0..8_usize)
         .map(|number| {
             let of = |step: usize| (number * 3 + step * (1 + number % 4)) % CHUNKS;

@@ -304,9 +304,9 @@ impl Index {
         (0..body.len()).for_each(|number| self.remove_copy(body, number));
         for number in 0..body.len() {
             let id = body.list.id(number);
-            match self.remove(&id, Slot::in_body(body, number, State::Unverified)) {
-                Some(Taken { state, replaced: false }) => gone.push((id, state)),
-                Some(Taken { replaced: true, .. }) | None => {}
+            let taken = self.remove(&id, Slot::in_body(body, number, State::Unverified));
+            if let Some(Taken { state, replaced: false }) = taken {
+                gone.push((id, state));
             }
         }
         gone
