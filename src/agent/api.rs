@@ -3,6 +3,8 @@
 //! HTTP/1.1 with JSON bodies under `/v1`. Fields may be added within version 1; what a client does
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
+pub mod cache;
+
 use crate::fs::Profile;
 use crate::mesh::{NEWEST_KEY_REMEDY, Role};
 use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};

@@ -114,6 +114,14 @@ fn cache(cache: &CacheStatistics) -> Vec<Family> {
         Family::counter("cache_evicted_chunks", "Chunks that left the cache to make room.").is(cache.evicted),
         Family::counter("cache_damaged_chunks", "Chunks that were dropped because their bytes were wrong.")
             .is(cache.damaged),
+        Family::gauge("cache_bodies", "Large files whose chunks lie in a file of their own in the cache.")
+            .with("state", "complete", cache.bodies_complete)
+            .with("state", "partial", cache.bodies.saturating_sub(cache.bodies_complete)),
+        Family::counter("cache_scrubbed", "Plain bytes that the slow check of the cache has hashed.")
+            .bytes()
+            .is(cache.scrubbed.bytes),
+        Family::counter("cache_scrub_rounds", "Times that the slow check went through all of the cache.")
+            .is(cache.scrub_rounds),
         Family::gauge("cache_paused", "1 while nothing is stored because the disk is full or failing.")
             .is(u64::from(cache.writing_paused)),
     ]

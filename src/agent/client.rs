@@ -1,5 +1,8 @@
 //! The client of the control API, and of an agent's open HTTP address.
 
+use super::api::cache::{
+    CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
+};
 use super::api::{
     ANSWER_MAX_BYTES, AddRepository, Announced, AuthorityStatus, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
@@ -207,6 +210,54 @@ impl Client {
     /// [`ClientError`].
     pub async fn rotate(&self, request: &RotateRequest) -> Result<Rotated, ClientError> {
         self.json(Method::POST, "/v1/rotate", self.body(request)?).await
+    }
+
+    /// What the agent's cache holds and has done.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cache(&self) -> Result<CacheReport, ClientError> {
+        self.json(Method::GET, "/v1/cache", Bytes::new()).await
+    }
+
+    /// The packs and bodies of the agent's cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cache_units(&self) -> Result<CacheUnits, ClientError> {
+        self.json(Method::GET, "/v1/cache/units", Bytes::new()).await
+    }
+
+    /// Has all chunks of a pack or body hashed.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Refused` when it is not there (any more).
+    pub async fn cache_verify(&self, request: &VerifyRequest) -> Result<Verified, ClientError> {
+        self.json(Method::POST, "/v1/cache/verify", self.body(request)?).await
+    }
+
+    /// Removes from the cache what is neither pinned nor in use.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn cache_clean(&self) -> Result<CacheCleaned, ClientError> {
+        self.json(Method::POST, "/v1/cache/clean", Bytes::new()).await
+    }
+
+    /// Keeps a part of a repository in the cache.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn pin(&self, request: &PinRequest) -> Result<PinStatus, ClientError> {
+        self.json(Method::POST, "/v1/cache/pins", self.body(request)?).await
+    }
+
+    /// Keeps it no longer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn unpin(&self, request: &PinRequest) -> Result<PinStatus, ClientError> {
+        self.json(Method::DELETE, "/v1/cache/pins", self.body(request)?).await
     }
 
     /// Hands a signed root to the agent, which judges it and hands it on.
@@ -428,6 +479,53 @@ mod tests {
             let (key_number, key) = (2, "ff".into());
             Box::pin(async move { Ok(Rotated { key_number, key, old_keys_until, cards: 0, dropped: None }) })
         }
+        fn cache(&self) -> CacheReport {
+            CacheReport {
+                folder: "/cache".into(),
+                used_bytes: 1,
+                quota_bytes: 2,
+                free_floor_bytes: 3,
+                chunks: 4,
+                packs: 5,
+                bodies: 6,
+                bodies_complete: 7,
+                delivered: Default::default(),
+                misses: 8,
+                evicted_chunks: 9,
+                damaged_chunks: 10,
+                scrubbed_bytes: 11,
+                scrub_rounds: 12,
+                writing_paused: true,
+                pins: Vec::new(),
+            }
+        }
+        fn cache_units(&self) -> CacheUnits {
+            CacheUnits { units: Vec::new() }
+        }
+        fn cache_verify(&self, request: VerifyRequest) -> BoxFuture<'_, Result<Verified, Refusal>> {
+            let bytes = request.unit.len() as u64;
+            Box::pin(async move { Ok(Verified { chunks: 1, bytes, damaged_chunks: 0 }) })
+        }
+        fn cache_clean(&self) -> BoxFuture<'_, Result<CacheCleaned, Refusal>> {
+            Box::pin(async { Ok(CacheCleaned { freed_bytes: 5, kept_bytes: 6 }) })
+        }
+        fn pin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>> {
+            Box::pin(async move {
+                Ok(PinStatus {
+                    repository: request.repository,
+                    path: Some(request.path),
+                    revision: Revision(4),
+                    bytes: 2,
+                    here_bytes: 1,
+                    complete: false,
+                    problem: None,
+                })
+            })
+        }
+        fn unpin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>> {
+            let message = format!("{} is not pinned", request.path);
+            Box::pin(async move { Err(Refusal::new(RefusalKind::NotFound, message)) })
+        }
         fn metrics(&self) -> BoxFuture<'_, String> {
             Box::pin(async { "starling_x 1\n# EOF\n".into() })
         }
@@ -475,6 +573,15 @@ mod tests {
             assert_eq!((rotated.key_number, rotated.old_keys_until), (2, UnixTime(9)));
             assert!(client.members().await.unwrap().members.is_empty());
             assert!(client.authority().await.is_err());
+            assert_eq!(client.cache().await.unwrap(), double.cache());
+            assert_eq!(client.cache_units().await.unwrap(), double.cache_units());
+            let verify = VerifyRequest { unit: "00000001.pack".into() };
+            assert_eq!(client.cache_verify(&verify).await.unwrap().bytes, 13);
+            assert_eq!(client.cache_clean().await.unwrap().freed_bytes, 5);
+            let pin = PinRequest { repository: "a.b".parse().unwrap(), path: "/x".into() };
+            let pinned = client.pin(&pin).await.unwrap();
+            assert_eq!((pinned.repository, pinned.path), (pin.repository.clone(), Some(pin.path.clone())));
+            assert!(client.unpin(&pin).await.unwrap_err().to_string().contains("/x is not pinned"));
             assert_eq!(client.metrics().await.unwrap(), double.metrics().await);
             let root = Bytes::from_static(&[0, 255, 7]);
             assert!(client.announce(root.clone()).await.unwrap().fresh);

@@ -5,6 +5,7 @@
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
 use super::api::{MountRequest, Peers};
+use super::cached;
 use super::company::{self, Company};
 use super::contacts::Contacts;
 use super::error::AgentError;
@@ -14,6 +15,7 @@ use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
 use super::node::{Membership, Node};
+use super::pins::Pins;
 use super::server::{Control as _, ControlSocket, control_router, open_router};
 use super::state::StateFolder;
 use crate::ambient;
@@ -155,6 +157,8 @@ impl Agent {
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
+        let mounts = Arc::new(mounts);
+        let pins = Arc::new(Pins::new(cache.clone(), mounts.clone()));
         let node = Arc::new(Node {
             company: Company::new(started, ambient::generator()),
             no_desk,
@@ -165,7 +169,8 @@ impl Agent {
             cache,
             http,
             mesh,
-            mounts: Arc::new(mounts),
+            mounts,
+            pins,
             wake: Arc::new(Notify::new()),
             reads,
         });
@@ -180,6 +185,10 @@ impl Agent {
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
         tokio::spawn(keep_company(node.clone(), before, ending.clone()));
         tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
+        let (pins, until) = (node.pins.clone(), ending.clone());
+        tokio::spawn(async move { pins.tend(until).await });
+        let scrub_rate = node.settings.cache_scrub_bytes_per_s.0;
+        tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
         let servers = serve(&node, socket, open_listener, &ending);
         Ok(Self { node, ending, servers, tending, joins, _state: state })
     }

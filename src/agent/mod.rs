@@ -5,6 +5,7 @@
 pub mod api;
 mod authority;
 mod books;
+mod cached;
 mod client;
 mod company;
 mod contacts;
@@ -20,6 +21,7 @@ mod mounter;
 mod mounts;
 mod node;
 mod offer;
+mod pins;
 mod server;
 mod state;
 mod why;

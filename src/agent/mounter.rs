@@ -12,12 +12,13 @@ use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{FileSystem, MountError, detach_lazily, fuse};
 use crate::mesh::{Identity, Mesh};
-use crate::model::{Class, RepositoryName};
+use crate::model::{ChunkRef, Class, RepositoryName};
 use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,10 @@ impl ChunkSource for Watched {
             result
         }
         .boxed()
+    }
+
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        self.source.body(chunks)
     }
 }
 

@@ -9,8 +9,9 @@ use super::api::{MountOptions, MountRequest, MountStatus, Refusal, RefusalKind};
 use super::fill::{Fill, FillParts};
 use crate::ambient;
 use crate::catalog::Tree;
+use crate::chunk::ChunkSource;
 use crate::fs::MountError;
-use crate::model::{ContentId, RepositoryName, Revision};
+use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, Standing, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
 use serde::{Deserialize, Serialize};
@@ -522,6 +523,21 @@ impl MountTable {
         let unavailable = |problem: String| Refusal::new(RefusalKind::Unavailable, problem);
         let tree = self.mounter.open(&root).await.map_err(unavailable)?;
         Ok((tree, root.root().revision))
+    }
+
+    /// The newest revision of a repository that is known here.
+    pub(super) fn newest_revision(&self, repository: &RepositoryName) -> Option<Revision> {
+        self.registry.newest_root(repository).map(|root| root.root().revision)
+    }
+
+    /// The list of all catalogs of that revision.
+    pub(super) fn catalog_index(&self, repository: &RepositoryName) -> Option<(Revision, ChunkRef)> {
+        self.registry.newest_root(repository).map(|root| (root.root().revision, root.root().catalog_index))
+    }
+
+    /// Where the chunks of a repository come from.
+    pub(super) fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
+        self.mounter.fill_parts(repository).source
     }
 
     fn status(&self, directory: &Path, entry: &Entry) -> MountStatus {

@@ -1,5 +1,8 @@
 //! What the control API can ask of a running agent.
 
+use super::api::cache::{
+    CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
+};
 use super::api::{
     AddRepository, Announced, AuthorityStatus, CacheStatus, Invitation, InviteRequest, Members, MeshStatus,
     MountRequest, MountStatus, Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind,
@@ -7,10 +10,12 @@ use super::api::{
     UnmountRequest, VERSION, Why, WhyRequest,
 };
 use super::books;
+use super::cached;
 use super::company::Company;
 use super::interfaces::Places;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
+use super::pins::Pins;
 use super::server::Control;
 use super::why::why;
 use crate::ambient;
@@ -47,6 +52,8 @@ pub(super) struct Node {
     pub(super) http: HttpClient,
     pub(super) mesh: Arc<Mesh>,
     pub(super) mounts: Arc<MountTable>,
+    /// What stays in the cache.
+    pub(super) pins: Arc<Pins>,
     /// Makes the mounts look for something newer at once.
     pub(super) wake: Arc<Notify>,
     /// Reads that failed.
@@ -425,6 +432,32 @@ impl Control for Node {
 
     fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>> {
         self.rotate_key(request).boxed()
+    }
+
+    fn cache(&self) -> CacheReport {
+        cached::report(self)
+    }
+
+    fn cache_units(&self) -> CacheUnits {
+        cached::units(&self.cache)
+    }
+
+    fn cache_verify(&self, request: VerifyRequest) -> BoxFuture<'_, Result<Verified, Refusal>> {
+        cached::verify(self.cache.clone(), request).boxed()
+    }
+
+    fn cache_clean(&self) -> BoxFuture<'_, Result<CacheCleaned, Refusal>> {
+        cached::clean(self.cache.clone()).boxed()
+    }
+
+    fn pin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>> {
+        let pins = self.pins.clone();
+        unhurried(async move { pins.pin(request).await })
+    }
+
+    fn unpin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>> {
+        let pins = self.pins.clone();
+        unhurried(async move { pins.unpin(request).await })
     }
 
     fn metrics(&self) -> BoxFuture<'_, String> {

@@ -1,6 +1,9 @@
 //! The control API over HTTP: a Unix socket for everything, and optionally a TCP address for what
 //! needs no permission. Transport only; [`Control`] decides.
 
+use super::api::cache::{
+    CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
+};
 use super::api::{
     AddRepository, Announced, AuthorityStatus, BODY_MAX_BYTES, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
@@ -56,6 +59,18 @@ pub trait Control: Send + Sync + 'static {
     fn revoke(&self, request: RevokeRequest) -> BoxFuture<'_, Result<Revoked, Refusal>>;
     /// Gives the authority a new key.
     fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>>;
+    /// What the cache holds and has done.
+    fn cache(&self) -> CacheReport;
+    /// The packs and bodies of the cache.
+    fn cache_units(&self) -> CacheUnits;
+    /// Hashes all chunks of a pack or body.
+    fn cache_verify(&self, request: VerifyRequest) -> BoxFuture<'_, Result<Verified, Refusal>>;
+    /// Removes from the cache what is neither pinned nor in use.
+    fn cache_clean(&self) -> BoxFuture<'_, Result<CacheCleaned, Refusal>>;
+    /// Keeps a part of a repository in the cache.
+    fn pin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>>;
+    /// Keeps it no longer.
+    fn unpin(&self, request: PinRequest) -> BoxFuture<'_, Result<PinStatus, Refusal>>;
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> BoxFuture<'_, String>;
 }
@@ -112,10 +127,26 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
         )
         .route("/v1/revoke", post(revoke))
         .route("/v1/rotate", post(rotate))
+        .merge(cache_routes())
         .merge(open_routes())
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .with_state(control)
+}
+
+fn cache_routes() -> Router<Arc<dyn Control>> {
+    Router::new()
+        .route("/v1/cache", get(|State(c): State<Arc<dyn Control>>| async move { Json(c.cache()) }))
+        .route(
+            "/v1/cache/units",
+            get(|State(c): State<Arc<dyn Control>>| async move { Json(c.cache_units()) }),
+        )
+        .route("/v1/cache/verify", post(cache_verify))
+        .route(
+            "/v1/cache/clean",
+            post(|State(c): State<Arc<dyn Control>>| async move { bounded(c.cache_clean()).await }),
+        )
+        .route("/v1/cache/pins", post(pin).delete(unpin))
 }
 
 /// What needs no permission, for a TCP address: roots are judged by their signatures, metrics and
@@ -193,6 +224,18 @@ async fn revoke(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<
 
 async fn rotate(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Rotated> {
     bounded(control.rotate(parse(&body)?)).await
+}
+
+async fn cache_verify(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Verified> {
+    bounded(control.cache_verify(parse(&body)?)).await
+}
+
+async fn pin(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<PinStatus> {
+    bounded(control.pin(parse(&body)?)).await
+}
+
+async fn unpin(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<PinStatus> {
+    bounded(control.unpin(parse(&body)?)).await
 }
 
 async fn announce(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Announced> {

@@ -16,6 +16,9 @@ pub(super) async fn why(node: &Node, request: WhyRequest) -> Result<Why, Refusal
     let WhyRequest { repository, path } = request;
     let (tree, revision) = node.mounts.newest_tree(&repository).await?;
     let file = find(&*tree, &path).await?;
+    if file.kind != FileKind::File {
+        return Err(Refusal::new(RefusalKind::Invalid, format!("{path} is not a regular file")));
+    }
     let chunks = tree.chunks(file.inode).await.map_err(unavailable)?;
     let now = ambient::now();
     let told = chunks.iter().take(CHUNKS_MAX).map(|chunk| tell(node, chunk, now)).collect();
@@ -26,7 +29,8 @@ fn unavailable(error: TreeError) -> Refusal {
     Refusal::new(RefusalKind::Unavailable, error)
 }
 
-async fn find(tree: &dyn Tree, path: &str) -> Result<Attributes, Refusal> {
+/// The file or directory at `path`, from the root of the tree.
+pub(super) async fn find(tree: &dyn Tree, path: &str) -> Result<Attributes, Refusal> {
     let mut at = tree.attributes(Inode::ROOT).await.map_err(unavailable)?;
     let mut walked = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -44,12 +48,7 @@ async fn find(tree: &dyn Tree, path: &str) -> Result<Attributes, Refusal> {
                 .hint(format!("ask for what it points to: {}", String::from_utf8_lossy(&target))));
         }
     }
-    match at.kind {
-        FileKind::File => Ok(at),
-        FileKind::Directory | FileKind::Symlink => {
-            Err(Refusal::new(RefusalKind::Invalid, format!("{path} is not a regular file")))
-        }
-    }
+    Ok(at)
 }
 
 fn tell(node: &Node, chunk: &ChunkRef, now: Time) -> WhyChunk {

@@ -74,6 +74,10 @@ pub(super) struct Books {
     pub(super) evicted: u64,
     /// Chunks that were dropped because their bytes were wrong or could not be read.
     pub(super) damaged: u64,
+    /// Chunks that the scrub hashed.
+    pub(super) scrubbed: Count,
+    /// Times that the scrub went through everything.
+    pub(super) scrub_rounds: u64,
 }
 
 impl Books {

@@ -2,8 +2,10 @@
 //!
 //! One [`DiskCache`] a machine holds the chunks of all repositories in append-only *packs* of about
 //! 64 MiB, each record a header (`record.rs`) and the chunk's plain bytes. A table in memory says
-//! which chunk lies where; it is rebuilt from the headers at start. Whole packs leave by least
-//! recent use (`policy.rs`, pure).
+//! which chunk lies where; it is rebuilt at start. The chunks of a large file that is opened go into a *body* instead
+//! (`body.rs`), where they lie as they lie in the file: once all of them are there and verified, the kernel reads the
+//! file from it without asking the agent, and neighbours are served from it all the same. Whole packs and bodies
+//! leave by least recent use (`policy.rs`, pure).
 //!
 //! **Nothing unverified is delivered.** What is inserted was verified by the caller. What is found
 //! at start is hashed before its first delivery; a chunk that does not match is dropped and counts
@@ -18,19 +20,34 @@
 //! **A full or failing disk** never fails a reader: `insert` returns the error, writing pauses for a
 //! while, and the bytes go to the reader all the same.
 
+mod body;
+#[cfg(test)]
+mod body_tests;
 mod books;
 mod disk;
+mod files;
+mod fill;
 mod index;
+mod inner;
+mod look;
+#[cfg(test)]
+mod look_tests;
+mod noted;
 mod pack;
+mod pins;
 pub mod policy;
 mod record;
+mod room;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 pub use books::{ByOrigin, Count};
 pub use disk::DiskCache;
 
+use crate::model::UnixTime;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Settings of a [`DiskCache`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,18 +109,125 @@ pub struct CacheStatistics {
     pub bytes: u64,
     /// Most bytes on disk.
     pub quota_bytes: u64,
-    /// Pack files, which is the number of open files.
+    /// Pack files, each of which is open.
     pub packs: u64,
+    /// Bodies on disk.
+    pub bodies: u64,
+    /// Bodies that are whole and verified: the kernel can read their files.
+    pub bodies_complete: u64,
+    /// Bodies that the cache itself has open at the moment, two descriptors each.
+    pub bodies_open: u64,
     /// Deliveries, and their bytes, by where the chunk had come from.
     pub hits: ByOrigin<Count>,
     /// Reads of what was not here.
     pub misses: u64,
     /// Distinct chunks and their plain bytes, where each was first obtained in this run.
     pub obtained: ByOrigin<Count>,
-    /// Chunks that left with their pack.
+    /// Chunks that left with their pack or body.
     pub evicted: u64,
     /// Chunks that were dropped because their bytes were wrong or could not be read.
     pub damaged: u64,
+    /// Chunks, and their plain bytes, that the scrub hashed.
+    pub scrubbed: Count,
+    /// Times that the scrub went through everything.
+    pub scrub_rounds: u64,
     /// Whether writing pauses after an error of the disk.
     pub writing_paused: bool,
+}
+
+/// A unit of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitInfo {
+    /// The name of its file.
+    pub name: String,
+    /// Its kind.
+    pub kind: policy::UnitKind,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Chunks that are read from it.
+    pub chunks: u64,
+    /// Those of them that were not verified in this run.
+    pub unverified: u64,
+    /// Of a body, the length of its file.
+    pub file_bytes: Option<u64>,
+    /// Whether it is a body that is whole and verified.
+    pub complete: bool,
+    /// When it was last written before this run, or begun in it.
+    pub written: UnixTime,
+    /// How long it was not used; `None`: not at all in this run.
+    pub idle: Option<Duration>,
+    /// Whether it is being written, or somebody has it open.
+    pub in_use: bool,
+    /// Whether it is pinned.
+    pub pinned: bool,
+}
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Chunks that were hashed.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub bytes: u64,
+    /// Those that were wrong or could not be read. They were dropped.
+    pub damaged: u64,
+}
+
+/// What is kept from eviction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinInfo {
+    /// Its name.
+    pub name: String,
+    /// What it was given when it was pinned.
+    pub version: u64,
+    /// Bytes on disk once all of it is there.
+    pub bytes: u64,
+    /// Bytes on disk now.
+    pub here_bytes: u64,
+    /// Whether all of it is there and verified.
+    pub complete: bool,
+}
+
+/// Why something is not pinned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// It would leave too little for what is read.
+    #[error(
+        "{wanted_bytes} bytes cannot be pinned beside {pinned_bytes} that are: at most {limit_bytes} (80 % of the quota)"
+    )]
+    TooLarge {
+        /// Bytes of it.
+        wanted_bytes: u64,
+        /// Bytes of all other pins.
+        pinned_bytes: u64,
+        /// Most bytes of all pins.
+        limit_bytes: u64,
+    },
+    /// There are too many pins or files.
+    #[error("there may be {pins} pins, in {bodies} bodies")]
+    TooMany {
+        /// Most pins.
+        pins: usize,
+        /// Most bodies of all pins.
+        bodies: usize,
+    },
+    /// A list is empty, too long, or has chunks that cannot be verified here.
+    #[error("a file in it has chunks that the cache cannot verify by itself")]
+    Unfit,
+    /// The list of pins cannot be written.
+    #[error("the list of pins cannot be written: {0}")]
+    Disk(String),
+}
+
+/// What was removed, and what was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Packs and bodies that were removed.
+    pub units: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    /// Those that are pinned or in use.
+    pub kept_units: u64,
+    /// Their bytes on disk.
+    pub kept_bytes: u64,
 }

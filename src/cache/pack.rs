@@ -4,11 +4,11 @@
 use super::index::Slot;
 use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
 use crate::ambient;
-use crate::model::{ContentId, Time};
+use crate::model::{ContentId, Time, UnixTime};
 use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +22,7 @@ pub(super) struct Pack {
     /// Bytes of whole records. Only the writer moves it, under its lock.
     len: AtomicU64,
     last_used: AtomicU64,
+    written: UnixTime,
 }
 
 /// A record as a scan found it.
@@ -48,15 +49,20 @@ impl Pack {
     pub(super) fn create(folder: &Path, number: u32) -> io::Result<Self> {
         let path = folder.join(Self::file_name(number));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Self { number, path, file, len: AtomicU64::new(0), last_used: AtomicU64::new(0) })
+        Ok(Self::new(number, path, file, 0, ambient::unix_now()))
     }
 
     /// Opens a pack of an earlier run.
     pub(super) fn open(folder: &Path, number: u32) -> io::Result<Self> {
         let path = folder.join(Self::file_name(number));
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let len = file.metadata()?.len();
-        Ok(Self { number, path, file, len: AtomicU64::new(len), last_used: AtomicU64::new(0) })
+        let metadata = file.metadata()?;
+        let written = UnixTime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        Ok(Self::new(number, path, file, metadata.len(), written))
+    }
+
+    fn new(number: u32, path: PathBuf, file: File, len: u64, written: UnixTime) -> Self {
+        Self { number, path, file, len: AtomicU64::new(len), last_used: AtomicU64::new(0), written }
     }
 
     /// Calls `each` for every whole record from the start on, and returns where they end: at the end
@@ -101,9 +107,14 @@ impl Pack {
 
     /// The header at `offset`, if it is a good one and names `id`.
     pub(super) fn header_at(&self, id: &ContentId, offset: u64) -> io::Result<Option<Header>> {
+        Ok(self.record_at(offset)?.filter(|header| header.id == *id))
+    }
+
+    /// The header at `offset`, if it is a good one.
+    pub(super) fn record_at(&self, offset: u64) -> io::Result<Option<Header>> {
         let mut bytes = [0; HEADER_BYTES];
         self.file.read_exact_at(&mut bytes, offset)?;
-        Ok(Header::decode(&bytes).ok().filter(|header| header.id == *id))
+        Ok(Header::decode(&bytes).ok())
     }
 
     /// `len` bytes of the chunk whose header begins at `record`, from byte `skip` of the chunk on.
@@ -116,7 +127,7 @@ impl Pack {
     /// Fills `buffer` from byte `offset` on of the chunk in `slot`, if the kernel has it in memory and, where it begins,
     /// the header names `id`. What fails is read again by who may wait, and who then says why.
     pub(super) fn read_now(&self, id: &ContentId, slot: Slot, offset: u32, buffer: &mut [u8]) -> bool {
-        let record = u64::from(slot.offset);
+        let record = u64::from(slot.place);
         let mut header = [0; HEADER_BYTES];
         let begins = offset == 0;
         let wanted = buffer.len() + if begins { HEADER_BYTES } else { 0 };
@@ -142,6 +153,11 @@ impl Pack {
     /// Notes that it was read or written just now.
     pub(super) fn touch(&self) {
         self.last_used.store(ambient::now().as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    /// When it was last written before this run, or begun in it.
+    pub(super) fn written(&self) -> UnixTime {
+        self.written
     }
 
     /// Last use in this run, or [`Time::ZERO`].

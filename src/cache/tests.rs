@@ -1,9 +1,9 @@
 use super::{CacheConfig, CacheError, DiskCache};
-use crate::model::{ContentId, Generator, Rng};
+use crate::model::{ChunkRef, ContentId, Generator, Rng};
 use crate::store::{ChunkStore, Origin, StoreError, conformance};
 use bytes::Bytes;
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,21 +11,21 @@ use tempfile::TempDir;
 
 const HEADER: u64 = super::record::HEADER_BYTES_U64;
 
-fn config(quota_bytes: u64) -> CacheConfig {
+pub(super) fn config(quota_bytes: u64) -> CacheConfig {
     CacheConfig { quota_bytes, free_floor_bytes: 0, minimum_bytes: 0 }
 }
 
-fn open(folder: &Path) -> DiskCache {
+pub(super) fn open(folder: &Path) -> DiskCache {
     DiskCache::open(folder, config(64 << 20)).unwrap()
 }
 
-fn chunk(number: u64, len: usize) -> (ContentId, Bytes) {
+pub(super) fn chunk(number: u64, len: usize) -> (ContentId, Bytes) {
     let mut generator = Generator::stream(11, number);
     let bytes: Bytes = (0..len).map(|_| generator.next_u64().to_le_bytes()[0]).collect();
     (ContentId::of(&bytes), bytes)
 }
 
-fn packs(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn packs(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -36,16 +36,25 @@ fn packs(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// What a process that dies now leaves behind: the files as they are, no shutdown.
-fn as_after_a_kill(folder: &Path) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+pub(super) fn as_after_a_kill(folder: &Path) -> TempDir {
+    fn copy_all(from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                fs::create_dir(&to).unwrap();
+                copy_all(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
     }
+    let copy = tempfile::tempdir().unwrap();
+    copy_all(folder, copy.path());
     copy
 }
 
-fn flip_a_bit(path: &Path, at: u64) {
+pub(super) fn flip_a_bit(path: &Path, at: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
@@ -70,6 +79,9 @@ impl ChunkStore for Temporary {
     }
     fn insert(&self, id: &ContentId, bytes: &Bytes, origin: Origin) -> Result<(), StoreError> {
         self.cache.insert(id, bytes, origin)
+    }
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        self.cache.body(chunks)
     }
     fn on_removal(&self, listener: Box<dyn Fn(&ContentId) + Send + Sync>) {
         self.cache.on_removal(listener);
@@ -243,10 +255,10 @@ fn foreign_files_are_neither_read_nor_removed() {
 }
 
 /// A tmpfs that is unmounted even when the test fails.
-struct SmallDisk(TempDir);
+pub(super) struct SmallDisk(pub(super) TempDir);
 
 impl SmallDisk {
-    fn new(options: &std::ffi::CStr) -> Option<Self> {
+    pub(super) fn new(options: &std::ffi::CStr) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         match rustix::mount::mount(
             "starling-test",

@@ -68,8 +68,8 @@ pub trait ChunkSource: Send + Sync + 'static {
     /// The bytes of `pieces`, in their order.
     fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>>;
 
-    /// A file of the local disk that holds exactly the plain bytes of `chunks`, each verified, or `None`: for now, and then
-    /// the source may take the question as a hint that it will be wanted. Blocks for a disk access at most.
+    /// A file that holds exactly the plain bytes of `chunks`, verified in this run, for the kernel to read by itself; or
+    /// `None` when there is none (yet), after having taken note that one is wanted. Fetches nothing.
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
         let _ = chunks;
         None

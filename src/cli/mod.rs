@@ -13,6 +13,8 @@ mod agent;
 #[cfg(feature = "node")]
 mod ask;
 #[cfg(feature = "node")]
+mod cache;
+#[cfg(feature = "node")]
 mod check;
 mod core_replay;
 #[cfg(feature = "node")]
@@ -103,6 +105,10 @@ enum Command {
     /// Tell where each chunk of a file came from, and how long each step took.
     Why(why::Args),
     #[cfg(feature = "node")]
+    /// Look after the agent's cache: what is in it, what stays, whether it is sound.
+    #[command(subcommand)]
+    Cache(cache::Command),
+    #[cfg(feature = "node")]
     /// Make a mesh, invite machines into it, see its members, end memberships.
     #[command(subcommand)]
     Mesh(mesh::Command),
@@ -161,6 +167,8 @@ pub fn main() -> ExitCode {
         Command::Peers(args) => peers::run(args),
         #[cfg(feature = "node")]
         Command::Why(args) => why::run(args),
+        #[cfg(feature = "node")]
+        Command::Cache(args) => cache::run(args),
         #[cfg(feature = "node")]
         Command::Mesh(args) => mesh::run(args),
         #[cfg(feature = "node")]

@@ -11,9 +11,9 @@ use std::str::FromStr;
 
 /// A file of a repository.
 #[derive(Clone, Debug)]
-struct Target {
-    repository: RepositoryName,
-    path: String,
+pub(super) struct Target {
+    pub(super) repository: RepositoryName,
+    pub(super) path: String,
 }
 
 impl FromStr for Target {

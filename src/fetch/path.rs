@@ -11,6 +11,7 @@ use crate::upstream::check_row;
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -242,6 +243,10 @@ impl ChunkSource for FetchPath {
             Ok(found)
         }
         .boxed()
+    }
+
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        self.fetcher.store.body(chunks)
     }
 }
 

@@ -1,0 +1,116 @@
+//! The cache for the control API: what is in it, checking it, emptying it, and the slow scrub.
+
+use super::api::cache::{CacheCleaned, CacheReport, CacheUnit, CacheUnits, Verified, VerifyRequest};
+use super::api::{Obtained, Refusal, RefusalKind};
+use super::node::Node;
+use crate::cache::policy::UnitKind;
+use crate::cache::{DiskCache, UnitInfo};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes that the scrub reads at once (guess: a sixteenth of a pack, so that a slow disk is not held up for long).
+const SCRUB_STEP_BYTES: u64 = 4 << 20;
+/// How long the scrub waits when there is nothing to read (guess).
+const SCRUB_PAUSE: Duration = Duration::from_secs(60);
+
+/// What the cache holds and has done.
+pub(super) fn report(node: &Node) -> CacheReport {
+    let cache = node.cache.statistics();
+    CacheReport {
+        folder: node.settings.cache_dir(),
+        used_bytes: cache.bytes,
+        quota_bytes: cache.quota_bytes,
+        free_floor_bytes: node.settings.cache_free_floor_bytes.0,
+        chunks: cache.entries,
+        packs: cache.packs,
+        bodies: cache.bodies,
+        bodies_complete: cache.bodies_complete,
+        delivered: Obtained {
+            cache_bytes: cache.hits.cache.bytes,
+            peers_bytes: cache.hits.peers.bytes,
+            strata_bytes: cache.hits.strata.bytes,
+        },
+        misses: cache.misses,
+        evicted_chunks: cache.evicted,
+        damaged_chunks: cache.damaged,
+        scrubbed_bytes: cache.scrubbed.bytes,
+        scrub_rounds: cache.scrub_rounds,
+        writing_paused: cache.writing_paused,
+        pins: node.pins.list(),
+    }
+}
+
+/// The packs and bodies, in the order in which they would leave.
+pub(super) fn units(cache: &DiskCache) -> CacheUnits {
+    let mut units = cache.units();
+    // What was never used in this run is older than all others.
+    units.sort_by_key(|unit| (std::cmp::Reverse(unit.idle.unwrap_or(Duration::MAX)), unit.written));
+    CacheUnits { units: units.into_iter().map(unit).collect() }
+}
+
+fn unit(unit: UnitInfo) -> CacheUnit {
+    CacheUnit {
+        kind: match unit.kind {
+            UnitKind::Pack => "pack",
+            UnitKind::Body => "body",
+        }
+        .to_owned(),
+        name: unit.name,
+        bytes: unit.bytes,
+        chunks: unit.chunks,
+        unverified_chunks: unit.unverified,
+        file_bytes: unit.file_bytes,
+        complete: unit.complete,
+        written: unit.written,
+        idle_s: unit.idle.map(|idle| idle.as_secs()),
+        in_use: unit.in_use,
+        pinned: unit.pinned,
+    }
+}
+
+/// Hashes all of a unit.
+pub(super) async fn verify(cache: Arc<DiskCache>, request: VerifyRequest) -> Result<Verified, Refusal> {
+    let unit = request.unit.clone();
+    let checked = blocking(move || cache.verify(&unit)).await?.ok_or_else(|| {
+        Refusal::new(RefusalKind::NotFound, format!("the cache has no {}: it may have left", request.unit))
+    })?;
+    Ok(Verified { chunks: checked.chunks, bytes: checked.bytes, damaged_chunks: checked.damaged })
+}
+
+/// Removes what is neither pinned nor in use.
+pub(super) async fn clean(cache: Arc<DiskCache>) -> Result<CacheCleaned, Refusal> {
+    let cleaned = blocking(move || cache.clean()).await?;
+    Ok(CacheCleaned { freed_bytes: cleaned.bytes, kept_bytes: cleaned.kept_bytes })
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let failed = |error| Refusal::new(RefusalKind::Internal, format!("the agent failed at it: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+/// Hashes what is in the cache, again and again, at `bytes_per_s`; 0: never.
+pub(super) async fn scrub(cache: Arc<DiskCache>, bytes_per_s: u64, ending: CancellationToken) {
+    if bytes_per_s == 0 {
+        return;
+    }
+    let mut pause = SCRUB_PAUSE;
+    while ending.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let scrubbed = cache.clone();
+        let step =
+            tokio::task::spawn_blocking(move || scrubbed.scrub(SCRUB_STEP_BYTES.min(bytes_per_s))).await;
+        let Ok(checked) = step else { return };
+        if checked.damaged > 0 {
+            tracing::warn!(
+                chunks = checked.damaged,
+                "the scrub found damaged chunks in the cache; they are fetched again when they are read"
+            );
+        }
+        pause = match checked.bytes {
+            0 => SCRUB_PAUSE,
+            bytes => Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64),
+        };
+    }
+}

@@ -1,0 +1,189 @@
+//! Checking, scrubbing, cleaning and pinning.
+
+use super::body_tests::{Made, bodies, body, content, insert, ordinary};
+use super::tests::{as_after_a_kill, chunk, config, flip_a_bit, open, packs};
+use super::{DiskCache, PinError};
+use crate::store::{ChunkStore, Origin};
+use std::fs;
+use std::path::Path;
+
+/// A pack with three chunks and a body with four.
+fn filled(folder: &Path) -> (DiskCache, Made) {
+    let cache = open(folder);
+    for number in 100..103 {
+        let (id, bytes) = chunk(number, 40_000);
+        cache.insert(&id, &bytes, Origin::Peers).unwrap();
+    }
+    let made = ordinary(0);
+    assert!(cache.body(&made.list).is_none());
+    insert(&cache, &made.chunks);
+    (cache, made)
+}
+
+#[test]
+fn the_list_says_what_each_unit_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, made) = filled(folder.path());
+    let held = cache.body(&made.list).unwrap();
+    let units = cache.units();
+    let total: u64 = units.iter().map(|unit| unit.bytes).sum();
+    assert_eq!((units.len(), total), (2, cache.statistics().bytes));
+    let [pack, body] = &units[..] else { panic!() };
+    assert_eq!(
+        (pack.name.as_str(), pack.chunks, pack.unverified, pack.in_use),
+        ("00000000.pack", 3, 0, true)
+    );
+    assert_eq!((body.chunks, body.file_bytes, body.complete), (4, Some(made.plain.len() as u64), true));
+    assert!(body.in_use && !body.pinned && body.idle.is_some());
+    drop(held);
+    drop(cache);
+    let cache = open(folder.path());
+    assert!(cache.units().iter().all(|unit| unit.unverified == unit.chunks && unit.idle.is_none()));
+    assert!(cache.units().iter().all(|unit| !unit.complete));
+}
+
+#[test]
+fn verify_hashes_everything_and_drops_what_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, made) = filled(folder.path());
+    let check = |cache: &DiskCache| {
+        let units = cache.units();
+        units.iter().fold((0, 0), |(chunks, damaged), unit| {
+            let checked = cache.verify(&unit.name).unwrap();
+            (chunks + checked.chunks, damaged + checked.damaged)
+        })
+    };
+    assert_eq!(check(&cache), (7, 0));
+    assert!(cache.verify("nothing").is_none());
+    // Under the agent: a plain byte in the pack, one in the body, and a header.
+    flip_a_bit(&packs(folder.path())[0], super::record::HEADER_BYTES_U64 + 5);
+    flip_a_bit(&packs(folder.path())[0], super::record::HEADER_BYTES_U64 + 40_000 + 20);
+    flip_a_bit(&bodies(folder.path())[0], 5);
+    assert_eq!(check(&cache), (7, 3));
+    assert_eq!((cache.statistics().entries, cache.statistics().damaged), (4, 3));
+    assert_eq!(check(&cache), (4, 0));
+    assert!(body(&cache, &made).is_none(), "a chunk of it is missing");
+    insert(&cache, &made.chunks[..1]);
+    assert_eq!(content(&cache.body(&made.list).unwrap()), made.plain);
+}
+
+#[test]
+fn the_scrub_begins_with_what_is_unverified_and_goes_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, made) = filled(folder.path());
+    let after = as_after_a_kill(folder.path());
+    drop(cache);
+    let cache = open(after.path());
+    flip_a_bit(&packs(after.path())[0], super::record::HEADER_BYTES_U64 + 5);
+    let mut damaged = 0;
+    while cache.units().iter().any(|unit| unit.unverified > 0) {
+        damaged += cache.scrub(50_000).damaged;
+    }
+    assert_eq!(damaged, 1);
+    assert_eq!(cache.statistics().obtained.cache.chunks, 6);
+    let first = cache.statistics().scrubbed;
+    assert_eq!(first.chunks, 7, "everything once, and nothing twice so far");
+    assert_eq!(content(&cache.body(&made.list).expect("verified by the scrub")), made.plain);
+    assert!(cache.units().iter().any(|unit| unit.idle.is_none()), "a scrub is no use of a pack");
+    // Later rot is found, too.
+    flip_a_bit(&bodies(after.path())[0], 5);
+    while cache.statistics().scrub_rounds == 0 {
+        damaged += cache.scrub(50_000).damaged;
+    }
+    assert_eq!(damaged, 2);
+    assert!(!cache.contains(&made.chunks[0].0));
+}
+
+#[test]
+fn an_empty_cache_is_scrubbed_without_end_or_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(open(folder.path()).scrub(1).bytes, 0);
+}
+
+#[test]
+fn clean_leaves_what_is_pinned_or_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, held) = filled(folder.path());
+    let (pinned, other) = (ordinary(20), ordinary(30));
+    cache.pin("a.b:/x", 3, std::slice::from_ref(&pinned.list)).unwrap();
+    for made in [&pinned, &other] {
+        assert!(cache.body(&made.list).is_none());
+        insert(&cache, &made.chunks);
+    }
+    let file = cache.body(&held.list).unwrap();
+    let before = cache.statistics().bytes;
+    let cleaned = cache.clean();
+    assert_eq!((cleaned.units, cleaned.kept_units), (2, 2));
+    assert_eq!(cleaned.bytes + cleaned.kept_bytes, before);
+    assert_eq!(cache.statistics().bytes, cleaned.kept_bytes);
+    assert!(packs(folder.path()).is_empty() && bodies(folder.path()).len() == 2);
+    assert!(cache.contains(&held.chunks[0].0) && cache.contains(&pinned.chunks[0].0));
+    assert!(!cache.contains(&other.chunks[0].0));
+    drop(file);
+    cache.unpin("a.b:/x").unwrap();
+    cache.clean();
+    assert_eq!((cache.statistics().bytes, cache.statistics().entries), (0, 0));
+    // And it goes on.
+    insert(&cache, &other.chunks);
+    assert_eq!(cache.read_all(&other.chunks[0].0).unwrap(), other.chunks[0].1);
+}
+
+#[test]
+fn a_pin_gathers_its_chunks_and_outlives_evictions_and_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let reopen = || DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    let cache = reopen();
+    // Small files: a list of less than a body's least.
+    let made = super::body_tests::file(&[(1, 3_000), (2, 5_000), (3, 100)]);
+    insert(&cache, &made.chunks[..1]);
+    cache.pin("a.b:/small", 7, std::slice::from_ref(&made.list)).unwrap();
+    assert!(!cache.gather(&made.list));
+    cache.settle();
+    let pins = cache.pins();
+    assert_eq!((pins.len(), pins[0].name.as_str(), pins[0].version), (1, "a.b:/small", 7));
+    assert!(pins[0].here_bytes > 3_000 && pins[0].here_bytes < pins[0].bytes && !pins[0].complete);
+    insert(&cache, &made.chunks);
+    assert!(cache.gather(&made.list) && cache.pins()[0].complete);
+    let crowd = |cache: &DiskCache, from: u64| {
+        for number in from..from + 40 {
+            let (id, bytes) = chunk(number, 500_000);
+            cache.insert(&id, &bytes, Origin::Strata).unwrap();
+        }
+    };
+    crowd(&cache, 100);
+    assert!(made.chunks.iter().all(|(id, bytes)| cache.read_all(id).as_ref() == Some(bytes)));
+    drop(cache);
+    let cache = reopen();
+    assert_eq!(cache.pins().len(), 1);
+    crowd(&cache, 200);
+    assert!(made.chunks.iter().all(|(id, bytes)| cache.read_all(id).as_ref() == Some(bytes)));
+    assert!(cache.unpin("a.b:/small").unwrap() && !cache.unpin("a.b:/small").unwrap());
+    crowd(&cache, 300);
+    assert!(made.chunks.iter().all(|(id, _)| !cache.contains(id)));
+    drop(cache);
+    assert!(reopen().pins().is_empty());
+}
+
+#[test]
+fn most_of_the_quota_may_be_pinned_and_not_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    let lists: Vec<_> = (0..4).map(|number| super::body_tests::file(&[(number, 2 << 20)]).list).collect();
+    cache.pin("a.b:/x", 1, &lists[..3]).unwrap();
+    let refused = cache.pin("a.b:/y", 1, &lists[3..]).unwrap_err();
+    let PinError::TooLarge { wanted_bytes, pinned_bytes, limit_bytes } = refused else { panic!("{refused}") };
+    assert!(wanted_bytes > 2 << 20 && pinned_bytes > 6 << 20 && limit_bytes == (8 << 20) / 100 * 80);
+    assert_eq!(cache.pins().len(), 1);
+    // In place of what was pinned under that name.
+    cache.pin("a.b:/x", 2, &lists[3..]).unwrap();
+    cache.pin("a.b:/y", 1, &lists[..2]).unwrap();
+    assert!(matches!(cache.pin("a.b:/z", 1, &[[].into()]), Err(PinError::Unfit)));
+    assert_eq!(cache.pins().iter().map(|pin| pin.version).collect::<Vec<_>>(), [2, 1]);
+}
+
+#[test]
+fn a_list_of_pins_that_cannot_be_read_pins_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("pins.json"), b"{\"a\":").unwrap();
+    assert!(open(folder.path()).pins().is_empty());
+}

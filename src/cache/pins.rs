@@ -1,0 +1,147 @@
+//! What may not be evicted: pins, each a name and bodies of its own.
+//!
+//! Packs hold what came together, so a pack would be kept for one chunk in it. Instead the chunks of what is pinned are
+//! gathered in bodies: those of its large files, and others in which its small files lie one after the other. Exactly
+//! these stay. The list is one small file, `pins.json`, replaced as a whole; it survives kill -9 and power cuts.
+
+use super::body::{Body, List};
+use super::inner::{Inner, lock};
+use super::{PinError, PinInfo};
+use crate::model::{ChunkRef, ContentId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Most pins (guess: more are made by programs, which should pin a directory).
+const MAX_PINS: usize = 256;
+/// Most bodies of all pins: half of all that there may be.
+const MAX_PINNED_BODIES: usize = 4096;
+/// The part of the quota, in hundredths, that may be pinned: the rest is for what is being read.
+const QUOTA_PERCENT: u64 = 80;
+/// Most bytes of the list: names of 4 KiB and 65 digits a body, generously.
+const FILE_MAX_BYTES: u64 = 8 << 20;
+const FILE: &str = "pins.json";
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Pin {
+    /// Of what its bodies were made.
+    version: u64,
+    /// Bytes on disk once all is there.
+    bytes: u64,
+    bodies: Vec<ContentId>,
+}
+
+/// All pins, by name.
+#[derive(Debug, Default)]
+pub(super) struct Pins(BTreeMap<String, Pin>);
+
+impl Pins {
+    /// Those of the last run. A list that cannot be read is said once, and pins nothing.
+    pub(super) fn load(folder: &Path) -> Self {
+        let path = folder.join(FILE);
+        let read = || -> io::Result<BTreeMap<String, Pin>> {
+            if fs::metadata(&path)?.len() > FILE_MAX_BYTES {
+                return Err(io::Error::other(format!("longer than {FILE_MAX_BYTES} bytes")));
+            }
+            serde_json::from_slice(&fs::read(&path)?).map_err(io::Error::other)
+        };
+        match read() {
+            Ok(pins) => Self(pins),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(file = %path.display(), "nothing is pinned: {error}");
+                }
+                Self::default()
+            }
+        }
+    }
+
+    fn save(folder: &Path, pins: &BTreeMap<String, Pin>) -> io::Result<()> {
+        let (path, beside) = (folder.join(FILE), folder.join("pins.json.new"));
+        let mut file = File::create(&beside)?;
+        file.write_all(&serde_json::to_vec_pretty(pins).map_err(io::Error::other)?)?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)?;
+        File::open(folder)?.sync_all()
+    }
+
+    /// The bodies of all pins.
+    pub(super) fn bodies(&self) -> HashSet<ContentId> {
+        self.0.values().flat_map(|pin| pin.bodies.iter().copied()).collect()
+    }
+}
+
+impl Inner {
+    /// Pins the files of these lists under a name, in place of what was pinned under it.
+    pub(super) fn pin(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
+        let mut pins = lock(&self.pins);
+        let mut changed = pins.0.clone();
+        changed.remove(name);
+        let mut pin = Pin { version, bytes: 0, bodies: Vec::with_capacity(lists.len()) };
+        for chunks in lists {
+            let list = List::of_any(chunks).ok_or(PinError::Unfit)?;
+            pin.bytes += list.total() + list.list_bytes();
+            pin.bodies.push(list.name);
+        }
+        let others: u64 = changed.values().map(|pin| pin.bytes).sum();
+        let limit_bytes = self.config.quota_bytes / 100 * QUOTA_PERCENT;
+        if others.saturating_add(pin.bytes) > limit_bytes {
+            return Err(PinError::TooLarge { wanted_bytes: pin.bytes, pinned_bytes: others, limit_bytes });
+        }
+        let bodies: usize = changed.values().map(|pin| pin.bodies.len()).sum();
+        if changed.len() >= MAX_PINS || bodies + pin.bodies.len() > MAX_PINNED_BODIES {
+            return Err(PinError::TooMany { pins: MAX_PINS, bodies: MAX_PINNED_BODIES });
+        }
+        changed.insert(name.to_owned(), pin);
+        self.set_pins(&mut pins, changed)
+    }
+
+    /// Ends a pin. False when there is none of that name.
+    pub(super) fn unpin(&self, name: &str) -> Result<bool, PinError> {
+        let mut pins = lock(&self.pins);
+        let mut changed = pins.0.clone();
+        let was = changed.remove(name).is_some();
+        if was {
+            self.set_pins(&mut pins, changed)?;
+        }
+        Ok(was)
+    }
+
+    fn set_pins(&self, pins: &mut Pins, changed: BTreeMap<String, Pin>) -> Result<(), PinError> {
+        Pins::save(&self.folder, &changed).map_err(|error| PinError::Disk(error.to_string()))?;
+        pins.0 = changed;
+        lock(&self.noted).set_pinned(pins.bodies());
+        Ok(())
+    }
+
+    /// Notes one of the lists of a pin, so that what is fetched of it goes into its body, and has what is here brought
+    /// into it at once. True when all of it is there.
+    pub(super) fn gather(&self, chunks: &[ChunkRef]) -> bool {
+        let Some(body) = List::of_any(chunks).and_then(|list| self.note(list)) else { return false };
+        if !body.is_verified() {
+            lock(&self.noted).enqueue(&body);
+            self.wake.notify_one();
+        }
+        body.is_verified()
+    }
+
+    /// All pins, and how much of each is there.
+    pub(super) fn pins(&self) -> Vec<PinInfo> {
+        let pins = lock(&self.pins);
+        let noted = lock(&self.noted);
+        let info = |(name, pin): (&String, &Pin)| {
+            let found: Vec<Arc<Body>> = pin.bodies.iter().filter_map(|body| noted.find(body)).collect();
+            PinInfo {
+                name: name.clone(),
+                version: pin.version,
+                bytes: pin.bytes,
+                here_bytes: found.iter().filter(|body| body.is_made()).map(|body| body.bytes()).sum(),
+                complete: found.len() == pin.bodies.len() && found.iter().all(|body| body.is_verified()),
+            }
+        };
+        pins.0.iter().map(info).collect()
+    }
+}

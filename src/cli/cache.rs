@@ -1,0 +1,304 @@
+//! `starling cache`: look after the agent's cache.
+
+use super::CliError;
+use super::ask::{AgentArgs, block_on, print_json, table};
+use super::why::Target;
+use crate::agent::api::RefusalKind;
+use crate::agent::api::cache::{CacheReport, CacheUnit, PinRequest, PinStatus, Verified, VerifyRequest};
+use crate::agent::{Client, ClientError};
+use crate::config::ByteSize;
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Which agent, and how to print.
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    #[command(flatten)]
+    agent: AgentArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sub-commands.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Show what the cache holds, what it has done, and what is pinned.
+    #[command(after_help = "Examples:
+  starling cache status
+  starling cache status --json | jq '.pins[] | select(.complete | not)'")]
+    Status(Common),
+    /// List the files of the cache, those that leave first at the top.
+    #[command(after_help = "Examples:
+  starling cache list
+  starling cache list --json | jq '[.units[] | select(.kind == \"body\") | .bytes] | add'
+
+A pack holds chunks as they came, a body the chunks of one large file as they lie in it. UNUSED is the time since its
+last use; `-`: none since the agent started.")]
+    List(Common),
+    /// Hash everything in the cache. What is damaged is dropped, and fetched again when it is read.
+    #[command(after_help = "Examples:
+  starling cache verify
+
+The exit code is 0 when everything was right and 1 when something was damaged. The agent does the same slowly by itself
+(`cache_scrub_bytes_per_s`).")]
+    Verify(Common),
+    /// Remove everything that is neither pinned nor in use.
+    #[command(after_help = "Examples:
+  starling cache clean
+
+Readers do not notice: what they want is fetched again.")]
+    Clean(Common),
+    /// Keep a file, or a directory with all below it, in the cache.
+    #[command(after_help = "Examples:
+  starling cache pin sw.example.org:/usr/lib/python3
+  starling cache pin sw.example.org:/            # all of it
+
+What is not there is fetched in the background, behind what readers want; `starling cache status` shows how far it is.
+The pin outlives restarts and follows the newest revision. At most 80 % of the cache's quota can be pinned.")]
+    Pin {
+        /// The file or directory, REPO:PATH.
+        what: Target,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a pin. What was pinned stays until room is needed.
+    #[command(after_help = "Examples:
+  starling cache unpin sw.example.org:/usr/lib/python3")]
+    Unpin {
+        /// The file or directory, REPO:PATH, as it was pinned.
+        what: Target,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+pub(super) fn run(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Status(common) => {
+            let report = ask(&common, async |client| client.cache().await)?;
+            show(&common, &report, human)
+        }
+        Command::List(common) => {
+            let units = ask(&common, async |client| client.cache_units().await)?;
+            show(&common, &units, |units| unit_table(&units.units))
+        }
+        Command::Verify(common) => verify(&common),
+        Command::Clean(common) => {
+            let cleaned = ask(&common, async |client| client.cache_clean().await)?;
+            show(&common, &cleaned, |cleaned| {
+                let (freed, kept) = (ByteSize(cleaned.freed_bytes), ByteSize(cleaned.kept_bytes));
+                format!("{freed} freed; {kept} are pinned or in use\n")
+            })
+        }
+        Command::Pin { what, common } => {
+            let request = PinRequest { repository: what.repository, path: what.path };
+            let pinned = ask(&common, async |client| client.pin(&request).await)?;
+            show(&common, &pinned, |pin| format!("pinned {}\n", pin_line(pin)))
+        }
+        Command::Unpin { what, common } => {
+            let request = PinRequest { repository: what.repository, path: what.path };
+            let pin = ask(&common, async |client| client.unpin(&request).await)?;
+            show(&common, &pin, |pin| format!("{} is not pinned any more\n", pin_name(pin)))
+        }
+    }
+}
+
+fn ask<T>(
+    common: &Common,
+    question: impl AsyncFnOnce(&Client) -> Result<T, ClientError>,
+) -> Result<T, CliError> {
+    let client = common.agent.client();
+    block_on(async { Ok(question(&client).await?) })
+}
+
+fn show<T: Serialize>(common: &Common, answer: &T, human: impl FnOnce(&T) -> String) -> Result<(), CliError> {
+    if common.json {
+        return print_json(answer);
+    }
+    print!("{}", human(answer));
+    Ok(())
+}
+
+/// One unit after the other, so that no request takes long.
+fn verify(common: &Common) -> Result<(), CliError> {
+    let total = ask(common, async |client| {
+        let mut total = Verified::default();
+        for CacheUnit { name: unit, .. } in client.cache_units().await?.units {
+            match client.cache_verify(&VerifyRequest { unit }).await {
+                Ok(part) => {
+                    total.chunks += part.chunks;
+                    total.bytes += part.bytes;
+                    total.damaged_chunks += part.damaged_chunks;
+                }
+                // It left meanwhile.
+                Err(ClientError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
+    })?;
+    show(common, &total, |total| {
+        format!("{} chunks, {} were hashed\n", total.chunks, ByteSize(total.bytes))
+    })?;
+    match total.damaged_chunks {
+        0 => Ok(()),
+        damaged => Err(CliError::failed(format!("{damaged} chunks were damaged; they were dropped"))
+            .hint("they are fetched again when they are read; if it goes on, the disk is failing")),
+    }
+}
+
+fn human(report: &CacheReport) -> String {
+    let mut text = String::new();
+    let (used, quota) = (ByteSize(report.used_bytes), ByteSize(report.quota_bytes));
+    let _ = writeln!(text, "folder      {}", report.folder.display());
+    let _ = writeln!(text, "used        {used} of {quota} in {} chunks", report.chunks);
+    let _ = writeln!(
+        text,
+        "files       {} packs, {} bodies, of which {} are whole and verified",
+        report.packs, report.bodies, report.bodies_complete
+    );
+    let delivered = &report.delivered;
+    let _ = writeln!(
+        text,
+        "delivered   {} of what was here before, {} from neighbours, {} from strata; {} reads missed",
+        ByteSize(delivered.cache_bytes),
+        ByteSize(delivered.peers_bytes),
+        ByteSize(delivered.strata_bytes),
+        report.misses
+    );
+    let _ = writeln!(text, "evicted     {} chunks", report.evicted_chunks);
+    let _ = writeln!(
+        text,
+        "damaged     {} chunks; {} were checked in the background, {} times everything",
+        report.damaged_chunks,
+        ByteSize(report.scrubbed_bytes),
+        report.scrub_rounds
+    );
+    if report.writing_paused {
+        text.push_str("paused      nothing is stored for a while: the disk is full or failing\n");
+    }
+    for pin in &report.pins {
+        let _ = writeln!(text, "pinned      {}", pin_line(pin));
+    }
+    text
+}
+
+fn pin_name(pin: &PinStatus) -> String {
+    match &pin.path {
+        Some(path) => format!("{}:{path}", pin.repository),
+        None => format!("{} (its catalogs)", pin.repository),
+    }
+}
+
+fn pin_line(pin: &PinStatus) -> String {
+    let (here, all) = (ByteSize(pin.here_bytes), ByteSize(pin.bytes));
+    let how_far =
+        if pin.complete { format!("{all}, all of it here") } else { format!("{here} of {all} here") };
+    let problem = pin.problem.as_ref().map_or_else(String::new, |problem| format!("; {problem}"));
+    format!("{} revision {}: {how_far}{problem}", pin_name(pin), pin.revision)
+}
+
+fn unit_table(units: &[CacheUnit]) -> String {
+    let rows: Vec<_> = units
+        .iter()
+        .map(|unit| {
+            let what = match (unit.file_bytes, unit.complete) {
+                (None, _) => "chunks".to_owned(),
+                (Some(bytes), true) => format!("a file of {}", ByteSize(bytes)),
+                (Some(bytes), false) => format!("a file of {}, not whole or not verified", ByteSize(bytes)),
+            };
+            let stays = match (unit.pinned, unit.in_use) {
+                (true, _) => "pinned",
+                (false, true) => "in use",
+                (false, false) => "-",
+            };
+            [
+                unit.name.clone(),
+                ByteSize(unit.bytes).to_string(),
+                unit.chunks.to_string(),
+                unit.idle_s.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
+                stays.to_owned(),
+                what,
+            ]
+        })
+        .collect();
+    table(["NAME", "SIZE", "CHUNKS", "UNUSED", "STAYS", "WHAT"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Revision, UnixTime};
+
+    fn pin() -> PinStatus {
+        PinStatus {
+            repository: "sw.example.org".parse().unwrap(),
+            path: Some("/usr".into()),
+            revision: Revision(3),
+            bytes: 4 << 20,
+            here_bytes: 1 << 20,
+            complete: false,
+            problem: Some("nobody has it".into()),
+        }
+    }
+
+    #[test]
+    fn the_report_tells_what_is_there_and_what_stays() {
+        let report = CacheReport {
+            folder: "/cache".into(),
+            used_bytes: 1 << 20,
+            quota_bytes: 1 << 30,
+            free_floor_bytes: 0,
+            chunks: 7,
+            packs: 2,
+            bodies: 3,
+            bodies_complete: 1,
+            delivered: Default::default(),
+            misses: 5,
+            evicted_chunks: 0,
+            damaged_chunks: 1,
+            scrubbed_bytes: 0,
+            scrub_rounds: 0,
+            writing_paused: true,
+            pins: vec![pin(), PinStatus { path: None, complete: true, problem: None, ..pin() }],
+        };
+        let text = human(&report);
+        for part in [
+            "used        1 MiB of 1 GiB in 7 chunks",
+            "2 packs, 3 bodies, of which 1",
+            "nothing is stored",
+            "pinned      sw.example.org:/usr revision 3: 1 MiB of 4 MiB here; nobody has it",
+            "pinned      sw.example.org (its catalogs) revision 3: 4 MiB, all of it here",
+        ] {
+            assert!(text.contains(part), "no `{part}` in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_list_tells_what_each_file_is() {
+        let pack = CacheUnit {
+            name: "00000001.pack".into(),
+            kind: "pack".into(),
+            bytes: 1 << 20,
+            chunks: 3,
+            unverified_chunks: 0,
+            file_bytes: None,
+            complete: false,
+            written: UnixTime(1),
+            idle_s: Some(9),
+            in_use: true,
+            pinned: false,
+        };
+        let body = CacheUnit {
+            file_bytes: Some(2 << 20),
+            complete: true,
+            idle_s: None,
+            pinned: true,
+            ..CacheUnit { name: "ab".into(), ..pack.clone() }
+        };
+        let text = unit_table(&[pack, body]);
+        assert!(text.contains("00000001.pack  1 MiB  3       9 s     in use  chunks\n"), "{text}");
+        assert!(text.contains("-       pinned  a file of 2 MiB\n"), "{text}");
+    }
+}
