@@ -124,7 +124,7 @@ fn check_machine() -> Result<(), &'static str> {
 
 /// Whether the trees lie on ext4, with which the promise compares.
 fn is_ext4() -> bool {
-    let of = rustix::fs::statfs(&std::env::temp_dir()).unwrap();
+    let of = rustix::fs::statfs(std::env::temp_dir()).unwrap();
     u64::try_from(of.f_type).is_ok_and(|magic| magic == EXT4_MAGIC)
 }
 

@@ -6,7 +6,7 @@ use crate::trees::{Kind, Made};
 use crate::work::{Done, Work};
 use crate::world::{Column, World, drop_caches};
 use starling::ambient::now;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -261,7 +261,7 @@ pub(crate) fn measure(row: &'static Row, world: &mut World, options: &Options) -
     if matches!(row.state, State::Warm | State::Idle) {
         // Twice: what was found in the cache is verified the first time.
         for _ in 0..2 {
-            (0..world.columns.len()).for_each(|column| check(&work, &expected, world.mount_point(column)));
+            (0..world.columns.len()).for_each(|column| check(&work, &expected, &world.mount_point(column)));
         }
     }
     let sides = world.columns.len() + 1;
@@ -301,8 +301,8 @@ pub(crate) fn measure(row: &'static Row, world: &mut World, options: &Options) -
     Some(Outcome { row, pairs, cells: cells.collect(), native_s: Some(Summary::of(&native)) })
 }
 
-fn check(work: &Work, expected: &Done, root: PathBuf) {
-    assert_eq!(work.run(&root), *expected, "{} is not the native tree", root.display());
+fn check(work: &Work, expected: &Done, root: &Path) {
+    assert_eq!(work.run(root), *expected, "{} is not the native tree", root.display());
 }
 
 /// Brings caches and mount into the row's state before a run of `side`; where it runs.

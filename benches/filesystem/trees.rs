@@ -94,8 +94,7 @@ impl Kind {
     /// Makes the tree at `root`, with `scale` times the entries or bytes that its name promises.
     pub(crate) fn make(self, root: &Path, scale: f64) -> Made {
         let mut builder = Builder::new(root, 0x5eed_0004 + self as u64);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, above zero")]
-        let scaled = |count: usize| ((count as f64 * scale) as usize).max(1);
+        let scaled = |count: usize| part(count, scale).max(1);
         match self {
             Self::Small => builder.small(scaled(10_000)),
             Self::Large => builder.large(scaled(500_000_000)),
@@ -106,6 +105,21 @@ impl Kind {
         }
         builder.made
     }
+}
+
+/// A number below `bound`.
+fn index(dice: &mut Dice, bound: usize) -> usize {
+    usize::try_from(dice.below(bound as u64)).expect("below a usize")
+}
+
+/// As many as this share of `count`.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "between zero and a few hundred million"
+)]
+fn part(count: usize, share: f64) -> usize {
+    (count as f64 * share) as usize
 }
 
 struct Builder<'a> {
@@ -123,21 +137,21 @@ impl<'a> Builder<'a> {
         let words: Vec<Vec<u8>> = (0..2_000)
             .map(|_| {
                 let len = 2 + dice.below(8);
-                (0..len).map(|_| b"etaoinshrdlucmfwypvbgkjqxz"[dice.below(26) as usize]).collect()
+                (0..len).map(|_| b"etaoinshrdlucmfwypvbgkjqxz"[index(&mut dice, 26)]).collect()
             })
             .collect();
         let mut pool = Vec::with_capacity(POOL_BYTES + 16);
         while pool.len() < POOL_BYTES {
             // The first words are the frequent ones.
-            let bound = dice.below(words.len() as u64) + 1;
-            pool.extend_from_slice(&words[dice.below(bound) as usize]);
+            let bound = index(&mut dice, words.len()) + 1;
+            pool.extend_from_slice(&words[index(&mut dice, bound)]);
             pool.push(if dice.below(12) == 0 { b'\n' } else { b' ' });
         }
         Self { root, dice, pool, made: Made::default() }
     }
 
     fn below(&mut self, bound: usize) -> usize {
-        self.dice.below(bound as u64) as usize
+        index(&mut self.dice, bound)
     }
 
     fn share(&mut self) -> f64 {
@@ -226,7 +240,7 @@ impl<'a> Builder<'a> {
         (0..leaves).for_each(|number| self.directory(&leaf(number)));
         for number in 0..files {
             let share = self.share();
-            let directory = leaf(((share * share * leaves as f64) as usize).min(leaves - 1));
+            let directory = leaf(part(leaves, share * share).min(leaves - 1));
             let len = self.below(4_096);
             let bytes = self.content(len);
             self.file(&format!("{directory}/file-{number}"), &bytes);
