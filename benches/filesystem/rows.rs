@@ -294,11 +294,11 @@ pub(crate) fn measure(row: &'static Row, world: &mut World, options: &Options) -
         Cell {
             column: column.name.clone(),
             figure: Summary::of(&ratios),
-            ours_s: Summary::of(&runs.seconds),
+            ours_s: runs.seconds.clone(),
             obtained: runs.obtained,
         }
     });
-    Some(Outcome { row, pairs, cells: cells.collect(), native_s: Some(Summary::of(&native)) })
+    Some(Outcome { row, pairs, cells: cells.collect(), native_s: native })
 }
 
 fn check(work: &Work, expected: &Done, root: &Path) {
@@ -344,7 +344,7 @@ fn measure_mount(row: &'static Row, world: &mut World, options: &Options) -> Out
     }
     let cells = runs.iter().zip(&world.columns).map(|(runs, Column { name, .. })| {
         let figure = Summary::of(&runs.seconds);
-        Cell { column: name.clone(), figure, ours_s: figure, obtained: runs.obtained }
+        Cell { column: name.clone(), figure, ours_s: runs.seconds.clone(), obtained: runs.obtained }
     });
-    Outcome { row, pairs, cells: cells.collect(), native_s: None }
+    Outcome { row, pairs, cells: cells.collect(), native_s: Vec::new() }
 }

@@ -47,7 +47,8 @@ pub(crate) struct Cell {
     pub(crate) column: String,
     /// Time over native time, pair by pair; or seconds, where there is nothing to compare with.
     pub(crate) figure: Summary,
-    pub(crate) ours_s: Summary,
+    /// Seconds of each run.
+    pub(crate) ours_s: Vec<f64>,
     /// MB from peers and from strata of the last run, where the cache was empty.
     pub(crate) obtained: Option<(f64, f64)>,
 }
@@ -56,7 +57,8 @@ pub(crate) struct Cell {
 pub(crate) struct Outcome {
     pub(crate) row: &'static Row,
     pub(crate) pairs: usize,
-    pub(crate) native_s: Option<Summary>,
+    /// Seconds of each native run, where there is one.
+    pub(crate) native_s: Vec<f64>,
     pub(crate) cells: Vec<Cell>,
 }
 
@@ -77,8 +79,12 @@ impl Outcome {
         for cell in &self.cells {
             let Summary { median, low, high } = cell.figure;
             let digits = if self.row.unit == Unit::Seconds { 3 } else { 2 };
-            let native =
-                self.native_s.map_or_else(|| "-".to_owned(), |native| format!("{:.4}", native.median));
+            let native = if self.native_s.is_empty() {
+                "-".to_owned()
+            } else {
+                format!("{:.4}", Summary::of(&self.native_s).median)
+            };
+            let ours = Summary::of(&cell.ours_s).median;
             let limit =
                 self.row.limit(&cell.column).map_or_else(|| "-".to_owned(), |limit| limit.to_string());
             let verdict = match self.verdict(cell) {
@@ -89,8 +95,8 @@ impl Outcome {
             let figure =
                 format!("{median:.digits$}{} [{low:.digits$}-{high:.digits$}]", self.row.unit.sign());
             lines.push_str(&format!(
-                "{:<46} {:<12} {figure:>24} {native:>9} {:>9.4} {:>5} {:>9} {limit:>6} {verdict}\n",
-                self.row.title, cell.column, cell.ours_s.median, self.pairs, self.row.cernvm
+                "{:<46} {:<12} {figure:>24} {native:>9} {ours:>9.4} {:>5} {:>9} {limit:>6} {verdict}\n",
+                self.row.title, cell.column, self.pairs, self.row.cernvm
             ));
             if let Some((peers, strata)) = cell.obtained {
                 lines.push_str(&format!(
@@ -110,7 +116,7 @@ impl Outcome {
                 json!({
                     "profile": cell.column,
                     "figure": cell.figure.json(),
-                    "ours_s": cell.ours_s.json(),
+                    "ours_s": cell.ours_s,
                     "limit": self.row.limit(&cell.column),
                     "holds": self.verdict(cell),
                     "obtained_mb": cell.obtained.map(|(peers, strata)| json!({ "peers": peers, "strata": strata })),
@@ -123,7 +129,7 @@ impl Outcome {
             "unit": self.row.unit.name(),
             "cernvm_fs": self.row.cernvm,
             "pairs": self.pairs,
-            "native_s": self.native_s.map(Summary::json),
+            "native_s": self.native_s,
             "profiles": cells,
         })
     }
