@@ -182,7 +182,7 @@ fn line(what: &str, unit: &str, values: &[f64], limit: Option<f64>) -> bool {
     let most = values.iter().copied().fold(0.0, f64::max);
     let holds = limit.is_none_or(|limit| most <= limit);
     let limit = limit.map_or(String::new(), |limit| {
-        format!("   limit {limit}: {}", if holds { "holds" } else { "PASSED" })
+        format!("   limit {limit}: {}", if holds { "holds" } else { "MISSED" })
     });
     println!("{what:<28} mean {mean:>9.2}   most {most:>9.2} {unit}{limit}");
     holds

@@ -181,6 +181,6 @@ fn main() -> ExitCode {
     println!("members still up: {}", metric(&node, up) - 1);
     stage.shutdown_background();
     let holds = most <= RESIDENT_MAX_MIB;
-    println!("limit {RESIDENT_MAX_MIB} MiB: {}", if holds { "holds" } else { "PASSED" });
+    println!("limit {RESIDENT_MAX_MIB} MiB: {}", if holds { "holds" } else { "MISSED" });
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -286,11 +286,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.doubts.forget_peer(peer);
         self.drop_copy_asks(|other, _, _| other == peer, out);
         self.check_copies();
-        for ask in self.uploads.asks_of(peer) {
-            if !self.uploads.is_serving(ask) {
-                self.ask_ended(ask, false, out);
-            }
-        }
+        self.asker_gone(peer, out);
         for slot in self.fetches.slots_where(|fetch| fetch.is_asked(peer)) {
             if let Some(chunk) = self.fetches.get(slot).map(|fetch| fetch.chunk) {
                 // The connection may outlive the suspicion: nothing must come of it any more.

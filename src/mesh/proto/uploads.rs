@@ -293,6 +293,22 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// An upload ended, or the asker went away.
     pub(super) fn ask_ended(&mut self, ask: Ask, ok: bool, out: &mut Outbox) {
+        self.end_ask(ask, ok, out);
+        self.serve_queued(out);
+    }
+
+    /// Everything that a peer who is gone was not given yet ends. Not one after the other: what the first makes room for might
+    /// be another one of his.
+    pub(super) fn asker_gone(&mut self, peer: Peer, out: &mut Outbox) {
+        for ask in self.uploads.asks_of(peer) {
+            if !self.uploads.is_serving(ask) {
+                self.end_ask(ask, false, out);
+            }
+        }
+        self.serve_queued(out);
+    }
+
+    fn end_ask(&mut self, ask: Ask, ok: bool, out: &mut Outbox) {
         let Some(asked) = self.uploads.asks.remove(ask) else { return };
         match asked.state {
             State::Serving => {
@@ -307,7 +323,6 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if !ok && let Some(home) = self.homes.get_mut(self.content.slice(asked.chunk)) {
             home.unnote(asked.peer, self.content.part(asked.chunk));
         }
-        self.serve_queued(out);
     }
 
     fn drop_waiter(&mut self, ask: Ask, chunk: Chunk, out: &mut Outbox) {

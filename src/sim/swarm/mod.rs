@@ -153,7 +153,8 @@ fn run(world: &mut World<'_>) -> Result<Duration, Broken> {
     if world.plan.clean {
         world.copies_are_few()?;
     }
-    world.run(world.now + REST, events_max, |_| false)?;
+    // What is being sent takes its time on a thin uplink, whether it is still wanted or not.
+    world.run(world.now.max(world.uplinks_free()) + REST, events_max, |_| false)?;
     for node in 0..world.nodes() {
         world.culprit = node;
         world.rests(node)?;
@@ -162,6 +163,11 @@ fn run(world: &mut World<'_>) -> Result<Duration, Broken> {
 }
 
 impl World<'_> {
+    /// When the last byte of all that is being sent now will have left.
+    fn uplinks_free(&self) -> Time {
+        (0..self.nodes()).map(|node| self.member(node).uplink_free).max().unwrap_or(Time::ZERO)
+    }
+
     /// Nothing is left over at a node that nobody wants anything of.
     fn rests(&self, node: u32) -> Result<(), Broken> {
         let member = self.member(node);

@@ -44,6 +44,12 @@ fn what_was_broken_once_stays_mended() {
     run(2_775..2_776);
     // A clock went on by half a minute, and a home that had been busy before was doubted because of it.
     run(5_098..5_099);
+    // A peer went down, and of its asks the first that ended made room for another one of its own.
+    run(1_581..1_582);
+    // Uploads that nobody wanted any more were still to leave a thin uplink at the end.
+    for seed in [4_849, 7_761] {
+        run(seed..seed + 1);
+    }
 }
 
 #[test]
