@@ -4,7 +4,7 @@ use crate::Options;
 use crate::table::{Cell, Outcome, Summary};
 use crate::trees::{Kind, Made};
 use crate::work::{Done, Work};
-use crate::world::{Column, World, drop_caches, touch_memory};
+use crate::world::{Column, World, drop_caches};
 use starling::ambient::now;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,9 +12,6 @@ use std::time::Duration;
 
 /// Fewest pairs of a row that takes long.
 const PAIRS_MIN: usize = 5;
-
-/// Memory that is touched before a run with dropped caches, beside four times the tree's bytes: for dentries and inodes.
-const TOUCHED_LEAST: usize = 512 << 20;
 
 /// In what state the caches are before each run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,10 +323,6 @@ fn prepare(state: State, side: usize, work: &Work, world: &mut World) -> PathBuf
     if let Some(program) = work.program().filter(|_| state != State::Warm) {
         let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();
         assert!(run.is_ok_and(|status| status.success()), "{program} runs");
-    }
-    if matches!(state, State::Dropped | State::Empty | State::First) {
-        // The tree's pages in the native file system or the mount, in the agent's cache, in the peer's, and on their way.
-        touch_memory(TOUCHED_LEAST + 4 * usize::try_from(world.made.bytes).expect("it fits into memory"));
     }
     column.map_or_else(|| world.tree.clone(), |column| world.mount_point(column))
 }

@@ -16,8 +16,6 @@ const CELL: &str = "here/a/1";
 const REST: Duration = Duration::from_millis(100);
 const REST_WAIT: Duration = Duration::from_secs(20);
 
-const PAGE: usize = 4 << 10;
-
 /// A column of the table: how the repository is mounted.
 #[derive(Clone, Debug)]
 pub(crate) struct Column {
@@ -218,15 +216,6 @@ fn ticks(pid: u32) -> u64 {
 pub(crate) fn drop_caches() {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-}
-
-/// Touches as much free memory as a run may need for its pages, so that no side pays for it. Where the machine is a virtual
-/// one, memory that was dropped goes back to its host within seconds, and the first to use it again waits: measured
-/// with 500 MB read natively, 0.15 s or 0.65 s.
-pub(crate) fn touch_memory(bytes: usize) {
-    let mut memory = vec![0_u8; bytes];
-    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
 }
 
 /// Brings the files of a folder into the page cache.
