@@ -28,4 +28,4 @@ pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
 pub use mountpoint::{MountError, detach_lazily};
 pub use switch::{Notifier, Stale, Switched};
-pub use system::{FileSystem, FileSystemStatistics};
+pub use system::{ExtendedAttribute, FileSystem, FileSystemStatistics};
