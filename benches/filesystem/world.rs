@@ -27,7 +27,7 @@ pub(crate) struct Column {
 
 impl Column {
     /// The default, for which nothing is said.
-    pub(crate) const DEFAULT: &'static str = "default";
+    pub(crate) const DEFAULT: &'static str = "auto";
 
     pub(crate) fn of(profile: &str) -> Self {
         let args = if profile == Self::DEFAULT { Vec::new() } else { vec!["--profile", profile] };

@@ -14,7 +14,7 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   starling mount sw.example.org /mnt/sw
   starling mount --fill --wait sw.example.org /mnt/sw   # and bring all of it into the cache
-  starling mount --profile small-files py.example.org /opt/py
+  starling mount --profile large-files models.example.org /models
 
 The mount shows the newest revision that this node knows, switches when a newer one is announced,
 and comes back when the agent is restarted.")]
@@ -30,8 +30,8 @@ pub(super) struct Args {
     /// Return when the fill is complete.
     #[arg(long, requires = "fill")]
     wait: bool,
-    /// What the mount is tuned for: `default`, in which the kernel itself reads large files that are complete on the local
-    /// disk; `small-files`, in which opening a file asks nobody (for trees of many small files).
+    /// What the mount is tuned for: `small-files`, where opening a file asks nobody; `large-files`, where the kernel itself
+    /// reads those that are complete on the local disk; `auto`, one of them by the tree's mean size (64 KiB).
     #[arg(long, default_value_t, value_name = "NAME")]
     profile: Profile,
     #[command(flatten)]

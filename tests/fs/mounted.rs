@@ -46,7 +46,7 @@ struct World {
 
 impl World {
     fn new(naive: &Naive) -> Self {
-        Self::tuned(naive, Profile::Default)
+        Self::tuned(naive, Profile::LargeFiles)
     }
 
     fn tuned(naive: &Naive, profile: Profile) -> Self {
@@ -164,7 +164,7 @@ fn a_mount_shows_exactly_the_tree() {
     if !can_mount() {
         return;
     }
-    shows_exactly_the_tree(Profile::Default);
+    shows_exactly_the_tree(Profile::LargeFiles);
     shows_exactly_the_tree(Profile::SmallFiles);
 }
 
@@ -294,7 +294,7 @@ fn a_switch_shows_all_of_the_new_revision_and_open_files_keep_the_old() {
     if !can_mount() {
         return;
     }
-    switch_and_keep(Profile::Default);
+    switch_and_keep(Profile::LargeFiles);
     switch_and_keep(Profile::SmallFiles);
 }
 

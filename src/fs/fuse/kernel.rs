@@ -14,18 +14,19 @@ use super::super::modes::{Backing, Mode, Modes, Registered};
 use super::super::mountpoint::MAX_READ_BYTES;
 use super::super::system::{ExtendedAttribute, FileSystem, NAME_MAX_BYTES};
 use super::handshake::RESENT;
+use super::linger::Linger;
 use super::mount::Profile;
 use crate::catalog::{Attributes, FileKind, Inode, TreeError};
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use futures::FutureExt;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,18 +130,20 @@ pub(super) struct Kernel {
     pub(super) profile: Profile,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) waiting: Arc<Semaphore>,
+    pub(super) linger: Linger,
 }
 
 impl Kernel {
     /// Runs `answer` here if it is ready at once, and on the runtime otherwise.
     fn serve(&self, answer: impl Future<Output = ()> + Send + 'static) {
+        let is_close = self.linger.is_close();
         let mut answer = answer.boxed();
         let ready = {
             let _inside = self.runtime.enter();
             (&mut answer).now_or_never().is_some()
         };
         if ready {
-            return;
+            return self.linger.answered(self.shared.device.as_fd(), is_close);
         }
         let waiting = Arc::clone(&self.waiting);
         let permit = match Arc::clone(&waiting).try_acquire_owned() {
@@ -331,6 +334,23 @@ impl Filesystem for Kernel {
         });
     }
 
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _room: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Programs ask in this way whether a file is a terminal, at each that they open. The kernel does not remember the answer.
+        let is_close = self.linger.is_close();
+        reply.error(Errno::ENOTTY);
+        self.linger.answered(self.shared.device.as_fd(), is_close);
+    }
+
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // The kernel does not ask again.
         reply.error(Errno::ENOSYS);
@@ -348,10 +368,12 @@ impl Filesystem for Kernel {
     ) {
         // One that is sent again may have been counted by who has not answered it any more. Then the file keeps its mode for
         // longer than it must; counted twice, it might lose it too early.
+        let is_close = self.linger.is_close();
         if request.unique().0 & RESENT == 0 {
             self.shared.close(Inode(inode.0));
         }
         reply.ok();
+        self.linger.answered(self.shared.device.as_fd(), is_close);
     }
 
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -3,6 +3,7 @@
 
 mod handshake;
 mod kernel;
+mod linger;
 mod mount;
 
 pub use handshake::Agreement;

@@ -7,6 +7,7 @@ use super::super::switch::{Notifier, Stale};
 use super::super::system::FileSystem;
 use super::handshake::{self, Agreement};
 use super::kernel::{Kernel, Shared};
+use super::linger::Linger;
 use crate::ambient;
 use fuser::{INodeNo, Session, SessionACL};
 use futures::FutureExt;
@@ -29,25 +30,43 @@ const RETRY_UNMOUNT: Duration = Duration::from_millis(50);
 /// How long the session gets to end once it is unmounted (guess).
 const END_WITHIN: Duration = Duration::from_secs(5);
 
+/// Bytes of a tree for each of its inodes, from which on it counts as one of large files. Below, it is the number of opened files that
+/// counts (a Python environment or the root of a Debian image has 15 to 40 KiB); above, the bytes that are read (guess).
+const LARGE_FILES_MEAN_BYTES: u64 = 64 << 10;
+
 /// What a mount is tuned for, where one setting cannot serve all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// Files that are complete on the local disk are read by the kernel itself (passthrough).
+    /// One of the other two, by the mean size of what is in the tree when it is mounted.
     #[default]
-    Default,
+    Auto,
     /// Trees of small files: opening a file asks nobody, which the kernel grants for a whole mount only, and only without
     /// passthrough. Large files are read through this process, and cached by the kernel.
     SmallFiles,
+    /// Trees of large files: those that are complete on the local disk are read by the kernel itself (passthrough). Opening a file
+    /// costs a request.
+    LargeFiles,
+}
+
+impl Profile {
+    /// The one that fits a tree of so many inodes and plain bytes.
+    fn for_tree(self, (inodes, bytes): (u64, u64)) -> Self {
+        match self {
+            Self::Auto if bytes / inodes.max(1) < LARGE_FILES_MEAN_BYTES => Self::SmallFiles,
+            Self::Auto => Self::LargeFiles,
+            chosen => chosen,
+        }
+    }
 }
 
 impl std::str::FromStr for Profile {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::Default, Self::SmallFiles];
+        let known = [Self::Auto, Self::SmallFiles, Self::LargeFiles];
         known.into_iter().find(|profile| profile.to_string() == text).ok_or_else(|| {
-            format!("`{text}` is no profile; there are {}", known.map(|one| one.to_string()).join(" and "))
+            format!("`{text}` is no profile; there are {}", known.map(|one| one.to_string()).join(", "))
         })
     }
 }
@@ -55,8 +74,9 @@ impl std::str::FromStr for Profile {
 impl std::fmt::Display for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Default => "default",
+            Self::Auto => "auto",
             Self::SmallFiles => "small-files",
+            Self::LargeFiles => "large-files",
         })
     }
 }
@@ -87,7 +107,7 @@ impl MountConfig {
             threads: 4,
             read_ahead_kib: MAX_READ_BYTES >> 10,
             max_waiting: 256,
-            profile: Profile::Default,
+            profile: Profile::Auto,
             passthrough: true,
         }
     }
@@ -143,8 +163,10 @@ pub fn mount(
     let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()))?;
     let begin = || {
         let modes = Modes::new(Ledger::new()?);
-        let passthrough = config.passthrough && config.profile == Profile::Default;
-        let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
+        let profile = config.profile.for_tree(fs.totals());
+        let passthrough = config.passthrough && profile == Profile::LargeFiles;
+        let (kernel, shared) =
+            kernel((config, profile), fs, runtime, device.try_clone()?, modes, passthrough);
         let (session, agreement) = handshake::begin(kernel, device.as_fd(), settings(config))?;
         run(session, config, &path, shared, agreement)
     };
@@ -173,10 +195,16 @@ pub fn take_over(
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
         }
         let (ledger, lines) = Ledger::inherit(held.open_files)?;
+        // What was granted holds as long as the mount, whatever the tree is now.
+        let profile = match config.profile {
+            Profile::Auto if held.agreement.has_passthrough() => Profile::LargeFiles,
+            chosen => chosen.for_tree(fs.totals()),
+        };
         let passthrough = config.passthrough && held.agreement.has_passthrough();
         let modes = Modes::inherit(ledger, lines);
         let device = held.device;
-        let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
+        let (kernel, shared) =
+            kernel((config, profile), fs, runtime, device.try_clone()?, modes, passthrough);
         let session = handshake::take_over(kernel, device.as_fd(), &held.agreement, settings(config))?;
         let mounted = run(session, config, &path, shared, held.agreement)?;
         if let Err(error) = handshake::resend(device.as_fd()) {
@@ -201,7 +229,7 @@ fn settings(config: &MountConfig) -> fuser::Config {
 }
 
 fn kernel(
-    config: &MountConfig,
+    (config, profile): (&MountConfig, Profile),
     fs: Arc<FileSystem>,
     runtime: tokio::runtime::Handle,
     device: OwnedFd,
@@ -211,7 +239,7 @@ fn kernel(
     let shared =
         Arc::new(Shared { fs, modes: Mutex::new(modes), passthrough: AtomicBool::new(passthrough), device });
     let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
-    (Kernel { shared: Arc::clone(&shared), profile: config.profile, runtime, waiting }, shared)
+    (Kernel { shared: Arc::clone(&shared), profile, runtime, waiting, linger: Linger::new() }, shared)
 }
 
 fn run(
