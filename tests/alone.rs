@@ -92,6 +92,36 @@ fn a_node_that_sees_nobody_gets_a_new_revision_from_the_strata() {
 }
 
 #[test]
+fn who_is_gone_for_good_is_not_missed_any_longer_once_it_was_revoked() {
+    let base = tempfile::tempdir().unwrap();
+    let mut first = Node::new(base.path().join("first"));
+    first.init_mesh("here/a/1");
+    first.start();
+    let mut second = Node::new(base.path().join("second"));
+    second.join(&first.invite(), "here/a/1");
+    second.start();
+    wait_for("both to see each other", LONG, || (first.peers_up() == 1).then_some(()));
+    let socket = second.socket();
+    let words = ["mesh", "members", "--json", "--socket"].map(OsStr::new);
+    let told: serde_json::Value =
+        serde_json::from_str(&ok(&[&words[..], &[socket.as_os_str()]].concat())).unwrap();
+    let own = told["members"].as_array().unwrap().iter().find(|member| member["this"] == true).unwrap();
+    let gone = own["node"].as_str().unwrap().to_owned();
+    wait_for("it to be remembered", LONG, || {
+        let contacts = fs::read_to_string(first.state().join("contacts.json")).unwrap_or_default();
+        contacts.contains(&gone).then_some(())
+    });
+    first.stop();
+    second.stop();
+    first.start();
+    wait_for("to be missed", LONG, || unfit(&first));
+    // It is not seen in this run, only remembered.
+    let socket = first.socket();
+    ok(&["mesh".as_ref(), "revoke".as_ref(), gone.as_ref(), "--socket".as_ref(), socket.as_os_str()]);
+    wait_for("health", LONG, || unfit(&first).is_none().then_some(()));
+}
+
+#[test]
 fn a_node_whose_membership_has_lapsed_finds_an_authority_at_another_address_by_name() {
     let base = tempfile::tempdir().unwrap();
     let later = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

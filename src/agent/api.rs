@@ -480,7 +480,7 @@ pub struct Rotated {
     pub old_keys_until: UnixTime,
     /// Repository cards that were signed anew.
     pub cards: usize,
-    /// The key that is retired within a minute, if too many would have counted.
+    /// The key that is retired within six minutes, if too many would have counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropped: Option<DroppedKey>,
 }

@@ -8,9 +8,9 @@ use super::node::{Membership, Node};
 use crate::ambient;
 use crate::config::leads_somewhere;
 use crate::mesh::{
-    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, COUNTING_MAX, CharterError, DROP_NOTICE,
-    IdentityError, MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap,
-    RevocationError, Role, Scope, Terms, TrustChangeError,
+    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, COUNTING_MAX, CharterError, IdentityError,
+    MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role,
+    Scope, Terms, TrustChangeError,
 };
 use crate::model::{NodeId, UnixTime};
 use crate::trust::{RepositoryCard, SignedCard};
@@ -196,7 +196,10 @@ impl Node {
         let (listed, settled) = tokio::task::spawn_blocking(work).await.map_err(|error| lost(&error))?;
         let cards = self.sign_cards_anew().await;
         let dropped = match dropped {
-            Some(key) => Some(self.dropped(key, charter.number_of(&key), now.after(DROP_NOTICE)).await),
+            Some(key) => {
+                let retires = charter.retires(&key).unwrap_or(now);
+                Some(self.dropped(key, charter.number_of(&key), retires).await)
+            }
             None => None,
         };
         if let Some(list) = listed.map_err(|error| half_rotated(&error))? {

@@ -444,7 +444,7 @@ async fn keep_company(node: Arc<Node>, before: BTreeSet<NodeId>, ending: Cancell
             known.extend(&before);
             known.extend(peers.iter().filter(|peer| peer.cell.is_some()).map(|peer| peer.node));
             known.remove(&membership.identity.node());
-            node.revoked_members().await.iter().for_each(|revoked| {
+            node.gone_for_good().await.iter().for_each(|revoked| {
                 known.remove(revoked);
             });
         }

@@ -129,6 +129,22 @@ impl Node {
         revoked.map(|membership| membership.node).collect()
     }
 
+    /// Nodes that were revoked, known or not, apart from those that were seen to be members again.
+    pub(super) async fn gone_for_good(&self) -> BTreeSet<NodeId> {
+        let Some(membership) = &self.membership else { return BTreeSet::new() };
+        let trust = membership.identity.trust();
+        let mut gone: BTreeSet<NodeId> = trust.revocations().entries().map(|entry| entry.node).collect();
+        if !gone.is_empty() {
+            let members = self.mesh.members().await;
+            let again =
+                members.iter().filter(|m| trust.revoked(&m.membership.node, m.membership.issued).is_none());
+            again.for_each(|member| {
+                gone.remove(&member.membership.node);
+            });
+        }
+        gone
+    }
+
     fn repository_list(&self) -> Vec<RepositoryStatus> {
         let spread = self.spread();
         self.registry.cards().iter().map(|card| self.repository(card, spread.contains(&card.name))).collect()

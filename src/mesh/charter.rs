@@ -239,10 +239,12 @@ impl Charter {
             return Err(CharterError::TooMany { found: self.links.len() + 1 });
         }
         let counting = self.counting(now).count();
-        // While one is on notice, a further one would end its time before all have heard.
-        if counting > COUNTING_MAX || counting == COUNTING_MAX && !overlap.drop_oldest {
-            let until = self.keys().map(|(_, retires)| retires).filter(|retires| *retires > now).min();
-            return Err(CharterError::Overlapping { counting, until: until.unwrap_or(now) });
+        let until = self.keys().map(|(_, retires)| retires).filter(|retires| *retires > now).min();
+        let until = until.unwrap_or(now);
+        // While one is on notice, a further one would end its time before all have heard. (A longer one is of a clock that was wrong.)
+        let is_on_notice = counting > COUNTING_MAX && until <= now.after(DROP_NOTICE);
+        if counting >= COUNTING_MAX && (is_on_notice || !overlap.drop_oldest) {
+            return Err(CharterError::Overlapping { counting, until });
         }
         let issued = if counting >= COUNTING_MAX { now.after(DROP_NOTICE) } else { now };
         let empty = [[0; SIGNATURE_BYTES]; 2];
@@ -297,6 +299,11 @@ impl Charter {
             }
             (key, retires)
         })
+    }
+
+    /// When a key no longer counts; `None` for one that is none of the mesh's.
+    pub fn retires(&self, key: &AuthorityKey) -> Option<UnixTime> {
+        self.keys().find(|(known, _)| known == key).map(|(_, retires)| retires)
     }
 
     /// The key that a further one would retire, because too many would count at `now`.
@@ -429,6 +436,8 @@ pub(super) mod tests {
             CharterError::Overlapping { counting: 4, until: dropped_at },
             "its notice is not cut short"
         );
+        let set_right = UnixTime(NOW.0 + 2);
+        assert!(charter.rotated(&fourth, &fifth, set_right, overlap).is_ok(), "the clock was ahead");
         let charter = charter.rotated(&fourth, &fifth, dropped_at, overlap).unwrap();
         assert_eq!(
             charter.counting(dropped_at).last(),

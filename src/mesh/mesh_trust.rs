@@ -9,7 +9,7 @@ use super::charter::{CHARTER_MAX_BYTES, Charter, CharterError, Overlap, Relation
 use super::held_key;
 use super::membership::{CERTIFICATE_LIFE_MAX, MembershipCert, MembershipError};
 use super::ports::{News, NewsVerdict};
-use super::revocation::{REVOCATIONS_MAX_BYTES, Revocation, RevocationError, Revocations};
+use super::revocation::{MARGIN_S, REVOCATIONS_MAX_BYTES, Revocation, RevocationError, Revocations};
 use super::state::{Secrecy, StateDir, StateError};
 use crate::ambient;
 use crate::model::{NodeId, UnixTime};
@@ -21,9 +21,10 @@ use tokio::sync::watch;
 
 pub(super) const CHARTER_FILE: &str = "charter";
 pub(super) const REVOCATIONS_FILE: &str = "revocations";
-/// How long a revocation can matter at most: certificates and tickets from before it count no longer than this,
-/// a late renewal included. For how long one does, the office of the authority says.
-pub(super) const REVOCATION_SPAN: Duration = Duration::from_secs(2 * CERTIFICATE_LIFE_MAX.as_secs());
+/// How long a revocation is listed: certificates and tickets from before it count no longer than this, a late renewal and clocks
+/// that differ included, however authorities are set.
+pub(super) const REVOCATION_SPAN: Duration =
+    Duration::from_secs(2 * CERTIFICATE_LIFE_MAX.as_secs() + 2 * MARGIN_S);
 
 /// Pause between two warnings of documents that were not adopted.
 const WARN_EVERY: Duration = Duration::from_secs(60);

@@ -278,14 +278,17 @@ impl Revocations {
         rank(other) > rank(self)
     }
 
-    /// Entries of this list that `other` lacks and that still matter at `now`.
+    /// Entries of this list that `other` lacks, that still matter at `now`, and that a list signed then would have.
     pub(super) fn missing_in<'a>(
         &'a self,
         other: &'a Self,
         now: UnixTime,
     ) -> impl Iterator<Item = &'a Revocation> {
+        let ahead = UnixTime(now.0.saturating_add(AHEAD_MAX_S));
         self.entries.values().filter(move |entry| {
-            entry.until > now && other.of(&entry.node).is_none_or(|known| known.at < entry.at)
+            entry.until > now
+                && entry.at <= ahead
+                && other.of(&entry.node).is_none_or(|known| known.at < entry.at)
         })
     }
 }
@@ -471,6 +474,9 @@ mod tests {
             |list: Revocations| list.next(&keys, &charter(&keys), [], NOW).unwrap().entries().count();
         assert_eq!(carried(of(NOW.0 + AHEAD_MAX_S)), 1, "a clock that is off");
         assert_eq!(carried(of(NOW.0 + AHEAD_MAX_S + 1)), 0, "a stolen key");
+        let missing = |list: Revocations| list.missing_in(&Revocations::none(), NOW).count();
+        assert_eq!(missing(of(NOW.0 + AHEAD_MAX_S)), 1);
+        assert_eq!(missing(of(NOW.0 + AHEAD_MAX_S + 1)), 0, "else it would be taken up for ever");
     }
 
     proptest! {

@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
 use crate::chunk::{ChunkSource, Chunking, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId, Place, UnixTime};
-use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedRoot};
+use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedCard, SignedRoot};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -441,6 +441,14 @@ async fn the_strata_are_asked_for_newer_roots_of_what_is_mounted_and_nothing_els
     // Its card was added by hand: no member tells of newer roots, so that it is among those that are asked for always.
     *world.kernel.stratum.lock().unwrap() = Some(world.root(3, 3600));
     assert!(table.ask_strata(false).await);
+    // Once an authority has signed its card, members tell, and the strata are asked by who is alone.
+    let authority = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+    let card = world.registry.card(&name()).unwrap();
+    let signed = SignedCard::sign(&card, authority.as_bytes()).unwrap();
+    world.registry.accept_card(&signed, &authority.verifying_key().to_bytes()).unwrap();
+    *world.kernel.stratum.lock().unwrap() = Some(world.root(4, 3600));
+    assert!(!table.ask_strata(false).await);
+    assert!(table.ask_strata(true).await);
     *world.kernel.stratum.lock().unwrap() = None;
     assert!(!table.ask_strata(true).await);
 }

@@ -14,7 +14,7 @@ use super::cells::Hint;
 use super::mdns::Lan;
 use super::task::Message;
 use crate::ambient;
-use crate::model::NodeId;
+use crate::model::{NodeId, Rng as _};
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -28,9 +28,11 @@ use tokio_util::sync::CancellationToken;
 /// within a minute, and a resolver is not bothered by a fleet that is cut off).
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_LATER: Duration = Duration::from_secs(60);
-/// Pause between two attempts while some are seen and others are missed (guess: two groups find each other within minutes,
-/// and a member that is off for good costs a look-up and a few dials that seldom).
-const PAUSE_MISSING: Duration = Duration::from_secs(180);
+/// Pauses between two attempts while some are seen and others are missed: at first, and at most; the random part is a quarter
+/// (guess: two groups find each other within minutes, and a member that is off for good costs each of the others a look-up and
+/// a few dials an hour).
+const PAUSE_MISSING: Duration = Duration::from_secs(150);
+const PAUSE_MISSING_LATER: Duration = Duration::from_secs(3_600);
 /// How long other contacts have before names are asked, and how often it is looked whether somebody is seen.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest look-up of one name.
@@ -73,7 +75,7 @@ impl Bootstrap {
 
     async fn look(mut self) {
         let (mut pause, mut tried) = (PAUSE_FIRST, 0);
-        let mut looked_at = ambient::now();
+        let (mut missing_due, mut missing_pause) = (ambient::now() + spread(PAUSE_MISSING), PAUSE_MISSING);
         loop {
             match &mut self.lan {
                 // Others are answered however many this node sees.
@@ -84,9 +86,12 @@ impl Bootstrap {
             }
             if self.seen.load(Ordering::Relaxed) > 0 || !self.is_member() {
                 pause = PAUSE_FIRST;
-                if ambient::now().since(looked_at) >= PAUSE_MISSING {
-                    self.look_for_missing().await;
-                    looked_at = ambient::now();
+                if ambient::now() >= missing_due {
+                    missing_pause = match self.look_for_missing_and_listen().await {
+                        Some(0) => (missing_pause * 2).min(PAUSE_MISSING_LATER),
+                        Some(_) | None => PAUSE_MISSING,
+                    };
+                    missing_due = ambient::now() + spread(missing_pause);
                 }
                 continue;
             }
@@ -94,12 +99,12 @@ impl Bootstrap {
             if let Some(lan) = &mut self.lan {
                 addresses.extend(lan.ask().await);
             }
-            let mut found = self.dial(addresses).await;
+            let mut found = self.dial(addresses, &BTreeSet::new()).await;
             let last_seen = if found == 0 { self.last_seen().await } else { BTreeSet::new() };
             if !last_seen.is_empty() {
                 let first = tried % last_seen.len();
                 let others = last_seen.iter().cycle().skip(first).take(last_seen.len().min(LAST_SEEN_MAX));
-                found = self.dial(others.copied().collect()).await;
+                found = self.dial(others.copied().collect(), &BTreeSet::new()).await;
                 tried = first + LAST_SEEN_MAX;
             }
             if found == 0 && !(self.names.is_empty() && last_seen.is_empty()) {
@@ -116,20 +121,38 @@ impl Bootstrap {
         }
     }
 
-    /// Asks the names for members other than those that are seen, if some are missed.
-    async fn look_for_missing(&self) {
+    /// As [`Self::look_for_missing`]; the local network is answered meanwhile.
+    async fn look_for_missing_and_listen(&mut self) -> Option<usize> {
+        let mut lan = self.lan.take();
+        let found = {
+            let mut looking = std::pin::pin!(self.look_for_missing());
+            loop {
+                let Some(lan) = &mut lan else { break looking.await };
+                tokio::select! {
+                    found = &mut looking => break found,
+                    _ = tokio::time::timeout(PATIENCE, lan.listen()) => {}
+                }
+            }
+        };
+        self.lan = lan;
+        found
+    }
+
+    /// Asks the names for members other than those that are seen. How many were found; `None` when nobody is missed.
+    async fn look_for_missing(&self) -> Option<usize> {
         if self.names.is_empty() || !self.is_member() {
-            return;
+            return None;
         }
         let peers = self.peers().await;
         let up: BTreeSet<NodeId> = peers.iter().filter(|peer| peer.up).map(|peer| peer.node).collect();
+        let revocations = self.endpoint.identity().trust().revocations();
         let known = peers.iter().map(|peer| peer.node).chain(self.before.iter().map(|(node, _)| *node));
-        if known.into_iter().all(|node| up.contains(&node)) {
-            return;
+        if known.into_iter().all(|node| up.contains(&node) || revocations.of(&node).is_some()) {
+            return None;
         }
         let mut addresses = resolve(&self.names).await;
         addresses.retain(|address| !peers.iter().any(|peer| peer.up && peer.addr == *address));
-        self.dial(addresses).await;
+        Some(self.dial(addresses, &up).await)
     }
 
     /// Whether anybody would let this node in, as it knows itself. Else only an authority is of use, and the renewal looks for
@@ -152,8 +175,11 @@ impl Bootstrap {
         answer.await.unwrap_or_default()
     }
 
-    /// Dials addresses until enough members were found, and introduces them.
-    async fn dial(&self, addresses: BTreeSet<SocketAddr>) -> usize {
+    /// Dials addresses, in any order, until enough members were found that are not `seen`, and introduces them.
+    async fn dial(&self, addresses: BTreeSet<SocketAddr>, seen: &BTreeSet<NodeId>) -> usize {
+        let mut addresses: Vec<SocketAddr> = addresses.into_iter().collect();
+        let mut generator = ambient::generator();
+        addresses.sort_by_cached_key(|_| generator.next_u64());
         let mut dials = futures::stream::iter(addresses)
             .map(|address| async move { (address, self.endpoint.connect_any(address).await) })
             .buffer_unordered(DIALS_AT_ONCE);
@@ -167,6 +193,9 @@ impl Bootstrap {
                 }
             };
             let neighbour = Neighbour::of(&connection);
+            if seen.contains(&neighbour.node) {
+                continue;
+            }
             tracing::info!(node = %neighbour.node, %address, "found a member");
             if let Some(dht) = &self.dht {
                 dht.add_contact(neighbour.node, neighbour.addr);
@@ -180,6 +209,12 @@ impl Bootstrap {
         }
         found
     }
+}
+
+/// A pause and up to a quarter more, so that a fleet that started together does not ask together.
+fn spread(pause: Duration) -> Duration {
+    let most_ms = usize::try_from(pause.as_millis() / 4).unwrap_or(usize::MAX);
+    pause + Duration::from_millis(ambient::generator().below(most_ms.max(1)) as u64)
 }
 
 /// All addresses of all names. A name that cannot be looked up now is left out.

@@ -437,8 +437,10 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
     for contact in &contacts {
         endpoint.know(contact.node, &contact.addresses);
     }
+    // What an authority tells at a renewal names this node, too.
     let contacts: Vec<(NodeId, SocketAddr)> = contacts
         .iter()
+        .filter(|contact| contact.node != endpoint.node())
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
         .collect();
     let before = contacts.clone();
