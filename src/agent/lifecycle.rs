@@ -153,6 +153,7 @@ impl Agent {
             identity,
             registry.clone(),
             holdings,
+            settings.replay_bytes.0,
         );
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;

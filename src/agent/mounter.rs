@@ -7,10 +7,10 @@ use super::mounts::{Mounted, Mounter};
 use super::offer::Offers;
 use crate::ambient;
 use crate::cache::DiskCache;
-use crate::catalog::{MountedTree, Tree};
+use crate::catalog::{MountedTree, RecordedTrace, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{FileSystem, MountError, detach_lazily, fuse};
+use crate::fs::{Belongs, FileSystem, MountError, detach_lazily, fuse};
 use crate::mesh::{Identity, Mesh};
 use crate::model::{ChunkRef, Class, RepositoryName};
 use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
@@ -76,6 +76,8 @@ pub(super) struct KernelMounter {
     registry: Arc<Repositories>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
     holdings: Option<Arc<Holdings>>,
+    /// The setting `replay_bytes`.
+    replay_bytes: u64,
 }
 
 impl KernelMounter {
@@ -88,9 +90,10 @@ impl KernelMounter {
         identity: Option<Arc<Identity>>,
         registry: Arc<Repositories>,
         holdings: Option<Arc<Holdings>>,
+        replay_bytes: u64,
     ) -> Self {
         let offers = Offers::new(mesh, cache.clone());
-        Self { local, fetcher, cache, offers, book, identity, registry, holdings }
+        Self { local, fetcher, cache, offers, book, identity, registry, holdings, replay_bytes }
     }
 
     /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free.
@@ -124,7 +127,8 @@ impl KernelMounter {
         }
         let shown = shown.ok_or("its notes name no tree")?;
         let source = self.source(&notes.repository);
-        let file_system = Arc::new(FileSystem::resume(notes.repository.as_str(), trees, source));
+        let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
+        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
         let config = config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
@@ -132,6 +136,11 @@ impl KernelMounter {
         let kept = Some((holdings.clone(), Mutex::new(notes)));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
         Ok((Arc::new(mount), shown))
+    }
+
+    /// What the replay of a trace may bring: never so much that it drives the rest out of a small cache.
+    fn replay_max_bytes(&self) -> u64 {
+        self.replay_bytes.min(self.cache.statistics().quota_bytes / 4)
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -216,7 +225,8 @@ impl Mounter for KernelMounter {
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
         let repository = root.root().repository.clone();
-        let file_system = Arc::new(FileSystem::new(repository.as_str(), tree, self.source(&repository)));
+        let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
+        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
         let config = config(directory, options);
         let runtime = tokio::runtime::Handle::current();
         let shown = directory.display().to_string();
@@ -300,6 +310,18 @@ impl Mounted for KernelMount {
 
     fn is_live(&self) -> bool {
         self.lock().as_ref().is_some_and(|mounted| !mounted.has_ended())
+    }
+
+    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
+        self.file_system.begin_recording(belongs)
+    }
+
+    fn end_recording(
+        &self,
+        number: u64,
+        name: String,
+    ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
+        async move { self.file_system.end_recording(number, &name).await.map_err(|error| error.to_string()) }.boxed()
     }
 
     fn leave(&self) -> bool {

@@ -1,5 +1,6 @@
 //! What the control API can ask of a running agent.
 
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
@@ -395,6 +396,14 @@ impl Control for Node {
             }
             mounts.mount(request).await
         })
+    }
+
+    fn record(&self, request: RecordRequest) -> Result<Recording, Refusal> {
+        self.mounts.begin_recording(&request)
+    }
+
+    fn end_recording(&self, request: EndRecording) -> BoxFuture<'_, Result<Recorded, Refusal>> {
+        self.mounts.end_recording(request).boxed()
     }
 
     fn unmount(&self, request: UnmountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {

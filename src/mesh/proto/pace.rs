@@ -200,8 +200,8 @@ impl Pace {
             && self.has_room(&self.down, twice, halves)
     }
 
-    /// Whether another chunk may be taken from the strata.
-    pub(super) fn may_fetch(&self, settings: &Settings) -> bool {
+    /// Whether another chunk may be taken from the strata, where `less` of what is under way (number and bytes) does not count.
+    pub(super) fn may_fetch(&self, less: (u32, u64), settings: &Settings) -> bool {
         let bounds = Bounds {
             least: settings.upstream_min,
             even: settings.upstream_max,
@@ -209,7 +209,7 @@ impl Pace {
             span: Duration::from_millis(u64::from(settings.upstream_ms)),
             unknown_bytes: settings.upstream_first_bytes,
         };
-        let now = (self.strata.count, self.strata.bytes);
+        let now = (self.strata.count.saturating_sub(less.0), self.strata.bytes.saturating_sub(less.1));
         self.strata.count < settings.upstream_max
             && self.strata.bytes < settings.upstream_bytes
             && self.has_room(&self.strata, now, bounds)

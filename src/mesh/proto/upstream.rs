@@ -9,7 +9,7 @@ use super::fetch::{At, Fetch, Stage};
 use super::marks::Mark;
 use super::timer::Timer;
 use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers};
-use crate::model::{Rng, Time};
+use crate::model::{Class, Rng, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -77,13 +77,29 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.fill_upstream(out);
     }
 
+    /// What is under way from the strata and less urgent than a read: number and bytes.
+    fn ahead_of_reads(&self) -> (u32, u64) {
+        let waits = |fetch: &&Fetch| fetch.at == At::Strata && fetch.class() != Class::Read;
+        let add = |(count, bytes): (u32, u64), fetch: &Fetch| (count + 1, bytes + u64::from(fetch.len_bytes));
+        self.fetches.iter().filter(waits).fold((0, 0), add)
+    }
+
+    /// Whether the next of `class` in line may go: a read does not wait for what is fetched ahead or to fill the cache.
+    fn has_room_upstream(&self, class: Class) -> bool {
+        self.pace.may_fetch((0, 0), &self.settings)
+            || class == Class::Read && self.pace.may_fetch(self.ahead_of_reads(), &self.settings)
+    }
+
     /// [`Timer::Origin`], and whenever there is room: lets the most urgent in line go, as far as the budget allows.
     pub(super) fn fill_upstream(&mut self, out: &mut Outbox) {
-        while self.pace.may_fetch(&self.settings) {
+        loop {
             let fetches = &self.fetches;
             let rank = |slot: &u16| fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
             let line = self.upstream.line.iter().enumerate();
-            let Some((_, index)) = line.map(|(index, slot)| (rank(slot), index)).min() else { return };
+            let Some((first, index)) = line.map(|(index, slot)| (rank(slot), index)).min() else { return };
+            if !self.has_room_upstream(first.map_or(Class::Fill, |(class, _)| class)) {
+                return;
+            }
             let slot = self.upstream.line[index];
             let Some(mut fetch) = self.fetches.take(slot) else { return };
             let (rate, burst) = (self.settings.origin_bytes_per_s, self.settings.origin_burst_bytes);

@@ -95,7 +95,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         match self.marks.get(chunk) {
             Mark::Held => return out.push(Output::Deliver { chunk }),
-            Mark::Fetching(slot) => return self.join_want(slot, class, deadline),
+            Mark::Fetching(slot) => {
+                self.join_want(slot, class, deadline);
+                // It may stand in line for the strata as something less urgent.
+                return self.fill_upstream(out);
+            }
             Mark::Pending(old) => {
                 let Some(mut want) = self.pending.remove(chunk, old) else { return };
                 want.class = want.class.min(class);

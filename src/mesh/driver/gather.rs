@@ -1,0 +1,77 @@
+//! What is fetched ahead from the strata waits for company: the number of requests decides over a long way.
+//!
+//! The core lets chunks go one by one, as fast as others arrive. Called for as they come, each would be a request of its own. So
+//! chunks that nobody waits for are gathered: for a moment, because what is wished for together arrives here one after the other; and then
+//! until as many bytes are together as are still under way of earlier ones, so that the link never runs dry (as in Nagle's
+//! algorithm, RFC 896). As soon as somebody waits for one of them, it goes.
+
+use super::super::proto::Chunk;
+use crate::model::Time;
+use std::time::Duration;
+
+/// Wait for what is wished for together (guess: longer than a wish for a thousand chunks takes to get here, far shorter than a way that
+/// is worth it).
+const COMPANY: Duration = Duration::from_millis(3);
+
+/// Chunks that are to be fetched, in the order in which the core let them go. No more than the core has under way.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    chunks: Vec<(Chunk, u64)>,
+    bytes: u64,
+    since: Time,
+}
+
+impl Gathered {
+    /// One more.
+    pub(super) fn add(&mut self, chunk: Chunk, bytes: u64, now: Time) {
+        if self.chunks.is_empty() {
+            self.since = now;
+        }
+        self.chunks.push((chunk, bytes));
+        self.bytes += bytes;
+    }
+
+    /// It is not to be fetched from here any more; whether it was.
+    pub(super) fn remove(&mut self, chunk: Chunk) -> bool {
+        let Some(at) = self.chunks.iter().position(|(other, _)| *other == chunk) else { return false };
+        self.bytes -= self.chunks.remove(at).1;
+        true
+    }
+
+    /// All of them, if it is time and no more than `under_way` bytes are missing to keep the link busy.
+    pub(super) fn take_if_due(&mut self, now: Time, under_way: u64) -> Vec<Chunk> {
+        if self.chunks.is_empty() || now < self.since + COMPANY || self.bytes < under_way {
+            return Vec::new();
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks).into_iter().map(|(chunk, _)| chunk).collect()
+    }
+
+    /// When to look again, if not only after what is under way has come.
+    pub(super) fn due(&self, now: Time, under_way: u64) -> Option<Time> {
+        let due = self.since + COMPANY;
+        (!self.chunks.is_empty() && (now < due || self.bytes >= under_way)).then_some(due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fetched_ahead_goes_together_and_never_lets_the_link_run_dry() {
+        let at = |millis| Time::ZERO + Duration::from_millis(millis);
+        let mut gathered = Gathered::default();
+        assert_eq!((gathered.due(at(1), 0), gathered.take_if_due(at(1), 0)), (None, vec![]));
+        gathered.add(Chunk(1), 10, at(1));
+        gathered.add(Chunk(2), 10, at(2));
+        assert_eq!(gathered.due(at(2), 21), Some(at(4)));
+        assert_eq!(gathered.take_if_due(at(3), 0), []);
+        assert_eq!(gathered.take_if_due(at(4), 21), [], "more is under way than came together");
+        assert_eq!((gathered.due(at(4), 21), gathered.due(at(4), 20)), (None, Some(at(4))), "arrivals change that");
+        assert_eq!(gathered.take_if_due(at(4), 20), [Chunk(1), Chunk(2)]);
+        gathered.add(Chunk(3), 10, at(9));
+        assert!(gathered.remove(Chunk(3)) && !gathered.remove(Chunk(3)));
+        assert_eq!(gathered.take_if_due(at(99), 0), []);
+    }
+}
