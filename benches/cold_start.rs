@@ -3,12 +3,12 @@
 //! `cargo bench --bench cold_start -- [--files 3500] [--rtt-ms 84] [--near-ms 1] [--rounds 3] [--only ROW,...] [--root DIR]
 //! [--no-traces] [--json FILE] [--keep]` as root. Two trees are made, published with their traces and without, and served by
 //! `starling stratum serve` behind a proxy of this program that delays what passes by half the round-trip time each way (and new
-//! connections by a whole one). An agent with an empty cache that knows the repository, but nothing of it, mounts it, and a process reads:
+//! connections by a whole one). An agent with an empty cache is told of the repository and mounts it, and a process reads:
 //!
 //! * `python`: a generated tree of Python packages; all files, one after the other, in the order of imports.
 //! * `bash`: a Debian root (`debootstrap --variant=minbase`, or a copy of `--root DIR`); `chroot MOUNT /bin/bash -c 'echo hi'`.
 //!
-//! Requests and bytes are those of the stratum's access log from before the mount on: root and catalogs count. Seconds are those of the reading
+//! Requests and bytes are those of the stratum's access log from before the repository is made known: root and catalogs count. Seconds are those of the reading
 //! process, and beside them with the mount. "One request a file" is measured on 40 files and multiplied. In the row with a
 //! neighbour an agent of the same cell holds all of the tree, behind a relay that takes `--near-ms` there and back.
 //!
@@ -260,8 +260,7 @@ impl World {
     }
 
     /// One cold start: seconds of mounting, seconds of reading, lines of the access log.
-    fn cold(&mut self, node: &mut Node) -> Figures {
-        let before = self.stratum.access_log().len();
+    fn cold(&mut self, node: &mut Node, before: usize) -> Figures {
         let began = now();
         let mount = node.mount(&self.repository, "mnt");
         let mount_s = now().since(began).as_secs_f64();
@@ -280,8 +279,9 @@ impl World {
     fn alone(&mut self) -> Figures {
         let mut node = Node::new(self.folder("node"));
         node.start();
+        let before = self.stratum.access_log().len();
         node.add_repository(&self.at, &self.url);
-        let figures = self.cold(&mut node);
+        let figures = self.cold(&mut node, before);
         node.stop();
         figures
     }
@@ -302,7 +302,8 @@ impl World {
         wait_for("the neighbour", Duration::from_secs(60), || (node.peers_up() == 1).then_some(()));
         // The first moments, in which a node looks for others, are not what is measured.
         std::thread::sleep(Duration::from_secs(2));
-        let figures = self.cold(&mut node);
+        let before = self.stratum.access_log().len();
+        let figures = self.cold(&mut node, before);
         node.stop();
         warm.stop();
         figures

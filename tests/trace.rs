@@ -149,6 +149,30 @@ fn what_is_recorded_is_replayed_when_its_first_file_is_opened() {
 }
 
 #[test]
+fn small_files_bring_those_that_lie_beside_them() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let (_node, mount) = world.node("reader");
+    let before = world.objects_asked();
+    // In the order of directories, and then the other half in no order.
+    let mut order: Vec<usize> = (0..400).collect();
+    order.sort_by_key(|number| (*number % 20, *number));
+    let mut dice = Dice(3);
+    for last in (201..400).rev() {
+        let with = 200 + usize::try_from(dice.below((last - 199) as u64)).unwrap();
+        order.swap(last, with);
+    }
+    for number in order {
+        let name = file(number);
+        assert_eq!(fs::read(mount.join(&name)).unwrap(), fs::read(world.path("tree").join(&name)).unwrap());
+    }
+    let asked = world.objects_asked() - before;
+    assert!(asked <= 100, "{asked} requests for 400 files");
+}
+
+#[test]
 fn a_trace_survives_a_revision_as_far_as_its_files_do() {
     if !can_mount("trace") {
         return;

@@ -130,3 +130,63 @@ impl Recorders {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{Attributes, FileKind};
+    use crate::model::{ChunkRef, Place};
+
+    fn content(inode: u64, chunks: usize) -> Content {
+        let chunk = |number: usize| {
+            let id = ContentId::of(&[inode.to_le_bytes(), number.to_le_bytes()].concat());
+            ChunkRef { id, plain_len: 1, place: Place { segment: id, ordinal: 0, offset: 0, stored_len: 1 } }
+        };
+        let attributes = Attributes {
+            inode: Inode(inode),
+            kind: FileKind::File,
+            permissions: 0o644,
+            uid: 0,
+            gid: 0,
+            size: chunks as u64,
+            links: 1,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        Content::new(attributes, (0..chunks).map(chunk).collect()).unwrap()
+    }
+
+    #[test]
+    fn each_chunk_is_noted_once_in_order_and_only_of_tasks_that_belong() {
+        let recorders = Recorders::default();
+        let number = recorders.begin(Box::new(|task| task == 7)).unwrap();
+        assert!(recorders.is_recorded(7) && !recorders.is_recorded(8));
+        let (one, two) = (content(1, 10), content(2, 3));
+        let note = |task, inode, content: &Content, range| recorders.note(task, Inode(inode), content, range);
+        note(7, 2, &two, (0, 1));
+        note(8, 1, &one, (0, 10));
+        note(7, 1, &one, (4, 6));
+        note(7, 1, &one, (5, 8));
+        note(7, 2, &two, (0, 3));
+        let recording = recorders.end(number).unwrap();
+        let reads: Vec<_> = recording.reads.iter().map(|read| (read.file, read.first, read.count)).collect();
+        assert_eq!(reads, [(0, 0, 1), (1, 4, 4), (0, 1, 2)]);
+        let inodes: Vec<_> = recording.files.iter().map(|(inode, _)| inode.0).collect();
+        assert_eq!((inodes, recording.is_full), (vec![2, 1], false));
+        assert!(recorders.end(number).is_none() && !recorders.is_recorded(7));
+    }
+
+    #[test]
+    fn recordings_and_what_they_hold_are_bounded() {
+        let recorders = Recorders::default();
+        let numbers: Vec<u64> = std::iter::from_fn(|| recorders.begin(Box::new(|_| true))).collect();
+        assert_eq!(numbers.len(), RECORDINGS_MAX);
+        let large = content(1, 2 * TRACED_READS_MAX + 2);
+        for chunk in 0..=TRACED_READS_MAX {
+            recorders.note(1, Inode(1), &large, (2 * chunk, 2 * chunk + 1));
+        }
+        let recording = recorders.end(numbers[0]).unwrap();
+        assert_eq!((recording.reads.len(), recording.is_full), (TRACED_READS_MAX, true));
+        assert!(recorders.begin(Box::new(|_| true)).is_some());
+    }
+}
