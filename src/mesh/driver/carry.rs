@@ -328,14 +328,25 @@ impl Driver {
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
         let now = ambient::now();
         let (ahead, wanted) = chunks.into_iter().partition(|chunk| self.wants.is_only_ahead(*chunk));
-        self.call_for(wanted, false);
-        for chunk in ahead {
+        for chunk in Vec::from_iter(ahead) {
             if let Some(entry) = self.content.get(chunk) {
-                self.upstream.gathered.add(chunk, entry.chunk.place.stored_len.into(), now);
+                self.upstream.gathered.add(chunk, entry.chunk.place, now);
             }
         }
+        self.call_with_followers(wanted);
         let gathered = self.upstream.gathered.take_if_due(now, self.upstream.ahead_bytes);
-        self.call_for(gathered, true);
+        self.call_for(gathered);
+    }
+
+    /// Calls for chunks that somebody waits for. What was gathered and lies right behind one of them comes in the same request,
+    /// later than what is waited for.
+    fn call_with_followers(&mut self, mut wanted: Vec<Chunk>) {
+        for at in 0..wanted.len() {
+            if let Some(entry) = self.content.get(wanted[at]) {
+                wanted.extend(self.upstream.gathered.take_behind(&entry.chunk.place, UPSTREAM_MAX_BYTES));
+            }
+        }
+        self.call_for(wanted);
     }
 
     /// When what was gathered may go, if that hangs on the time alone.
@@ -346,12 +357,12 @@ impl Driver {
     /// Somebody waits now for what is perhaps being gathered: it goes at once.
     pub(super) fn hurry_upstream(&mut self, chunk: Chunk) {
         if self.upstream.gathered.remove(chunk) {
-            self.call_for(vec![chunk], false);
+            self.call_with_followers(vec![chunk]);
         }
     }
 
     /// Calls for chunks, neighbours in one call.
-    fn call_for(&mut self, chunks: Vec<Chunk>, ahead: bool) {
+    fn call_for(&mut self, chunks: Vec<Chunk>) {
         let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
             .into_iter()
             .filter_map(|chunk| self.content.get(chunk).map(|entry| (entry.repository, entry.chunk, chunk)))
@@ -366,16 +377,11 @@ impl Driver {
             let (call, after) = rest.split_at(len);
             rest = after;
             count(&self.links.counters.upstream_fetches);
-            self.call_upstream(first.0.clone(), call, ahead);
+            self.call_upstream(first.0.clone(), call);
         }
     }
 
-    fn call_upstream(
-        &mut self,
-        repository: RepositoryName,
-        chunks: &[(RepositoryName, ChunkRef, Chunk)],
-        ahead: bool,
-    ) {
+    fn call_upstream(&mut self, repository: RepositoryName, chunks: &[(RepositoryName, ChunkRef, Chunk)]) {
         let call = Arc::new(Call {
             wanted: AtomicUsize::new(chunks.len()),
             stop: CancellationToken::new(),
@@ -387,7 +393,8 @@ impl Driver {
             self.upstream.next += 1;
             let number = self.upstream.next;
             self.content.pin(*chunk);
-            let ahead_bytes = if ahead { reference.place.stored_len.into() } else { 0 };
+            let is_ahead = self.wants.is_only_ahead(*chunk);
+            let ahead_bytes = if is_ahead { reference.place.stored_len.into() } else { 0 };
             self.upstream.ahead_bytes += ahead_bytes;
             self.upstream.by_number.insert(number, *chunk);
             let fetching = Fetching { number, call: Arc::clone(&call), ahead_bytes };

@@ -6,7 +6,7 @@
 //! algorithm, RFC 896). As soon as somebody waits for one of them, it goes.
 
 use super::super::proto::Chunk;
-use crate::model::Time;
+use crate::model::{Place, Time};
 use std::time::Duration;
 
 /// Wait for what is wished for together (guess: longer than a wish for a thousand chunks takes to get here, far shorter than a way that
@@ -16,26 +16,53 @@ const COMPANY: Duration = Duration::from_millis(3);
 /// Chunks that are to be fetched, in the order in which the core let them go. No more than the core has under way.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    chunks: Vec<(Chunk, u64)>,
+    chunks: Vec<(Chunk, Place)>,
     bytes: u64,
     since: Time,
 }
 
 impl Gathered {
     /// One more.
-    pub(super) fn add(&mut self, chunk: Chunk, bytes: u64, now: Time) {
+    pub(super) fn add(&mut self, chunk: Chunk, place: Place, now: Time) {
         if self.chunks.is_empty() {
             self.since = now;
         }
-        self.chunks.push((chunk, bytes));
-        self.bytes += bytes;
+        self.chunks.push((chunk, place));
+        self.bytes += u64::from(place.stored_len);
     }
 
     /// It is not to be fetched from here any more; whether it was.
     pub(super) fn remove(&mut self, chunk: Chunk) -> bool {
         let Some(at) = self.chunks.iter().position(|(other, _)| *other == chunk) else { return false };
-        self.bytes -= self.chunks.remove(at).1;
+        self.bytes -= u64::from(self.chunks.remove(at).1.stored_len);
         true
+    }
+
+    /// Takes what lies right behind `place` in its segment, and right behind that, and so on, within `most_bytes`.
+    pub(super) fn take_behind(&mut self, place: &Place, most_bytes: u64) -> Vec<Chunk> {
+        let mut taken = Vec::new();
+        let Some(mut end) = place.end() else { return taken };
+        let mut behind: Vec<(u64, Chunk)> = self
+            .chunks
+            .iter()
+            .filter(|(_, other)| other.segment == place.segment && other.offset >= end)
+            .map(|(chunk, other)| (other.offset, *chunk))
+            .collect();
+        behind.sort_unstable();
+        let last = place.offset.saturating_add(most_bytes);
+        for (offset, chunk) in behind {
+            let found = self.chunks.iter().find(|(other, _)| *other == chunk);
+            let Some(next) = found.and_then(|(_, other)| other.end()) else { break };
+            if offset != end || next > last {
+                break;
+            }
+            end = next;
+            taken.push(chunk);
+        }
+        for chunk in &taken {
+            self.remove(*chunk);
+        }
+        taken
     }
 
     /// All of them, if it is time and no more than `under_way` bytes are missing to keep the link busy.
@@ -58,19 +85,35 @@ impl Gathered {
 mod tests {
     use super::*;
 
+    fn place(offset: u64, stored_len: u32) -> Place {
+        Place { segment: crate::model::ContentId::of(b"s"), ordinal: 0, offset, stored_len }
+    }
+
+    #[test]
+    fn what_lies_right_behind_goes_along_and_nothing_else() {
+        let mut gathered = Gathered::default();
+        for (chunk, offset) in [(3, 30), (1, 10), (2, 20), (5, 50), (0, 0)] {
+            gathered.add(Chunk(chunk), place(offset, 10), Time::ZERO);
+        }
+        assert_eq!(gathered.take_behind(&place(0, 10), 30), [Chunk(1), Chunk(2)], "within the bytes");
+        assert_eq!(gathered.take_behind(&place(40, 10), 1_000), [Chunk(5)]);
+        assert_eq!(gathered.take_behind(&place(10, 10), 1_000), [], "there is a gap");
+        assert_eq!((gathered.chunks.len(), gathered.bytes), (2, 20));
+    }
+
     #[test]
     fn what_is_fetched_ahead_goes_together_and_never_lets_the_link_run_dry() {
         let at = |millis| Time::ZERO + Duration::from_millis(millis);
         let mut gathered = Gathered::default();
         assert_eq!((gathered.due(at(1), 0), gathered.take_if_due(at(1), 0)), (None, vec![]));
-        gathered.add(Chunk(1), 10, at(1));
-        gathered.add(Chunk(2), 10, at(2));
+        gathered.add(Chunk(1), place(0, 10), at(1));
+        gathered.add(Chunk(2), place(90, 10), at(2));
         assert_eq!(gathered.due(at(2), 21), Some(at(4)));
         assert_eq!(gathered.take_if_due(at(3), 0), []);
         assert_eq!(gathered.take_if_due(at(4), 21), [], "more is under way than came together");
         assert_eq!((gathered.due(at(4), 21), gathered.due(at(4), 20)), (None, Some(at(4))), "arrivals change that");
         assert_eq!(gathered.take_if_due(at(4), 20), [Chunk(1), Chunk(2)]);
-        gathered.add(Chunk(3), 10, at(9));
+        gathered.add(Chunk(3), place(0, 10), at(9));
         assert!(gathered.remove(Chunk(3)) && !gathered.remove(Chunk(3)));
         assert_eq!(gathered.take_if_due(at(99), 0), []);
     }
