@@ -219,7 +219,11 @@ impl World {
         } else {
             // Without the locale and whatever else the caller's environment has read.
             command = Command::new("env");
-            command.args(["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "chroot"]).arg(mount).args(["/bin/bash", "-c", "echo hi"]);
+            command.args(["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "chroot"]).arg(mount).args([
+                "/bin/bash",
+                "-c",
+                "echo hi",
+            ]);
         }
         command.stdin(Stdio::null());
         command
@@ -247,7 +251,8 @@ impl World {
         node.add_repository(&self.at, &self.stratum.url);
         let mount = node.mount(&self.repository, "mnt");
         let socket = node.socket();
-        let mut args: Vec<&OsStr> = vec!["trace".as_ref(), "record".as_ref(), "--out".as_ref(), trace.as_ref()];
+        let mut args: Vec<&OsStr> =
+            vec!["trace".as_ref(), "record".as_ref(), "--out".as_ref(), trace.as_ref()];
         args.extend(["--socket".as_ref(), socket.as_os_str(), mount.as_os_str(), "--".as_ref()]);
         let reader = self.reader(&mount);
         args.push(reader.get_program());
@@ -316,7 +321,8 @@ impl World {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let url = format!("{}/{}/root", self.url, self.repository);
-        let get = || runtime.block_on(async { client.get(&url).send().await.unwrap().bytes().await.unwrap() });
+        let get =
+            || runtime.block_on(async { client.get(&url).send().await.unwrap().bytes().await.unwrap() });
         get();
         let began = now();
         (0..ONE_BY_ONE).for_each(|_| drop(get()));
@@ -374,7 +380,8 @@ fn measure(options: &Options, base: &Path) -> Result<(bool, Value), String> {
                 && requests_max.is_none_or(|most| requests <= most)
                 && bytes_max.is_none_or(|most| bytes <= most);
             all_kept &= kept;
-            let most = |limit: Option<String>| limit.map_or(String::new(), |limit| format!(" (at most {limit})"));
+            let most =
+                |limit: Option<String>| limit.map_or(String::new(), |limit| format!(" (at most {limit})"));
             println!(
                 "  {:<46} {read_s:>8.2} s, with the mount {all_s:.2} s{}; {requests} requests{}, {:.2} MB{}{}",
                 row.what,

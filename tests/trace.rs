@@ -99,7 +99,8 @@ fn record(node: &Node, target: &OsStr, out: &Path, mount: &Path) {
 }
 
 fn shown(trace: &Path) -> Value {
-    serde_json::from_str(&ok(&[OsStr::new("trace"), "show".as_ref(), "--json".as_ref(), trace.as_ref()])).unwrap()
+    serde_json::from_str(&ok(&[OsStr::new("trace"), "show".as_ref(), "--json".as_ref(), trace.as_ref()]))
+        .unwrap()
 }
 
 #[test]
@@ -193,7 +194,10 @@ fn a_trace_survives_a_revision_as_far_as_its_files_do() {
     let published = &made["traces"][0];
     assert_eq!((published["files"].as_u64(), published["left_out"].as_u64()), (Some(39), Some(2)), "{made}");
     let dropped = world.publish(&["--drop-traces"]);
-    assert_eq!((dropped["new_revision"].as_bool(), dropped["traces"].as_array().unwrap().len()), (Some(true), 0));
+    assert_eq!(
+        (dropped["new_revision"].as_bool(), dropped["traces"].as_array().unwrap().len()),
+        (Some(true), 0)
+    );
 }
 
 #[test]

@@ -7,8 +7,30 @@ use std::process::Command;
 
 /// Words of which modules are made: they compress about as source code does.
 const WORDS: [&str; 24] = [
-    "def", "return", "self", "import", "from", "class", "None", "raise", "ValueError", "lambda", "config", "value",
-    "result", "for", "in", "if", "not", "else", "yield", "assert", "__name__", "__init__", "path", "buffer",
+    "def",
+    "return",
+    "self",
+    "import",
+    "from",
+    "class",
+    "None",
+    "raise",
+    "ValueError",
+    "lambda",
+    "config",
+    "value",
+    "result",
+    "for",
+    "in",
+    "if",
+    "not",
+    "else",
+    "yield",
+    "assert",
+    "__name__",
+    "__init__",
+    "path",
+    "buffer",
 ];
 
 /// A module of about `len` bytes.
@@ -48,7 +70,8 @@ pub(crate) fn python(at: &Path, files: usize) -> (Vec<PathBuf>, u64) {
     let mut packages: Vec<Vec<PathBuf>> = Vec::new();
     let (mut made, mut bytes, mut above) = (0, 0, PathBuf::new());
     while made < files {
-        let name = format!("pkg_{:03}_{}", packages.len(), WORDS[pick(&mut dice, WORDS.len())].to_lowercase());
+        let name =
+            format!("pkg_{:03}_{}", packages.len(), WORDS[pick(&mut dice, WORDS.len())].to_lowercase());
         let inside = packages.len() % 5 == 4;
         let folder = if inside { above.join(name) } else { PathBuf::from(name) };
         above.clone_from(&folder);

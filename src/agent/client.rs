@@ -1,9 +1,9 @@
 //! The client of the control API, and of an agent's open HTTP address.
 
-use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{
     ANSWER_MAX_BYTES, AddRepository, Announced, AuthorityStatus, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,

@@ -321,7 +321,8 @@ impl Mounted for KernelMount {
         number: u64,
         name: String,
     ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
-        async move { self.file_system.end_recording(number, &name).await.map_err(|error| error.to_string()) }.boxed()
+        async move { self.file_system.end_recording(number, &name).await.map_err(|error| error.to_string()) }
+            .boxed()
     }
 
     fn leave(&self) -> bool {

@@ -1,9 +1,9 @@
 //! What the control API can ask of a running agent.
 
-use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{
     AddRepository, Announced, AuthorityStatus, CacheStatus, Invitation, InviteRequest, Members, MeshStatus,
     MountRequest, MountStatus, Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind,

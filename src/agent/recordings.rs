@@ -2,7 +2,7 @@
 
 use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{Refusal, RefusalKind};
-use super::mounts::{Mounted, MountTable};
+use super::mounts::{MountTable, Mounted};
 use crate::fs::{Belongs, Profile};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,10 @@ impl MountTable {
         };
         let (mounted, profile) = self.live(directory).ok_or_else(not_mounted)?;
         if profile == Profile::SmallFiles {
-            let message = format!("{} has the profile small-files, in which no opening of a file is seen", directory.display());
+            let message = format!(
+                "{} has the profile small-files, in which no opening of a file is seen",
+                directory.display()
+            );
             return Err(Refusal::new(RefusalKind::Conflict, message)
                 .hint("mount the repository a second time with the default profile, and record there"));
         }

@@ -56,11 +56,7 @@ pub(super) fn write<T: Serialize>(magic: &[u8; 8], document: &T) -> Vec<u8> {
 }
 
 /// The version that a document states, and what follows.
-fn open<'a>(
-    name: &'static str,
-    magic: &[u8; 8],
-    bytes: &'a [u8],
-) -> Result<(u16, &'a [u8]), DocumentError> {
+fn open<'a>(name: &'static str, magic: &[u8; 8], bytes: &'a [u8]) -> Result<(u16, &'a [u8]), DocumentError> {
     let malformed = |detail: &str| DocumentError::Malformed { document: name, detail: detail.to_owned() };
     let rest = bytes.strip_prefix(magic).ok_or_else(|| malformed("it does not begin with its magic"))?;
     let (version, rest) = rest.split_first_chunk().ok_or_else(|| malformed("it ends early"))?;
@@ -149,11 +145,12 @@ impl CatalogIndex {
     /// # Errors
     /// [`DocumentError`] when it contradicts the format.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let (catalogs, traces): (Vec<ChunkRef>, Vec<PublishedTrace>) = match open(Self::NAME, INDEX_MAGIC, bytes)? {
-            (VERSION, body) => (parse(Self::NAME, body)?, Vec::new()),
-            (TRACED_VERSION, body) => parse(Self::NAME, body)?,
-            (found, _) => return Err(DocumentError::Version { document: Self::NAME, found }),
-        };
+        let (catalogs, traces): (Vec<ChunkRef>, Vec<PublishedTrace>) =
+            match open(Self::NAME, INDEX_MAGIC, bytes)? {
+                (VERSION, body) => (parse(Self::NAME, body)?, Vec::new()),
+                (TRACED_VERSION, body) => parse(Self::NAME, body)?,
+                (found, _) => return Err(DocumentError::Version { document: Self::NAME, found }),
+            };
         let malformed = |detail| Err(DocumentError::Malformed { document: Self::NAME, detail });
         if let Err(detail) = check_traces(&traces) {
             return malformed(detail);

@@ -28,8 +28,8 @@ pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use split::{Weight, split};
 pub use trace::{
-    BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX, TRACED_READS_MAX,
-    TRACES_MAX, TracedFile, TracedRead, content_of,
+    BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX,
+    TRACED_READS_MAX, TRACES_MAX, TracedFile, TracedRead, content_of,
 };
 pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError};
 pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};

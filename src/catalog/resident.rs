@@ -290,13 +290,10 @@ impl Resident {
     }
 
     /// Chunks of the files that begin in `bytes` of a segment, in the order in which they lie there, of files of at most `most_bytes`.
-    pub(super) fn laid_in(
-        &self,
-        segment: &ContentId,
-        bytes: &Range<u64>,
-        most_bytes: u64,
-    ) -> Vec<ChunkRef> {
-        let Some(segment) = self.segments.iter().position(|known| known == segment) else { return Vec::new() };
+    pub(super) fn laid_in(&self, segment: &ContentId, bytes: &Range<u64>, most_bytes: u64) -> Vec<ChunkRef> {
+        let Some(segment) = self.segments.iter().position(|known| known == segment) else {
+            return Vec::new();
+        };
         let laid = self.laid.get_or_init(|| {
             let mut rows: Vec<u32> = (0..self.rows()).filter(|row| self.begins(*row).is_some()).collect();
             rows.sort_unstable_by_key(|row| (self.begins(*row), *row));

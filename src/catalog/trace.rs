@@ -5,8 +5,8 @@
 //! still holds. A [`Replay`] is the outcome for one revision: the chunks themselves, with their places, so that replaying needs no
 //! catalog. The catalog index names both ([`PublishedTrace`]); `docs/repository-format.md` tells the bytes.
 
-use super::documents::{DocumentError, is_sane_object, is_tag, read, write};
 use super::Inode;
+use super::documents::{DocumentError, is_sane_object, is_tag, read, write};
 use crate::model::{Algorithm, ChunkRef, ContentId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -101,7 +101,8 @@ impl RecordedTrace {
         }
         let is_path = |path: &[u8]| {
             let parts = || path.split(|byte| *byte == b'/');
-            path.len() <= PATH_MAX_BYTES && parts().all(|part| !part.is_empty() && part != b"." && part != b"..")
+            path.len() <= PATH_MAX_BYTES
+                && parts().all(|part| !part.is_empty() && part != b"." && part != b"..")
         };
         if let Some(bad) = files.iter().find(|file| !is_path(&file.path) || file.path.contains(&0)) {
             return Err(format!("the path `{}`", bad.path.escape_ascii()));
@@ -110,7 +111,9 @@ impl RecordedTrace {
             return Err(format!("the content {}", bad.content));
         }
         let is_inside = |read: &TracedRead| {
-            (read.file as usize) < files.len() && read.count > 0 && read.first.checked_add(read.count).is_some()
+            (read.file as usize) < files.len()
+                && read.count > 0
+                && read.first.checked_add(read.count).is_some()
         };
         if let Some(bad) = reads.iter().find(|read| !is_inside(read)) {
             return Err(format!("{bad:?}"));
@@ -136,7 +139,8 @@ impl Replay {
     /// A replay of the first [`REPLAYED_CHUNKS_MAX`] different ones of `chunks`.
     pub fn new(chunks: impl IntoIterator<Item = ChunkRef>) -> Self {
         let mut seen = HashSet::new();
-        let chunks = chunks.into_iter().filter(|chunk| seen.insert(chunk.id)).take(REPLAYED_CHUNKS_MAX).collect();
+        let chunks =
+            chunks.into_iter().filter(|chunk| seen.insert(chunk.id)).take(REPLAYED_CHUNKS_MAX).collect();
         Self { chunks }
     }
 
@@ -214,11 +218,15 @@ mod tests {
     }
 
     fn trace() -> RecordedTrace {
-        let file = |path: &[u8]| TracedFile { path: path.into(), content: content_of([&ContentId::of(path)]) };
+        let file =
+            |path: &[u8]| TracedFile { path: path.into(), content: content_of([&ContentId::of(path)]) };
         RecordedTrace {
             name: "bash".to_owned(),
             files: vec![file(b"usr/bin/bash"), file(b"lib/\xff")],
-            reads: vec![TracedRead { file: 0, first: 0, count: 3 }, TracedRead { file: 1, first: 2, count: 1 }],
+            reads: vec![
+                TracedRead { file: 0, first: 0, count: 3 },
+                TracedRead { file: 1, first: 2, count: 1 },
+            ],
         }
     }
 

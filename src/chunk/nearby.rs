@@ -123,7 +123,8 @@ impl Nearby {
 
     fn make_room(&mut self) {
         if self.segments.len() >= SEGMENTS_MAX
-            && let Some(oldest) = self.segments.iter().min_by_key(|(id, one)| (one.read_at, **id)).map(|(id, _)| *id)
+            && let Some(oldest) =
+                self.segments.iter().min_by_key(|(id, one)| (one.read_at, **id)).map(|(id, _)| *id)
         {
             self.segments.remove(&oldest);
         }
@@ -135,8 +136,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EAGERNESS: Eagerness =
-        Eagerness { patience: 0, first_bytes: 64 << 10, most_bytes: 2 << 20 };
+    const EAGERNESS: Eagerness = Eagerness { patience: 0, first_bytes: 64 << 10, most_bytes: 2 << 20 };
 
     fn place(segment: u8, offset: u64) -> Place {
         Place { segment: ContentId::of(&[segment]), ordinal: 0, offset, stored_len: 1 }

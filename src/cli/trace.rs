@@ -96,9 +96,8 @@ fn record(args: RecordArgs) -> Result<(), CliError> {
         let number = client.record(&request).await?.number;
         let status = std::process::Command::new(&command[0]).args(&command[1..]).status();
         let ended = client.end_recording(&EndRecording { directory, number, name }).await;
-        let status: ExitStatus = status.map_err(|error| {
-            CliError::failed(format!("{}: {error}", Path::new(&command[0]).display()))
-        })?;
+        let status: ExitStatus = status
+            .map_err(|error| CliError::failed(format!("{}: {error}", Path::new(&command[0]).display())))?;
         let ended = ended?;
         let document = data_encoding::BASE64.decode(ended.document.as_bytes());
         let document = document.map_err(|error| CliError::failed(format!("the agent's answer: {error}")))?;
@@ -109,13 +108,16 @@ fn record(args: RecordArgs) -> Result<(), CliError> {
         return Err(CliError::failed("the command read nothing of the mount")
             .hint("does it use another mount? give that one's mount point"));
     }
-    fs::write(&out, trace.to_bytes()).map_err(|error| CliError::failed(format!("{}: {error}", out.display())))?;
+    fs::write(&out, trace.to_bytes())
+        .map_err(|error| CliError::failed(format!("{}: {error}", out.display())))?;
     eprintln!("{}: {}", out.display(), summary(&trace));
     if is_cut {
         eprintln!("warning: more was read than a trace holds; the first of it is recorded");
     }
     if !status.success() {
-        return Err(CliError::failed(format!("the command ended with {status}; what it read is recorded all the same")));
+        return Err(CliError::failed(format!(
+            "the command ended with {status}; what it read is recorded all the same"
+        )));
     }
     Ok(())
 }
@@ -130,8 +132,10 @@ async fn mount_of(client: &Client, target: &Path) -> Result<PathBuf, CliError> {
     let mounts = client.mounts().await?.mounts;
     let shown = target.display();
     choose(&mounts, target).ok_or_else(|| {
-        CliError::failed(format!("{shown} is neither in a mount of this agent nor a repository that it has mounted"))
-            .hint("see `starling status`")
+        CliError::failed(format!(
+            "{shown} is neither in a mount of this agent nor a repository that it has mounted"
+        ))
+        .hint("see `starling status`")
     })
 }
 

@@ -114,15 +114,16 @@ impl Foresight {
         source: &Arc<dyn ChunkSource>,
         label: &str,
     ) {
-        let Some(first) = content.chunks().first().filter(|_| content.attributes.size <= SMALL_MAX_BYTES) else {
+        let Some(first) = content.chunks().first().filter(|_| content.attributes.size <= SMALL_MAX_BYTES)
+        else {
             return;
         };
         let place = first.place;
-        let runs = self
-            .nearby
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .read(&place, is_missing, ambient::now());
+        let runs = self.nearby.lock().unwrap_or_else(PoisonError::into_inner).read(
+            &place,
+            is_missing,
+            ambient::now(),
+        );
         if runs.is_empty() {
             return;
         }

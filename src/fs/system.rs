@@ -14,11 +14,11 @@ use crate::catalog::{
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::Class;
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use futures::FutureExt as _;
 use tracing::Instrument as _;
 
 /// Longest name, in bytes: what every Linux file system has.

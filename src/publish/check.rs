@@ -1,8 +1,6 @@
 //! Reads and verifies everything that a root names.
 
-use crate::catalog::{
-    Catalog, CatalogError, CatalogIndex, DocumentError, History, RecordedTrace, Replay,
-};
+use crate::catalog::{Catalog, CatalogError, CatalogIndex, DocumentError, History, RecordedTrace, Replay};
 use crate::chunk::{SegmentError, SegmentIndex};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision, UnixTime};
 use crate::store::{DirectoryObjects, ObjectError, ObjectStore, ReadChunkError, read_chunk};

@@ -154,7 +154,8 @@ pub fn publish(
     let revision = Revision(previous.as_ref().map_or(1, |previous| previous.root.root().revision.0 + 1));
     let history = history(previous.as_ref(), revision, options.tag.as_deref())?;
     let (traces, stored_traces) = traces::store(&**objects, &drafts, options.level)?;
-    let segments = content.segments + laid.segments + new_catalogs.segments + u64::from(stored_traces > 0) + 1;
+    let segments =
+        content.segments + laid.segments + new_catalogs.segments + u64::from(stored_traces > 0) + 1;
     let index = catalogs.index.with_traces(traces);
     let documents = store_documents(&**objects, &index, &history, options.level)?;
     let [catalog_index, history] = [documents.chunks[0], documents.chunks[1]];
@@ -246,8 +247,15 @@ fn store_catalogs(
 ) -> Result<(Catalogs, Packed), PublishError> {
     let nested = divide(tree);
     let mut packer = Packer::start(Arc::clone(objects), level)?;
-    let mut assembler =
-        Assembler { tree, table, nested: &nested, known, packer: &mut packer, written: Vec::new(), catalog_of: HashMap::new() };
+    let mut assembler = Assembler {
+        tree,
+        table,
+        nested: &nested,
+        known,
+        packer: &mut packer,
+        written: Vec::new(),
+        catalog_of: HashMap::new(),
+    };
     let assembled = assembler.catalog(0);
     let Assembler { written, catalog_of: of, .. } = assembler;
     let packed = packer.finish()?;

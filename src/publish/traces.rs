@@ -69,7 +69,9 @@ pub(super) fn gather(
         let read = read_chunk(objects, &published.recorded).map_err(|error| error.to_string());
         match read.and_then(|bytes| RecordedTrace::from_bytes(&bytes).map_err(|error| error.to_string())) {
             Ok(trace) => traces.push(trace),
-            Err(error) => tracing::warn!(trace = %published.name, error, "a trace of the revision before is left out"),
+            Err(error) => {
+                tracing::warn!(trace = %published.name, error, "a trace of the revision before is left out")
+            }
         }
     }
     for trace in given {
@@ -125,7 +127,8 @@ pub(super) fn resolve(tree: &ScannedTree, table: &ChunkTable, recorded: Recorded
     for read in &traced.recorded.reads {
         let Some((chunks, is_same)) = files[read.file as usize] else { continue };
         let (first, count) = (read.first as usize, read.count as usize);
-        let range = if is_same { first..first.saturating_add(count).min(chunks.len()) } else { 0..chunks.len() };
+        let range =
+            if is_same { first..first.saturating_add(count).min(chunks.len()) } else { 0..chunks.len() };
         let chunks = chunks.get(range).unwrap_or_default();
         traced.chunks.extend(chunks.iter().filter(|chunk| seen.insert(**chunk)));
     }
@@ -159,7 +162,8 @@ pub(super) fn lay_together(
     let mut laid = HashSet::new();
     let mut read = || -> Result<(), PublishError> {
         for traced in traces {
-            let own: Vec<Number> = traced.chunks.iter().copied().filter(|chunk| !laid.contains(chunk)).collect();
+            let own: Vec<Number> =
+                traced.chunks.iter().copied().filter(|chunk| !laid.contains(chunk)).collect();
             let places: Vec<Place> = own.iter().map(|chunk| table.chunk(*chunk).place).collect();
             if is_scattered(&places) {
                 for chunk in &own {

@@ -69,7 +69,8 @@ impl Shared {
         let mode = if size < PASSTHROUGH_MIN_BYTES {
             Some(Mode::Cached)
         } else {
-            let may_pass = !recorded && self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
+            let may_pass =
+                !recorded && self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
             let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
             self.modes().open(inode, || self.register(body?.as_ref()))
         };

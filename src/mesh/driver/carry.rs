@@ -11,7 +11,7 @@ use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, 
 use super::super::transfer::{self, Reply};
 use super::super::wire::{Holder, REQUEST_MAX_CHUNKS, Request};
 use super::counters::{add, count};
-use super::gather::Gathered;
+use super::gather::{AHEAD_WAITS, Gathered, MANY_MIN_BYTES, READ_WAITS};
 use super::providers::{self, Provider};
 use super::task::{Driver, Message, PeerReply, TaskLinks};
 use crate::ambient;
@@ -77,6 +77,8 @@ pub(super) struct UpstreamBook {
     next: u64,
     calls: Arc<Semaphore>,
     gathered: Gathered,
+    /// What somebody waits for and is to travel with the rest of a read.
+    reads: Gathered,
     /// Bytes of the fetches under way that were gathered.
     ahead_bytes: u64,
 }
@@ -88,7 +90,8 @@ impl Default for UpstreamBook {
             by_number: HashMap::new(),
             next: 0,
             calls: Arc::new(Semaphore::new(UPSTREAM_CALLS)),
-            gathered: Gathered::default(),
+            gathered: Gathered::new(AHEAD_WAITS),
+            reads: Gathered::new(READ_WAITS),
             ahead_bytes: 0,
         }
     }
@@ -126,6 +129,7 @@ impl Driver {
                     Output::CancelUpstream { chunk } => {
                         upstream.retain(|other| *other != chunk);
                         self.upstream.gathered.remove(chunk);
+                        self.upstream.reads.remove(chunk);
                         self.cancel_upstream(chunk);
                     }
                     other => self.carry_out_one(other),
@@ -324,16 +328,23 @@ impl Driver {
             .collect()
     }
 
-    /// Takes chunks from the strata. What somebody waits for goes at once, what is fetched ahead is gathered first.
+    /// Takes chunks from the strata. What somebody waits for goes at once or nearly so, what is fetched ahead is gathered first.
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
         let now = ambient::now();
-        let (ahead, wanted) = chunks.into_iter().partition(|chunk| self.wants.is_only_ahead(*chunk));
-        for chunk in Vec::from_iter(ahead) {
-            if let Some(entry) = self.content.get(chunk) {
+        let mut at_once = Vec::new();
+        for chunk in chunks {
+            let Some(entry) = self.content.get(chunk) else { continue };
+            if self.wants.is_only_ahead(chunk) {
                 self.upstream.gathered.add(chunk, entry.chunk.place, now);
+            } else if entry.chunk.plain_len >= MANY_MIN_BYTES {
+                self.upstream.reads.add(chunk, entry.chunk.place, now);
+            } else {
+                at_once.push(chunk);
             }
         }
-        self.call_with_followers(wanted);
+        self.call_with_followers(at_once);
+        let reads = self.upstream.reads.take_if_due(now, 0);
+        self.call_with_followers(reads);
         let gathered = self.upstream.gathered.take_if_due(now, self.upstream.ahead_bytes);
         self.call_for(gathered);
     }
@@ -351,7 +362,9 @@ impl Driver {
 
     /// When what was gathered may go, if that hangs on the time alone.
     pub(super) fn gathered_due(&self) -> Option<Time> {
-        self.upstream.gathered.due(ambient::now(), self.upstream.ahead_bytes)
+        let now = ambient::now();
+        let ahead = self.upstream.gathered.due(now, self.upstream.ahead_bytes);
+        ahead.into_iter().chain(self.upstream.reads.due(now, 0)).min()
     }
 
     /// Somebody waits now for what is perhaps being gathered: it goes at once.

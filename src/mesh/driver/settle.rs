@@ -89,7 +89,11 @@ mod tests {
         let mut lonely = new();
         assert!(!lonely.is_over(0, false, at(2_999)) && lonely.is_over(0, false, at(3_000)));
         let mut met = new();
-        assert!(!met.is_over(1, false, at(100)) && !met.is_over(5, false, at(699)) && met.is_over(5, false, at(700)));
+        assert!(
+            !met.is_over(1, false, at(100))
+                && !met.is_over(5, false, at(699))
+                && met.is_over(5, false, at(700))
+        );
         assert!(new().is_over(1, true, at(100)), "all are there who were expected");
     }
 }
