@@ -11,7 +11,7 @@ use crate::catalog::{MountedTree, RecordedTrace, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{Belongs, FileSystem, MountError, detach_lazily, fuse};
-use crate::mesh::{Identity, Mesh};
+use crate::mesh::Identity;
 use crate::model::{ChunkRef, Class, RepositoryName};
 use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
@@ -66,36 +66,23 @@ impl ChunkSource for Watched {
 
 /// The [`Mounter`] of a running agent.
 pub(super) struct KernelMounter {
-    local: Arc<LocalNode>,
-    fetcher: Arc<Fetcher>,
-    cache: Arc<DiskCache>,
-    offers: Offers,
-    book: Arc<ReadBook>,
+    pub(super) local: Arc<LocalNode>,
+    pub(super) fetcher: Arc<Fetcher>,
+    pub(super) cache: Arc<DiskCache>,
+    pub(super) offers: Offers,
+    pub(super) book: Arc<ReadBook>,
     /// Who this node is in its mesh, if it is in one.
-    identity: Option<Arc<Identity>>,
-    registry: Arc<Repositories>,
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) registry: Arc<Repositories>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
-    holdings: Option<Arc<Holdings>>,
+    pub(super) holdings: Option<Arc<Holdings>>,
     /// The setting `replay_bytes`.
-    replay_bytes: u64,
+    pub(super) replay_bytes: u64,
+    /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
+    pub(super) verify_always: bool,
 }
 
 impl KernelMounter {
-    pub(super) fn new(
-        local: Arc<LocalNode>,
-        fetcher: Arc<Fetcher>,
-        cache: Arc<DiskCache>,
-        mesh: Arc<Mesh>,
-        book: Arc<ReadBook>,
-        identity: Option<Arc<Identity>>,
-        registry: Arc<Repositories>,
-        holdings: Option<Arc<Holdings>>,
-        replay_bytes: u64,
-    ) -> Self {
-        let offers = Offers::new(mesh, cache.clone());
-        Self { local, fetcher, cache, offers, book, identity, registry, holdings, replay_bytes }
-    }
-
     /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free.
     fn lost<T>(&self, holdings: &Holdings, directory: &Path, why: &str) -> Option<T> {
         tracing::warn!(directory = %directory.display(), "a mount of the agent before is ended: {why}");
@@ -129,7 +116,7 @@ impl KernelMounter {
         let source = self.source(&notes.repository);
         let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
         let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
-        let config = config(directory, &notes.options);
+        let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
         let mounted = Mutex::new(Some(mounted.map_err(|error| error.to_string())?));
@@ -141,6 +128,11 @@ impl KernelMounter {
     /// What the replay of a trace may bring: never so much that it drives the rest out of a small cache.
     fn replay_max_bytes(&self) -> u64 {
         self.replay_bytes.min(self.cache.statistics().quota_bytes / 4)
+    }
+
+    fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
+        let passthrough = !self.verify_always;
+        fuse::MountConfig { profile: options.profile, passthrough, ..fuse::MountConfig::new(directory) }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -227,7 +219,7 @@ impl Mounter for KernelMounter {
         let repository = root.root().repository.clone();
         let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
         let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
-        let config = config(directory, options);
+        let config = self.config(directory, options);
         let runtime = tokio::runtime::Handle::current();
         let shown = directory.display().to_string();
         let (holdings, root, options) = (self.holdings.clone(), root.clone(), options.clone());
@@ -250,10 +242,6 @@ impl Mounter for KernelMounter {
         }
         .boxed()
     }
-}
-
-fn config(directory: &Path, options: &MountOptions) -> fuse::MountConfig {
-    fuse::MountConfig { profile: options.profile, ..fuse::MountConfig::new(directory) }
 }
 
 /// A live mount of the kernel. `None` once it was unmounted or left.

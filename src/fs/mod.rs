@@ -31,4 +31,4 @@ pub use listing::{ListedEntry, Listing};
 pub use mountpoint::{MountError, detach_lazily};
 pub use recorder::Belongs;
 pub use switch::{Notifier, Stale, Switched};
-pub use system::{FileSystem, FileSystemStatistics};
+pub use system::{ExtendedAttribute, FileSystem, FileSystemStatistics};

@@ -172,13 +172,23 @@ pub struct Node {
     listen: Option<String>,
     /// Seconds for which its mounts are kept without an agent.
     keep_mounts_s: u32,
+    /// Further settings, as variables of the environment.
+    settings: Vec<(String, String)>,
 }
 
 impl Node {
     /// A node that is no member of a mesh yet.
     pub fn new(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).unwrap();
-        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new(), listen: None, keep_mounts_s: 0 }
+        Self {
+            dir,
+            agent: None,
+            mounts: Vec::new(),
+            extra: Vec::new(),
+            listen: None,
+            keep_mounts_s: 0,
+            settings: Vec::new(),
+        }
     }
 
     /// Further arguments for `starling agent`.
@@ -192,6 +202,14 @@ impl Node {
     #[must_use]
     pub fn keeping_mounts(mut self) -> Self {
         self.keep_mounts_s = 20;
+        self
+    }
+
+    /// A setting of its agent.
+    #[must_use]
+    pub fn with_setting(mut self, key: &str, value: impl AsRef<Path>) -> Self {
+        let value = value.as_ref().to_str().unwrap().to_owned();
+        self.settings.push((format!("STARLING_{}", key.to_uppercase()), value));
         self
     }
 
@@ -256,6 +274,7 @@ impl Node {
             .args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")])
             .args(&self.extra)
             .env("STARLING_KEEP_MOUNTS_S", self.keep_mounts_s.to_string())
+            .envs(self.settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(self.dir.join("agent.log")).unwrap())
