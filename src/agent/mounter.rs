@@ -50,7 +50,10 @@ impl ChunkSource for Watched {
         let read = self.source.read(pieces, class);
         async move {
             let result = read.await;
-            if let Err(error) = &result {
+            // What is fetched ahead nobody waits for: should it be read, that read tells.
+            if let Err(error) = &result
+                && class == Class::Read
+            {
                 self.book.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(repository = %self.repository, %error, "a read failed");
             }

@@ -110,7 +110,7 @@ impl Foresight {
         &self,
         (inode, content): (Inode, &Content),
         is_missing: bool,
-        tree: &dyn Tree,
+        tree: impl FnOnce() -> Option<Arc<dyn Tree>>,
         source: &Arc<dyn ChunkSource>,
         label: &str,
     ) {
@@ -124,9 +124,7 @@ impl Foresight {
             is_missing,
             ambient::now(),
         );
-        if runs.is_empty() {
-            return;
-        }
+        let Some(tree) = (!runs.is_empty()).then(tree).flatten() else { return };
         let laid = runs.iter().flat_map(|run| tree.laid_in(inode, &place.segment, run, SMALL_MAX_BYTES));
         self.fetch(laid.map(touch).collect(), source, label);
     }

@@ -372,10 +372,9 @@ impl FileSystem {
         let mut reading = self.source.read(pieces.clone(), Class::Read).instrument(span);
         // What is here is ready at once. What is not is wished for before anything is fetched ahead.
         let ready = (&mut reading).now_or_never();
-        if offset == 0
-            && let Ok((_, tree)) = self.table().tree_of(inode)
-        {
-            self.foresight.beside((inode, &file.content), ready.is_none(), &*tree, &self.source, &self.label);
+        if offset == 0 {
+            let tree = || self.table().tree_of(inode).ok().map(|(_, tree)| tree);
+            self.foresight.beside((inode, &file.content), ready.is_none(), tree, &self.source, &self.label);
         }
         self.foresight.fetch(file.foresee(offset, len), &self.source, &self.label);
         let got = match ready {
