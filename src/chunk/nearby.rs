@@ -153,9 +153,9 @@ mod tests {
     #[test]
     fn one_file_takes_little_along_and_many_take_all_in_a_few_fetches() {
         let mut nearby = Nearby::new(EAGERNESS);
-        assert_eq!(nearby.read(&place(1, 10), true, at(1)), [0..BLOCK_BYTES]);
+        let mut asked = nearby.read(&place(1, 10), true, at(1));
+        assert_eq!((asked.len(), bytes(&asked)), (1, BLOCK_BYTES));
         // A program that reads 8 MiB of 4 KiB files in no order: what was asked for is here when it is read.
-        let mut asked = vec![0..BLOCK_BYTES];
         let mut fetches = 1;
         for step in 0..2_048_u64 {
             let offset = step * 1_237 % 2_048 * 4_096;

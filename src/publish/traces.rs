@@ -70,7 +70,7 @@ pub(super) fn gather(
         match read.and_then(|bytes| RecordedTrace::from_bytes(&bytes).map_err(|error| error.to_string())) {
             Ok(trace) => traces.push(trace),
             Err(error) => {
-                tracing::warn!(trace = %published.name, error, "a trace of the revision before is left out")
+                tracing::warn!(trace = %published.name, error, "a trace of the revision before is left out");
             }
         }
     }
