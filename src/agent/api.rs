@@ -4,6 +4,7 @@
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
 pub mod cache;
+pub mod trace;
 
 use crate::fs::Profile;
 use crate::mesh::{NEWEST_KEY_REMEDY, Role};

@@ -152,6 +152,7 @@ impl Agent {
             identity: membership.as_ref().map(|membership| membership.identity.clone()),
             registry: registry.clone(),
             holdings: holdings(&settings),
+            replay_bytes: settings.replay_bytes.0,
             verify_always: settings.verify == Verify::Always,
         };
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())

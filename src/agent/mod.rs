@@ -22,6 +22,7 @@ mod mounts;
 mod node;
 mod offer;
 mod pins;
+mod recordings;
 mod server;
 mod state;
 mod why;

@@ -7,10 +7,10 @@ use super::mounts::{Mounted, Mounter};
 use super::offer::Offers;
 use crate::ambient;
 use crate::cache::DiskCache;
-use crate::catalog::{MountedTree, Tree};
+use crate::catalog::{MountedTree, RecordedTrace, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{FileSystem, MountError, detach_lazily, fuse};
+use crate::fs::{Belongs, FileSystem, MountError, detach_lazily, fuse};
 use crate::mesh::Identity;
 use crate::model::{ChunkRef, Class, RepositoryName};
 use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
@@ -50,7 +50,10 @@ impl ChunkSource for Watched {
         let read = self.source.read(pieces, class);
         async move {
             let result = read.await;
-            if let Err(error) = &result {
+            // What is fetched ahead nobody waits for: should it be read, that read tells.
+            if let Err(error) = &result
+                && class == Class::Read
+            {
                 self.book.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(repository = %self.repository, %error, "a read failed");
             }
@@ -76,6 +79,8 @@ pub(super) struct KernelMounter {
     pub(super) registry: Arc<Repositories>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
     pub(super) holdings: Option<Arc<Holdings>>,
+    /// The setting `replay_bytes`.
+    pub(super) replay_bytes: u64,
     /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
     pub(super) verify_always: bool,
 }
@@ -112,7 +117,8 @@ impl KernelMounter {
         }
         let shown = shown.ok_or("its notes name no tree")?;
         let source = self.source(&notes.repository);
-        let file_system = Arc::new(FileSystem::resume(notes.repository.as_str(), trees, source));
+        let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
+        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
         let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
@@ -120,6 +126,11 @@ impl KernelMounter {
         let kept = Some((holdings.clone(), Mutex::new(notes)));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
         Ok((Arc::new(mount), shown))
+    }
+
+    /// What the replay of a trace may bring: never so much that it drives the rest out of a small cache.
+    fn replay_max_bytes(&self) -> u64 {
+        self.replay_bytes.min(self.cache.statistics().quota_bytes / 4)
     }
 
     fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
@@ -209,7 +220,8 @@ impl Mounter for KernelMounter {
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
         let repository = root.root().repository.clone();
-        let file_system = Arc::new(FileSystem::new(repository.as_str(), tree, self.source(&repository)));
+        let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
+        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
         let config = self.config(directory, options);
         let runtime = tokio::runtime::Handle::current();
         let shown = directory.display().to_string();
@@ -289,6 +301,19 @@ impl Mounted for KernelMount {
 
     fn is_live(&self) -> bool {
         self.lock().as_ref().is_some_and(|mounted| !mounted.has_ended())
+    }
+
+    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
+        self.file_system.begin_recording(belongs)
+    }
+
+    fn end_recording(
+        &self,
+        number: u64,
+        name: String,
+    ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
+        async move { self.file_system.end_recording(number, &name).await.map_err(|error| error.to_string()) }
+            .boxed()
     }
 
     fn leave(&self) -> bool {
