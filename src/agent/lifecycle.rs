@@ -5,6 +5,7 @@
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
 use super::api::{MountRequest, Peers};
+use super::automount::Automount;
 use super::cached;
 use super::company::{self, Company};
 use super::contacts::Contacts;
@@ -80,6 +81,7 @@ struct Agent {
     node: Arc<Node>,
     /// Ends tending and serving.
     ending: CancellationToken,
+    automount: Option<Arc<Automount>>,
     servers: Vec<JoinHandle<()>>,
     tending: JoinHandle<()>,
     joins: Option<JoinHandle<()>>,
@@ -151,17 +153,19 @@ impl Agent {
             mesh.clone(),
             reads.clone(),
             identity,
-            registry.clone(),
             holdings,
         );
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let mounts = Arc::new(mounts);
+        let ending = CancellationToken::new();
+        let (automount, no_automount) = automount(&settings, &registry, &mounts, &ending);
         let pins = Arc::new(Pins::new(cache.clone(), mounts.clone()));
         let node = Arc::new(Node {
             company: Company::new(started, ambient::generator()),
             no_desk,
+            no_automount,
             started,
             settings,
             membership,
@@ -174,7 +178,6 @@ impl Agent {
             wake: Arc::new(Notify::new()),
             reads,
         });
-        let ending = CancellationToken::new();
         node.mounts.let_go_others().await;
         let restoring = node.clone();
         let restored = tokio::spawn(async move { restoring.mounts.tend().await });
@@ -190,7 +193,7 @@ impl Agent {
         let scrub_rate = node.settings.cache_scrub_bytes_per_s.0;
         tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
         let servers = serve(&node, socket, open_listener, &ending);
-        Ok(Self { node, ending, servers, tending, joins, _state: state })
+        Ok(Self { node, ending, automount, servers, tending, joins, _state: state })
     }
 
     /// Answers first, then mounts, mesh and cache, so that nobody uses what is going.
@@ -204,6 +207,10 @@ impl Agent {
         }
         // Half for the mounts: the mesh still serves their last reads meanwhile.
         self.node.mounts.leave_all(patience / 2).await;
+        // Where mounts are kept, the folder in which they are stays as well.
+        if let Some(automount) = self.automount.filter(|_| self.node.settings.keep_mounts().is_none()) {
+            automount.end();
+        }
         if let Some(joins) = self.joins {
             joins.abort();
         }
@@ -218,6 +225,28 @@ impl Agent {
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the cache could not be flushed"),
             Ok(Err(error)) => tracing::warn!(%error, "the cache was not flushed"),
             Err(_) => tracing::warn!("the cache was not flushed: the disk is too slow"),
+        }
+    }
+}
+
+/// The folder of all repositories, if one is wanted; or why there is none, which is no reason not to start.
+fn automount(
+    settings: &Settings,
+    registry: &Arc<Repositories>,
+    mounts: &Arc<MountTable>,
+    ending: &CancellationToken,
+) -> (Option<Arc<Automount>>, Option<String>) {
+    let Some(folder) = &settings.automount_dir else { return (None, None) };
+    let (registry, mounts) = (registry.clone(), mounts.clone());
+    match Automount::begin(folder, settings.automount_idle(), registry, mounts, ending.clone()) {
+        Ok(automount) => (Some(automount), None),
+        Err(error) => {
+            let trouble = format!(
+                "repositories are not mounted below {} when somebody enters them: {error}",
+                folder.display()
+            );
+            tracing::error!("{trouble}");
+            (None, Some(trouble))
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod api;
 mod authority;
+mod automount;
 mod books;
 mod cached;
 mod client;
@@ -23,6 +24,7 @@ mod node;
 mod offer;
 mod pins;
 mod server;
+mod shown;
 mod state;
 mod why;
 

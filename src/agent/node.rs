@@ -62,6 +62,8 @@ pub(super) struct Node {
     pub(super) company: Company,
     /// Why this authority lets nobody in, if it does not.
     pub(super) no_desk: Option<String>,
+    /// Why there is no folder of all repositories, where one is wanted.
+    pub(super) no_automount: Option<String>,
 }
 
 /// Who this node is in its mesh.
@@ -283,8 +285,13 @@ impl Node {
 
     /// What is wrong beside memberships that ended and mounts that are not there.
     fn troubles(&self) -> Vec<String> {
-        let troubles =
-            [self.waits_for_restart(), self.company.trouble(), self.no_desk.clone(), self.mounts.trouble()];
+        let troubles = [
+            self.waits_for_restart(),
+            self.company.trouble(),
+            self.no_desk.clone(),
+            self.no_automount.clone(),
+            self.mounts.trouble(),
+        ];
         troubles.into_iter().flatten().collect()
     }
 

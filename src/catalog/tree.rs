@@ -1,7 +1,7 @@
 //! The port that a file system walks: one immutable tree of one revision.
 
 use crate::chunk::SourceError;
-use crate::model::ChunkRef;
+use crate::model::{ChunkRef, ContentId, Revision};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +60,15 @@ pub struct DirectoryEntry {
     pub name: Arc<[u8]>,
     /// What it names.
     pub attributes: Attributes,
+}
+
+/// Of which revision a tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeName {
+    /// Its number.
+    pub revision: Revision,
+    /// Name of its signed root.
+    pub root: ContentId,
 }
 
 /// Names and values of extended attributes, sorted by name.
@@ -135,4 +144,9 @@ pub trait Tree: Send + Sync + 'static {
 
     /// Number of inodes and plain bytes in the whole tree, for `statfs`.
     fn totals(&self) -> (u64, u64);
+
+    /// Of which revision it is, if that is known.
+    fn name(&self) -> Option<TreeName> {
+        None
+    }
 }

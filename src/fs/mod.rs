@@ -11,21 +11,24 @@
 //! page cache never mixes revisions; what must go are names, listings and attributes that changed,
 //! and `switch.rs` finds exactly those by comparing the directories that the kernel knows.
 
+mod autofs;
 mod content;
 mod error;
 mod files;
 pub mod fuse;
 mod ledger;
 mod listing;
+mod magic;
 mod modes;
 mod mountpoint;
 mod switch;
 mod system;
 mod table;
 
+pub use autofs::{Autofs, Request as AutofsRequest, Requests as AutofsRequests};
 pub use error::FsError;
 pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
-pub use mountpoint::{MountError, detach_lazily};
+pub use mountpoint::{MountError, Restrictions, clear_dead, detach_lazily, is_mounted};
 pub use switch::{Notifier, Stale, Switched};
 pub use system::{FileSystem, FileSystemStatistics};

@@ -4,11 +4,12 @@ use super::content::{Content, OpenFile};
 use super::error::FsError;
 use super::files::{Files, OPEN_MAX};
 use super::listing::{ListedEntry, Listing, Listings, Position};
+use super::magic::is_magic;
 use super::switch::{Notifier, walk};
 use super::table::{Generation, Table};
 use crate::catalog::{Attributes, FileKind, Inode, Tree};
 use crate::chunk::{ChunkSource, Piece, SourceError};
-use crate::model::Class;
+use crate::model::{Class, ContentId};
 use bytes::{Bytes, BytesMut};
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
@@ -46,6 +47,8 @@ pub struct FileSystemStatistics {
 /// [`FileSystem::forget`] takes back.
 pub struct FileSystem {
     label: String,
+    /// The tag by which its revision was chosen.
+    tag: Option<String>,
     source: Arc<dyn ChunkSource>,
     table: Mutex<Table>,
     files: Mutex<Files>,
@@ -85,6 +88,7 @@ impl FileSystem {
     fn over(label: String, table: Table, source: Arc<dyn ChunkSource>, resumed: bool) -> Self {
         Self {
             label,
+            tag: None,
             source,
             table: Mutex::new(table),
             files: Mutex::default(),
@@ -95,6 +99,21 @@ impl FileSystem {
             resumed,
             unknown_directories: AtomicBool::new(resumed),
         }
+    }
+
+    /// Has it tell that its revision was chosen by this tag.
+    #[must_use]
+    pub fn with_tag(self, tag: &str) -> Self {
+        Self { tag: Some(tag.to_owned()), ..self }
+    }
+
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Where a chunk that is here came from, in a word.
+    pub(super) fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
+        self.source.origin(chunk)
     }
 
     /// The repository's name, for messages.
@@ -247,12 +266,16 @@ impl FileSystem {
         tree.link_target(inode).await.map_err(|cause| FsError::of_tree(inode, cause))
     }
 
-    /// The value of an extended attribute, or `None`.
+    /// The value of an extended attribute, or `None`. Those named `user.starling.…` no tree holds and no list has
+    /// (`magic.rs`).
     ///
     /// # Errors
     /// As [`FileSystem::attributes`].
     pub async fn extended_attribute(&self, inode: Inode, name: &[u8]) -> Result<Option<Box<[u8]>>, FsError> {
         let tree = self.tree_of(inode).await?;
+        if is_magic(name) {
+            return Ok(self.magic(&*tree, inode, name).await?.map(|value| value.into_bytes().into()));
+        }
         let all = tree.extended_attributes(inode).await.map_err(|cause| FsError::of_tree(inode, cause))?;
         Ok(all.iter().find(|(key, _)| **key == *name).map(|(_, value)| value.clone()))
     }

@@ -168,6 +168,7 @@ pub struct Node {
     agent: Option<Process>,
     mounts: Vec<PathBuf>,
     extra: Vec<String>,
+    environment: Vec<(String, String)>,
     /// Where it listens once it was a member: as on a real machine, the same after a restart.
     listen: Option<String>,
     /// Seconds for which its mounts are kept without an agent.
@@ -178,13 +179,28 @@ impl Node {
     /// A node that is no member of a mesh yet.
     pub fn new(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).unwrap();
-        Self { dir, agent: None, mounts: Vec::new(), extra: Vec::new(), listen: None, keep_mounts_s: 0 }
+        Self {
+            dir,
+            agent: None,
+            mounts: Vec::new(),
+            extra: Vec::new(),
+            environment: Vec::new(),
+            listen: None,
+            keep_mounts_s: 0,
+        }
     }
 
     /// Further arguments for `starling agent`.
     #[must_use]
     pub fn with_args(mut self, args: &[&str]) -> Self {
         self.extra = args.iter().map(|a| (*a).to_owned()).collect();
+        self
+    }
+
+    /// A further environment variable for `starling agent`.
+    #[must_use]
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -255,6 +271,7 @@ impl Node {
             .arg(self.socket())
             .args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")])
             .args(&self.extra)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("STARLING_KEEP_MOUNTS_S", self.keep_mounts_s.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -2,7 +2,7 @@
 
 use super::super::ledger::Ledger;
 use super::super::modes::Modes;
-use super::super::mountpoint::{self, MAX_READ_BYTES, MountError};
+use super::super::mountpoint::{self, MAX_READ_BYTES, MountError, Restrictions};
 use super::super::switch::{Notifier, Stale};
 use super::super::system::FileSystem;
 use super::handshake::{self, Agreement};
@@ -76,6 +76,8 @@ pub struct MountConfig {
     pub profile: Profile,
     /// Whether the kernel may read complete files by itself. It does not verify what it reads.
     pub passthrough: bool,
+    /// What the kernel does not do with its files.
+    pub restrict: Restrictions,
 }
 
 impl MountConfig {
@@ -89,6 +91,7 @@ impl MountConfig {
             max_waiting: 256,
             profile: Profile::Default,
             passthrough: true,
+            restrict: Restrictions::default(),
         }
     }
 }
@@ -138,7 +141,7 @@ pub fn mount(
     runtime: tokio::runtime::Handle,
 ) -> Result<Mounted, MountError> {
     let path = mountpoint::prepare(&config.path)?;
-    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()))?;
+    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()), config.restrict)?;
     let begin = || {
         let modes = Modes::new(Ledger::new()?);
         let passthrough = config.passthrough && config.profile == Profile::Default;
@@ -315,6 +318,22 @@ impl Mounted {
             }
             std::thread::sleep(RETRY_UNMOUNT);
         }
+    }
+
+    /// Unmounts if nobody uses the mount.
+    ///
+    /// # Errors
+    /// The mount itself when somebody does, or the system refuses.
+    pub fn unmount_if_idle(self) -> Result<(), Self> {
+        if !self.has_ended() {
+            match mountpoint::detach(&self.path, false) {
+                Ok(()) => self.wait_for_the_end(),
+                // Not a mount point any more.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.wait_for_the_end(),
+                Err(_) => return Err(self),
+            }
+        }
+        Ok(())
     }
 
     /// Leaves the mount to a successor: from now on this process answers nobody, and what it has taken from the kernel the
