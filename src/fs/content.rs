@@ -130,7 +130,8 @@ impl OpenFile {
             return Vec::new();
         }
         let stop = progress.next;
-        let first = content.chunk_at(stop).max(progress.ahead);
+        // Requests that arrive the wrong way round leave gaps, which are wanted next: it goes on where it ended.
+        let first = if progress.ahead == 0 { content.chunk_at(stop) } else { progress.ahead };
         let last = content.chunk_at(stop.saturating_add(AHEAD_BYTES));
         // In runs of at least half the window, so that one request carries several chunks.
         let asked_to = first.checked_sub(1).map_or(0, |number| content.ends[number]);
