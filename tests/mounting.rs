@@ -6,8 +6,8 @@
 mod common;
 
 use common::{
-    Node, STARLING, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree, ok, publish,
-    wait_for,
+    Dice, Node, STARLING, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree, ok,
+    publish, wait_for,
 };
 use rustix::mount::UnmountFlags;
 use std::ffi::OsStr;
@@ -20,6 +20,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const READERS: u64 = 3;
+/// Reads of each of them.
+const ROUNDS: usize = 12;
 
 /// A published repository, a stratum and a node that knows them.
 struct World {
@@ -364,6 +367,56 @@ fn a_repository_is_mounted_when_somebody_enters_it_and_unmounted_when_nobody_use
     assert_eq!(text(&inside.join("releases/1/what")), "one");
     drop(world.stratum);
     assert!(world.fingerprint.starts_with("auto.test@"));
+}
+
+#[test]
+fn whoever_comes_while_it_is_being_unmounted_or_after_an_agent_was_killed_finds_it_all_the_same() {
+    if !can_mount("automount_race") || !can_automount() {
+        return;
+    }
+    let mut at = PathBuf::new();
+    let mut world = World::new("race.test", |node, base| {
+        at = base.join("all");
+        node.with_args(&["--automount", at.to_str().unwrap()]).with_env("STARLING_AUTOMOUNT_IDLE_S", "1")
+    });
+    let folder = Folder(at);
+    let inside = folder.0.join("race.test");
+    wait_for("the repository to be shown", PATIENCE, || inside.exists().then_some(()));
+    let readers: Vec<_> = (1..=READERS)
+        .map(|seed| {
+            let path = inside.join("releases/1/what");
+            std::thread::spawn(move || {
+                let mut dice = Dice(seed);
+                for round in 0..ROUNDS {
+                    let read = fs::read_to_string(&path);
+                    assert!(
+                        read.as_ref().is_ok_and(|text| text == "one"),
+                        "reader {seed}, round {round}: {read:?}"
+                    );
+                    // All together are idle for long enough now and then.
+                    std::thread::sleep(Duration::from_millis(1_400 + dice.below(400)));
+                }
+            })
+        })
+        .collect();
+    let mut unmounted = 0;
+    let mut was_there = false;
+    while readers.iter().any(|reader| !reader.is_finished()) {
+        let is_there = world.mount_at(&inside).is_some();
+        unmounted += usize::from(was_there && !is_there);
+        was_there = is_there;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    println!("it was seen unmounted {unmounted} times");
+
+    for _ in 0..3 {
+        assert_eq!(text(&inside.join("releases/1/what")), "one");
+        world.node.kill();
+        world.node.start();
+    }
+    assert_same(&listing(&world.tree), &listing(&inside));
+    world.node.stop();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::api::{Choice, MountOptions, MountRequest, MountStatus, Refusal, Refus
 use super::fill::{Fill, FillParts};
 use super::shown::{Shown, choose};
 use crate::ambient;
-use crate::catalog::{History, Tree, ViewError};
+use crate::catalog::{History, PastRevision, Tree, ViewError};
 use crate::chunk::ChunkSource;
 use crate::fs::MountError;
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
@@ -279,7 +279,9 @@ impl MountTable {
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
         let root = self.newest_root(&repository).await?;
-        if let Some(since) = Shown::newest(&root).expired_at(ambient::unix_now()) {
+        // What was unmounted only because nobody looked for a while is as good as mounted, and that goes on reading.
+        let expired = Shown::newest(&root).expired_at(ambient::unix_now()).filter(|_| !mount.automatic);
+        if let Some(since) = expired {
             let message = format!("the newest root of {repository} that is known here expired at {since}");
             return Err(Refusal::new(RefusalKind::Untrusted, message)
                 .hint("its publisher must publish or sign it again, and announce it"));
@@ -704,6 +706,20 @@ impl MountTable {
     /// The list of all catalogs of that revision.
     pub(super) fn catalog_index(&self, repository: &RepositoryName) -> Option<(Revision, ChunkRef)> {
         self.registry.newest_root(repository).map(|root| (root.root().revision, root.root().catalog_index))
+    }
+
+    /// The repositories whose newest revision is mounted.
+    pub(super) fn following(&self) -> Vec<RepositoryName> {
+        let entries = self.lock();
+        let follows = |entry: &&Entry| entry.chosen.is_none() && entry.mounted().is_some();
+        entries.values().filter(follows).map(|entry| entry.repository.clone()).collect()
+    }
+
+    /// The revisions that are mounted for good.
+    pub(super) fn chosen(&self) -> Vec<(RepositoryName, PastRevision)> {
+        let entries = self.lock();
+        let chosen = entries.values().filter_map(|entry| entry.chosen.as_ref());
+        chosen.map(|shown| (shown.repository.clone(), shown.of.clone())).collect()
     }
 
     /// Where the chunks of a repository come from.

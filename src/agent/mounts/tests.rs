@@ -1,5 +1,4 @@
 use super::*;
-use crate::catalog::PastRevision;
 use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
 use crate::chunk::{ChunkSource, Chunking, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId, Place, UnixTime};
@@ -522,6 +521,11 @@ async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_n
     let table = world.table();
     table.tend().await;
     assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+    // Nor is it lost with a root that expires while nobody looks.
+    world.publish(2, 0);
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    assert!(table.list()[0].expired && table.unmount_idle(&directory).await);
+    world.publish(3, 3600);
     // What was asked for by name does not go when it is idle.
     table.mount(world.request()).await.unwrap();
     assert!(!table.unmount_idle(&directory).await);
