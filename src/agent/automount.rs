@@ -148,7 +148,7 @@ impl Automount {
 fn receive(mut requests: AutofsRequests) -> io::Result<mpsc::Receiver<AutofsRequest>> {
     let (outgoing, incoming) = mpsc::channel(AT_ONCE);
     std::thread::Builder::new().name("starling-autofs".to_owned()).spawn(move || {
-        while let Some(request) = requests.next() {
+        while let Some(request) = requests.receive() {
             if outgoing.blocking_send(request).is_err() {
                 return;
             }

@@ -157,6 +157,7 @@ impl Entry {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
 enum State {
     Active { mounted: Arc<dyn Mounted>, shown: Shown },
     Failed { problem: String },

@@ -25,12 +25,15 @@ const DELAY: Duration = Duration::from_secs(5);
 const BATCH: usize = 512;
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// A repository whose newest revision is offered, or one of its revisions for good.
+type Offered = (RepositoryName, Option<Revision>);
+
 /// The offers under way, which the table of mounts bounds: one for each repository, and one for each revision that is shown
 /// for good.
 pub(super) struct Offers {
     mesh: Arc<Mesh>,
     store: Arc<dyn ChunkStore>,
-    running: Mutex<BTreeMap<(RepositoryName, Option<Revision>), JoinHandle<()>>>,
+    running: Mutex<BTreeMap<Offered, JoinHandle<()>>>,
 }
 
 impl Offers {

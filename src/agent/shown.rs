@@ -160,29 +160,29 @@ mod tests {
         (root, history)
     }
 
-    fn chosen(choice: Choice) -> Result<u64, String> {
+    fn chosen(choice: &Choice) -> Result<u64, String> {
         let (root, history) = world();
-        let shown = choose(&root, &history, &choice)
+        let shown = choose(&root, &history, choice)
             .map_err(|r| format!("{r} ({})", r.hint.clone().unwrap_or_default()))?;
-        assert_eq!(shown.expires.is_none(), choice != Choice::Newest, "what is fixed does not expire");
+        assert_eq!(shown.expires.is_none(), *choice != Choice::Newest, "what is fixed does not expire");
         Ok(shown.revision().0)
     }
 
     #[test]
     fn a_revision_is_chosen_by_number_tag_and_date() {
-        assert_eq!(chosen(Choice::Newest), Ok(5));
+        assert_eq!(chosen(&Choice::Newest), Ok(5));
         for revision in [1, 2, 4, 5] {
-            assert_eq!(chosen(Choice::Revision(Revision(revision))), Ok(revision));
+            assert_eq!(chosen(&Choice::Revision(Revision(revision))), Ok(revision));
         }
-        assert_eq!((chosen(Choice::Tag("old".into())), chosen(Choice::Tag("new".into()))), (Ok(2), Ok(5)));
+        assert_eq!((chosen(&Choice::Tag("old".into())), chosen(&Choice::Tag("new".into()))), (Ok(2), Ok(5)));
         for (date, revision) in [(100, 1), (199, 1), (399, 2), (499, 4), (500, 5), (u64::MAX, 5)] {
-            assert_eq!(chosen(Choice::Date(UnixTime(date))), Ok(revision), "{date}");
+            assert_eq!(chosen(&Choice::Date(UnixTime(date))), Ok(revision), "{date}");
         }
     }
 
     #[test]
     fn what_is_not_there_is_refused_with_what_there_is() {
-        let said = |choice| chosen(choice).unwrap_err();
+        let said = |choice: Choice| chosen(&choice).unwrap_err();
         assert!(said(Choice::Revision(Revision(3))).contains("there are 1-2, 4-5"));
         assert!(said(Choice::Revision(Revision(6))).contains("no revision 6"));
         let tag = said(Choice::Tag("other".into()));

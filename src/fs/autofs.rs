@@ -170,7 +170,7 @@ impl Autofs {
 
 impl Requests {
     /// The next request; `None` when none can come any more. Blocks.
-    pub fn next(&mut self) -> Option<Request> {
+    pub fn receive(&mut self) -> Option<Request> {
         loop {
             let mut packet = [0; PACKET_MAX_BYTES];
             match self.0.read(&mut packet) {
