@@ -87,6 +87,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// When bytes of the cache are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Before they are first delivered after a start, and by the scrub.
+    #[default]
+    Once,
+    /// Before every delivery. The kernel reads no file by itself then, since it checks nothing.
+    Always,
+}
+
 /// All settings of one agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -124,6 +135,10 @@ pub struct Settings {
     /// Bytes a second that the agent reads of its cache to find damage before a reader does; 0: never. Default 4 MiB: a
     /// full cache is gone through in an hour and a half, which no disk notices (a guess).
     pub cache_scrub_bytes_per_s: ByteSize,
+    /// When bytes of the cache are checked against their names: `once` after each start, and by the scrub; or `always`,
+    /// before each delivery. Default `once`: `always` costs the kernel's own reading of large files, and a hash of the whole
+    /// chunk for each read. What the kernel keeps in memory was checked when it got there.
+    pub verify: Verify,
     /// Bytes a second that this node takes from strata for itself and its neighbours; what exceeds it is delayed, reads
     /// last, and never refused. Default 0, no budget: the mesh takes one copy a region anyway, and only
     /// the operator knows what his strata bear.
@@ -211,6 +226,7 @@ impl Default for Settings {
             cache_quota_bytes: ByteSize(20 << 30),
             cache_free_floor_bytes: ByteSize(1 << 30),
             cache_scrub_bytes_per_s: ByteSize(4 << 20),
+            verify: Verify::Once,
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),
             min_copies: 1,

@@ -324,7 +324,7 @@ fn a_repository_is_mounted_when_somebody_enters_it_and_unmounted_when_nobody_use
     let mut at = PathBuf::new();
     let world = World::new("auto.test", |node, base| {
         at = base.join("all");
-        node.with_args(&["--automount", at.to_str().unwrap()]).with_env("STARLING_AUTOMOUNT_IDLE_S", "1")
+        node.with_args(&["--automount", at.to_str().unwrap()]).with_setting("automount_idle_s", "1")
     });
     let folder = Folder(at);
     let at = &folder.0;
@@ -377,7 +377,7 @@ fn whoever_comes_while_it_is_being_unmounted_or_after_an_agent_was_killed_finds_
     let mut at = PathBuf::new();
     let mut world = World::new("race.test", |node, base| {
         at = base.join("all");
-        node.with_args(&["--automount", at.to_str().unwrap()]).with_env("STARLING_AUTOMOUNT_IDLE_S", "1")
+        node.with_args(&["--automount", at.to_str().unwrap()]).with_setting("automount_idle_s", "1")
     });
     let folder = Folder(at);
     let inside = folder.0.join("race.test");

@@ -16,12 +16,13 @@ use super::memory;
 use super::mounter::{KernelMounter, ReadBook};
 use super::mounts::{MountTable, TEND_EVERY};
 use super::node::{Membership, Node};
+use super::offer::Offers;
 use super::pins::Pins;
 use super::server::{Control as _, ControlSocket, control_router, open_router};
 use super::state::StateFolder;
 use crate::ambient;
 use crate::cache::{CacheConfig, DiskCache};
-use crate::config::{Mtu, Settings};
+use crate::config::{Mtu, Settings, Verify};
 use crate::fetch::{FetchSettings, Fetcher, LocalNode, StrataOptions};
 use crate::mesh::{
     Contact, Endpoint, EndpointConfig, Identity, IdentityError, Incoming, JoinConnection, JoinDesk, Local,
@@ -144,17 +145,16 @@ impl Agent {
         let deadlines = FetchSettings { read_deadline: settings.read_deadline(), ..FetchSettings::default() };
         let fetcher = Fetcher::new(cache.clone(), mesh.clone(), deadlines);
         let reads = Arc::new(ReadBook::default());
-        let identity = membership.as_ref().map(|membership| membership.identity.clone());
-        let holdings = holdings(&settings);
-        let mounter = KernelMounter::new(
+        let mounter = KernelMounter {
             local,
             fetcher,
-            cache.clone(),
-            mesh.clone(),
-            reads.clone(),
-            identity,
-            holdings,
-        );
+            cache: cache.clone(),
+            offers: Offers::new(mesh.clone(), cache.clone()),
+            book: reads.clone(),
+            identity: membership.as_ref().map(|membership| membership.identity.clone()),
+            holdings: holdings(&settings),
+            verify_always: settings.verify == Verify::Always,
+        };
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
@@ -178,20 +178,12 @@ impl Agent {
             wake: Arc::new(Notify::new()),
             reads,
         });
-        node.mounts.let_go_others().await;
-        let restoring = node.clone();
-        let restored = tokio::spawn(async move { restoring.mounts.tend().await });
-        if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
-            tracing::warn!("some mounts of the last run are not there yet; they follow");
-        }
+        restore(&node).await;
         let before = known_before(&node, &contacts);
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
         tokio::spawn(keep_company(node.clone(), before, ending.clone()));
         tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
-        let (pins, until) = (node.pins.clone(), ending.clone());
-        tokio::spawn(async move { pins.tend(until).await });
-        let scrub_rate = node.settings.cache_scrub_bytes_per_s.0;
-        tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
+        look_after_the_cache(&node, &ending);
         let servers = serve(&node, socket, open_listener, &ending);
         Ok(Self { node, ending, automount, servers, tending, joins, _state: state })
     }
@@ -229,6 +221,16 @@ impl Agent {
     }
 }
 
+/// Goes on with the mounts of the last run.
+async fn restore(node: &Arc<Node>) {
+    node.mounts.let_go_others().await;
+    let restoring = node.clone();
+    let restored = tokio::spawn(async move { restoring.mounts.tend().await });
+    if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
+        tracing::warn!("some mounts of the last run are not there yet; they follow");
+    }
+}
+
 /// The folder of all repositories, if one is wanted; or why there is none, which is no reason not to start.
 fn automount(
     settings: &Settings,
@@ -251,6 +253,14 @@ fn automount(
     }
 }
 
+/// Keeps what is pinned, and looks for damage.
+fn look_after_the_cache(node: &Node, ending: &CancellationToken) {
+    let (pins, until) = (node.pins.clone(), ending.clone());
+    tokio::spawn(async move { pins.tend(until).await });
+    let scrub_rate = node.settings.cache_scrub_bytes_per_s.0;
+    tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
+}
+
 /// The keeper of this agent's mounts. Without one they end with the agent, which is no reason not to start.
 fn holdings(settings: &Settings) -> Option<Arc<Holdings>> {
     let patience = settings.keep_mounts()?;
@@ -268,6 +278,7 @@ fn cache_config(settings: &Settings) -> CacheConfig {
         quota_bytes: settings.cache_quota_bytes.0,
         free_floor_bytes: settings.cache_free_floor_bytes.0,
         minimum_bytes: CacheConfig::default().minimum_bytes.min(settings.cache_quota_bytes.0),
+        verify_always: settings.verify == Verify::Always,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::catalog::{History, MountedTree, Tree, ViewError, view};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{FileSystem, MountError, clear_dead, detach_lazily, fuse, is_mounted};
-use crate::mesh::{Identity, Mesh};
+use crate::mesh::Identity;
 use crate::model::{ChunkRef, Class, ContentId, RepositoryName};
 use crate::trust::VerifiedRoot;
 use bytes::Bytes;
@@ -74,31 +74,20 @@ impl ChunkSource for Watched {
 
 /// The [`Mounter`] of a running agent.
 pub(super) struct KernelMounter {
-    local: Arc<LocalNode>,
-    fetcher: Arc<Fetcher>,
-    cache: Arc<DiskCache>,
-    offers: Offers,
-    book: Arc<ReadBook>,
+    pub(super) local: Arc<LocalNode>,
+    pub(super) fetcher: Arc<Fetcher>,
+    pub(super) cache: Arc<DiskCache>,
+    pub(super) offers: Offers,
+    pub(super) book: Arc<ReadBook>,
     /// Who this node is in its mesh, if it is in one.
-    identity: Option<Arc<Identity>>,
+    pub(super) identity: Option<Arc<Identity>>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
-    holdings: Option<Arc<Holdings>>,
+    pub(super) holdings: Option<Arc<Holdings>>,
+    /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
+    pub(super) verify_always: bool,
 }
 
 impl KernelMounter {
-    pub(super) fn new(
-        local: Arc<LocalNode>,
-        fetcher: Arc<Fetcher>,
-        cache: Arc<DiskCache>,
-        mesh: Arc<Mesh>,
-        book: Arc<ReadBook>,
-        identity: Option<Arc<Identity>>,
-        holdings: Option<Arc<Holdings>>,
-    ) -> Self {
-        let offers = Offers::new(mesh, cache.clone());
-        Self { local, fetcher, cache, offers, book, identity, holdings }
-    }
-
     /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free.
     fn lost<T>(&self, holdings: &Holdings, directory: &Path, why: &str) -> Option<T> {
         tracing::warn!(directory = %directory.display(), "a mount of the agent before is ended: {why}");
@@ -126,13 +115,19 @@ impl KernelMounter {
         let source = self.source(&notes.repository);
         let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
         let file_system = Arc::new(tagged(file_system, &notes.options));
-        let config = config(directory, &notes.options);
+        let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
         let mounted = Mutex::new(Some(mounted.map_err(|error| error.to_string())?));
         let kept = Some((holdings.clone(), Mutex::new(notes)));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
         Ok((Arc::new(mount), shown))
+    }
+
+    fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
+        let passthrough = !self.verify_always;
+        let MountOptions { profile, restrict, .. } = *options;
+        fuse::MountConfig { profile, passthrough, restrict, ..fuse::MountConfig::new(directory) }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -246,7 +241,7 @@ impl Mounter for KernelMounter {
         let repository = shown.repository.clone();
         let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
         let file_system = Arc::new(tagged(file_system, options));
-        let config = config(directory, options);
+        let config = self.config(directory, options);
         let runtime = tokio::runtime::Handle::current();
         let path = directory.display().to_string();
         let (holdings, shown, options) = (self.holdings.clone(), shown.clone(), options.clone());
@@ -269,11 +264,6 @@ impl Mounter for KernelMounter {
         }
         .boxed()
     }
-}
-
-fn config(directory: &Path, options: &MountOptions) -> fuse::MountConfig {
-    let MountOptions { profile, restrict, .. } = *options;
-    fuse::MountConfig { profile, restrict, ..fuse::MountConfig::new(directory) }
 }
 
 /// Has the file system tell by which tag it was asked for.

@@ -267,6 +267,11 @@ impl MountTable {
         let (repository, directory) = (mount.repository.clone(), mount.directory.clone());
         let _changing = self.changing.lock().await;
         self.notice_unmounted(&directory).await;
+        if mount.automatic {
+            // One of the last run that nobody has kept.
+            let is_lost = |entry: &Entry| entry.automatic && entry.mounted().is_none();
+            self.lock().retain(|at, entry| *at != directory || !is_lost(entry));
+        }
         if let Some(entry) = self.lock().get(&directory) {
             let message = format!("{} is taken by {}", directory.display(), entry.repository);
             return Err(Refusal::new(RefusalKind::Conflict, message)

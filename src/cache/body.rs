@@ -17,7 +17,7 @@
 //! power cut may keep it and lose the chunk: what lies in a hole counts as absent whatever its byte says, and wrong
 //! bytes are found by their hash.
 
-use super::files::Files;
+use super::files::{Files, open_existing};
 use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId, Time, UnixTime, limits};
 use rustix::io::ReadWriteFlags;
@@ -452,10 +452,9 @@ impl Body {
             if handle.stage != Stage::Made {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            let both = |path| OpenOptions::new().read(true).write(true).open(path);
             let open = Arc::new(Open {
-                plain: both(self.path())?,
-                list: both(self.files.list_path(&self.list.name))?,
+                plain: open_existing(&self.path())?,
+                list: open_existing(&self.files.list_path(&self.list.name))?,
             });
             handle.open = Some(Arc::clone(&open));
             open

@@ -14,10 +14,11 @@ use crate::model::{Algorithm, ChunkRef, ContentId};
 use crate::store::{ChunkStore, Origin, StoreError};
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
 
@@ -43,19 +44,25 @@ impl DiskCache {
             let path = path.display().to_string();
             move |source| CacheError::Io { path, source }
         };
-        std::fs::create_dir_all(folder).map_err(failed(folder))?;
-        let lock_path = folder.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(failed(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(CacheError::InUse { path: folder.display().to_string() });
-            }
-            Err(errno) => return Err(failed(&lock_path)(errno.into())),
-        }
         let files = Files::new(folder);
-        let index = load(folder, &files).map_err(failed(folder))?;
+        let opened = lock_folder(folder).and_then(|lock| {
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+                return Ok(None);
+            }
+            Ok(Some((lock, load(folder, &files)?)))
+        });
+        let (lock, index) = match opened {
+            Ok(Some((lock, index))) => (Some(lock), index),
+            Ok(None) => return Err(CacheError::InUse { path: folder.display().to_string() }),
+            Err(error) if is_fault_of_the_disk(&error) => {
+                tracing::error!(
+                    cache = %folder.display(),
+                    "the cache's disk cannot be used: {error}; nothing is cached until this is mended and the agent restarted"
+                );
+                (None, Index::new(Arc::clone(&files)))
+            }
+            Err(error) => return Err(failed(folder)(error)),
+        };
         let next_number = index.newest().map_or(0, |pack| pack.number.saturating_add(1));
         let pins = Pins::load(folder);
         let mut noted = Noted::default();
@@ -64,7 +71,7 @@ impl DiskCache {
             folder: folder.to_owned(),
             config,
             index: RwLock::new(index),
-            writer: Mutex::new(Writer::new(next_number)),
+            writer: Mutex::new(Writer::new(next_number, lock.is_none())),
             noted: Mutex::new(noted),
             wake: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -75,9 +82,12 @@ impl DiskCache {
             books: Mutex::new(Books::default()),
             listener: Mutex::default(),
             read_warned: Mutex::default(),
+            unreadable_at: AtomicU64::new(0),
             _lock: lock,
         });
-        if let Err(error) = inner.load_bodies() {
+        if inner._lock.is_some()
+            && let Err(error) = inner.load_bodies()
+        {
             tracing::warn!(cache = %folder.display(), "its bodies are left out: {error}");
         }
         inner.shrink_to_the_quota();
@@ -222,6 +232,24 @@ impl Drop for DiskCache {
     }
 }
 
+/// The file that keeps other processes away, in a folder that is made if need be.
+fn lock_folder(folder: &Path) -> io::Result<File> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join("lock");
+    match OpenOptions::new().create(true).truncate(false).write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            File::open(&path).map_err(|_| error)
+        }
+        opened => opened,
+    }
+}
+
+/// What an operator did not get wrong: the disk is full, read-only or broken.
+fn is_fault_of_the_disk(error: &io::Error) -> bool {
+    let faults = [Errno::IO, Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::UCLEAN];
+    faults.iter().any(|fault| error.raw_os_error() == Some(fault.raw_os_error()))
+}
+
 /// Reads the headers of all packs in `folder`, cuts torn ends off and removes empty packs.
 fn load(folder: &Path, files: &Arc<Files>) -> io::Result<Index> {
     let mut numbers = Vec::new();
@@ -259,7 +287,7 @@ fn load_pack(folder: &Path, number: u32, index: &mut Index) -> io::Result<()> {
             pack = %pack.path().display(), torn_bytes = pack.bytes() - end,
             "the end of a pack was torn or damaged and is cut off"
         );
-        pack.cut(end)?;
+        pack.cut(end);
     }
     if end == 0 {
         return pack.unlink();

@@ -2,6 +2,8 @@
 
 use super::body::Body;
 use crate::model::ContentId;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Most bodies whose files the cache itself has open, two descriptors each (guess: more than are read by peers at once).
 /// What is handed out is not counted: it is open as long as a reader has the file open.
 const MAX_OPEN: usize = 64;
+
+/// Opens a file of the cache for reading and writing, or for reading alone where the disk allows no more.
+pub(super) fn open_existing(path: &Path) -> io::Result<File> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        opened => opened,
+    }
+}
 
 /// What all bodies of a cache share.
 pub(super) struct Files {

@@ -9,6 +9,7 @@ use crate::store::{Origin, StoreError};
 use bytes::Bytes;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -26,9 +27,12 @@ enum Stop {
 impl Inner {
     /// The file of this list, whole and verified; else it is noted.
     pub(super) fn body(&self, chunks: &[ChunkRef]) -> Option<Arc<File>> {
+        if self.config.verify_always {
+            return None;
+        }
         let list = List::of(chunks).filter(|list| list.total() <= self.config.quota_bytes / QUOTA_PART)?;
         let body = self.note(list)?;
-        if body.is_verified() { self.hand_out(&body) } else { None }
+        if body.is_verified() && !self.distrusts_the_disk() { self.hand_out(&body) } else { None }
     }
 
     /// The body of this list, noted if it is not whole and verified. `None` when nothing more can be noted.
@@ -62,11 +66,23 @@ impl Inner {
     }
 
     fn hand_out(&self, body: &Arc<Body>) -> Option<Arc<File>> {
-        match body.hand_out() {
+        // A disk that is gone shows at the first byte, which is read next in most cases.
+        let probed = body.hand_out().and_then(|file| file.read_exact_at(&mut [0], 0).map(|()| file));
+        match probed {
             Ok(file) => Some(file),
             // It was evicted just now, or somebody else removed the file.
-            Err(error) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_shortage(&error) => {
                 tracing::debug!(body = %body.path().display(), "cannot be handed out: {error}");
+                None
+            }
+            Err(error) => {
+                self.note_unreadable();
+                if self.may_warn_of_reading() {
+                    tracing::warn!(
+                        body = %body.path().display(),
+                        "the cache cannot be read: {error}; files are read through the agent for a while"
+                    );
+                }
                 None
             }
         }
@@ -221,7 +237,10 @@ impl Inner {
             Ok(bytes) if ContentId::of(&bytes) == id => None,
             Ok(_) => Some("its bytes are not what its name says".to_owned()),
             Err(error) if body.is_gone() || is_shortage(&error) => return None,
-            Err(error) => Some(error.to_string()),
+            Err(error) => {
+                self.note_unreadable();
+                Some(error.to_string())
+            }
         };
         let slot = self.read_index().points_at(body, number);
         match (why, slot) {

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_secs(30);
 /// At least this long between two warnings about the disk (guess).
 const WARN_EVERY: Duration = Duration::from_secs(300);
+/// How long after the disk could not be read the kernel is given no file of it (guess): it would hand the error on.
+const DISTRUST: Duration = Duration::from_secs(300);
 
 type Listener = Arc<dyn Fn(&ContentId) + Send + Sync>;
 
@@ -51,8 +53,10 @@ pub(super) struct Inner {
     pub(super) listener: Mutex<Option<Listener>>,
     /// When a failing read was last warned about.
     pub(super) read_warned: Mutex<Option<Time>>,
-    /// Locked as long as the cache is open.
-    pub(super) _lock: File,
+    /// When the disk could not be read last, in nanoseconds; 0: never in this run.
+    pub(super) unreadable_at: AtomicU64,
+    /// Locked as long as the cache is open. `None` when the disk could not be used at all: then there is nothing in it.
+    pub(super) _lock: Option<File>,
 }
 
 /// Why something was not written.
@@ -78,18 +82,23 @@ impl Refusal {
 pub(super) struct Writer {
     /// Of the next pack.
     pub(super) next_number: u32,
+    closed: bool,
     paused_until: Option<Time>,
     warned: Option<Time>,
 }
 
 impl Writer {
-    pub(super) fn new(next_number: u32) -> Self {
-        Self { next_number, ..Self::default() }
+    /// `closed`: nothing is ever written.
+    pub(super) fn new(next_number: u32, closed: bool) -> Self {
+        Self { next_number, closed, ..Self::default() }
     }
 
     /// For how long nothing is written.
     pub(super) fn pause(&self) -> Option<Duration> {
         let now = ambient::now();
+        if self.closed {
+            return Some(PAUSE);
+        }
         self.paused_until.filter(|until| now < *until).map(|until| until.since(now))
     }
 }
@@ -185,10 +194,22 @@ impl Inner {
             // That says nothing about the chunk.
             Err(error) if is_shortage(&error) => None,
             Err(error) => {
+                self.note_unreadable();
                 self.drop_damaged(id, slot, &error.to_string(), unit);
                 None
             }
         }
+    }
+
+    /// The disk could not be read.
+    pub(super) fn note_unreadable(&self) {
+        self.unreadable_at.store(ambient::now().as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the disk could not be read just now.
+    pub(super) fn distrusts_the_disk(&self) -> bool {
+        let at = self.unreadable_at.load(Ordering::Relaxed);
+        at != 0 && ambient::now().since(Time::from_nanos(at)) < DISTRUST
     }
 
     /// `Ok(None)` when the disk holds something else than `id` there.
@@ -203,14 +224,17 @@ impl Inner {
         if !unit.names(id, slot)? {
             return Ok(None);
         }
-        if slot.state() != State::Unverified {
+        let is_verified = slot.state() != State::Unverified;
+        if is_verified && !self.config.verify_always {
             return Ok(Some(unit.read(slot, offset, len)?.into()));
         }
         let whole = Bytes::from(unit.read(slot, 0, slot.plain_len())?);
         if ContentId::of(&whole) != *id {
             return Ok(None);
         }
-        self.note_verified(id, slot, unit);
+        if !is_verified {
+            self.note_verified(id, slot, unit);
+        }
         Ok(Some(whole.slice(offset as usize..offset as usize + len as usize)))
     }
 
@@ -251,11 +275,19 @@ impl Inner {
         }
     }
 
-    pub(super) fn warn_damaged(&self, id: &ContentId, why: &str, unit: &Unit) {
+    /// Whether it is time for another warning about what was read.
+    pub(super) fn may_warn_of_reading(&self) -> bool {
         let now = ambient::now();
         let mut warned = lock(&self.read_warned);
-        if warned.is_none_or(|last| now.since(last) >= WARN_EVERY) {
+        let may = warned.is_none_or(|last| now.since(last) >= WARN_EVERY);
+        if may {
             *warned = Some(now);
+        }
+        may
+    }
+
+    pub(super) fn warn_damaged(&self, id: &ContentId, why: &str, unit: &Unit) {
+        if self.may_warn_of_reading() {
             tracing::warn!(
                 chunk = %id, file = %unit.path().display(),
                 "the cache dropped a chunk: {why}; it is fetched again (others like it are not logged for {} s)",
@@ -275,7 +307,7 @@ impl Inner {
         let Some((slot, unit)) = self.read_index().find(id) else { return false };
         let len = buffer.len() as u64;
         let fits = slot.plain_len() == plain_len && u64::from(offset) + len <= u64::from(plain_len);
-        if !fits || slot.state() == State::Unverified {
+        if !fits || slot.state() == State::Unverified || self.config.verify_always {
             return false;
         }
         if !unit.read_now(id, slot, offset, buffer) {

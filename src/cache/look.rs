@@ -129,6 +129,7 @@ impl Inner {
                     }
                     Err(error) if is_shortage(&error) => Checked::default(),
                     Err(error) => {
+                        self.note_unreadable();
                         self.drop_damaged(&id, slot, &error.to_string(), unit);
                         Checked::one(0, false)
                     }

@@ -9,7 +9,7 @@
 //!
 //! **Nothing unverified is delivered.** What is inserted was verified by the caller. What is found
 //! at start is hashed before its first delivery; a chunk that does not match is dropped and counts
-//! as absent.
+//! as absent. [`CacheConfig::verify_always`] hashes before every delivery.
 //!
 //! **After a crash.** A chunk is not synced to disk when it is inserted, only packs are when they are
 //! full and when the cache is closed. After `kill -9` everything is there, since the kernel has it;
@@ -18,7 +18,9 @@
 //! refetch, never a wrong byte.
 //!
 //! **A full or failing disk** never fails a reader: `insert` returns the error, writing pauses for a
-//! while, and the bytes go to the reader all the same.
+//! while, and the bytes go to the reader all the same. A read-only disk serves what it has; one that cannot be used at all
+//! when the cache is opened is left alone, and the cache stays empty. While the disk cannot be read, no body is handed
+//! out: the kernel would hand the error on to its reader.
 
 mod body;
 #[cfg(test)]
@@ -58,6 +60,8 @@ pub struct CacheConfig {
     pub free_floor_bytes: u64,
     /// The cache never shrinks below this for the sake of the floor.
     pub minimum_bytes: u64,
+    /// Whether every chunk is hashed before every delivery, and no body is handed out, rather than once after each start.
+    pub verify_always: bool,
 }
 
 impl CacheConfig {
@@ -70,7 +74,12 @@ impl CacheConfig {
 impl Default for CacheConfig {
     /// 10 GiB, of which 256 MiB are kept even when less than 1 GiB of the disk is free (guesses).
     fn default() -> Self {
-        Self { quota_bytes: 10 << 30, free_floor_bytes: 1 << 30, minimum_bytes: 256 << 20 }
+        Self {
+            quota_bytes: 10 << 30,
+            free_floor_bytes: 1 << 30,
+            minimum_bytes: 256 << 20,
+            verify_always: false,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One pack: an append-only file of records. Read with `pread`, never mapped: a failing disk must
 //! cost a refetch, not a SIGBUS.
 
+use super::files::open_existing;
 use super::index::Slot;
 use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
 use crate::ambient;
@@ -55,7 +56,7 @@ impl Pack {
     /// Opens a pack of an earlier run.
     pub(super) fn open(folder: &Path, number: u32) -> io::Result<Self> {
         let path = folder.join(Self::file_name(number));
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let file = open_existing(&path)?;
         let metadata = file.metadata()?;
         let written = UnixTime(u64::try_from(metadata.mtime()).unwrap_or(0));
         Ok(Self::new(number, path, file, metadata.len(), written))
@@ -83,10 +84,11 @@ impl Pack {
         Ok(offset)
     }
 
-    /// Cuts everything from `len` on.
-    pub(super) fn cut(&self, len: u64) -> io::Result<()> {
+    /// Forgets everything from `len` on. Where the disk does not cut it off, the next record overwrites it, and the next start
+    /// finds what is left of it as this one did.
+    pub(super) fn cut(&self, len: u64) {
         self.len.store(len, Ordering::Release);
-        self.file.set_len(len)
+        let _ = self.file.set_len(len);
     }
 
     /// Appends a record and returns where it begins. One caller at a time. After an error the pack

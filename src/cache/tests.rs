@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const HEADER: u64 = super::record::HEADER_BYTES_U64;
 
 pub(super) fn config(quota_bytes: u64) -> CacheConfig {
-    CacheConfig { quota_bytes, free_floor_bytes: 0, minimum_bytes: 0 }
+    CacheConfig { quota_bytes, free_floor_bytes: 0, minimum_bytes: 0, verify_always: false }
 }
 
 pub(super) fn open(folder: &Path) -> DiskCache {
@@ -333,7 +333,7 @@ fn a_failing_write_pauses_writing_and_disturbs_no_reader() {
 fn the_floor_makes_the_cache_give_way_before_the_disk_is_full() {
     let Some(disk) = SmallDisk::new(c"size=16m") else { return };
     let floor = 4 << 20;
-    let config = CacheConfig { quota_bytes: 64 << 20, free_floor_bytes: floor, minimum_bytes: 1 << 20 };
+    let config = CacheConfig { free_floor_bytes: floor, minimum_bytes: 1 << 20, ..config(64 << 20) };
     let folder = disk.0.path().join("cache");
     let cache = DiskCache::open(&folder, config.clone()).unwrap();
     // Packs of a 64 MiB quota have 8 MiB: one is full and may go when the floor is reached.

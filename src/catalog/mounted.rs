@@ -2,7 +2,7 @@
 
 use super::read::{Catalog, no_top};
 use super::resident::{Entry, Resident};
-use super::row::Xattrs;
+use super::row::{Asked, Xattrs};
 use super::shelf::Shelf;
 use super::{
     Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, Tree, TreeError, TreeName,
@@ -234,6 +234,10 @@ impl Tree for MountedTree {
             let place = self.place(inode).await?;
             place.catalog.xattrs(place.row).map_err(|detail| damaged(inode, &detail))
         })
+    }
+
+    fn may_have_attribute(&self, name: &[u8]) -> bool {
+        Asked::of(name).is_none_or(|asked| asked.0 & self.shelf.asked().0 != 0)
     }
 
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {

@@ -334,8 +334,8 @@ impl Model {
         attributes.permissions = u16::try_from(random.below(0o10000)).unwrap();
         attributes.uid = [0, 1000, u32::MAX][random.below(3)];
         attributes.mtime_s = [0, -1, i64::MIN, i64::MAX, 1_700_000_000][random.below(5)];
-        let xattrs =
-            (0..random.below(3).saturating_sub(1)).map(|_| (Box::from(&b"user.x"[..]), Box::from(&b"y"[..])));
+        let name: &[u8] = [&b"user.x"[..], b"system.posix_acl_access"][random.below(2)];
+        let xattrs = (0..random.below(3).saturating_sub(1)).map(|_| (Box::from(name), Box::from(&b"y"[..])));
         self.0.push(Thing { attributes, xattrs: xattrs.collect(), body });
         number
     }
@@ -391,6 +391,8 @@ impl Model {
         let inode = thing.attributes.inode;
         assert_eq!(tree.attributes(inode).await, Ok(thing.attributes));
         assert_eq!(*tree.extended_attributes(inode).await.unwrap(), *thing.xattrs);
+        assert!(thing.xattrs.iter().all(|(name, _)| tree.may_have_attribute(name)));
+        assert!(!tree.may_have_attribute(b"security.selinux") && tree.may_have_attribute(b"user.none"));
         let (chunks, target) = (tree.chunks(inode).await, tree.link_target(inode).await);
         let (list, parent) = (tree.list(inode).await, tree.parent(inode).await);
         let wrong_kind = TreeError::WrongKind(inode);

@@ -17,7 +17,7 @@
 //! A file with one chunk takes some 70 bytes beside its name.
 
 use super::read::{Catalog, CatalogError, Scanned, Target};
-use super::row::{Xattrs, put, take, unpack_chunks, unpack_xattrs};
+use super::row::{Asked, Xattrs, put, take, unpack_chunks, unpack_xattrs};
 use super::{Attributes, FileKind, Inode};
 use crate::model::{ChunkRef, ContentId};
 use std::collections::HashMap;
@@ -80,6 +80,8 @@ pub(super) struct Resident {
     nested: Box<[u32]>,
     /// The inode of each row.
     inodes: Arc<[Inode]>,
+    /// Extended attributes of its rows, as far as programs ask for them everywhere.
+    asked: Asked,
 }
 
 impl std::fmt::Debug for Resident {
@@ -128,6 +130,11 @@ impl Resident {
         let mut builder = Builder::new(bytes.len());
         catalog.scan(|row| builder.add(row, &number_of))?;
         builder.finish(catalog.into_segments())
+    }
+
+    /// Extended attributes that some row has, of those for which programs ask everywhere.
+    pub(super) fn asked(&self) -> Asked {
+        self.asked
     }
 
     /// Number of rows.
@@ -323,6 +330,7 @@ struct Builder {
     numbers: HashMap<Shared, u32>,
     nested: Vec<u32>,
     inodes: Vec<Inode>,
+    asked: Asked,
 }
 
 impl Builder {
@@ -337,6 +345,7 @@ impl Builder {
             numbers: HashMap::new(),
             nested: Vec::new(),
             inodes: Vec::new(),
+            asked: Asked::default(),
         }
     }
 
@@ -392,6 +401,7 @@ impl Builder {
             }
         }
         if has_xattrs {
+            self.asked.0 |= Asked::in_xattrs(row.xattrs).0;
             put(records, row.xattrs.len() as u64);
             records.extend_from_slice(row.xattrs);
         }
@@ -420,6 +430,7 @@ impl Builder {
             segments: segments.into(),
             nested: self.nested.into(),
             inodes: self.inodes.into(),
+            asked: self.asked,
         })
     }
 }

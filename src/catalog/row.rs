@@ -156,6 +156,28 @@ pub(super) fn unpack_xattrs(bytes: &[u8]) -> Result<Xattrs, String> {
     Ok(xattrs.into())
 }
 
+/// Extended attributes for which programs ask of every file that they list or copy, and which few trees have.
+const ASKED: [&[u8]; 3] = [b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default"];
+
+/// A set of such names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked(pub(super) u8);
+
+impl Asked {
+    /// The name alone, or `None` when it is another.
+    pub(super) fn of(name: &[u8]) -> Option<Self> {
+        ASKED.iter().position(|asked| *asked == name).map(|at| Self(1 << at))
+    }
+
+    /// Those that packed extended attributes have.
+    pub(super) fn in_xattrs(bytes: &[u8]) -> Self {
+        let mut found = Self::default();
+        // What is malformed is refused elsewhere.
+        let _ = each_xattr(bytes, |name, _| found.0 |= Self::of(name).unwrap_or_default().0);
+        found
+    }
+}
+
 /// Calls `each` with names and values of extended attributes. `Ok` only when all are sane and sorted by name.
 pub(super) fn each_xattr<'a>(
     mut bytes: &'a [u8],

@@ -3,10 +3,11 @@
 use super::inode_table::{InodeTable, Location};
 use super::read::CatalogError;
 use super::resident::Resident;
+use super::row::Asked;
 use super::{CatalogIndex, Inode, TreeError};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// Catalogs longer than this are read on a thread that may block: it takes tens of milliseconds.
@@ -65,6 +66,8 @@ pub(super) struct Shelf {
     /// A slot for each catalog that was ever named.
     slots: Box<[OnceLock<Box<Slot>>]>,
     inodes: RwLock<InodeTable>,
+    /// [`Asked`] of all catalogs that were ever loaded.
+    asked: AtomicU8,
     kept: Mutex<Kept>,
 }
 
@@ -94,6 +97,7 @@ impl Shelf {
             clock: AtomicU64::new(1),
             slots,
             inodes: RwLock::default(),
+            asked: AtomicU8::new(0),
             kept: Mutex::default(),
         }
     }
@@ -112,6 +116,11 @@ impl Shelf {
     /// Where an inode lies, if a catalog that was ever loaded has it.
     pub(super) fn locate(&self, inode: Inode) -> Option<Location> {
         self.inodes.read().unwrap_or_else(PoisonError::into_inner).find(inode)
+    }
+
+    /// Extended attributes that entries of the catalogs that were ever loaded have, of those for which programs ask everywhere.
+    pub(super) fn asked(&self) -> Asked {
+        Asked(self.asked.load(Ordering::Relaxed))
     }
 
     /// The directory whose entries a nested catalog holds.
@@ -186,6 +195,8 @@ impl Shelf {
 
     /// Notes what stays known of a catalog when it is taken down. The caller holds its `loading`.
     fn enter(&self, number: u32, catalog: &Resident) -> Result<(), String> {
+        // Before anybody can find an entry of it.
+        self.asked.fetch_or(catalog.asked().0, Ordering::Relaxed);
         self.inodes.write().unwrap_or_else(PoisonError::into_inner).add(number, catalog.inodes())?;
         for (directory, nested) in catalog.nested() {
             self.slot(nested).directory.get_or_init(|| directory);

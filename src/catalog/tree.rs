@@ -122,6 +122,13 @@ pub trait Tree: Send + Sync + 'static {
     /// Extended attributes, sorted by name.
     fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>>;
 
+    /// Whether an entry of what was loaded so far may have an extended attribute of that name. `false` is an answer about the
+    /// tree as far as it was walked, which costs no look-up; `true` says nothing.
+    fn may_have_attribute(&self, name: &[u8]) -> bool {
+        let _ = name;
+        true
+    }
+
     /// The chunks of a file in the order of its bytes. Their plain lengths add up to the file's size.
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>>;
 

@@ -200,6 +200,10 @@ impl Tree for View {
         self.tree.extended_attributes(self.inner(inode))
     }
 
+    fn may_have_attribute(&self, name: &[u8]) -> bool {
+        self.tree.may_have_attribute(name)
+    }
+
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
         self.tree.chunks(self.inner(file))
     }

@@ -31,4 +31,4 @@ pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
 pub use mountpoint::{MountError, Restrictions, clear_dead, detach_lazily, is_mounted};
 pub use switch::{Notifier, Stale, Switched};
-pub use system::{FileSystem, FileSystemStatistics};
+pub use system::{ExtendedAttribute, FileSystem, FileSystemStatistics};

@@ -38,6 +38,17 @@ pub struct FileSystemStatistics {
     pub old_trees: usize,
 }
 
+/// What is known of an extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExtendedAttribute {
+    /// Its value.
+    Value(Box<[u8]>),
+    /// This inode has none of that name.
+    Absent,
+    /// Nothing that was looked at so far has one of that name: as good as a file system that does not know such attributes.
+    Unknown,
+}
+
 /// One mounted repository; make a new one for each mount, since an unmounted kernel forgets nothing.
 ///
 /// Every method may be called from many threads at once. What is here is answered with a future that
@@ -266,18 +277,25 @@ impl FileSystem {
         tree.link_target(inode).await.map_err(|cause| FsError::of_tree(inode, cause))
     }
 
-    /// The value of an extended attribute, or `None`. Those named `user.starling.…` no tree holds and no list has
+    /// The value of an extended attribute. Those named `user.starling.…` no tree holds and no list has
     /// (`magic.rs`).
     ///
     /// # Errors
     /// As [`FileSystem::attributes`].
-    pub async fn extended_attribute(&self, inode: Inode, name: &[u8]) -> Result<Option<Box<[u8]>>, FsError> {
+    pub async fn extended_attribute(&self, inode: Inode, name: &[u8]) -> Result<ExtendedAttribute, FsError> {
         let tree = self.tree_of(inode).await?;
         if is_magic(name) {
-            return Ok(self.magic(&*tree, inode, name).await?.map(|value| value.into_bytes().into()));
+            let value = self.magic(&*tree, inode, name).await?;
+            let value = value.map(|value| ExtendedAttribute::Value(value.into_bytes().into()));
+            return Ok(value.unwrap_or(ExtendedAttribute::Absent));
         }
         let all = tree.extended_attributes(inode).await.map_err(|cause| FsError::of_tree(inode, cause))?;
-        Ok(all.iter().find(|(key, _)| **key == *name).map(|(_, value)| value.clone()))
+        let found = all.iter().find(|(key, _)| **key == *name);
+        Ok(match found {
+            Some((_, value)) => ExtendedAttribute::Value(value.clone()),
+            None if tree.may_have_attribute(name) => ExtendedAttribute::Absent,
+            None => ExtendedAttribute::Unknown,
+        })
     }
 
     /// The names of all extended attributes, each followed by a zero byte.

@@ -168,11 +168,12 @@ pub struct Node {
     agent: Option<Process>,
     mounts: Vec<PathBuf>,
     extra: Vec<String>,
-    environment: Vec<(String, String)>,
     /// Where it listens once it was a member: as on a real machine, the same after a restart.
     listen: Option<String>,
     /// Seconds for which its mounts are kept without an agent.
     keep_mounts_s: u32,
+    /// Further settings, as variables of the environment.
+    settings: Vec<(String, String)>,
 }
 
 impl Node {
@@ -184,9 +185,9 @@ impl Node {
             agent: None,
             mounts: Vec::new(),
             extra: Vec::new(),
-            environment: Vec::new(),
             listen: None,
             keep_mounts_s: 0,
+            settings: Vec::new(),
         }
     }
 
@@ -197,17 +198,18 @@ impl Node {
         self
     }
 
-    /// A further environment variable for `starling agent`.
-    #[must_use]
-    pub fn with_env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
     /// Its mounts outlive its agent, for a while.
     #[must_use]
     pub fn keeping_mounts(mut self) -> Self {
         self.keep_mounts_s = 20;
+        self
+    }
+
+    /// A setting of its agent.
+    #[must_use]
+    pub fn with_setting(mut self, key: &str, value: impl AsRef<Path>) -> Self {
+        let value = value.as_ref().to_str().unwrap().to_owned();
+        self.settings.push((format!("STARLING_{}", key.to_uppercase()), value));
         self
     }
 
@@ -271,8 +273,8 @@ impl Node {
             .arg(self.socket())
             .args(["--listen", self.listen.as_deref().unwrap_or("127.0.0.1:0")])
             .args(&self.extra)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("STARLING_KEEP_MOUNTS_S", self.keep_mounts_s.to_string())
+            .envs(self.settings.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(self.dir.join("agent.log")).unwrap())

@@ -215,6 +215,11 @@ impl Tree for MemoryTree {
         ready(self.object(inode).map(|object| Arc::clone(&object.xattrs)))
     }
 
+    fn may_have_attribute(&self, name: &[u8]) -> bool {
+        name.starts_with(b"user.")
+            || self.objects.values().any(|object| object.xattrs.iter().any(|(key, _)| **key == *name))
+    }
+
     fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
         ready(self.of_kind(file, FileKind::File).map(|object| Arc::clone(&object.chunks)))
     }

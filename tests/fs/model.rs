@@ -11,6 +11,9 @@ use std::sync::Arc;
 const SEEDS: u64 = 40;
 const OPERATIONS: usize = 300;
 
+/// A directory, the offset where its reader goes on, the names that are still to come, and references.
+type HalfRead = (Inode, u64, Vec<Vec<u8>>, Vec<Inode>);
+
 struct World {
     fs: FileSystem,
     source: Arc<MemorySource>,
@@ -18,8 +21,8 @@ struct World {
     random: Generator,
     /// Open files with the bytes that they had when they were opened, and their references.
     open: Vec<(Inode, Vec<u8>, Vec<Inode>)>,
-    /// Directories that somebody is in the middle of reading, with the names that are still to come.
-    half_read: Vec<(Inode, u64, Vec<Vec<u8>>, Vec<Inode>)>,
+    /// Directories that somebody is in the middle of reading.
+    half_read: Vec<HalfRead>,
 }
 
 impl World {

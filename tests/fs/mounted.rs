@@ -262,6 +262,34 @@ fn a_body_is_read_by_the_kernel_alone() {
 }
 
 #[test]
+fn attributes_that_no_file_has_are_not_supported_until_a_revision_brings_one() {
+    if !can_mount() {
+        return;
+    }
+    let mut naive = rich_tree();
+    let world = World::new(&naive);
+    let acl = "system.posix_acl_access";
+    let ask = |name: &str| {
+        xattr::get(world.at(b"big"), name).map_err(|error| error.raw_os_error()).map(|found| found.is_some())
+    };
+    let unsupported = Err(Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()));
+    assert_eq!((ask("security.selinux"), ask(acl)), (unsupported, unsupported));
+    assert_eq!(ask("user.a"), Ok(false));
+    // An access list for one user beside those of the file's mode, as the kernel has it.
+    let entry = |tag: u16, permissions: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let none = u32::MAX;
+    let list =
+        [entry(1, 6, none), entry(2, 4, 7), entry(4, 4, none), entry(0x10, 4, none), entry(0x20, 4, none)];
+    let list = [&2_u32.to_le_bytes()[..], &list.concat()].concat();
+    naive.get_mut(&b"empty"[..]).unwrap().xattrs.insert(0, (acl.as_bytes().to_vec(), list.clone()));
+    world.switch(&naive);
+    assert_eq!(xattr::get(world.at(b"empty"), acl).unwrap(), Some(list));
+    assert_eq!((ask("security.selinux"), ask(acl)), (unsupported, Ok(false)));
+}
+
+#[test]
 fn a_switch_shows_all_of_the_new_revision_and_open_files_keep_the_old() {
     if !can_mount() {
         return;

@@ -519,6 +519,10 @@ async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_n
     assert!(table.list()[0].automatic && world.shown() == Some(1));
     table.unmount_all(Duration::ZERO).await;
     let table = world.table();
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    assert_eq!(world.shown(), Some(1), "whoever looks while the agent starts finds it");
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
     table.tend().await;
     assert_eq!((world.shown(), table.list()), (None, Vec::new()));
     // Nor is it lost with a root that expires while nobody looks.

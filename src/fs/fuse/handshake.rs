@@ -10,7 +10,7 @@ use rustix::io::{Errno, read, write};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 /// Smallest buffer into which the kernel delivers a request (`FUSE_MIN_READ_BUFFER`).
 const REQUEST_MAX_BYTES: usize = 8192;
@@ -22,6 +22,12 @@ const FLAGS2_AT: usize = 16 + 32;
 const PASSTHROUGH_IN_FLAGS2: u32 = 1 << 5;
 /// Code of the notification that asks the kernel to send again what nobody has answered (Linux 6.9).
 const NOTIFY_RESEND: i32 = 7;
+/// `FUSE_DESTROY`, with which the kernel ends a session.
+const DESTROY: u32 = 38;
+/// Bytes of the header of a request.
+const REQUEST_HEADER_BYTES: usize = 40;
+/// Room for the largest answer, 1 MiB of a file, with what the system counts beside.
+const ANSWER_MAX_BYTES: libc::c_int = 2 << 20;
 /// Set in the number of a request that is sent again.
 pub(super) const RESENT: u64 = 1 << 63;
 
@@ -139,22 +145,89 @@ fn put_under<K: Filesystem>(device: BorrowedFd<'_>, session: &Session<K>) -> io:
     if put == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Puts something in the device's place on which nothing comes and nothing goes: answers that are still being made reach
-/// nobody, and who waits for them gets them from a successor.
+/// Puts something in the device's place where each of the session's `threads` finds that the mount has ended, and where their
+/// answers are taken and go nowhere: who waits for them gets them from a successor.
 ///
 /// # Errors
-/// When no descriptors can be had.
-pub(super) fn take_away(number: RawFd) -> io::Result<()> {
-    let (ours, _) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+/// When no descriptors, or no thread, can be had.
+pub(super) fn take_away(number: RawFd, threads: usize) -> io::Result<()> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // The largest answer is one message. Without the right to so much it is refused, which fuser logs, and nothing else.
+    let _ = force_send_buffer(&ours, ANSWER_MAX_BYTES);
+    for _ in 0..threads {
+        write(&theirs, &ending())?;
+    }
+    std::thread::Builder::new().name("starling-left".to_owned()).spawn(move || {
+        // Of a message, what does not fit is discarded.
+        let mut buffer = [0; 16];
+        while rustix::io::retry_on_intr(|| read(&theirs, &mut buffer)).is_ok_and(|len| len > 0) {}
+    })?;
     // SAFETY: `number` belongs to a session that runs, whose threads use it for one call at a time: each call sees the old
     // file or the new one.
     let put = unsafe { libc::dup3(ours.as_raw_fd(), number, libc::O_CLOEXEC) };
     if put == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A request `FUSE_DESTROY`: the header and nothing else.
+fn ending() -> [u8; REQUEST_HEADER_BYTES] {
+    let mut request = [0; REQUEST_HEADER_BYTES];
+    let words = [u32::try_from(REQUEST_HEADER_BYTES).unwrap_or(0), DESTROY];
+    for (at, word) in words.iter().enumerate() {
+        request[at * 4..at * 4 + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    // The number of a request is never zero.
+    request[8] = 2;
+    request
+}
+
+/// Makes room for messages of so many bytes, beyond what the system grants everybody.
+fn force_send_buffer(socket: &OwnedFd, bytes: libc::c_int) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of_val(&bytes)).unwrap_or(0);
+    // SAFETY: the call reads an integer of that length, which lives until it returns.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            (&raw const bytes).cast(),
+            len,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers nothing: nobody asks.
+    struct Nobody;
+    impl Filesystem for Nobody {}
+
+    #[test]
+    fn a_session_from_which_its_device_is_taken_ends_and_its_answers_go_nowhere() {
+        let (device, kernel) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let mut init = vec![0_u8; REQUEST_HEADER_BYTES + 64];
+        for (at, word) in [(0, 104_u32), (4, 26), (8, 2), (40, 7), (44, 41)] {
+            init[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        write(&kernel, &init).unwrap();
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(3);
+        let (session, _) = begin(Nobody, device.as_fd(), config).unwrap();
+        let number = session.as_fd().as_raw_fd();
+        take_away(number, 3).unwrap();
+        let large = vec![0; (1 << 20) + 16];
+        for _ in 0..5 {
+            match write(session.as_fd(), &large) {
+                Ok(len) => assert_eq!(len, large.len()),
+                // Who may not have so large a buffer hears it.
+                Err(errno) => assert_eq!(errno, Errno::MSGSIZE),
+            }
+        }
+        session.run().unwrap();
+    }
 
     #[test]
     fn the_flag_of_passthrough_is_found_in_the_answer() {

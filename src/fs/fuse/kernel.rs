@@ -10,9 +10,9 @@
 //! all, and in the profile for small files nor are files.
 
 use super::super::error::FsError;
-use super::super::modes::{Backing, Mode, Modes};
+use super::super::modes::{Backing, Mode, Modes, Registered};
 use super::super::mountpoint::MAX_READ_BYTES;
-use super::super::system::{FileSystem, NAME_MAX_BYTES};
+use super::super::system::{ExtendedAttribute, FileSystem, NAME_MAX_BYTES};
 use super::handshake::RESENT;
 use super::mount::Profile;
 use crate::catalog::{Attributes, FileKind, Inode, TreeError};
@@ -69,7 +69,7 @@ impl Shared {
         } else {
             let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
             let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
-            self.modes().open(inode, || self.register(body?.as_ref()))
+            self.modes().open(inode, || self.register(body?))
         };
         match mode {
             // Pages in the kernel's cache stay.
@@ -104,9 +104,9 @@ impl Shared {
     }
 
     /// Registers a body with the kernel. A kernel or an operator that does not allow it is asked once.
-    fn register(&self, body: &File) -> Option<Backing> {
-        match BackingId::create_raw(&self.device, body) {
-            Ok(backing) => Some(backing),
+    fn register(&self, body: Arc<File>) -> Option<Registered> {
+        match BackingId::create_raw(&self.device, &body) {
+            Ok(backing) => Some(Registered { backing, body }),
             Err(error) => {
                 // Another thread may have noted it meanwhile.
                 if self.passthrough.swap(false, Ordering::Relaxed) {
@@ -429,8 +429,10 @@ impl Filesystem for Kernel {
         let (fs, name) = (Arc::clone(&self.shared.fs), name.as_bytes().to_vec());
         self.serve(async move {
             match fs.extended_attribute(Inode(inode.0), &name).await {
-                Ok(Some(value)) => reply_xattr(reply, &value, room),
-                Ok(None) => reply.error(Errno::from_i32(libc::ENODATA)),
+                Ok(ExtendedAttribute::Value(value)) => reply_xattr(reply, &value, room),
+                Ok(ExtendedAttribute::Absent) => reply.error(Errno::from_i32(libc::ENODATA)),
+                // `ls -l` asks no more then. ENOSYS would end the questions for good, for every name and all that is to come.
+                Ok(ExtendedAttribute::Unknown) => reply.error(Errno::EOPNOTSUPP),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });

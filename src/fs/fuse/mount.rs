@@ -116,6 +116,8 @@ pub struct Mounted {
     ended: watch::Receiver<bool>,
     /// Number of the session's descriptor, valid until it has ended.
     number: RawFd,
+    /// Threads that take requests from it.
+    threads: usize,
     /// Whether the mount goes on without this process.
     left: Arc<AtomicBool>,
 }
@@ -147,7 +149,7 @@ pub fn mount(
         let passthrough = config.passthrough && config.profile == Profile::Default;
         let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
         let (session, agreement) = handshake::begin(kernel, device.as_fd(), settings(config))?;
-        run(session, &path, shared, agreement)
+        run(session, config, &path, shared, agreement)
     };
     begin()
         .map_err(|cause| {
@@ -174,12 +176,12 @@ pub fn take_over(
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
         }
         let (ledger, lines) = Ledger::inherit(held.open_files)?;
-        let modes = Modes::inherit(ledger, lines);
         let passthrough = config.passthrough && held.agreement.has_passthrough();
+        let modes = Modes::inherit(ledger, lines);
         let device = held.device;
         let (kernel, shared) = kernel(config, fs, runtime, device.try_clone()?, modes, passthrough);
         let session = handshake::take_over(kernel, device.as_fd(), &held.agreement, settings(config))?;
-        let mounted = run(session, &path, shared, held.agreement)?;
+        let mounted = run(session, config, &path, shared, held.agreement)?;
         if let Err(error) = handshake::resend(device.as_fd()) {
             tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
         }
@@ -217,6 +219,7 @@ fn kernel(
 
 fn run(
     session: Session<Kernel>,
+    config: &MountConfig,
     path: &Path,
     shared: Arc<Shared>,
     agreement: Agreement,
@@ -236,7 +239,15 @@ fn run(
         end.send_replace(true);
     })?;
     shared.fs.set_notifier(Some(Arc::new(notifier)));
-    Ok(Mounted { path: path.to_owned(), shared, agreement, ended, number, left })
+    Ok(Mounted {
+        path: path.to_owned(),
+        shared,
+        agreement,
+        ended,
+        number,
+        threads: config.threads.max(1),
+        left,
+    })
 }
 
 /// Best effort: without the right to it, sequential reads are slower and nothing else.
@@ -344,7 +355,7 @@ impl Mounted {
         if self.has_ended() {
             return;
         }
-        if let Err(error) = handshake::take_away(self.number) {
+        if let Err(error) = handshake::take_away(self.number, self.threads) {
             tracing::warn!(path = %self.path.display(), "readers may get errors while the agent stops: {error}");
         }
     }
