@@ -393,7 +393,7 @@ pub struct RotateRequest {
     /// Seconds for which the old key counts beside the new one; twice the life of a certificate by default.
     #[serde(default)]
     pub overlap_s: Option<u64>,
-    /// Where as many keys count as may: whether the oldest retires within a minute. Otherwise the rotation is refused then.
+    /// Where as many keys count as may: whether the oldest retires within six minutes. Otherwise the rotation is refused then.
     #[serde(default)]
     pub drop_oldest: bool,
 }

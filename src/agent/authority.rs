@@ -8,9 +8,9 @@ use super::node::{Membership, Node};
 use crate::ambient;
 use crate::config::leads_somewhere;
 use crate::mesh::{
-    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, CharterError, DROP_NOTICE, IdentityError,
-    MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap, RevocationError, Role,
-    Scope, Terms, TrustChangeError,
+    AuthorityKey, CERTIFICATE_LIFE_MAX, CERTIFICATE_LIFE_MIN, COUNTING_MAX, CharterError, DROP_NOTICE,
+    IdentityError, MemberStatus, MeshTrust, NEWEST_KEY_REMEDY, News, NewsVerdict, Office, Overlap,
+    RevocationError, Role, Scope, Terms, TrustChangeError,
 };
 use crate::model::{NodeId, UnixTime};
 use crate::trust::{RepositoryCard, SignedCard};
@@ -288,8 +288,9 @@ fn refused(error: &IdentityError, trust: &MeshTrust) -> Refusal {
         | TrustChangeError::Revocation(RevocationError::OlderKey) => refusal.hint(format!(
             "do it on the authority that rotated; this one never gets the newest key by itself: {NEWEST_KEY_REMEDY}"
         )),
-        TrustChangeError::Charter(CharterError::Overlapping { .. }) => refusal.hint(
-            "if a key was stolen, do not wait: `starling mesh rotate --drop-oldest` retires the oldest of them within a minute",
+        // While one is on notice already, there is nothing to do but to wait.
+        TrustChangeError::Charter(CharterError::Overlapping { counting: COUNTING_MAX, .. }) => refusal.hint(
+            "if a key was stolen, do not wait: `starling mesh rotate --drop-oldest` retires the oldest of them within six minutes",
         ),
         TrustChangeError::Revocation(RevocationError::TooMany { .. }) => {
             let first = trust.revocations().entries().map(|entry| entry.until).min().unwrap_or_default();

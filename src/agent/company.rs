@@ -32,6 +32,8 @@ struct View {
     alone_since: Option<Time>,
     /// When the strata are asked next, if nobody is seen until then.
     ask_due: Time,
+    /// When they are asked next for what members do not tell, whoever is seen.
+    untold_due: Time,
     generator: Generator,
     trouble: Option<String>,
 }
@@ -47,8 +49,13 @@ impl Company {
     /// Of a node that has just started.
     pub(super) fn new(now: Time, mut generator: Generator) -> Self {
         let spread = Duration::from_secs(generator.below(FIRST_ASK_SPREAD_S) as u64);
-        let view =
-            View { alone_since: Some(now), ask_due: now + FIRST_ASK + spread, generator, trouble: None };
+        let view = View {
+            alone_since: Some(now),
+            ask_due: now + FIRST_ASK + spread,
+            untold_due: now + FIRST_ASK + spread,
+            generator,
+            trouble: None,
+        };
         Self { view: Mutex::new(view), warned: Seldom::new(WARN_EVERY) }
     }
 
@@ -80,6 +87,17 @@ impl Company {
         let asks = view.ask_due <= now;
         if asks {
             view.ask_due = view.next_ask(now);
+        }
+        asks
+    }
+
+    /// Whether to ask the strata for newer roots of repositories of which members do not tell this node. As often as one that is
+    /// alone asks for all.
+    pub(super) fn asks_for_untold(&self, now: Time) -> bool {
+        let mut view = self.lock();
+        let asks = view.untold_due <= now;
+        if asks {
+            view.untold_due = view.next_ask(now);
         }
         asks
     }
@@ -122,6 +140,18 @@ mod tests {
         assert!((10..=15).contains(&alone.len()), "{alone:?}");
         assert!(alone[0] >= 90_000 + 239, "not at once: it may be seen again, {alone:?}");
         assert!(alone.windows(2).all(|pair| (240..=360).contains(&(pair[1] - pair[0]))), "{alone:?}");
+    }
+
+    #[test]
+    fn what_members_do_not_tell_is_asked_for_slowly_whoever_is_seen() {
+        let company = Company::new(at(0), Generator::new(2));
+        let asked: Vec<u64> = (0..3_600)
+            .filter(|second| {
+                company.look(1, 3, at(*second));
+                company.asks_for_untold(at(*second))
+            })
+            .collect();
+        assert!((10..20).contains(&asked[0]) && (10..=16).contains(&asked.len()), "{asked:?}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -102,7 +102,7 @@ impl Agent {
         let cache = Arc::new(DiskCache::open(&settings.cache_dir(), cache_config(&settings))?);
         let http = HttpClient::new(HttpOptions { proxy: settings.proxy.clone(), ..HttpOptions::default() })
             .map_err(|e| AgentError::Strata(e.to_string()))?;
-        let identity = identity(&settings)?;
+        let (identity, no_membership) = identity(&settings)?;
         let trust = identity.as_ref().map(|identity| identity.trust().clone());
         let local = Arc::new(LocalNode::new(
             cache.clone(),
@@ -166,6 +166,7 @@ impl Agent {
             company: Company::new(started, ambient::generator()),
             no_desk,
             no_automount,
+            no_membership,
             started,
             settings,
             membership,
@@ -284,17 +285,23 @@ fn cache_config(settings: &Settings) -> CacheConfig {
 
 /// The membership, if there is one. A node whose membership has lapsed starts all the same: nobody serves it until
 /// an authority has renewed it, and its mounts and its strata are there meanwhile.
-fn identity(settings: &Settings) -> Result<Option<Arc<Identity>>, AgentError> {
+///
+/// One whose membership cannot be verified stands alone; the second value says why.
+fn identity(settings: &Settings) -> Result<(Option<Arc<Identity>>, Option<String>), AgentError> {
     match Identity::load(&settings.state_dir) {
-        Ok(identity) => Ok(Some(Arc::new(identity))),
+        Ok(identity) => Ok((Some(Arc::new(identity)), None)),
         Err(IdentityError::NotAMember { .. }) => {
             tracing::info!("this node is not a member of a mesh and stands alone");
-            Ok(None)
+            Ok((None, None))
         }
         Err(error @ IdentityError::Membership(_)) => {
             let file = settings.state_dir.join("membership");
-            tracing::error!(%error, file = %file.display(), "this node stands alone until it joins again");
-            Ok(None)
+            let trouble = format!(
+                "this node stands alone until it joins again, for its membership ({}) does not count: {error}",
+                file.display()
+            );
+            tracing::error!("{trouble}");
+            Ok((None, Some(trouble)))
         }
         Err(error) => Err(error.into()),
     }
@@ -462,6 +469,7 @@ fn known_before(node: &Node, contacts: &Contacts) -> BTreeSet<NodeId> {
 /// Looks whether others of the mesh are seen, and asks the strata for newer roots when nobody is. `before`: the members of
 /// the last run.
 async fn keep_company(node: Arc<Node>, before: BTreeSet<NodeId>, ending: CancellationToken) {
+    let asking = Arc::new(Semaphore::new(1));
     while ending.run_until_cancelled(tokio::time::sleep(company::LOOK_EVERY)).await.is_some() {
         let peers = node.mesh.peers().await;
         let up = peers.iter().filter(|peer| peer.up).count();
@@ -470,14 +478,22 @@ async fn keep_company(node: Arc<Node>, before: BTreeSet<NodeId>, ending: Cancell
             known.extend(&before);
             known.extend(peers.iter().filter(|peer| peer.cell.is_some()).map(|peer| peer.node));
             known.remove(&membership.identity.node());
-            membership.revoked().iter().for_each(|revoked| {
+            node.revoked_members().await.iter().for_each(|revoked| {
                 known.remove(revoked);
             });
         }
-        if node.company.look(up, known.len(), ambient::now())
-            && ending.run_until_cancelled(node.mounts.ask_strata()).await == Some(true)
-        {
-            node.wake.notify_one();
+        let now = ambient::now();
+        let alone = node.company.look(up, known.len(), now);
+        let untold = node.company.asks_for_untold(now);
+        // Beside the looking, for strata may be silent for long. One at a time: who is late is asked again soon enough.
+        if let (true, Ok(turn)) = (alone || untold, asking.clone().try_acquire_owned()) {
+            let (node, ending) = (node.clone(), ending.clone());
+            tokio::spawn(async move {
+                if ending.run_until_cancelled(node.mounts.ask_strata(alone)).await == Some(true) {
+                    node.wake.notify_one();
+                }
+                drop(turn);
+            });
         }
     }
 }
@@ -497,9 +513,7 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
             _ = ticks.tick() => {
                 let Peers { peers, .. } = node.peers().await;
                 contacts.remember(&peers);
-                if let Some(membership) = &node.membership {
-                    contacts.forget(&membership.revoked());
-                }
+                contacts.forget(&node.revoked_members().await);
             }
         }
         node.mounts.tend().await;

@@ -14,6 +14,7 @@ use crate::chunk::ChunkSource;
 use crate::fs::MountError;
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, VerifiedRoot};
+use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use list::Remembered;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,8 @@ use std::time::Duration;
 pub(super) const TEND_EVERY: Duration = Duration::from_secs(10);
 /// Most mounts of one agent: each is a FUSE session with its threads (a guess).
 const MOUNTS_MAX: usize = 256;
+/// Repositories whose strata are asked at once for a newer root (guess).
+const ASKED_AT_ONCE: usize = 8;
 /// Time for one unmount before the mount is detached under its users (a guess).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
 /// What people are told of a mount of a repository that is not theirs among the members.
@@ -425,19 +428,31 @@ impl MountTable {
         }
     }
 
-    /// Asks the strata for newer roots of all repositories that are mounted; whether there is one.
-    pub(super) async fn ask_strata(&self) -> bool {
+    /// Asks the strata for newer roots of repositories that are mounted, several at once: of all, or of those of which no member
+    /// tells this node. Whether there is one.
+    pub(super) async fn ask_strata(&self, all: bool) -> bool {
         let mounted: BTreeSet<_> = self.lock().values().map(|entry| entry.repository.clone()).collect();
-        let newest = |name| self.registry.newest_root(name).map(|root| root.id());
-        let mut is_news = false;
-        for repository in &mounted {
-            let before = newest(repository);
-            match self.mounter.find_root(repository).await {
-                Ok(()) => is_news |= newest(repository) != before,
-                Err(problem) => tracing::debug!(%repository, problem, "asking the strata for a newer root"),
+        let asked = mounted.into_iter().filter(|name| all || !self.is_told(name));
+        let newest = |name: &RepositoryName| self.registry.newest_root(name).map(|root| root.id());
+        let ask = async |repository: RepositoryName| {
+            let before = newest(&repository);
+            match self.mounter.find_root(&repository).await {
+                Ok(()) => newest(&repository) != before,
+                Err(problem) => {
+                    tracing::debug!(%repository, problem, "asking the strata for a newer root");
+                    false
+                }
             }
-        }
-        is_news
+        };
+        let answers: Vec<bool> =
+            futures::stream::iter(asked.map(ask)).buffer_unordered(ASKED_AT_ONCE).collect().await;
+        answers.contains(&true)
+    }
+
+    /// Whether members tell this node newer roots of a repository: its card went through the mesh, so that they know it, and
+    /// this node's certificate covers it.
+    fn is_told(&self, repository: &RepositoryName) -> bool {
+        self.registry.is_spread(repository) && !self.mounter.is_out_of_scope(repository)
     }
 
     /// What is wrong with the table itself.

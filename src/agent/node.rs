@@ -64,6 +64,8 @@ pub(super) struct Node {
     pub(super) no_desk: Option<String>,
     /// Why there is no folder of all repositories, where one is wanted.
     pub(super) no_automount: Option<String>,
+    /// Why the membership on the disk does not count, so that this node stands alone.
+    pub(super) no_membership: Option<String>,
 }
 
 /// Who this node is in its mesh.
@@ -80,11 +82,6 @@ impl Membership {
     /// Where others reach it best.
     pub(super) fn address(&self) -> SocketAddr {
         self.places.best()
-    }
-
-    /// Whose membership was revoked.
-    pub(super) fn revoked(&self) -> BTreeSet<NodeId> {
-        self.identity.trust().revocations().entries().map(|entry| entry.node).collect()
     }
 
     /// Why it does not count any more, by what this node believes itself.
@@ -122,7 +119,7 @@ impl Node {
     }
 
     /// Members whose certificate was revoked, as far as they are still remembered.
-    async fn revoked_members(&self) -> BTreeSet<NodeId> {
+    pub(super) async fn revoked_members(&self) -> BTreeSet<NodeId> {
         let Some(membership) = &self.membership else { return BTreeSet::new() };
         let trust = membership.identity.trust();
         if trust.revocations().entries().next().is_none() {
@@ -287,6 +284,7 @@ impl Node {
     fn troubles(&self) -> Vec<String> {
         let troubles = [
             self.waits_for_restart(),
+            self.no_membership.clone(),
             self.company.trouble(),
             self.no_desk.clone(),
             self.no_automount.clone(),

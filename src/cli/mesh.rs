@@ -103,7 +103,7 @@ Nodes that are off for longer than the overlap come back if the authority still 
 (`renewal_grace_s`), else with a new ticket; so a short overlap is possible, which a stolen key calls for.
 
 At most three keys count at a time. One more is refused until the oldest has retired, or with --drop-oldest retires
-that within a minute: nobody speaks to members that have not fetched a new certificate by then (they are off, or cut
+that within six minutes: nobody speaks to members that have not fetched a new certificate by then (they are off, or cut
 off), until an authority has renewed theirs late.
 
 Back up `authority.key`, `charter` and `revocations` of the state folder after each rotation.")]
@@ -113,7 +113,7 @@ Back up `authority.key`, `charter` and `revocations` of the state folder after e
         /// How long the old key counts: a number with s, m, h or d [default: twice the life of a certificate].
         #[arg(long, value_name = "SPAN", value_parser = parse_span)]
         overlap: Option<Duration>,
-        /// Where three keys count already, retire the oldest within a minute instead of refusing.
+        /// Where three keys count already, retire the oldest within six minutes instead of refusing.
         #[arg(long)]
         drop_oldest: bool,
         /// Print one JSON object.

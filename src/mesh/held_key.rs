@@ -5,7 +5,8 @@
 //! again, first puts it where it belongs. No key that the charter names is ever written over by one that it does not.
 
 use super::authority::MeshKeys;
-use super::charter::Charter;
+use super::charter::{CHARTER_MAX_BYTES, Charter};
+use super::mesh_trust::CHARTER_FILE;
 use super::state::{Secrecy, StateDir, StateError};
 use crate::model::UnixTime;
 
@@ -63,7 +64,18 @@ pub(super) fn put(state: &StateDir, keys: &MeshKeys) -> Result<(), StateError> {
 }
 
 /// Stores the key that a rotation is about to appoint. The one that it follows is stored for good before.
-pub(super) fn prepare(state: &StateDir, held: &MeshKeys, next: &MeshKeys) -> Result<(), StateError> {
+pub(super) fn prepare(
+    state: &StateDir,
+    charter: &Charter,
+    held: &MeshKeys,
+    next: &MeshKeys,
+) -> Result<(), StateError> {
+    // A charter may be stored although storing it failed (the folder was not synced). The key that it names lies where the
+    // next one is about to be written, and nowhere else.
+    if state.read(CHARTER_FILE, CHARTER_MAX_BYTES as u64)?.as_deref() != Some(charter.bytes()) {
+        let detail = "it is not the one that counts here, for a rotation failed half way: restart the agent";
+        return Err(state.damaged(CHARTER_FILE, detail));
+    }
     if read(state, KEY_FILE)?.as_ref() != Some(held.seed()) {
         store(state, held.seed())?;
     }

@@ -368,7 +368,7 @@ impl Identity {
         self.trust.charter().rotated(&old, &new, now, overlap).map_err(TrustChangeError::Charter)?;
         if let Some(state_dir) = &self.state_dir {
             // Before the charter names it: nobody could sign with a key that a crash took.
-            held_key::prepare(&StateDir::open(state_dir)?, &old, &new)?;
+            held_key::prepare(&StateDir::open(state_dir)?, &self.trust.charter(), &old, &new)?;
         }
         let charter = self.trust.rotate(&old, &new, now, overlap)?;
         self.shown.write().unwrap_or_else(PoisonError::into_inner).mesh_keys = Some(Arc::new(new));

@@ -300,7 +300,10 @@ impl MeshTrust {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (charter, known) = (self.charter(), self.revocations());
         if !known.is_older_than(&list, &charter) {
-            return Ok(NewsVerdict::Known);
+            return match signing {
+                Some(keys) => self.take_up(keys, &charter, &known, &list, now),
+                None => Ok(NewsVerdict::Known),
+            };
         }
         if let Some(keys) = signing {
             let lost: Vec<Revocation> = known.missing_in(&list, now).cloned().collect();
@@ -322,6 +325,34 @@ impl MeshTrust {
         self.adopt(|belief| belief.revocations = list.clone(), REVOCATIONS_FILE, list.bytes())?;
         tracing::info!(number = list.number(), nodes = list.entries().count(), "new revocations");
         Ok(NewsVerdict::Fresh)
+    }
+
+    /// An authority takes up what a list says that ranks below its own: two of them may have signed at once, or this one began
+    /// again with an older list. Only what the newest key signed: who stole an older one may have invented it
+    /// (docs/decisions/0033).
+    fn take_up(
+        &self,
+        keys: &MeshKeys,
+        charter: &Charter,
+        known: &Revocations,
+        list: &Revocations,
+        now: UnixTime,
+    ) -> Result<NewsVerdict, TrustChangeError> {
+        let more: Vec<Revocation> = list.missing_in(known, now).cloned().collect();
+        if more.is_empty() || list.key_number(charter) < charter.number() {
+            return Ok(NewsVerdict::Known);
+        }
+        match known.next(keys, charter, more, now) {
+            Ok(both) => {
+                self.adopt(|belief| belief.revocations = both.clone(), REVOCATIONS_FILE, both.bytes())?;
+                tracing::info!(number = both.number(), "revocations of two lists are one now");
+                Ok(NewsVerdict::Fresh)
+            }
+            Err(error) => {
+                self.warn(&format!("revocations of another authority are not taken up: {error}"));
+                Ok(NewsVerdict::Known)
+            }
+        }
     }
 
     /// Stores, then believes.
@@ -483,6 +514,32 @@ mod tests {
             hear(trust, &healed.revocations());
             assert_eq!(trust.revocations(), healed.revocations());
         }
+    }
+
+    #[test]
+    fn an_authority_takes_up_what_an_outranked_list_of_the_same_key_says_and_nothing_of_an_older_key() {
+        let mesh = TestMesh::new();
+        let (restored, other, now) = (mesh.trust(), mesh.trust(), ambient::unix_now());
+        let (old, new) = (mesh.keys(), mesh.keys().successor());
+        let hear = |trust: &MeshTrust, keys: Option<&MeshKeys>, list: &Revocations| {
+            trust.judge(&News::Revocations(list.bytes().to_vec()), keys).unwrap()
+        };
+        // One that began again with nothing has signed more lists than the other, which knows of somebody else.
+        let elsewhere = other.revoke(&old, NodeId([9; 32]), "stolen".into(), now).unwrap();
+        for node in [1, 2] {
+            restored.revoke(&old, NodeId([node; 32]), String::new(), now).unwrap();
+        }
+        assert_eq!(hear(&restored, None, &elsewhere), NewsVerdict::Known, "a member cannot sign");
+        assert_eq!(hear(&restored, Some(&old), &elsewhere), NewsVerdict::Fresh);
+        assert_eq!((restored.revocations().number(), restored.revocations().entries().count()), (3, 3));
+        assert_eq!(hear(&restored, Some(&old), &elsewhere), NewsVerdict::Known, "once");
+        assert_eq!(hear(&other, None, &restored.revocations()), NewsVerdict::Fresh);
+
+        let late = other.revoke(&old, NodeId([10; 32]), "invented".into(), now).unwrap();
+        restored.rotate(&old, &new, now, SOON).unwrap();
+        restored.sign_revocations(&new, [], now).unwrap();
+        assert_eq!(hear(&restored, Some(&new), &late), NewsVerdict::Known);
+        assert!(restored.revocation_of(&NodeId([10; 32])).is_none());
     }
 
     #[test]

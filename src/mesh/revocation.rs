@@ -260,7 +260,7 @@ impl Revocations {
     }
 
     /// The number of the key that signed it, in `charter`.
-    fn key_number(&self, charter: &Charter) -> usize {
+    pub(super) fn key_number(&self, charter: &Charter) -> usize {
         self.signer.map_or(0, |key| charter.number_of(&key))
     }
 

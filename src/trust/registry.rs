@@ -264,6 +264,11 @@ impl Repositories {
         self.lock().get(name)?.card()
     }
 
+    /// Whether the card of a repository was signed by an authority of the mesh, and goes through it.
+    pub fn is_spread(&self, name: &RepositoryName) -> bool {
+        self.lock().get(name).is_some_and(|entry| entry.signed.is_some())
+    }
+
     /// All repositories known, by name.
     pub fn cards(&self) -> Vec<RepositoryCard> {
         self.lock().values().filter_map(Entry::card).collect()

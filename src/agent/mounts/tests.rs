@@ -592,15 +592,18 @@ async fn the_strata_are_asked_for_newer_roots_of_what_is_mounted_and_nothing_els
     world.publish(1, 3600);
     let table = world.table();
     *world.kernel.stratum.lock().unwrap() = Some(world.root(2, 3600));
-    assert!(!table.ask_strata().await, "nothing is mounted");
+    assert!(!table.ask_strata(true).await, "nothing is mounted");
     table.mount(world.request()).await.unwrap();
     assert_eq!(world.shown(), Some(1));
-    assert!(table.ask_strata().await);
+    assert!(table.ask_strata(true).await);
     table.tend().await;
     assert_eq!(world.shown(), Some(2));
-    assert!(!table.ask_strata().await, "it is known by now");
+    assert!(!table.ask_strata(true).await, "it is known by now");
+    // Its card was added by hand: no member tells of newer roots, so that it is among those that are asked for always.
+    *world.kernel.stratum.lock().unwrap() = Some(world.root(3, 3600));
+    assert!(table.ask_strata(false).await);
     *world.kernel.stratum.lock().unwrap() = None;
-    assert!(!table.ask_strata().await);
+    assert!(!table.ask_strata(true).await);
 }
 
 #[test]

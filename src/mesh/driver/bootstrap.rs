@@ -3,15 +3,18 @@
 //!
 //! Names are looked up anew each time, all their addresses are tried, and whoever answers counts only once its
 //! certificate was checked. Nobody need be who was there before: after a start in which machines have each other's
-//! addresses, a member of the mesh found where another was is as good a contact. As long as this node sees somebody,
-//! nothing is done; until then it goes on for ever.
+//! addresses, a member of the mesh found where another was is as good a contact. That goes on for ever while this node sees
+//! nobody. While it sees some and misses others, names are asked now and then: a fleet whose machines all came back with
+//! other addresses can be in two groups that know nothing of each other.
 
 use super::super::dht::{Dht, Neighbour};
 use super::super::endpoint::Endpoint;
+use super::PeerStatus;
 use super::cells::Hint;
 use super::mdns::Lan;
 use super::task::Message;
 use crate::ambient;
+use crate::model::NodeId;
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -25,6 +28,9 @@ use tokio_util::sync::CancellationToken;
 /// within a minute, and a resolver is not bothered by a fleet that is cut off).
 const PAUSE_FIRST: Duration = Duration::from_secs(2);
 const PAUSE_LATER: Duration = Duration::from_secs(60);
+/// Pause between two attempts while some are seen and others are missed (guess: two groups find each other within minutes,
+/// and a member that is off for good costs a look-up and a few dials that seldom).
+const PAUSE_MISSING: Duration = Duration::from_secs(180);
 /// How long other contacts have before names are asked, and how often it is looked whether somebody is seen.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest look-up of one name.
@@ -46,8 +52,8 @@ pub(super) struct Bootstrap {
     pub(super) hints: mpsc::Sender<Hint>,
     /// `HOST:PORT` each.
     pub(super) names: Vec<String>,
-    /// Where members were before the start.
-    pub(super) before: Vec<SocketAddr>,
+    /// Which members were where before the start.
+    pub(super) before: Vec<(NodeId, SocketAddr)>,
     /// The neighbours of the local network, if they are to be asked.
     pub(super) lan: Option<Lan>,
     /// Peers that are believed to be alive.
@@ -67,6 +73,7 @@ impl Bootstrap {
 
     async fn look(mut self) {
         let (mut pause, mut tried) = (PAUSE_FIRST, 0);
+        let mut looked_at = ambient::now();
         loop {
             match &mut self.lan {
                 // Others are answered however many this node sees.
@@ -77,6 +84,10 @@ impl Bootstrap {
             }
             if self.seen.load(Ordering::Relaxed) > 0 || !self.is_member() {
                 pause = PAUSE_FIRST;
+                if ambient::now().since(looked_at) >= PAUSE_MISSING {
+                    self.look_for_missing().await;
+                    looked_at = ambient::now();
+                }
                 continue;
             }
             let mut addresses = resolve(&self.names).await;
@@ -105,6 +116,22 @@ impl Bootstrap {
         }
     }
 
+    /// Asks the names for members other than those that are seen, if some are missed.
+    async fn look_for_missing(&self) {
+        if self.names.is_empty() || !self.is_member() {
+            return;
+        }
+        let peers = self.peers().await;
+        let up: BTreeSet<NodeId> = peers.iter().filter(|peer| peer.up).map(|peer| peer.node).collect();
+        let known = peers.iter().map(|peer| peer.node).chain(self.before.iter().map(|(node, _)| *node));
+        if known.into_iter().all(|node| up.contains(&node)) {
+            return;
+        }
+        let mut addresses = resolve(&self.names).await;
+        addresses.retain(|address| !peers.iter().any(|peer| peer.up && peer.addr == *address));
+        self.dial(addresses).await;
+    }
+
     /// Whether anybody would let this node in, as it knows itself. Else only an authority is of use, and the renewal looks for
     /// one.
     fn is_member(&self) -> bool {
@@ -114,10 +141,15 @@ impl Bootstrap {
 
     /// Where members were, before the start and since.
     async fn last_seen(&self) -> BTreeSet<SocketAddr> {
+        let since = self.peers().await.into_iter().map(|peer| peer.addr);
+        self.before.iter().map(|(_, addr)| *addr).chain(since).collect()
+    }
+
+    /// The members that the driver knows.
+    async fn peers(&self) -> Vec<PeerStatus> {
         let (reply, answer) = oneshot::channel();
         let _ = self.inbox.send(Message::Status(reply)).await;
-        let since = answer.await.unwrap_or_default().into_iter().map(|peer| peer.addr);
-        self.before.iter().copied().chain(since).collect()
+        answer.await.unwrap_or_default()
     }
 
     /// Dials addresses until enough members were found, and introduces them.

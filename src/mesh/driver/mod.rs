@@ -441,7 +441,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         .iter()
         .flat_map(|contact| contact.addresses.iter().map(|addr| (contact.node, *addr)))
         .collect();
-    let before = contacts.iter().map(|(_, addr)| *addr).collect();
+    let before = contacts.clone();
     let (events, members) = mpsc::channel(EVENTS_MAX);
     let sender = endpoint.clone();
     let send = Box::new(move |to, bytes: Bytes| {

@@ -103,12 +103,10 @@ pub(super) struct Uploads {
 }
 
 impl Uploads {
-    pub(super) fn asks_of(&self, peer: Peer) -> Vec<Ask> {
-        self.asks.iter().filter(|(_, asked)| asked.peer == peer).map(|(ask, _)| ask).collect()
-    }
-
-    pub(super) fn is_serving(&self, ask: Ask) -> bool {
-        self.asks.get(ask).is_some_and(|asked| asked.state == State::Serving)
+    /// Asks of `peer` that wait.
+    fn waiting_of(&self, peer: Peer) -> Vec<Ask> {
+        let waits = |asked: &Asked| asked.peer == peer && asked.state != State::Serving;
+        self.asks.iter().filter(|(_, asked)| waits(asked)).map(|(ask, _)| ask).collect()
     }
 
     /// Who is being served `chunk`.
@@ -300,10 +298,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Everything that a peer who is gone was not given yet ends. Not one after the other: what the first makes room for might
     /// be another one of his.
     pub(super) fn asker_gone(&mut self, peer: Peer, out: &mut Outbox) {
-        for ask in self.uploads.asks_of(peer) {
-            if !self.uploads.is_serving(ask) {
-                self.end_ask(ask, false, out);
-            }
+        for ask in self.uploads.waiting_of(peer) {
+            self.end_ask(ask, false, out);
         }
         self.serve_queued(out);
     }
