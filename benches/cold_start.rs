@@ -249,7 +249,7 @@ impl World {
         let mut node = Node::new(self.folder("recorder"));
         node.start();
         node.add_repository(&self.at, &self.stratum.url);
-        let mount = node.mount(&self.repository, "mnt");
+        let mount = node.mount_with(&self.repository, "mnt", &["--profile", "large-files"]);
         let socket = node.socket();
         let mut args: Vec<&OsStr> =
             vec!["trace".as_ref(), "record".as_ref(), "--out".as_ref(), trace.as_ref()];

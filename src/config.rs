@@ -22,6 +22,8 @@ pub const DEFAULT_FILE: &str = "/etc/starling/agent.toml";
 pub const DEFAULT_SOCKET: &str = "/run/starling/agent.sock";
 /// Where the agent keeps its state unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/starling";
+/// The folder of all repositories, where one is wanted and not named.
+pub const DEFAULT_AUTOMOUNT: &str = "/starling";
 /// The UDP port of the mesh: not registered for anything widespread, and easy to type (a guess).
 pub const DEFAULT_PORT: u16 = 7400;
 
@@ -179,6 +181,12 @@ pub struct Settings {
     /// and whoever reads meanwhile waits. Default 300: time for an upgrade. 0: an agent that is stopped unmounts
     /// everything, as does one that is the first process of a container in any case, since nothing outlives it there.
     pub keep_mounts_s: u64,
+    /// Folder in which all repositories that are known are mounted as soon as somebody enters them, such as `/starling`. It is
+    /// made if it is not there. Needs the kernel's automounter and the right to mount. Default: none.
+    pub automount_dir: Option<PathBuf>,
+    /// How long such a mount must have been unused (nobody has a file of it open or works in it) before it is unmounted. Default
+    /// 600: a batch of jobs comes back sooner (a guess). 0: never.
+    pub automount_idle_s: u64,
     /// Threads on which the agent's tasks run, beside those that wait for disks and for FUSE. Default 0: as many as the
     /// machine has processors; at most 512. Fewer where the agent shall not spread over a machine that has other work.
     pub worker_threads: u16,
@@ -235,6 +243,8 @@ impl Default for Settings {
             read_deadline_ms: 60_000,
             stop_deadline_ms: 8_000,
             keep_mounts_s: 300,
+            automount_dir: None,
+            automount_idle_s: 600,
             worker_threads: 0,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
             log_format: LogFormat::Human,
@@ -381,6 +391,14 @@ impl Settings {
         if self.keep_mounts_s > 86_400 {
             return refuse("keep_mounts_s", &self.keep_mounts_s, "0 to 86400 (a day)");
         }
+        if let Some(dir) =
+            self.automount_dir.as_ref().filter(|dir| !dir.is_absolute() || dir.parent().is_none())
+        {
+            return refuse("automount_dir", &dir.display(), "an absolute path, such as /starling");
+        }
+        if self.automount_idle_s > 30 * 86_400 {
+            return refuse("automount_idle_s", &self.automount_idle_s, "0 (never) to 2592000 (30 days)");
+        }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
@@ -452,6 +470,11 @@ impl Settings {
     pub fn keep_mounts(&self) -> Option<Duration> {
         let kept = self.keep_mounts_s > 0 && std::process::id() != 1;
         kept.then(|| Duration::from_secs(self.keep_mounts_s))
+    }
+
+    /// After which time of idleness a mount that was made because somebody looked is unmounted; `None`: never.
+    pub fn automount_idle(&self) -> Option<Duration> {
+        (self.automount_idle_s > 0).then(|| Duration::from_secs(self.automount_idle_s))
     }
 
     /// `stop_deadline_ms` as a span.

@@ -36,7 +36,7 @@ impl World {
         let mut node = Node::new(self.path(name));
         node.start();
         node.add_repository(&self.at, &self.stratum.url);
-        let mount = node.mount(NAME, "mnt");
+        let mount = node.mount_with(NAME, "mnt", &["--profile", "large-files"]);
         (node, mount)
     }
 

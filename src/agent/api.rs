@@ -4,15 +4,17 @@
 //! not know it ignores. A refusal carries a [`Refusal`] and a status of 400 or more.
 
 pub mod cache;
+mod mounts;
 pub mod trace;
 
-use crate::fs::Profile;
 use crate::mesh::{NEWEST_KEY_REMEDY, Role};
 use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+pub use mounts::{Choice, FillStatus, MountOptions, MountRequest, MountStatus, Mounts, UnmountRequest};
 
 /// The version that stands in every path and in [`Status::api`].
 pub const VERSION: u32 = 1;
@@ -158,79 +160,6 @@ pub struct AddRepository {
     pub fingerprint: String,
     /// URLs of its strata, nearest first.
     pub strata: Vec<String>,
-}
-
-/// One mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountStatus {
-    /// What is mounted.
-    pub repository: RepositoryName,
-    /// Where.
-    pub directory: PathBuf,
-    /// The revision that it shows; `None` when it could not be mounted.
-    pub revision: Option<Revision>,
-    /// Whether the root of that revision has expired: the mount reads on and does not switch.
-    pub expired: bool,
-    /// Why it is not mounted, although it should be.
-    pub problem: Option<String>,
-    /// What a person should know of it, although it works.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-    /// How far the background fill of this revision is, if one was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fill: Option<FillStatus>,
-}
-
-/// How much of a revision is in the cache, as far as a background fill has come.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FillStatus {
-    /// Plain bytes of files that are there.
-    pub done_bytes: u64,
-    /// Plain bytes of all files.
-    pub total_bytes: u64,
-    /// Whether everything was brought into the cache. (What is evicted later comes back when it is read.)
-    pub complete: bool,
-    /// What holds it up, if anything does. It goes on trying, unless the tree is larger than the cache or damaged.
-    pub problem: Option<String>,
-}
-
-/// `GET /v1/mounts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mounts {
-    /// All mounts, by directory.
-    pub mounts: Vec<MountStatus>,
-}
-
-/// `POST /v1/mounts`: mounts the newest verified revision. Answered with a [`MountStatus`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MountRequest {
-    /// What to mount.
-    pub repository: RepositoryName,
-    /// Where: an absolute path of an empty directory.
-    pub directory: PathBuf,
-    /// Whether to bring each revision that is shown into the cache as a whole, in the background.
-    #[serde(default)]
-    pub fill: bool,
-    /// What else was asked for.
-    #[serde(default)]
-    pub options: MountOptions,
-}
-
-/// How a repository is to be mounted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MountOptions {
-    /// What the mount is tuned for.
-    pub profile: Profile,
-}
-
-/// `DELETE /v1/mounts`: unmounts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UnmountRequest {
-    /// Where it is mounted.
-    pub directory: PathBuf,
 }
 
 /// `GET /v1/peers`: the other members that this node knows.

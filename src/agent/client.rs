@@ -447,6 +447,9 @@ mod tests {
                     repository: request.repository,
                     directory: request.directory,
                     revision: Some(Revision(5)),
+                    root: None,
+                    options: Default::default(),
+                    automatic: false,
                     expired: false,
                     problem: None,
                     note: None,
@@ -578,7 +581,7 @@ mod tests {
                 repository: "sw.example.org".parse().unwrap(),
                 directory: "/a b/ü".into(),
                 fill: true,
-                options: MountOptions { profile: Profile::SmallFiles },
+                options: MountOptions { profile: Profile::SmallFiles, ..MountOptions::default() },
             };
             let mounted = client.mount(&request).await.unwrap();
             assert_eq!((mounted.directory, mounted.revision), ("/a b/ü".into(), Some(Revision(5))));

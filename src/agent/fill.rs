@@ -5,11 +5,10 @@
 //! intervals, until the mount ends or shows another revision.
 
 use super::api::FillStatus;
-use crate::catalog::{Catalog, CatalogIndex};
+use crate::catalog::{Catalog, CatalogIndex, PastRevision};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, Revision};
 use crate::store::ChunkStore;
-use crate::trust::{Root, VerifiedRoot};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -64,13 +63,13 @@ impl Progress {
 }
 
 impl Fill {
-    /// Begins to fill the cache with the revision of `root`. Must be called inside a tokio runtime.
-    pub(super) fn start(root: &VerifiedRoot, parts: FillParts) -> Self {
-        let root = root.root().clone();
-        let revision = root.revision;
-        let progress = Arc::new(Progress { total_bytes: root.plain_bytes, ..Progress::default() });
+    /// Begins to fill the cache with a revision. Must be called inside a tokio runtime.
+    pub(super) fn start(of: &PastRevision, parts: FillParts) -> Self {
+        let of = of.clone();
+        let revision = of.revision;
+        let progress = Arc::new(Progress { total_bytes: of.plain_bytes, ..Progress::default() });
         let filling = Filling { parts, progress: Arc::clone(&progress) };
-        let task = tokio::spawn(async move { filling.run(&root).await });
+        let task = tokio::spawn(async move { filling.run(&of).await });
         Self { revision, progress, task }
     }
 
@@ -103,21 +102,21 @@ struct Filling {
 struct Ended;
 
 impl Filling {
-    async fn run(&self, root: &Root) {
-        let (total, quota) = (root.plain_bytes, self.parts.quota_bytes);
+    async fn run(&self, of: &PastRevision) {
+        let (total, quota) = (of.plain_bytes, self.parts.quota_bytes);
         if total > quota {
             return self.progress.note(Some(format!(
                 "the tree has {total} bytes and the cache takes {quota}: files are fetched when they are read"
             )));
         }
-        if self.fill(root).await.is_ok() {
+        if self.fill(of).await.is_ok() {
             self.progress.note(None);
             self.progress.complete.store(true, Ordering::Release);
         }
     }
 
-    async fn fill(&self, root: &Root) -> Result<(), Ended> {
-        let index = self.whole(root.catalog_index).await?;
+    async fn fill(&self, of: &PastRevision) -> Result<(), Ended> {
+        let index = self.whole(of.catalog_index).await?;
         let index = CatalogIndex::from_bytes(&index).map_err(|error| self.damaged(&error))?;
         let mut catalogs = futures::stream::iter(index.catalogs().to_vec())
             .map(|catalog| async move {

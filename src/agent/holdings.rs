@@ -2,6 +2,7 @@
 
 use super::api::MountOptions;
 use super::keeper::{Keeper, Parts};
+use super::shown::Shown;
 use crate::fs::fuse::{Agreement, Held};
 use crate::model::RepositoryName;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -16,9 +17,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Version of [`Notes`]. What another version wrote is not taken over.
-const VERSION: u32 = 1;
-/// Most bytes of them: the roots of nine revisions, each of 64 KiB, in hexadecimal.
-const NOTES_MAX_BYTES: u64 = 2 << 20;
+const VERSION: u32 = 2;
+/// Most bytes of them: nine revisions of about 1 KiB each, options with all their rules, and room.
+const NOTES_MAX_BYTES: u64 = 256 << 10;
 
 /// What an agent writes down of a mount, for its successor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +30,8 @@ pub(super) struct Notes {
     /// How.
     pub(super) options: MountOptions,
     agreement: Agreement,
-    /// The trees that are kept, by their numbers, oldest first: the signed roots in hexadecimal. The last one is shown.
-    trees: Vec<(u64, String)>,
+    /// The trees that are kept, by their numbers, oldest first. The last one is shown.
+    pub(super) trees: Vec<(u64, Shown)>,
 }
 
 impl Notes {
@@ -39,21 +40,13 @@ impl Notes {
     }
 
     /// Adds a tree that is shown from now on.
-    pub(super) fn add(&mut self, number: u64, root: &[u8]) {
-        self.trees.push((number, data_encoding::HEXLOWER.encode(root)));
+    pub(super) fn add(&mut self, number: u64, shown: &Shown) {
+        self.trees.push((number, shown.clone()));
     }
 
     /// Drops trees that are not kept any more.
     pub(super) fn keep(&mut self, numbers: &[u64]) {
         self.trees.retain(|(number, _)| numbers.contains(number));
-    }
-
-    /// The signed roots, by their numbers; none that is no hexadecimal.
-    pub(super) fn roots(&self) -> Option<Vec<(u64, Vec<u8>)>> {
-        let decode = |(number, root): &(u64, String)| {
-            Some((*number, data_encoding::HEXLOWER.decode(root.as_bytes()).ok()?))
-        };
-        self.trees.iter().map(decode).collect()
     }
 }
 

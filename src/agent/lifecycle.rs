@@ -5,6 +5,7 @@
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
 use super::api::{MountRequest, Peers};
+use super::automount::Automount;
 use super::cached;
 use super::company::{self, Company};
 use super::contacts::Contacts;
@@ -81,6 +82,7 @@ struct Agent {
     node: Arc<Node>,
     /// Ends tending and serving.
     ending: CancellationToken,
+    automount: Option<Arc<Automount>>,
     servers: Vec<JoinHandle<()>>,
     tending: JoinHandle<()>,
     joins: Option<JoinHandle<()>>,
@@ -150,7 +152,6 @@ impl Agent {
             offers: Offers::new(mesh.clone(), cache.clone()),
             book: reads.clone(),
             identity: membership.as_ref().map(|membership| membership.identity.clone()),
-            registry: registry.clone(),
             holdings: holdings(&settings),
             replay_bytes: settings.replay_bytes.0,
             verify_always: settings.verify == Verify::Always,
@@ -159,10 +160,13 @@ impl Agent {
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let mounts = Arc::new(mounts);
+        let ending = CancellationToken::new();
+        let (automount, no_automount) = automount(&settings, &registry, &mounts, &ending);
         let pins = Arc::new(Pins::new(cache.clone(), mounts.clone()));
         let node = Arc::new(Node {
             company: Company::new(started, ambient::generator()),
             no_desk,
+            no_automount,
             no_membership,
             started,
             settings,
@@ -176,20 +180,14 @@ impl Agent {
             wake: Arc::new(Notify::new()),
             reads,
         });
-        let ending = CancellationToken::new();
-        node.mounts.let_go_others().await;
-        let restoring = node.clone();
-        let restored = tokio::spawn(async move { restoring.mounts.tend().await });
-        if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
-            tracing::warn!("some mounts of the last run are not there yet; they follow");
-        }
+        restore(&node).await;
         let before = known_before(&node, &contacts);
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
         tokio::spawn(keep_company(node.clone(), before, ending.clone()));
         tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
         look_after_the_cache(&node, &ending);
         let servers = serve(&node, socket, open_listener, &ending);
-        Ok(Self { node, ending, servers, tending, joins, _state: state })
+        Ok(Self { node, ending, automount, servers, tending, joins, _state: state })
     }
 
     /// Answers first, then mounts, mesh and cache, so that nobody uses what is going.
@@ -203,6 +201,10 @@ impl Agent {
         }
         // Half for the mounts: the mesh still serves their last reads meanwhile.
         self.node.mounts.leave_all(patience / 2).await;
+        // Where mounts are kept, the folder in which they are stays as well.
+        if let Some(automount) = self.automount.filter(|_| self.node.settings.keep_mounts().is_none()) {
+            automount.end();
+        }
         if let Some(joins) = self.joins {
             joins.abort();
         }
@@ -217,6 +219,38 @@ impl Agent {
             Ok(Ok(Err(error))) => tracing::warn!(%error, "the cache could not be flushed"),
             Ok(Err(error)) => tracing::warn!(%error, "the cache was not flushed"),
             Err(_) => tracing::warn!("the cache was not flushed: the disk is too slow"),
+        }
+    }
+}
+
+/// Goes on with the mounts of the last run.
+async fn restore(node: &Arc<Node>) {
+    node.mounts.let_go_others().await;
+    let restoring = node.clone();
+    let restored = tokio::spawn(async move { restoring.mounts.tend().await });
+    if tokio::time::timeout(RESTORE_PATIENCE, restored).await.is_err() {
+        tracing::warn!("some mounts of the last run are not there yet; they follow");
+    }
+}
+
+/// The folder of all repositories, if one is wanted; or why there is none, which is no reason not to start.
+fn automount(
+    settings: &Settings,
+    registry: &Arc<Repositories>,
+    mounts: &Arc<MountTable>,
+    ending: &CancellationToken,
+) -> (Option<Arc<Automount>>, Option<String>) {
+    let Some(folder) = &settings.automount_dir else { return (None, None) };
+    let (registry, mounts) = (registry.clone(), mounts.clone());
+    match Automount::begin(folder, settings.automount_idle(), registry, mounts, ending.clone()) {
+        Ok(automount) => (Some(automount), None),
+        Err(error) => {
+            let trouble = format!(
+                "repositories are not mounted below {} when somebody enters them: {error}",
+                folder.display()
+            );
+            tracing::error!("{trouble}");
+            (None, Some(trouble))
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod api;
 mod authority;
+mod automount;
 mod books;
 mod cached;
 mod client;
@@ -24,6 +25,7 @@ mod offer;
 mod pins;
 mod recordings;
 mod server;
+mod shown;
 mod state;
 mod why;
 

@@ -1,19 +1,19 @@
 //! Opens trees over the fetch path and mounts them with FUSE.
 
-use super::api::MountOptions;
+use super::api::{Choice, MountOptions};
 use super::fill::FillParts;
 use super::holdings::{Holdings, Notes};
-use super::mounts::{Mounted, Mounter};
+use super::mounts::{Life, Mounted, Mounter, OpenError};
 use super::offer::Offers;
-use crate::ambient;
+use super::shown::Shown;
 use crate::cache::DiskCache;
-use crate::catalog::{MountedTree, RecordedTrace, Tree};
+use crate::catalog::{History, MountedTree, RecordedTrace, Tree, ViewError, view};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{Belongs, FileSystem, MountError, detach_lazily, fuse};
+use crate::fs::{Belongs, FileSystem, MountError, Profile, clear_dead, detach_lazily, fuse, is_mounted};
 use crate::mesh::Identity;
-use crate::model::{ChunkRef, Class, RepositoryName};
-use crate::trust::{Repositories, SignedRoot, VerifiedRoot};
+use crate::model::{ChunkRef, Class, ContentId, RepositoryName};
+use crate::trust::VerifiedRoot;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -24,6 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// How often, and after what pauses, it is looked whether a session has ended whose mount is gone (guess: half a second in all).
+const ENDING_LOOKS: usize = 50;
+const ENDING_PAUSE: Duration = Duration::from_millis(10);
 
 /// Reads that failed, over all mounts.
 #[derive(Debug, Default)]
@@ -65,6 +69,10 @@ impl ChunkSource for Watched {
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
         self.source.body(chunks)
     }
+
+    fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
+        self.source.origin(chunk)
+    }
 }
 
 /// The [`Mounter`] of a running agent.
@@ -76,7 +84,6 @@ pub(super) struct KernelMounter {
     pub(super) book: Arc<ReadBook>,
     /// Who this node is in its mesh, if it is in one.
     pub(super) identity: Option<Arc<Identity>>,
-    pub(super) registry: Arc<Repositories>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
     pub(super) holdings: Option<Arc<Holdings>>,
     /// The setting `replay_bytes`.
@@ -103,22 +110,17 @@ impl KernelMounter {
         directory: &Path,
         held: fuse::Held,
         notes: Notes,
-    ) -> Result<(Arc<dyn Mounted>, VerifiedRoot), String> {
-        let card =
-            self.registry.card(&notes.repository).ok_or("the repository is not known here any more")?;
+    ) -> Result<(Arc<dyn Mounted>, Shown), String> {
         let mut trees = Vec::new();
-        let mut shown = None;
-        for (number, bytes) in notes.roots().ok_or("its notes are damaged")? {
-            let now = ambient::unix_now();
-            let root = SignedRoot::verify(&bytes, &notes.repository, &card.fingerprint, now);
-            let root = root.map_err(|error| error.to_string())?;
-            trees.push((number, self.open(&root).await?));
-            shown = Some(root);
+        for (number, shown) in &notes.trees {
+            let tree = self.open(shown, &notes.options).await.map_err(|error| error.to_string())?;
+            trees.push((*number, tree));
         }
-        let shown = shown.ok_or("its notes name no tree")?;
+        let (_, shown) = notes.trees.last().cloned().ok_or("its notes name no tree")?;
         let source = self.source(&notes.repository);
         let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
-        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
+        let file_system = tagged(file_system, &notes.options).with_replays_of(self.replay_max_bytes());
+        let file_system = Arc::new(file_system);
         let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
@@ -135,7 +137,8 @@ impl KernelMounter {
 
     fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
         let passthrough = !self.verify_always;
-        fuse::MountConfig { profile: options.profile, passthrough, ..fuse::MountConfig::new(directory) }
+        let MountOptions { profile, restrict, .. } = *options;
+        fuse::MountConfig { profile, passthrough, restrict, ..fuse::MountConfig::new(directory) }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -152,16 +155,32 @@ impl Mounter for KernelMounter {
         async move { self.local.refresh_root(repository).await.map(drop).map_err(|e| e.to_string()) }.boxed()
     }
 
-    fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>> {
+    fn history<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<History, String>> {
         let source = self.source(&root.root().repository);
         async move {
-            match MountedTree::open(source, root.root(), MountedTree::BUDGET_BYTES).await {
-                Ok(tree) => {
-                    self.offers.begin(root.root());
-                    Ok(Arc::new(tree) as Arc<dyn Tree>)
-                }
-                Err(error) => Err(error.to_string()),
-            }
+            let wanted = vec![Piece::whole(root.root().history)];
+            let read = source.read(wanted, Class::Read).await.map_err(|error| error.to_string())?;
+            History::from_bytes(read.first().map_or(&[][..], |bytes| bytes)).map_err(|e| e.to_string())
+        }
+        .boxed()
+    }
+
+    fn open<'a>(
+        &'a self,
+        shown: &'a Shown,
+        options: &'a MountOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Tree>, OpenError>> {
+        let source = self.source(&shown.repository);
+        let failed = |error: crate::catalog::TreeError| OpenError::Catalogs(error.to_string());
+        async move {
+            let tree = MountedTree::open_revision(source, &shown.of, MountedTree::BUDGET_BYTES);
+            let tree = Arc::new(tree.await.map_err(failed)?) as Arc<dyn Tree>;
+            let seen = view(tree, &options.path, &options.owners()).await.map_err(|error| match error {
+                ViewError::Tree(error) => failed(error),
+                error => OpenError::Path(error),
+            })?;
+            self.offers.begin(shown);
+            Ok(seen)
         }
         .boxed()
     }
@@ -183,7 +202,7 @@ impl Mounter for KernelMounter {
         repository: &'a RepositoryName,
         directory: &'a Path,
         options: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>> {
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>> {
         async move {
             let holdings = self.holdings.clone()?;
             let left = tokio::task::block_in_place(|| holdings.take(directory));
@@ -212,20 +231,31 @@ impl Mounter for KernelMounter {
         .boxed()
     }
 
+    fn clear<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()> {
+        let directory = directory.to_owned();
+        async move {
+            let cleared = tokio::task::spawn_blocking(move || clear_dead(&directory)).await;
+            if let Ok(Err(error)) = cleared {
+                tracing::debug!("what an agent before has left is still there: {error}");
+            }
+        }
+        .boxed()
+    }
+
     fn mount<'a>(
         &'a self,
-        root: &'a VerifiedRoot,
+        shown: &'a Shown,
         directory: &'a Path,
         options: &'a MountOptions,
         tree: Arc<dyn Tree>,
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
-        let repository = root.root().repository.clone();
+        let repository = shown.repository.clone();
         let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
-        let file_system = Arc::new(file_system.with_replays_of(self.replay_max_bytes()));
+        let file_system = Arc::new(tagged(file_system, options).with_replays_of(self.replay_max_bytes()));
         let config = self.config(directory, options);
         let runtime = tokio::runtime::Handle::current();
-        let shown = directory.display().to_string();
-        let (holdings, root, options) = (self.holdings.clone(), root.clone(), options.clone());
+        let path = directory.display().to_string();
+        let (holdings, shown, options) = (self.holdings.clone(), shown.clone(), options.clone());
         let directory = directory.to_owned();
         // Should nobody wait any more when it is done, the mount is dropped, and thereby detached.
         let mounting = tokio::task::spawn_blocking(move || {
@@ -235,15 +265,23 @@ impl Mounter for KernelMounter {
                 (holdings, Mutex::new(notes))
             });
             let mount = KernelMount { file_system, directory, mounted: Mutex::new(Some(mounted)), kept };
-            mount.note(|notes| notes.add(0, root.bytes()));
+            mount.note(|notes| notes.add(0, &shown));
             Ok(Arc::new(mount) as Arc<dyn Mounted>)
         });
         async move {
             mounting.await.unwrap_or_else(|error| {
-                Err(MountError::Failed { path: shown, action: "mount", cause: io::Error::other(error) })
+                Err(MountError::Failed { path, action: "mount", cause: io::Error::other(error) })
             })
         }
         .boxed()
+    }
+}
+
+/// Has the file system tell by which tag it was asked for.
+fn tagged(file_system: FileSystem, options: &MountOptions) -> FileSystem {
+    match &options.show {
+        Choice::Tag(tag) => file_system.with_tag(tag),
+        Choice::Newest | Choice::Revision(_) | Choice::Date(_) => file_system,
     }
 }
 
@@ -282,15 +320,11 @@ impl KernelMount {
 }
 
 impl Mounted for KernelMount {
-    fn switch<'a>(
-        &'a self,
-        root: &'a VerifiedRoot,
-        tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, Result<(), String>> {
+    fn switch<'a>(&'a self, shown: &'a Shown, tree: Arc<dyn Tree>) -> BoxFuture<'a, Result<(), String>> {
         async move {
             let next = self.file_system.generations().last().map_or(0, |last| last + 1);
             // A successor must know the tree before the kernel can have anything of it.
-            tokio::task::block_in_place(|| self.note(|notes| notes.add(next, root.bytes())));
+            tokio::task::block_in_place(|| self.note(|notes| notes.add(next, shown)));
             let switched = self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string());
             let kept = self.file_system.generations();
             tokio::task::block_in_place(|| self.note(|notes| notes.keep(&kept)));
@@ -299,8 +333,27 @@ impl Mounted for KernelMount {
         .boxed()
     }
 
-    fn is_live(&self) -> bool {
-        self.lock().as_ref().is_some_and(|mounted| !mounted.has_ended())
+    fn life(&self) -> Life {
+        let mounted = self.lock();
+        let Some(mounted) = &*mounted else { return Life::Unmounted };
+        let is_listed = || is_mounted(mounted.path(), self.file_system.label());
+        // Of what was unmounted a moment ago, the session is about to end; of what somebody is still inside of it does not.
+        for _ in 0..ENDING_LOOKS {
+            if mounted.has_ended() || is_listed() {
+                break;
+            }
+            tokio::task::block_in_place(|| std::thread::sleep(ENDING_PAUSE));
+        }
+        match (mounted.has_ended(), is_listed()) {
+            (false, _) => Life::Live,
+            // What was ended from outside, but not by unmounting, still stands in the list of mounts.
+            (true, true) => Life::Dead,
+            (true, false) => Life::Unmounted,
+        }
+    }
+
+    fn profile(&self) -> Profile {
+        self.lock().as_ref().map_or_else(Profile::default, fuse::Mounted::profile)
     }
 
     fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
@@ -324,6 +377,27 @@ impl Mounted for KernelMount {
             mounted.leave();
         }
         true
+    }
+
+    fn unmount_if_idle(&self) -> BoxFuture<'_, bool> {
+        let Some(mounted) = self.lock().take() else { return async { true }.boxed() };
+        let kept = self.kept.as_ref().map(|(holdings, _)| holdings.clone());
+        async move {
+            let directory = self.directory.clone();
+            let unmounting = tokio::task::spawn_blocking(move || {
+                let still_there = mounted.unmount_if_idle().err();
+                if let (None, Some(holdings)) = (&still_there, kept) {
+                    holdings.release(&directory);
+                }
+                still_there
+            });
+            // Lost with a panic, it is detached by its drop.
+            let still_there = unmounting.await.unwrap_or(None);
+            let is_gone = still_there.is_none();
+            *self.lock() = still_there;
+            is_gone
+        }
+        .boxed()
     }
 
     fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>> {

@@ -5,20 +5,20 @@
 //! not answer when the machine boots, a catalog that no neighbour sends yet) is tried again by
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
 
-use super::api::{MountOptions, MountRequest, MountStatus, Refusal, RefusalKind};
+use super::api::{Choice, MountOptions, MountRequest, MountStatus, Refusal, RefusalKind};
 use super::fill::{Fill, FillParts};
+use super::shown::{Shown, choose};
 use crate::ambient;
-use crate::catalog::{RecordedTrace, Tree};
+use crate::catalog::{History, PastRevision, RecordedTrace, Tree, ViewError};
 use crate::chunk::ChunkSource;
 use crate::fs::{Belongs, MountError, Profile};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
-use crate::trust::{Repositories, Standing, VerifiedRoot};
+use crate::trust::{Repositories, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt as _, StreamExt as _};
-use serde::{Deserialize, Serialize};
+use list::Remembered;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,10 +33,29 @@ const ASKED_AT_ONCE: usize = 8;
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
 /// What people are told of a mount of a repository that is not theirs among the members.
 const OUT_OF_SCOPE: &str = "this node's certificate does not cover the repository: no member gives it anything of it, all is read from the strata";
-/// Version of the file that remembers mounts.
-const FILE_VERSION: u32 = 1;
-/// Largest such file: [`MOUNTS_MAX`] of the longest paths and names.
-const FILE_MAX_BYTES: u64 = (MOUNTS_MAX as u64) << 13;
+mod list;
+
+/// What became of a mount without the agent's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It is there.
+    Live,
+    /// The kernel has ended it, and its remains are in the way.
+    Dead,
+    /// Somebody has unmounted it.
+    Unmounted,
+}
+
+/// Why a tree was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// Its catalogs could not be had.
+    #[error("{0}")]
+    Catalogs(String),
+    /// It has no such directory as was asked for.
+    #[error("{0}")]
+    Path(ViewError),
+}
 
 /// Opens trees and mounts them.
 pub(super) trait Mounter: Send + Sync + 'static {
@@ -44,8 +63,15 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// one. The registry has judged and adopted it then. An error says who was asked.
     fn find_root<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<(), String>>;
 
-    /// Opens the tree that a root names: fetches its root catalog.
-    fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>>;
+    /// What a root says of the revisions before it, and of tags.
+    fn history<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<History, String>>;
+
+    /// Opens the tree of a revision, seen as the options say: fetches its root catalog.
+    fn open<'a>(
+        &'a self,
+        shown: &'a Shown,
+        options: &'a MountOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Tree>, OpenError>>;
 
     /// Whether this node's certificate leaves the repository out, so that no member gives it anything of it.
     fn is_out_of_scope(&self, repository: &RepositoryName) -> bool;
@@ -53,22 +79,25 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// What a background fill of the repository works with.
     fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
 
-    /// Goes on with the mount that a predecessor of this agent has left on a directory, with the root that it shows; `None`
+    /// Goes on with the mount that a predecessor of this agent has left on a directory, with the revision that it shows; `None`
     /// when there is none, or it cannot be had.
     fn resume<'a>(
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
         options: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>>;
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>>;
 
     /// Ends mounts that a predecessor has left, but for those on these directories.
     fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()>;
 
-    /// Mounts the tree of a root on an empty directory. What a predecessor that was killed has left there is cleared.
+    /// Clears away what a predecessor that was killed has left on a directory, if nobody serves it any more.
+    fn clear<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()>;
+
+    /// Mounts a tree, that of the revision, on an empty directory. What a predecessor that was killed has left there is cleared.
     fn mount<'a>(
         &'a self,
-        root: &'a VerifiedRoot,
+        shown: &'a Shown,
         directory: &'a Path,
         options: &'a MountOptions,
         tree: Arc<dyn Tree>,
@@ -79,11 +108,15 @@ pub(super) trait Mounter: Send + Sync + 'static {
 pub(super) trait Mounted: Send + Sync + 'static {
     /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
     /// the tree that it showed before.
-    fn switch<'a>(&'a self, root: &'a VerifiedRoot, tree: Arc<dyn Tree>)
-    -> BoxFuture<'a, Result<(), String>>;
+    fn switch<'a>(&'a self, shown: &'a Shown, tree: Arc<dyn Tree>) -> BoxFuture<'a, Result<(), String>>;
 
-    /// Whether the kernel still serves it: somebody may have unmounted it by hand.
-    fn is_live(&self) -> bool;
+    /// Whether the kernel still has it: somebody may have unmounted it by hand.
+    fn life(&self) -> Life;
+
+    /// What it is tuned for.
+    fn profile(&self) -> Profile {
+        Profile::default()
+    }
 
     /// Begins to record what some tasks read; its number, or `None` when too many run.
     fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
@@ -105,6 +138,9 @@ pub(super) trait Mounted: Send + Sync + 'static {
     /// waits. False when it must be unmounted.
     fn leave(&self) -> bool;
 
+    /// Unmounts if nobody uses it; whether that was done.
+    fn unmount_if_idle(&self) -> BoxFuture<'_, bool>;
+
     /// Unmounts; a mount that is still in use after `patience` is detached under its users.
     fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>>;
 }
@@ -114,25 +150,41 @@ struct Entry {
     repository: RepositoryName,
     state: State,
     options: MountOptions,
+    /// The revision that was chosen, where one is to be shown for good.
+    chosen: Option<Shown>,
+    /// Whether it was mounted because somebody looked, and goes when nobody does.
+    automatic: bool,
+    /// Whether the agent was started with it, so that it is to be there whatever happens.
+    declared: bool,
     /// Whether a background fill was asked for.
     wants_fill: bool,
     /// The fill of the revision that is shown.
     fill: Option<Fill>,
+    /// Why it does not show the newest revision although it should.
+    lag: Option<String>,
     /// The root about which a warning was logged last, so that each is warned about once.
     warned: Option<ContentId>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
-enum State {
-    Active { mounted: Arc<dyn Mounted>, root: VerifiedRoot },
-    Failed { problem: String },
+impl Entry {
+    fn new(mount: Remembered, state: State) -> Self {
+        let Remembered { repository, options, chosen, automatic, fill: wants_fill, .. } = mount;
+        let (declared, fill, lag, warned) = (false, None, None, None);
+        Self { repository, state, options, chosen, automatic, declared, wants_fill, fill, lag, warned }
+    }
+
+    fn mounted(&self) -> Option<Arc<dyn Mounted>> {
+        match &self.state {
+            State::Active { mounted, .. } => Some(mounted.clone()),
+            State::Failed { .. } => None,
+        }
+    }
 }
 
-/// What is remembered over restarts.
-#[derive(Debug, Serialize, Deserialize)]
-struct File {
-    version: u32,
-    mounts: Vec<MountRequest>,
+#[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
+enum State {
+    Active { mounted: Arc<dyn Mounted>, shown: Shown },
+    Failed { problem: String },
 }
 
 /// All mounts of an agent.
@@ -158,14 +210,12 @@ impl MountTable {
         registry: Arc<Repositories>,
         file: PathBuf,
     ) -> io::Result<Self> {
-        let remembered = read_file(&file)?;
+        let remembered = list::read(&file)?;
         let entries = remembered
             .into_iter()
-            .map(|m| {
+            .map(|mount| {
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
-                let wants_fill = m.fill;
-                let (repository, options) = (m.repository, m.options);
-                (m.directory, Entry { repository, state, options, wants_fill, fill: None, warned: None })
+                (mount.directory.clone(), Entry::new(mount, state))
             })
             .collect();
         Ok(Self {
@@ -189,10 +239,16 @@ impl MountTable {
             return Ok(());
         }
         let mut entries = self.lock();
-        for MountRequest { repository, directory, fill, options } in mounts {
+        for request in mounts {
+            let options = request.options.clone().checked().map_err(io::Error::other)?;
+            let mount = Remembered::from(MountRequest { options, ..request });
+            let same =
+                |entry: &&Entry| entry.repository == mount.repository && entry.options == mount.options;
+            let before = entries.get(&mount.directory).filter(same);
+            let chosen = before.and_then(|entry| entry.chosen.clone());
             let state = State::Failed { problem: "not mounted yet".into() };
-            let entry = Entry { repository, state, options, wants_fill: fill, fill: None, warned: None };
-            entries.insert(directory, entry);
+            let directory = mount.directory.clone();
+            entries.insert(directory, Entry { chosen, declared: true, ..Entry::new(mount, state) });
         }
         if entries.len() > MOUNTS_MAX {
             let found = entries.len();
@@ -208,13 +264,38 @@ impl MountTable {
         self.lock().iter().map(|(directory, entry)| self.status(directory, entry)).collect()
     }
 
-    /// Mounts the newest verified revision of a repository and remembers it.
+    /// Mounts a repository and remembers it.
     ///
     /// # Errors
     /// A [`Refusal`] that says what to do.
     pub(super) async fn mount(&self, request: MountRequest) -> Result<MountStatus, Refusal> {
-        let MountRequest { repository, directory, fill: wants_fill, options } = request;
+        self.mount_remembered(Remembered::from(request)).await
+    }
+
+    /// Mounts a repository because somebody looked: it may be unmounted when nobody uses it.
+    ///
+    /// # Errors
+    /// A [`Refusal`].
+    pub(super) async fn mount_automatically(
+        &self,
+        repository: RepositoryName,
+        directory: PathBuf,
+    ) -> Result<(), Refusal> {
+        let request = MountRequest { repository, directory, fill: false, options: MountOptions::default() };
+        self.mount_remembered(Remembered { automatic: true, ..request.into() }).await.map(drop)
+    }
+
+    async fn mount_remembered(&self, mount: Remembered) -> Result<MountStatus, Refusal> {
+        let options = mount.options.clone().checked().map_err(|m| Refusal::new(RefusalKind::Invalid, m))?;
+        let mut mount = Remembered { options, ..mount };
+        let (repository, directory) = (mount.repository.clone(), mount.directory.clone());
         let _changing = self.changing.lock().await;
+        self.notice_unmounted(&directory).await;
+        if mount.automatic {
+            // One of the last run that nobody has kept.
+            let is_lost = |entry: &Entry| entry.automatic && entry.mounted().is_none();
+            self.lock().retain(|at, entry| *at != directory || !is_lost(entry));
+        }
         if let Some(entry) = self.lock().get(&directory) {
             let message = format!("{} is taken by {}", directory.display(), entry.repository);
             return Err(Refusal::new(RefusalKind::Conflict, message)
@@ -228,17 +309,68 @@ impl MountTable {
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
         let root = self.newest_root(&repository).await?;
-        if let Standing::Expired { since } = root.standing_at(ambient::unix_now()) {
+        // What was unmounted only because nobody looked for a while is as good as mounted, and that goes on reading.
+        let expired = Shown::newest(&root).expired_at(ambient::unix_now()).filter(|_| !mount.automatic);
+        if let Some(since) = expired {
             let message = format!("the newest root of {repository} that is known here expired at {since}");
             return Err(Refusal::new(RefusalKind::Untrusted, message)
                 .hint("its publisher must publish or sign it again, and announce it"));
         }
-        let state = self.activate(&repository, &directory, &options, root).await?;
-        let mut entry = Entry { repository, state, options, wants_fill, fill: None, warned: None };
+        let shown = self.choose(root, &mount.options.show).await?;
+        let state = self.activate(&directory, &mount.options, &shown).await?;
+        mount.chosen = (mount.options.show != Choice::Newest).then_some(shown);
+        let mut entry = Entry::new(mount, state);
         self.fill(&mut entry);
         let mounted = self.insert(directory, entry);
         self.remember();
         Ok(mounted)
+    }
+
+    /// Forgets a mount that somebody has unmounted by hand, unless the agent was started with it.
+    async fn notice_unmounted(&self, directory: &Path) {
+        let found = self
+            .lock()
+            .get(directory)
+            .and_then(|entry| Some((entry.mounted()?, entry.declared, entry.automatic)));
+        let Some((mounted, declared, automatic)) = found else { return };
+        let life = mounted.life();
+        let is_over = match life {
+            Life::Live => false,
+            Life::Unmounted => !declared,
+            // It is mounted anew when somebody looks.
+            Life::Dead => automatic,
+        };
+        if !is_over {
+            return;
+        }
+        tracing::info!(directory = %directory.display(), "was unmounted by hand and is forgotten");
+        // Its session is over; what is left of it is tidied up.
+        let _ = mounted.unmount(Duration::ZERO).await;
+        if life == Life::Dead {
+            self.mounter.clear(directory).await;
+        }
+        self.lock().remove(directory);
+        self.remember();
+    }
+
+    /// Unmounts what was mounted because somebody looked, if nobody uses it; whether it is gone.
+    pub(super) async fn unmount_idle(&self, directory: &Path) -> bool {
+        // Whoever enters it meanwhile waits: what takes long is not waited for, and this is asked again.
+        let Ok(_changing) = self.changing.try_lock() else { return false };
+        let mounted = match self.lock().get(directory) {
+            Some(entry) if entry.automatic => entry.mounted(),
+            Some(_) => return false,
+            // Nothing of this agent's is there.
+            None => return true,
+        };
+        if let Some(mounted) = mounted
+            && !mounted.unmount_if_idle().await
+        {
+            return false;
+        }
+        self.lock().remove(directory);
+        self.remember();
+        true
     }
 
     /// Unmounts and forgets.
@@ -252,13 +384,7 @@ impl MountTable {
                 let message = format!("{} is not mounted by this agent", directory.display());
                 return Err(Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`"));
             }
-            Some(entry) => {
-                let mounted = match &entry.state {
-                    State::Active { mounted, .. } => Some(mounted.clone()),
-                    State::Failed { .. } => None,
-                };
-                (self.status(directory, entry), mounted)
-            }
+            Some(entry) => (self.status(directory, entry), entry.mounted()),
         };
         if let Some(mounted) = mounted {
             mounted.unmount(UNMOUNT_DEADLINE).await.map_err(|error| {
@@ -284,29 +410,42 @@ impl MountTable {
         for directory in directories {
             // Taken anew for each mount, so that a request waits for one of them at most.
             let _changing = self.changing.lock().await;
-            let Some((repository, options, active)) = self.lock().get(&directory).map(|entry| {
-                let active = match &entry.state {
-                    State::Active { mounted, root } => Some((mounted.clone(), root.clone())),
-                    State::Failed { .. } => None,
-                };
-                (entry.repository.clone(), entry.options.clone(), active)
-            }) else {
-                continue;
-            };
-            let changed = match active {
-                Some((mounted, _)) if !mounted.is_live() => {
-                    tracing::warn!(directory = %directory.display(), "was unmounted by somebody else");
-                    // Its session is over; what is left of it is tidied up.
+            self.notice_unmounted(&directory).await;
+            let Some(looked_at) = self.lock().get(&directory).map(LookedAt::of) else { continue };
+            let changed = match looked_at.active.clone() {
+                Some((mounted, _)) if mounted.life() != Life::Live => {
+                    tracing::warn!(directory = %directory.display(), "was ended by somebody else");
                     let _ = mounted.unmount(Duration::ZERO).await;
-                    Some(State::Failed { problem: "was unmounted by somebody else".into() })
+                    Some(State::Failed { problem: "was ended by somebody else".into() })
                 }
-                Some((mounted, root)) => self.catch_up(&directory, &repository, mounted, root).await,
-                None => self.retry(&directory, &repository, &options).await,
+                // What was chosen stays.
+                Some(_) if looked_at.chosen.is_some() => None,
+                Some((mounted, shown)) => self.catch_up(&directory, &looked_at, mounted, shown).await,
+                None => self.retry(&directory, &looked_at).await,
             };
-            if let (Some(state), Some(entry)) = (changed, self.lock().get_mut(&directory)) {
+            let Some(state) = changed else { continue };
+            let is_chosen = looked_at.chosen.is_some() || looked_at.options.show == Choice::Newest;
+            if let Some(entry) = self.lock().get_mut(&directory) {
+                if let (State::Active { shown, .. }, false) = (&state, is_chosen) {
+                    entry.chosen = Some(shown.clone());
+                }
                 entry.state = state;
+                entry.lag = None;
                 self.fill(entry);
             }
+            if !is_chosen {
+                self.remember();
+            }
+        }
+        self.forget_automatic();
+    }
+
+    /// What was mounted because somebody looked, and could not be taken over, is mounted again when somebody looks again.
+    fn forget_automatic(&self) {
+        let before = self.lock().len();
+        self.lock().retain(|_, entry| !entry.automatic || matches!(entry.state, State::Active { .. }));
+        if self.lock().len() != before {
+            self.remember();
         }
     }
 
@@ -342,7 +481,7 @@ impl MountTable {
         let entries = self.lock();
         let entry = entries.get(directory)?;
         match &entry.state {
-            State::Active { mounted, .. } => Some((mounted.clone(), entry.options.profile)),
+            State::Active { mounted, .. } => Some((mounted.clone(), mounted.profile())),
             State::Failed { .. } => None,
         }
     }
@@ -376,10 +515,7 @@ impl MountTable {
         let active: Vec<_> = self
             .lock()
             .iter()
-            .filter_map(|(directory, entry)| match &entry.state {
-                State::Active { mounted, .. } => Some((directory.clone(), mounted.clone())),
-                State::Failed { .. } => None,
-            })
+            .filter_map(|(directory, entry)| Some((directory.clone(), entry.mounted()?)))
             .collect();
         join_all(active.iter().map(|(directory, mounted)| async move {
             match mounted.unmount(patience).await {
@@ -397,13 +533,14 @@ impl MountTable {
     async fn catch_up(
         &self,
         directory: &Path,
-        repository: &RepositoryName,
+        looked_at: &LookedAt,
         mounted: Arc<dyn Mounted>,
-        shown: VerifiedRoot,
+        shown: Shown,
     ) -> Option<State> {
-        let newest = self.registry.newest_root(repository)?;
-        let (revision, directory_shown) = (newest.root().revision, directory.display());
-        if let Standing::Expired { since } = newest.standing_at(ambient::unix_now()) {
+        let repository = &looked_at.repository;
+        let newest = Shown::newest(&self.registry.newest_root(repository)?);
+        let (revision, directory_shown) = (newest.revision(), directory.display());
+        if let Some(since) = newest.expired_at(ambient::unix_now()) {
             if self.first_warning(directory, &newest) {
                 tracing::warn!(
                     %repository, directory = %directory_shown, %revision, %since,
@@ -412,31 +549,35 @@ impl MountTable {
             }
             return None;
         }
-        if newest.id() == shown.id() {
+        if newest.of.root == shown.of.root {
             return None;
         }
-        if revision == shown.root().revision {
+        if revision == shown.revision() {
             // The same revision, signed again: nothing to switch but the expiry.
-            return Some(State::Active { mounted, root: newest });
+            return Some(State::Active { mounted, shown: newest });
         }
-        let switched = match self.mounter.open(&newest).await {
+        let switched = match self.mounter.open(&newest, &looked_at.options).await {
             Ok(tree) => mounted.switch(&newest, tree).await,
-            Err(problem) => Err(problem),
+            Err(problem) => Err(problem.to_string()),
         };
         match switched {
             Ok(()) => {
                 tracing::info!(
-                    %repository, directory = %directory_shown, from = %shown.root().revision, to = %revision,
+                    %repository, directory = %directory_shown, from = %shown.revision(), to = %revision,
                     "switched"
                 );
-                Some(State::Active { mounted, root: newest })
+                Some(State::Active { mounted, shown: newest })
             }
             Err(problem) => {
+                let from = shown.revision();
+                let lag = format!(
+                    "it goes on showing revision {from}, for revision {revision} could not be shown: {problem}"
+                );
                 if self.first_warning(directory, &newest) {
-                    tracing::warn!(
-                        %repository, directory = %directory_shown, %revision, problem,
-                        "not switched yet: its catalogs could not be had"
-                    );
+                    tracing::warn!(%repository, directory = %directory_shown, "{lag}");
+                }
+                if let Some(entry) = self.lock().get_mut(directory) {
+                    entry.lag = Some(lag);
                 }
                 None
             }
@@ -444,24 +585,28 @@ impl MountTable {
     }
 
     /// Whether nothing was said yet about this root at this mount.
-    fn first_warning(&self, directory: &Path, root: &VerifiedRoot) -> bool {
-        self.lock().get_mut(directory).is_some_and(|entry| entry.warned.replace(root.id()) != Some(root.id()))
+    fn first_warning(&self, directory: &Path, newest: &Shown) -> bool {
+        let root = newest.of.root;
+        self.lock().get_mut(directory).is_some_and(|entry| entry.warned.replace(root) != Some(root))
     }
 
     /// Tries to mount what failed. An expired root does not hinder it: a mount that was there before
     /// the restart goes on reading.
-    async fn retry(
-        &self,
-        directory: &Path,
-        repository: &RepositoryName,
-        options: &MountOptions,
-    ) -> Option<State> {
+    async fn retry(&self, directory: &Path, looked_at: &LookedAt) -> Option<State> {
+        let LookedAt { repository, options, chosen, .. } = looked_at;
         let attempt = async {
-            if let Some((mounted, root)) = self.mounter.resume(repository, directory, options).await {
-                return Ok(State::Active { mounted, root });
+            if let Some((mounted, shown)) = self.mounter.resume(repository, directory, options).await {
+                return Ok(State::Active { mounted, shown });
             }
-            let root = self.newest_root(repository).await?;
-            self.activate(repository, directory, options, root).await
+            if looked_at.automatic {
+                self.mounter.clear(directory).await;
+                return Err(Refusal::new(RefusalKind::Unavailable, "it is mounted when somebody looks"));
+            }
+            let shown = match chosen {
+                Some(chosen) => chosen.clone(),
+                None => self.choose(self.newest_root(repository).await?, &options.show).await?,
+            };
+            self.activate(directory, options, &shown).await
         };
         match attempt.await {
             Ok(state) => {
@@ -474,12 +619,41 @@ impl MountTable {
                     self.lock().get(directory).map(|entry| &entry.state),
                     Some(State::Failed { problem: known }) if *known == problem
                 );
-                if !known {
+                if !known && !looked_at.automatic {
                     tracing::warn!(%repository, directory = %directory.display(), problem, "not mounted");
                 }
                 Some(State::Failed { problem })
             }
         }
+    }
+
+    /// The revision that is to be shown. What is not known yet the strata are asked for.
+    async fn choose(&self, newest: VerifiedRoot, choice: &Choice) -> Result<Shown, Refusal> {
+        if *choice == Choice::Newest {
+            return Ok(Shown::newest(&newest));
+        }
+        let repository = newest.root().repository.clone();
+        let refusal = match self.choose_from(&newest, choice).await {
+            Err(refusal) if refusal.kind == RefusalKind::NotFound => refusal,
+            chosen => return chosen,
+        };
+        // It may have been published a moment ago.
+        let asked = self.mounter.find_root(&repository).await;
+        match self.registry.newest_root(&repository) {
+            Some(newer) if asked.is_ok() && newer.id() != newest.id() => {
+                self.choose_from(&newer, choice).await
+            }
+            _ => Err(refusal),
+        }
+    }
+
+    async fn choose_from(&self, newest: &VerifiedRoot, choice: &Choice) -> Result<Shown, Refusal> {
+        let history = self.mounter.history(newest).await.map_err(|problem| {
+            let name = &newest.root().repository;
+            Refusal::new(RefusalKind::Unavailable, format!("the history of {name}: {problem}"))
+                .hint("is a stratum up, or a neighbour that has it? see `starling status`")
+        })?;
+        choose(newest, &history, choice)
     }
 
     async fn newest_root(&self, repository: &RepositoryName) -> Result<VerifiedRoot, Refusal> {
@@ -509,18 +683,27 @@ impl MountTable {
 
     async fn activate(
         &self,
-        repository: &RepositoryName,
         directory: &Path,
         options: &MountOptions,
-        root: VerifiedRoot,
+        shown: &Shown,
     ) -> Result<State, Refusal> {
-        let tree = self.mounter.open(&root).await.map_err(|problem| {
-            let revision = root.root().revision;
-            let message = format!("the root catalog of {repository} revision {revision}: {problem}");
-            Refusal::new(RefusalKind::Unavailable, message)
-                .hint("is a stratum up, or a neighbour that has it? see `starling status`")
+        let (repository, revision) = (&shown.repository, shown.revision());
+        let tree = self.mounter.open(shown, options).await.map_err(|problem| match problem {
+            OpenError::Path(error) => {
+                let refused =
+                    Refusal::new(RefusalKind::NotFound, format!("{repository} revision {revision}: {error}"));
+                match error {
+                    ViewError::Link { .. } => refused.hint("give the directory itself"),
+                    _ => refused,
+                }
+            }
+            OpenError::Catalogs(problem) => {
+                let message = format!("the root catalog of {repository} revision {revision}: {problem}");
+                Refusal::new(RefusalKind::Unavailable, message)
+                    .hint("is a stratum up, or a neighbour that has it? see `starling status`")
+            }
         })?;
-        let mounted = self.mounter.mount(&root, directory, options, tree).await.map_err(|error| {
+        let mounted = self.mounter.mount(shown, directory, options, tree).await.map_err(|error| {
             let kind = match error {
                 MountError::NotThere { .. } => RefusalKind::NotFound,
                 MountError::NotADirectory { .. }
@@ -535,17 +718,17 @@ impl MountTable {
         if self.mounter.is_out_of_scope(repository) {
             tracing::warn!(%repository, directory = %directory.display(), "{OUT_OF_SCOPE}");
         }
-        Ok(State::Active { mounted, root })
+        Ok(State::Active { mounted, shown: shown.clone() })
     }
 
     /// Begins the fill of what `entry` shows, if one was asked for and is not under way.
     fn fill(&self, entry: &mut Entry) {
         match &entry.state {
-            State::Active { root, .. } if entry.wants_fill => {
-                let revision = root.root().revision;
+            State::Active { shown, .. } if entry.wants_fill => {
+                let revision = shown.revision();
                 if entry.fill.as_ref().is_none_or(|fill| fill.revision() != revision) {
                     let parts = self.mounter.fill_parts(&entry.repository);
-                    entry.fill = Some(Fill::start(root, parts));
+                    entry.fill = Some(Fill::start(&shown.of, parts));
                 }
             }
             State::Active { .. } | State::Failed { .. } => entry.fill = None,
@@ -561,8 +744,9 @@ impl MountTable {
         repository: &RepositoryName,
     ) -> Result<(Arc<dyn Tree>, Revision), Refusal> {
         let root = self.newest_root(repository).await?;
-        let unavailable = |problem: String| Refusal::new(RefusalKind::Unavailable, problem);
-        let tree = self.mounter.open(&root).await.map_err(unavailable)?;
+        let unavailable = |problem: OpenError| Refusal::new(RefusalKind::Unavailable, problem);
+        let opened = self.mounter.open(&Shown::newest(&root), &MountOptions::default()).await;
+        let tree = opened.map_err(unavailable)?;
         Ok((tree, root.root().revision))
     }
 
@@ -576,26 +760,41 @@ impl MountTable {
         self.registry.newest_root(repository).map(|root| (root.root().revision, root.root().catalog_index))
     }
 
+    /// The repositories whose newest revision is mounted.
+    pub(super) fn following(&self) -> Vec<RepositoryName> {
+        let entries = self.lock();
+        let follows = |entry: &&Entry| entry.chosen.is_none() && entry.mounted().is_some();
+        entries.values().filter(follows).map(|entry| entry.repository.clone()).collect()
+    }
+
+    /// The revisions that are mounted for good.
+    pub(super) fn chosen(&self) -> Vec<(RepositoryName, PastRevision)> {
+        let entries = self.lock();
+        let chosen = entries.values().filter_map(|entry| entry.chosen.as_ref());
+        chosen.map(|shown| (shown.repository.clone(), shown.of.clone())).collect()
+    }
+
     /// Where the chunks of a repository come from.
     pub(super) fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
         self.mounter.fill_parts(repository).source
     }
 
     fn status(&self, directory: &Path, entry: &Entry) -> MountStatus {
-        let (revision, expired, problem): (Option<Revision>, _, _) = match &entry.state {
-            State::Active { root, .. } => {
-                let expired = matches!(root.standing_at(ambient::unix_now()), Standing::Expired { .. });
-                (Some(root.root().revision), expired, None)
-            }
-            State::Failed { problem } => (None, false, Some(problem.clone())),
+        let (shown, problem) = match &entry.state {
+            State::Active { shown, .. } => (Some(shown), None),
+            State::Failed { problem } => (None, Some(problem.clone())),
         };
+        let out_of_scope = self.mounter.is_out_of_scope(&entry.repository);
         MountStatus {
             repository: entry.repository.clone(),
             directory: directory.to_owned(),
-            revision,
-            expired,
+            revision: shown.map(Shown::revision),
+            root: shown.map(|shown| shown.of.root),
+            options: entry.options.clone(),
+            automatic: entry.automatic,
+            expired: shown.is_some_and(|shown| shown.expired_at(ambient::unix_now()).is_some()),
             problem,
-            note: self.mounter.is_out_of_scope(&entry.repository).then(|| OUT_OF_SCOPE.to_owned()),
+            note: entry.lag.clone().or_else(|| out_of_scope.then(|| OUT_OF_SCOPE.to_owned())),
             fill: entry.fill.as_ref().map(Fill::status),
         }
     }
@@ -621,28 +820,17 @@ impl MountTable {
         }
     }
 
-    /// Writes, syncs, renames: after a crash the old or the new list is there.
     fn write(&self) -> io::Result<()> {
-        let mounts = self
-            .lock()
-            .iter()
-            .map(|(directory, entry)| MountRequest {
-                repository: entry.repository.clone(),
-                directory: directory.clone(),
-                fill: entry.wants_fill,
-                options: entry.options.clone(),
-            })
-            .collect();
-        let bytes = serde_json::to_vec_pretty(&File { version: FILE_VERSION, mounts })?;
-        let beside = self.file.with_extension("new");
-        let mut new = fs::File::create(&beside)?;
-        new.write_all(&bytes)?;
-        new.sync_all()?;
-        fs::rename(&beside, &self.file)?;
-        match self.file.parent() {
-            Some(folder) => fs::File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
+        let remembered = |(directory, entry): (&PathBuf, &Entry)| Remembered {
+            repository: entry.repository.clone(),
+            directory: directory.clone(),
+            fill: entry.wants_fill,
+            options: entry.options.clone(),
+            chosen: entry.chosen.clone(),
+            automatic: entry.automatic,
+        };
+        let mounts = self.lock().iter().map(remembered).collect();
+        list::write(&self.file, mounts)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Entry>> {
@@ -651,22 +839,29 @@ impl MountTable {
     }
 }
 
-fn read_file(path: &Path) -> io::Result<Vec<MountRequest>> {
-    // The caller names the file.
-    let bad = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-        Ok(found) if found.len() > FILE_MAX_BYTES => {
-            return Err(bad(format!("{} bytes, at most {FILE_MAX_BYTES} belong there", found.len())));
+/// What a look at a line of the table needs to know of it.
+struct LookedAt {
+    repository: RepositoryName,
+    options: MountOptions,
+    chosen: Option<Shown>,
+    automatic: bool,
+    active: Option<(Arc<dyn Mounted>, Shown)>,
+}
+
+impl LookedAt {
+    fn of(entry: &Entry) -> Self {
+        let active = match &entry.state {
+            State::Active { mounted, shown } => Some((mounted.clone(), shown.clone())),
+            State::Failed { .. } => None,
+        };
+        Self {
+            repository: entry.repository.clone(),
+            options: entry.options.clone(),
+            chosen: entry.chosen.clone(),
+            automatic: entry.automatic,
+            active,
         }
-        Ok(_) => {}
     }
-    let file: File = serde_json::from_slice(&fs::read(path)?).map_err(|e| bad(e.to_string()))?;
-    if file.version != FILE_VERSION {
-        return Err(bad(format!("version {} is not known, only {FILE_VERSION}", file.version)));
-    }
-    Ok(file.mounts)
 }
 
 #[cfg(test)]

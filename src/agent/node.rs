@@ -63,6 +63,8 @@ pub(super) struct Node {
     pub(super) company: Company,
     /// Why this authority lets nobody in, if it does not.
     pub(super) no_desk: Option<String>,
+    /// Why there is no folder of all repositories, where one is wanted.
+    pub(super) no_automount: Option<String>,
     /// Why the membership on the disk does not count, so that this node stands alone.
     pub(super) no_membership: Option<String>,
 }
@@ -302,6 +304,7 @@ impl Node {
             self.no_membership.clone(),
             self.company.trouble(),
             self.no_desk.clone(),
+            self.no_automount.clone(),
             self.mounts.trouble(),
         ];
         troubles.into_iter().flatten().collect()

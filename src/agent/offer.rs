@@ -6,11 +6,11 @@
 //! goes slowly.
 
 use super::fill::chunks_of;
-use crate::catalog::CatalogIndex;
+use super::shown::Shown;
+use crate::catalog::{CatalogIndex, PastRevision};
 use crate::mesh::Mesh;
-use crate::model::{ChunkRef, RepositoryName};
+use crate::model::{ChunkRef, RepositoryName, Revision};
 use crate::store::ChunkStore;
-use crate::trust::Root;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
@@ -25,11 +25,15 @@ const DELAY: Duration = Duration::from_secs(5);
 const BATCH: usize = 512;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The offers under way, one for each repository, which the table of mounts bounds.
+/// A repository whose newest revision is offered, or one of its revisions for good.
+type Offered = (RepositoryName, Option<Revision>);
+
+/// The offers under way, which the table of mounts bounds: one for each repository, and one for each revision that is shown
+/// for good.
 pub(super) struct Offers {
     mesh: Arc<Mesh>,
     store: Arc<dyn ChunkStore>,
-    running: Mutex<BTreeMap<RepositoryName, JoinHandle<()>>>,
+    running: Mutex<BTreeMap<Offered, JoinHandle<()>>>,
 }
 
 impl Offers {
@@ -37,18 +41,18 @@ impl Offers {
         Self { mesh, store, running: Mutex::default() }
     }
 
-    /// Offers what is held of the tree of `root`, in place of an older revision's. Must be called inside a tokio runtime.
-    pub(super) fn begin(&self, root: &Root) {
-        let (mesh, store, root) = (Arc::clone(&self.mesh), Arc::clone(&self.store), root.clone());
-        let name = root.repository.clone();
+    /// Offers what is held of a revision: of the newest in place of the one before it. Must be called inside a tokio runtime.
+    pub(super) fn begin(&self, shown: &Shown) {
+        let (mesh, store, shown) = (Arc::clone(&self.mesh), Arc::clone(&self.store), shown.clone());
+        let name = (shown.repository.clone(), shown.expires.is_none().then(|| shown.revision()));
         let task = tokio::spawn(async move {
-            let repository = root.repository.clone();
+            let repository = shown.repository.clone();
             let sink = move |chunks: Vec<ChunkRef>| {
                 let (mesh, repository) = (Arc::clone(&mesh), repository.clone());
                 async move { mesh.offer(&repository, &chunks).await }.boxed()
             };
-            let count = offer(store, &root, sink).await;
-            tracing::debug!(repository = %root.repository, revision = %root.revision, count, "offered");
+            let count = offer(store, &shown.of, sink).await;
+            tracing::debug!(repository = %shown.repository, revision = %shown.revision(), count, "offered");
         });
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, task| !task.is_finished());
@@ -68,11 +72,11 @@ impl Drop for Offers {
 /// Names what `store` holds of a revision to `sink`; how many chunks.
 async fn offer(
     store: Arc<dyn ChunkStore>,
-    root: &Root,
+    of: &PastRevision,
     sink: impl Fn(Vec<ChunkRef>) -> BoxFuture<'static, ()>,
 ) -> usize {
     tokio::time::sleep(DELAY).await;
-    let Some(catalogs) = look(&store, root.catalog_index, |bytes| {
+    let Some(catalogs) = look(&store, of.catalog_index, |bytes| {
         CatalogIndex::from_bytes(bytes).map(|index| index.catalogs().to_vec()).map_err(|e| e.to_string())
     })
     .await
@@ -80,7 +84,7 @@ async fn offer(
         return 0;
     };
     let mut count = 0;
-    let mut held = vec![root.catalog_index];
+    let mut held = vec![of.catalog_index];
     for catalog in catalogs {
         // A catalog that is not here was never read, and neither was anything that it names.
         let Some(chunks) = look(&store, catalog, |bytes| chunks_of(bytes).map_err(|e| e.to_string())).await
@@ -125,7 +129,7 @@ mod tests {
     use crate::chunk::Piece;
     use crate::model::Class;
 
-    async fn offered(store: &Arc<dyn ChunkStore>, root: &Root) -> Vec<ChunkRef> {
+    async fn offered(store: &Arc<dyn ChunkStore>, root: &PastRevision) -> Vec<ChunkRef> {
         let all = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&all);
         let sink = move |chunks| {
@@ -141,7 +145,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_in_the_cache_is_offered_and_nothing_is_fetched_for_it() {
         let (root, far, parts) = world(0, 1 << 20);
-        let root = root.root();
+        let root = &PastRevision::of(&root);
         assert!(offered(&parts.store, root).await.is_empty(), "an empty cache has nothing to offer");
         let fetch = async |chunk: ChunkRef| {
             parts.source.read(vec![Piece::whole(chunk)], Class::Fill).await.unwrap().remove(0)

@@ -42,13 +42,18 @@ pub(super) struct Pins {
     problems: Mutex<BTreeMap<String, String>>,
 }
 
-/// The name of a pin in the cache: `REPOSITORY:PATH`, or `REPOSITORY` for its catalogs.
+/// The name of a pin in the cache: `REPOSITORY:PATH`, `REPOSITORY` for the catalogs of its newest revision, or `REPOSITORY@N` for
+/// those of one that is mounted for good.
 fn name_of(repository: &RepositoryName, path: Option<&str>) -> String {
     path.map_or_else(|| repository.to_string(), |path| format!("{repository}:{path}"))
 }
 
 fn parse(name: &str) -> Option<(RepositoryName, Option<&str>)> {
     let (repository, path) = name.split_once(':').map_or((name, None), |(name, path)| (name, Some(path)));
+    let repository = match path {
+        Some(_) => repository,
+        None => repository.split_once('@').map_or(repository, |(repository, _)| repository),
+    };
     Some((repository.parse().ok()?, path))
 }
 
@@ -205,22 +210,30 @@ impl Pins {
     async fn keep_catalogs(&self) {
         let pins = self.cache.pins();
         let pinned = pins.iter().filter_map(|pin| parse(&pin.name)).filter(|(_, path)| path.is_some());
-        let mounted = self.mounts.list().into_iter().filter(|mount| mount.revision.is_some());
-        let wanted: BTreeSet<RepositoryName> =
-            pinned.map(|(repository, _)| repository).chain(mounted.map(|mount| mount.repository)).collect();
+        let newest: BTreeSet<RepositoryName> =
+            pinned.map(|(repository, _)| repository).chain(self.mounts.following()).collect();
+        let newest = newest.into_iter().filter_map(|repository| {
+            let (revision, index) = self.mounts.catalog_index(&repository)?;
+            Some((name_of(&repository, None), (repository, revision, index)))
+        });
+        let chosen = self.mounts.chosen().into_iter().map(|(repository, of)| {
+            let name = format!("{}@{}", name_of(&repository, None), of.revision);
+            (name, (repository, of.revision, of.catalog_index))
+        });
+        let wanted: BTreeMap<String, (RepositoryName, Revision, ChunkRef)> = newest.chain(chosen).collect();
         for pin in &pins {
-            if let Some((repository, None)) = parse(&pin.name)
-                && !wanted.contains(&repository)
+            let is_of_catalogs = matches!(parse(&pin.name), Some((_, None)));
+            if is_of_catalogs
+                && !wanted.contains_key(&pin.name)
                 && let Err(problem) = self.end(&pin.name).await
             {
-                tracing::debug!(%repository, %problem, "its catalogs are still kept");
+                tracing::debug!(name = pin.name, %problem, "its catalogs are still kept");
             }
         }
-        for repository in &wanted {
-            let name = name_of(repository, None);
-            let known = pins.iter().find(|pin| pin.name == name);
-            if let Err(problem) = self.keep_catalogs_of(repository, &name, known).await {
-                tracing::debug!(%repository, %problem, "its catalogs are not kept");
+        for (name, (repository, revision, index)) in &wanted {
+            let known = pins.iter().find(|pin| pin.name == *name);
+            if let Err(problem) = self.keep_catalogs_of(repository, *revision, *index, name, known).await {
+                tracing::debug!(name, %problem, "its catalogs are not kept");
             }
         }
     }
@@ -228,10 +241,11 @@ impl Pins {
     async fn keep_catalogs_of(
         &self,
         repository: &RepositoryName,
+        revision: Revision,
+        index: ChunkRef,
         name: &str,
         known: Option<&PinInfo>,
     ) -> Result<(), Refusal> {
-        let Some((revision, index)) = self.mounts.catalog_index(repository) else { return Ok(()) };
         let is_new = known.is_none_or(|pin| Revision(pin.version) != revision);
         if !is_new && known.is_some_and(|pin| pin.complete) {
             return Ok(());
@@ -328,7 +342,9 @@ mod tests {
             let name = name_of(&repository, Some(path));
             assert_eq!(parse(&name), Some((repository.clone(), Some(path))));
         }
-        assert_eq!(parse(&name_of(&repository, None)), Some((repository, None)));
+        for name in ["sw.example.org", "sw.example.org@7"] {
+            assert_eq!(parse(name), Some((repository.clone(), None)));
+        }
     }
 
     #[test]

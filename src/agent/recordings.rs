@@ -37,7 +37,7 @@ impl MountTable {
                 directory.display()
             );
             return Err(Refusal::new(RefusalKind::Conflict, message)
-                .hint("mount the repository a second time with the default profile, and record there"));
+                .hint("mount the repository a second time with `--profile large-files`, and record there"));
         }
         Ok(mounted)
     }

@@ -6,7 +6,7 @@ use crate::ambient;
 use crate::catalog::{Attributes, FileKind, Inode, Tree, TreeError};
 use crate::mesh::{Failure, Happened, Story};
 use crate::model::{ChunkRef, NodeId, Time};
-use crate::store::Origin;
+use crate::store::ChunkStore as _;
 
 /// Chunks of one answer; of a longer file the first are told.
 const CHUNKS_MAX: usize = 10_000;
@@ -52,14 +52,7 @@ pub(super) async fn find(tree: &dyn Tree, path: &str) -> Result<Attributes, Refu
 }
 
 fn tell(node: &Node, chunk: &ChunkRef, now: Time) -> WhyChunk {
-    let origin = node.cache.origin(&chunk.id).map(|origin| {
-        match origin {
-            Origin::Cache => "cache",
-            Origin::Peers => "peers",
-            Origin::Strata => "strata",
-        }
-        .to_owned()
-    });
+    let origin = node.cache.origin(&chunk.id).map(|origin| origin.word().to_owned());
     let story = node.mesh.story(&chunk.id).map(|story| relate(&story, now));
     WhyChunk { chunk: chunk.id, bytes: chunk.plain_len, cached_from: origin, story }
 }

@@ -99,11 +99,6 @@ impl DiskCache {
         Ok(Self { inner, worker })
     }
 
-    /// Where a chunk that is here came from.
-    pub fn origin(&self, id: &ContentId) -> Option<Origin> {
-        self.inner.read_index().find(id).map(|(slot, _)| slot.state().origin())
-    }
-
     /// Counts a chunk that was obtained from `origin`, whether or not it could be stored.
     ///
     /// Each distinct chunk is counted once a run, whoever notes it: `insert` does for what it
@@ -186,6 +181,10 @@ impl DiskCache {
 }
 
 impl ChunkStore for DiskCache {
+    fn origin(&self, id: &ContentId) -> Option<Origin> {
+        self.inner.read_index().find(id).map(|(slot, _)| slot.state().origin())
+    }
+
     fn contains(&self, id: &ContentId) -> bool {
         self.inner.contains(id)
     }

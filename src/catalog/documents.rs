@@ -3,6 +3,7 @@
 use super::row::is_sane;
 use super::trace::{PublishedTrace, check_traces};
 use crate::model::{Algorithm, ChunkRef, ContentId, Revision, UnixTime, limits};
+use crate::trust::VerifiedRoot;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -185,6 +186,22 @@ pub struct PastRevision {
     pub plain_bytes: u64,
     /// When it was signed.
     pub issued: UnixTime,
+}
+
+impl PastRevision {
+    /// What a history will keep of the revision of this root.
+    pub fn of(root: &VerifiedRoot) -> Self {
+        let (id, root) = (root.id(), root.root());
+        Self {
+            revision: root.revision,
+            root: id,
+            root_catalog: root.root_catalog,
+            catalog_index: root.catalog_index,
+            inodes: root.inodes,
+            plain_bytes: root.plain_bytes,
+            issued: root.issued,
+        }
+    }
 }
 
 /// The revisions before the one whose root names this document, and the tags.

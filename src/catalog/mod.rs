@@ -3,7 +3,8 @@
 //! [`CatalogWriter`] makes one catalog, [`Catalog`] reads one, [`split`] decides where a tree is divided
 //! into several, [`CatalogIndex`] and [`History`] are the documents that a root names beside the root
 //! catalog, and [`MountedTree`] walks all of it over a [`crate::chunk::ChunkSource`]: it reads each catalog once and keeps it in
-//! compact columns (`resident.rs`). The byte formats are told in `docs/repository-format.md`.
+//! compact columns (`resident.rs`). [`view`] shows a part of a
+//! tree, with other owners. The byte formats are told in `docs/repository-format.md`.
 
 mod documents;
 mod inode_table;
@@ -20,6 +21,7 @@ mod shelf;
 mod split;
 mod trace;
 mod tree;
+mod view;
 mod write;
 
 pub use documents::{CatalogIndex, DocumentError, History, PastRevision};
@@ -31,7 +33,8 @@ pub use trace::{
     BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX,
     TRACED_READS_MAX, TRACES_MAX, TracedFile, TracedRead, content_of,
 };
-pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError};
+pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError, TreeName};
+pub use view::{IdMap, Owners, ViewError, view};
 pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};
 
 /// Longest name of an entry, in bytes (Linux's own bound).

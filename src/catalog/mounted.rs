@@ -4,7 +4,9 @@ use super::read::{Catalog, no_top};
 use super::resident::{Entry, Resident};
 use super::row::{Asked, Xattrs};
 use super::shelf::Shelf;
-use super::{Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PublishedTrace, Tree, TreeError};
+use super::{
+    Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, PublishedTrace, Tree, TreeError, TreeName,
+};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
 use crate::trust::Root;
@@ -26,6 +28,7 @@ const LOCATE_AT_ONCE: usize = 16;
 pub struct MountedTree {
     shelf: Shelf,
     totals: (u64, u64),
+    name: Option<TreeName>,
 }
 
 /// What a [`MountedTree`] takes in memory.
@@ -75,19 +78,44 @@ impl MountedTree {
         root: &Root,
         budget_bytes: usize,
     ) -> Result<Self, TreeError> {
+        let totals = (root.inodes, root.plain_bytes);
+        Self::load(source, root.catalog_index, root.root_catalog, totals, budget_bytes).await
+    }
+
+    /// Opens the tree of a revision that a verified root names or that its history remembers.
+    ///
+    /// # Errors
+    /// As [`MountedTree::open`].
+    pub async fn open_revision(
+        source: Arc<dyn ChunkSource>,
+        of: &PastRevision,
+        budget_bytes: usize,
+    ) -> Result<Self, TreeError> {
+        let totals = (of.inodes, of.plain_bytes);
+        let tree = Self::load(source, of.catalog_index, of.root_catalog, totals, budget_bytes).await?;
+        Ok(Self { name: Some(TreeName { revision: of.revision, root: of.root }), ..tree })
+    }
+
+    async fn load(
+        source: Arc<dyn ChunkSource>,
+        index: ChunkRef,
+        root_catalog: ChunkRef,
+        totals: (u64, u64),
+        budget_bytes: usize,
+    ) -> Result<Self, TreeError> {
         // Both at once: that of the root is read out of the store then.
-        let both = [root.catalog_index, root.root_catalog].map(Piece::whole).to_vec();
+        let both = [index, root_catalog].map(Piece::whole).to_vec();
         let pieces = source.read(both, Class::Read).await?;
         let index = CatalogIndex::from_bytes(pieces.first().map_or(&[][..], |bytes| bytes))
             .map_err(|error| TreeError::Damaged(error.to_string()))?;
         drop(pieces);
-        let shelf = Shelf::new(source, index, root.root_catalog, budget_bytes);
+        let shelf = Shelf::new(source, index, root_catalog, budget_bytes);
         let catalog = shelf.get(shelf.top()).await?;
         let has_top = catalog.find(0, b"").map(|row| catalog.entry(row));
         if has_top != Some(Entry::Directory(Catalog::TOP)) {
-            return Err(TreeError::Damaged(format!("{}: {}", root.root_catalog.id, no_top())));
+            return Err(TreeError::Damaged(format!("{}: {}", root_catalog.id, no_top())));
         }
-        Ok(Self { shelf, totals: (root.inodes, root.plain_bytes) })
+        Ok(Self { shelf, totals, name: None })
     }
 
     /// The names on the way from the root to an inode.
@@ -286,5 +314,9 @@ impl Tree for MountedTree {
 
     fn totals(&self) -> (u64, u64) {
         self.totals
+    }
+
+    fn name(&self) -> Option<TreeName> {
+        self.name
     }
 }

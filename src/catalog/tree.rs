@@ -2,7 +2,7 @@
 
 use super::PublishedTrace;
 use crate::chunk::SourceError;
-use crate::model::{ChunkRef, ContentId};
+use crate::model::{ChunkRef, ContentId, Revision};
 use futures::future::BoxFuture;
 use std::ops::Range;
 use std::sync::Arc;
@@ -63,6 +63,15 @@ pub struct DirectoryEntry {
     pub name: Arc<[u8]>,
     /// What it names.
     pub attributes: Attributes,
+}
+
+/// Of which revision a tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeName {
+    /// Its number.
+    pub revision: Revision,
+    /// Name of its signed root.
+    pub root: ContentId,
 }
 
 /// Names and values of extended attributes, sorted by name.
@@ -168,4 +177,9 @@ pub trait Tree: Send + Sync + 'static {
 
     /// Number of inodes and plain bytes in the whole tree, for `statfs`.
     fn totals(&self) -> (u64, u64);
+
+    /// Of which revision it is, if that is known.
+    fn name(&self) -> Option<TreeName> {
+        None
+    }
 }

@@ -74,4 +74,10 @@ pub trait ChunkSource: Send + Sync + 'static {
         let _ = chunks;
         None
     }
+
+    /// Where a chunk that is here came from, in a word; `None` when it is not here, or that is not known. Takes no waiting.
+    fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
+        let _ = chunk;
+        None
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::CliError;
 use super::first_start::FirstStart;
-use crate::agent::api::{MountOptions, MountRequest};
+use super::mount_options::{Wanted, parse_list};
+use crate::agent::api::MountRequest;
 use crate::agent::{AgentError, Options, Tamper, run as run_agent};
-use crate::config::{DEFAULT_FILE, LogFormat, Settings};
+use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings};
 use crate::mesh::proto;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use tracing_subscriber::EnvFilter;
   starling agent
   starling agent --state /srv/starling --listen 0.0.0.0:7400 --http 127.0.0.1:9400
   starling agent --join /run/secrets/ticket --cell eu/a/rack12 --mount sw.example.org:/mnt/sw
+  starling agent --automount        # and `ls /starling/sw.example.org` mounts it
   STARLING_LOG_FILTER=debug starling agent --config ./agent.toml
 
 It logs to standard error, says `ready` when it serves, and ends on SIGTERM or SIGINT. Its mounts wait
@@ -52,10 +54,13 @@ pub(super) struct Args {
     /// Do without the DHT.
     #[arg(long)]
     no_dht: bool,
-    /// Mount a repository as soon as it is known, REPO:DIR, with `:fill` at the end to bring all of it into the
-    /// cache; may be repeated. DIR is made if it is not there.
-    #[arg(long = "mount", value_name = "REPO:DIR[:fill]", value_parser = parse_mount)]
+    /// Mount a repository as soon as it is known, REPO:DIR, with options as in fstab at the end, such as `:fill` or
+    /// `:tag=2.1,path=/a`; may be repeated. DIR is made if it is not there.
+    #[arg(long = "mount", value_name = "REPO:DIR[:OPTIONS]", value_parser = parse_mount)]
     mounts: Vec<MountRequest>,
+    /// Mount each known repository below this folder when somebody enters it [without DIR: /starling].
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = DEFAULT_AUTOMOUNT)]
+    automount: Option<PathBuf>,
     #[command(flatten)]
     first_start: FirstStart,
     /// Record everything that reaches the core, for `starling core-replay`.
@@ -115,19 +120,21 @@ fn make_mount_point(directory: &Path) -> std::io::Result<()> {
     })
 }
 
-/// `REPO:DIR` or `REPO:DIR:fill`.
+/// `REPO:DIR` or `REPO:DIR:OPTIONS`. What stands behind the last colon is options when it begins with one that is known.
 fn parse_mount(text: &str) -> Result<MountRequest, String> {
-    let (repository, directory) = text.split_once(':').ok_or_else(|| format!("`{text}` is not REPO:DIR"))?;
+    let (repository, rest) = text.split_once(':').ok_or_else(|| format!("`{text}` is not REPO:DIR"))?;
     let repository = repository.parse().map_err(|error| format!("`{repository}`: {error}"))?;
-    let (directory, fill) = match directory.strip_suffix(":fill") {
-        Some(directory) => (directory, true),
-        None => (directory, false),
-    };
+    let with_options = rest.rsplit_once(':').filter(|(_, list)| {
+        let first = list.split(',').next().unwrap_or_default();
+        !first.contains('/') && parse_list(first, false).is_ok_and(|wanted| wanted != Wanted::default())
+    });
+    let (directory, list) = with_options.unwrap_or((rest, ""));
+    let Wanted { options, fill, .. } = parse_list(list, false)?;
     let directory = PathBuf::from(directory);
     if !directory.is_absolute() {
         return Err(format!("`{}` is not an absolute path", directory.display()));
     }
-    Ok(MountRequest { repository, directory, fill, options: MountOptions::default() })
+    Ok(MountRequest { repository, directory, fill, options })
 }
 
 fn core_settings(file: Option<&Path>) -> Result<proto::Settings, CliError> {
@@ -159,6 +166,9 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     }
     if let Some(socket) = &args.socket {
         settings.socket.clone_from(socket);
+    }
+    if let Some(folder) = &args.automount {
+        settings.automount_dir = Some(folder.clone());
     }
     if let Some(listen) = args.listen {
         settings.listen = listen;
@@ -240,6 +250,9 @@ mod tests {
         assert_eq!((mount.repository.as_str(), mount.fill), ("sw.example.org", true));
         assert_eq!(mount.directory, Path::new("/mnt/a:b"));
         assert!(!parse_mount("sw.example.org:/mnt/sw").unwrap().fill);
+        let mount = parse_mount("sw.example.org:/mnt/sw:tag=2.1,path=/a,fill").unwrap();
+        assert_eq!((mount.options.path.as_str(), mount.fill), ("/a", true));
+        assert!(parse_mount("sw.example.org:/mnt:tag=2.1,taag=3").unwrap_err().contains("taag=3"));
         for bad in ["sw.example.org", "sw.example.org:mnt", ":/mnt", "a b:/mnt"] {
             assert!(parse_mount(bad).is_err(), "{bad}");
         }

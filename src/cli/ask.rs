@@ -15,6 +15,11 @@ pub(super) struct AgentArgs {
 }
 
 impl AgentArgs {
+    /// As if `--socket` had been given, or not.
+    pub(super) fn at(socket: Option<PathBuf>) -> Self {
+        Self { socket }
+    }
+
     /// The client of that agent.
     pub(super) fn client(&self) -> Client {
         Client::at(AgentAddress::Socket(self.socket()))

@@ -125,12 +125,32 @@ fn examine(args: &Args) -> Vec<Finding> {
         clock(),
     ];
     match settings(args) {
-        Ok(settings) => findings.extend(cache(&settings)),
+        Ok(settings) => {
+            findings.extend(cache(&settings));
+            findings.extend(automounter(settings.automount_dir.as_deref(), Path::new("/dev/autofs")));
+        }
         Err(error) => {
             findings.push(Finding::not_good("settings", Verdict::Bad, error, "mend the settings file"));
         }
     }
     findings
+}
+
+/// What the folder of all repositories needs, if one is wanted.
+fn automounter(folder: Option<&Path>, device: &Path) -> Option<Finding> {
+    const WHAT: &str = "automounter";
+    let folder = folder?.display();
+    if device.exists() {
+        return Some(Finding::good(
+            WHAT,
+            format!("repositories are mounted below {folder} when somebody enters them"),
+        ));
+    }
+    let (found, device) = (format!("repositories cannot be mounted below {folder}"), device.display());
+    let advice = format!(
+        "there is no {device}: `modprobe autofs4`, give the container the device, or mount each by name"
+    );
+    Some(Finding::not_good(WHAT, Verdict::Weak, found, advice))
 }
 
 fn settings(args: &Args) -> Result<Settings, String> {
@@ -359,6 +379,15 @@ fn tempfile_in(folder: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_automounter_is_looked_at_where_it_is_wanted() {
+        let device = |name: &str| {
+            automounter(Some(Path::new("/starling")), Path::new(name)).map(|found| found.verdict)
+        };
+        assert_eq!((device("/dev/null"), device("/dev/nothing")), (Some(Verdict::Good), Some(Verdict::Weak)));
+        assert!(automounter(None, Path::new("/dev/nothing")).is_none());
+    }
 
     #[test]
     fn each_finding_that_is_not_good_says_what_to_do() {

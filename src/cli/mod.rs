@@ -37,6 +37,10 @@ mod mesh;
 #[cfg(feature = "node")]
 mod mount;
 #[cfg(feature = "node")]
+mod mount_helper;
+#[cfg(feature = "node")]
+mod mount_options;
+#[cfg(feature = "node")]
 mod peers;
 #[cfg(feature = "node")]
 mod publish;
@@ -150,6 +154,10 @@ enum Command {
 
 /// Runs the program and tells its exit code: 0 done, 1 failed, 2 called wrongly.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "node")]
+    if mount_helper::is_called() {
+        return mount_helper::run();
+    }
     let result = match Cli::parse().command {
         #[cfg(feature = "node")]
         Command::Join(args) => join::run(args),

@@ -2,10 +2,12 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json};
+use super::mount_options::choice;
 use crate::agent::Client;
 use crate::agent::api::{MountOptions, MountRequest, MountStatus};
-use crate::fs::Profile;
-use crate::model::RepositoryName;
+use crate::catalog::IdMap;
+use crate::fs::{Profile, Restrictions};
+use crate::model::{RepositoryName, UnixTime};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,9 +17,14 @@ use std::time::Duration;
   starling mount sw.example.org /mnt/sw
   starling mount --fill --wait sw.example.org /mnt/sw   # and bring all of it into the cache
   starling mount --profile large-files models.example.org /models
+  starling mount --tag 2.1 --path /releases/2.1 sw.example.org /opt/sw
+  starling mount --date 2026-05-01 sw.example.org /mnt/then
+  starling mount --uid-map '*:0' --gid-map '*:0' --nosuid sw.example.org /mnt/sw
+  mount -t starling sw.example.org /mnt/sw -o tag=2.1     # with mount.starling installed
 
-The mount shows the newest revision that this node knows, switches when a newer one is announced,
-and comes back when the agent is restarted.")]
+The mount shows the newest revision that this node knows, and switches when a newer one is announced; one that was chosen
+with --revision, --tag or --date stays with it. Either comes back when the agent is restarted, until it is unmounted (with
+`starling umount` or `umount`).")]
 pub(super) struct Args {
     /// Name of the repository.
     repository: RepositoryName,
@@ -34,6 +41,34 @@ pub(super) struct Args {
     /// reads those that are complete on the local disk; `auto`, one of them by the tree's mean size (64 KiB).
     #[arg(long, default_value_t, value_name = "NAME")]
     profile: Profile,
+    /// Show this revision for good.
+    #[arg(long, value_name = "N", conflicts_with_all = ["tag", "date"])]
+    revision: Option<u64>,
+    /// Show the revision that has this tag now for good.
+    #[arg(long, value_name = "NAME", conflicts_with = "date")]
+    tag: Option<String>,
+    /// Show the newest revision that was published until then for good: 2026-05-01T12:00:00Z, or 2026-05-01 for the end of that
+    /// day (UTC).
+    #[arg(long, value_name = "TIME")]
+    date: Option<UnixTime>,
+    /// Mount this directory of the tree as if it were all.
+    #[arg(long, value_name = "/DIR", default_value = "", hide_default_value = true)]
+    path: String,
+    /// Show files of user FROM as files of user TO; `*:TO` for all that no other rule names. May be repeated.
+    #[arg(long = "uid-map", value_name = "FROM:TO")]
+    uid_map: Vec<String>,
+    /// The same for groups.
+    #[arg(long = "gid-map", value_name = "FROM:TO")]
+    gid_map: Vec<String>,
+    /// Set-id bits mean nothing.
+    #[arg(long)]
+    nosuid: bool,
+    /// Device nodes are no devices.
+    #[arg(long)]
+    nodev: bool,
+    /// Nothing is executed.
+    #[arg(long)]
+    noexec: bool,
     #[command(flatten)]
     agent: AgentArgs,
     /// Print one JSON object.
@@ -44,7 +79,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let directory = mount_point(&args.directory)?;
     let client = args.agent.client();
-    let options = MountOptions { profile: args.profile };
+    let options = options(&args).map_err(CliError::usage)?;
     let request = MountRequest { repository: args.repository, directory, fill: args.fill, options };
     let mount = block_on(async {
         let mount = client.mount(&request).await?;
@@ -54,7 +89,8 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         return print_json(&mount);
     }
     let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
-    println!("{} revision {revision} is mounted on {}", mount.repository, mount.directory.display());
+    let (name, path, at) = (&mount.repository, &mount.options.path, mount.directory.display());
+    println!("{name}{path} revision {revision} is mounted on {at}");
     if mount.expired {
         eprintln!("warning: its root has expired; the mount switches when a newer one is announced");
     }
@@ -62,6 +98,23 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         eprintln!("warning: {note}");
     }
     Ok(())
+}
+
+fn options(args: &Args) -> Result<MountOptions, String> {
+    let map = |rules: &[String]| {
+        let mut map = IdMap::default();
+        rules.iter().try_for_each(|rule| map.add(rule)).map(|()| map)
+    };
+    let Args { nosuid, nodev, noexec, .. } = *args;
+    let options = MountOptions {
+        profile: args.profile,
+        show: choice(args.revision, args.tag.clone(), args.date)?,
+        path: args.path.clone(),
+        uids: map(&args.uid_map)?,
+        gids: map(&args.gid_map)?,
+        restrict: Restrictions { nosuid, nodev, noexec },
+    };
+    options.checked()
 }
 
 /// How often the agent is asked how far a fill is.
@@ -101,7 +154,7 @@ async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, 
 
 /// The absolute path of an existing directory. Whether it is empty the agent judges, which may see
 /// more than this user.
-fn mount_point(directory: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn mount_point(directory: &Path) -> Result<PathBuf, CliError> {
     let shown = directory.display();
     match std::fs::metadata(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json, table};
-use crate::agent::api::{FillStatus, MountStatus, Status};
+use crate::agent::api::{Choice, FillStatus, MountStatus, Status};
 use crate::config::ByteSize;
 use crate::mesh::NEWEST_KEY_REMEDY;
 use std::fmt::Write as _;
@@ -116,6 +116,15 @@ fn fill_note(fill: &FillStatus) -> String {
     }
 }
 
+/// What a mount shows, where it is not the newest, and why it is there, where nobody asked for it by name.
+fn shown_note(mount: &MountStatus) -> String {
+    let shows = match &mount.options.show {
+        Choice::Newest => String::new(),
+        choice => format!("; stays with {choice}"),
+    };
+    shows + if mount.automatic { "; until nobody uses it" } else { "" }
+}
+
 fn mounts_table(mounts: &[MountStatus]) -> String {
     let rows: Vec<_> = mounts
         .iter()
@@ -126,9 +135,11 @@ fn mounts_table(mounts: &[MountStatus]) -> String {
                 (None, false) => "mounted".to_owned(),
             };
             let note = mount.note.as_ref().map_or_else(String::new, |note| format!("; {note}"));
-            let state = state + &note + &mount.fill.as_ref().map_or_else(String::new, fill_note);
+            let state =
+                state + &shown_note(mount) + &note + &mount.fill.as_ref().map_or_else(String::new, fill_note);
             let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
-            [mount.directory.display().to_string(), mount.repository.to_string(), revision, state]
+            let name = format!("{}{}", mount.repository, mount.options.path);
+            [mount.directory.display().to_string(), name, revision, state]
         })
         .collect();
     table(["MOUNT", "REPOSITORY", "REVISION", "STATE"], &rows)
@@ -183,6 +194,9 @@ mod tests {
             repository: "a.b".parse().unwrap(),
             directory: "/mnt".into(),
             revision: Some(Revision(4)),
+            root: None,
+            options: Default::default(),
+            automatic: false,
             expired: false,
             problem: Some("the directory is gone".into()),
             note: None,

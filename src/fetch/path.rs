@@ -5,8 +5,8 @@ use super::recent::Recent;
 use crate::ambient;
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::mesh::{Exchange, ObtainError};
-use crate::model::{ChunkRef, Class, RepositoryName, Time};
-use crate::store::ChunkStore;
+use crate::model::{ChunkRef, Class, ContentId, RepositoryName, Time};
+use crate::store::{ChunkStore, Origin};
 use crate::upstream::check_row;
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -254,6 +254,10 @@ impl ChunkSource for FetchPath {
 
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
         self.fetcher.store.body(chunks)
+    }
+
+    fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
+        self.fetcher.store.origin(chunk).map(Origin::word)
     }
 }
 

@@ -11,6 +11,7 @@
 //! page cache never mixes revisions; what must go are names, listings and attributes that changed,
 //! and `switch.rs` finds exactly those by comparing the directories that the kernel knows.
 
+mod autofs;
 mod content;
 mod error;
 mod files;
@@ -18,6 +19,7 @@ mod foresight;
 pub mod fuse;
 mod ledger;
 mod listing;
+mod magic;
 mod modes;
 mod mountpoint;
 mod recorder;
@@ -25,10 +27,11 @@ mod switch;
 mod system;
 mod table;
 
+pub use autofs::{Autofs, Request as AutofsRequest, Requests as AutofsRequests};
 pub use error::FsError;
 pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
-pub use mountpoint::{MountError, detach_lazily};
+pub use mountpoint::{MountError, Restrictions, clear_dead, detach_lazily, is_mounted};
 pub use recorder::Belongs;
 pub use switch::{Notifier, Stale, Switched};
 pub use system::{ExtendedAttribute, FileSystem, FileSystemStatistics};

@@ -4,6 +4,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde::{Deserialize, Serialize};
 use std::ffi::{CString, OsStr};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,6 +26,28 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// Dead mounts on top of each other that are cleared (guess).
 const MAX_STALE: usize = 8;
+
+/// What the kernel does not do with a mount's files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restrictions {
+    /// Set-id bits mean nothing.
+    pub nosuid: bool,
+    /// Device nodes are no devices. (A tree holds none; the option is there for those who expect it.)
+    pub nodev: bool,
+    /// Nothing is executed.
+    pub noexec: bool,
+}
+
+impl Restrictions {
+    fn flags(self) -> MountFlags {
+        let flag = |is_set, flag| if is_set { flag } else { MountFlags::empty() };
+        MountFlags::RDONLY
+            | flag(self.nosuid, MountFlags::NOSUID)
+            | flag(self.nodev, MountFlags::NODEV)
+            | flag(self.noexec, MountFlags::NOEXEC)
+    }
+}
 
 /// Why a mount was not made.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +130,21 @@ impl MountLine {
 /// What is mounted at exactly `path`, on top.
 pub(super) fn mounted_at(path: &Path) -> io::Result<Option<MountLine>> {
     Ok(find_mount(&std::fs::read("/proc/self/mountinfo")?, path))
+}
+
+/// Whether an automounter of this source is mounted at `path`.
+///
+/// # Errors
+/// When something else is, or the list of mounts cannot be read.
+pub(super) fn autofs_at(path: &Path, source: &str) -> io::Result<bool> {
+    match mounted_at(path)? {
+        None => Ok(false),
+        Some(line) if line.file_system == "autofs" && line.source == source => Ok(true),
+        Some(line) => {
+            let detail = format!("`{}` is mounted there already; unmount it first", line.source);
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, detail))
+        }
+    }
 }
 
 /// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE OPTIONS`; the last line wins.
@@ -226,7 +264,7 @@ fn open_device(device: &Path, mount_point: &Path) -> Result<OwnedFd, MountError>
 }
 
 /// Mounts a FUSE file system at `path` and returns the kernel's end of it.
-pub(super) fn attach(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
+pub(super) fn attach(path: &Path, name: &str, restrict: Restrictions) -> Result<OwnedFd, MountError> {
     let device = open_device(Path::new("/dev/fuse"), path)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let options = format!(
@@ -236,22 +274,24 @@ pub(super) fn attach(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
     );
     let options = CString::new(options).expect("no zero byte in numbers and words");
     // Root's mounts honour set-id bits and devices, as a native file system does.
-    match rustix::mount::mount(name, path, "fuse", MountFlags::RDONLY, options.as_c_str()) {
+    match rustix::mount::mount(name, path, "fuse", restrict.flags(), options.as_c_str()) {
         Ok(()) => Ok(device),
-        Err(Errno::PERM) => attach_by_helper(path, name),
+        Err(Errno::PERM) => attach_by_helper(path, name, restrict),
         Err(errno) => Err(failed(path, "mount")(errno.into())),
     }
 }
 
 /// `fusermount3` mounts for those who may not, and hands the descriptor over a socket.
-fn attach_by_helper(path: &Path, name: &str) -> Result<OwnedFd, MountError> {
+fn attach_by_helper(path: &Path, name: &str, restrict: Restrictions) -> Result<OwnedFd, MountError> {
     let helper = |action| failed(path, action);
     let (ours, theirs) = UnixStream::pair().map_err(helper("make a socket for fusermount3"))?;
     // A plain `dup` is inherited by the child; the original is not.
     let inherited = rustix::io::dup(&theirs).map_err(|errno| helper("share a socket")(errno.into()))?;
     drop(theirs);
+    // It sets `nosuid` and `nodev` by itself.
+    let noexec = if restrict.noexec { "noexec," } else { "" };
     let options = format!(
-        "ro,default_permissions,allow_other,max_read={MAX_READ_BYTES},fsname={name},subtype={SUBTYPE}"
+        "ro,{noexec}default_permissions,allow_other,max_read={MAX_READ_BYTES},fsname={name},subtype={SUBTYPE}"
     );
     let child = Command::new("fusermount3")
         .args(["-o", &options, "--"])
@@ -284,6 +324,20 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     }))
+}
+
+/// Whether a mount of the repository `name` is there, served or not.
+pub fn is_mounted(path: &Path, name: &str) -> bool {
+    let line = mounted_at(path).ok().flatten();
+    line.is_some_and(|line| line.is_of(&format!("starling:{name}")))
+}
+
+/// Detaches mounts of ours that nobody serves any more.
+///
+/// # Errors
+/// [`MountError`] when something else is mounted there, or the system refuses.
+pub fn clear_dead(path: &Path) -> Result<(), MountError> {
+    clear_stale(path)
 }
 
 /// Detaches what is mounted at `path`, used or not.

@@ -5,6 +5,7 @@ use super::error::FsError;
 use super::files::{Files, OPEN_MAX};
 use super::foresight::{Foresight, REPLAY_MAX_BYTES};
 use super::listing::{ListedEntry, Listing, Listings, Position};
+use super::magic::is_magic;
 use super::recorder::{Belongs, Recorders};
 use super::switch::{Notifier, walk};
 use super::table::{Generation, Table};
@@ -12,7 +13,7 @@ use crate::catalog::{
     Attributes, FileKind, Inode, RecordedTrace, TracedFile, TracedRead, Tree, TreeError, content_of,
 };
 use crate::chunk::{ChunkSource, Piece, SourceError};
-use crate::model::Class;
+use crate::model::{Class, ContentId};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use std::fs::File;
@@ -59,6 +60,8 @@ pub enum ExtendedAttribute {
 /// [`FileSystem::forget`] takes back.
 pub struct FileSystem {
     label: String,
+    /// The tag by which its revision was chosen.
+    tag: Option<String>,
     source: Arc<dyn ChunkSource>,
     table: Mutex<Table>,
     files: Mutex<Files>,
@@ -100,6 +103,7 @@ impl FileSystem {
         let foresight = Foresight::new(&*table.current().1, REPLAY_MAX_BYTES);
         Self {
             label,
+            tag: None,
             source,
             table: Mutex::new(table),
             files: Mutex::default(),
@@ -119,6 +123,21 @@ impl FileSystem {
         let (_, tree) = self.table().current();
         self.foresight = Foresight::new(&*tree, most_bytes);
         self
+    }
+
+    /// Has it tell that its revision was chosen by this tag.
+    #[must_use]
+    pub fn with_tag(self, tag: &str) -> Self {
+        Self { tag: Some(tag.to_owned()), ..self }
+    }
+
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Where a chunk that is here came from, in a word.
+    pub(super) fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
+        self.source.origin(chunk)
     }
 
     /// The repository's name, for messages.
@@ -271,12 +290,18 @@ impl FileSystem {
         tree.link_target(inode).await.map_err(|cause| FsError::of_tree(inode, cause))
     }
 
-    /// The value of an extended attribute.
+    /// The value of an extended attribute. Those named `user.starling.…` no tree holds and no list has
+    /// (`magic.rs`).
     ///
     /// # Errors
     /// As [`FileSystem::attributes`].
     pub async fn extended_attribute(&self, inode: Inode, name: &[u8]) -> Result<ExtendedAttribute, FsError> {
         let tree = self.tree_of(inode).await?;
+        if is_magic(name) {
+            let value = self.magic(&*tree, inode, name).await?;
+            let value = value.map(|value| ExtendedAttribute::Value(value.into_bytes().into()));
+            return Ok(value.unwrap_or(ExtendedAttribute::Absent));
+        }
         let all = tree.extended_attributes(inode).await.map_err(|cause| FsError::of_tree(inode, cause))?;
         let found = all.iter().find(|(key, _)| **key == *name);
         Ok(match found {

@@ -17,7 +17,7 @@ pub use name::{ParseNameError, RepositoryName};
 pub use place::{ChunkRef, Place};
 pub use rng::{Generator, Rng, mix};
 pub use rows::{NumberIndex, Rows};
-pub use time::{Time, UnixTime};
+pub use time::{ParseMomentError, Time, UnixTime};
 
 use serde::{Deserialize, Serialize};
 

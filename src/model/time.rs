@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::{Add, Sub};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A moment of a monotonic clock: nanoseconds since its owner began. Good for 584 years.
@@ -80,9 +81,127 @@ impl fmt::Display for UnixTime {
     }
 }
 
+/// A text that is no moment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no moment: write 2026-05-01T12:00:00Z (or another offset, such as +02:00), or 2026-05-01 for the end of that day"
+)]
+pub struct ParseMomentError(String);
+
+impl FromStr for UnixTime {
+    type Err = ParseMomentError;
+
+    /// RFC 3339, of which fractions of a second are dropped; or a day, meaning its last second in UTC.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_moment(text).ok_or_else(|| ParseMomentError(text.chars().take(80).collect()))
+    }
+}
+
+/// `width` digits at `at`.
+fn digits(text: &str, at: usize, width: usize) -> Option<u64> {
+    let digits = text.get(at..at + width)?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+fn parse_moment(text: &str) -> Option<UnixTime> {
+    let (year, month, day) = (digits(text, 0, 4)?, digits(text, 5, 2)?, digits(text, 8, 2)?);
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days_of_month = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u64::from(is_leap),
+        _ => return None,
+    };
+    if text.get(4..5)? != "-" || text.get(7..8)? != "-" || year < 1970 || !(1..=days_of_month).contains(&day)
+    {
+        return None;
+    }
+    // Hinnant's days from the date; years begin in March there.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let of_era = (year % 400) * 365 + (year % 400) / 4 - (year % 400) / 100 + (153 * month + 2) / 5 + day - 1;
+    let days = (year / 400) * 146_097 + of_era - 719_468;
+    let midnight = days * 86_400;
+    let Some(clock) = text.get(10..).filter(|rest| !rest.is_empty()) else {
+        return Some(UnixTime(midnight + 86_399));
+    };
+    let (hour, minute, second) = (digits(clock, 1, 2)?, digits(clock, 4, 2)?, digits(clock, 7, 2)?);
+    let separated =
+        ["T", "t", " "].contains(&clock.get(..1)?) && clock.get(3..4)? == ":" && clock.get(6..7)? == ":";
+    // A leap second is that before it.
+    if !separated || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let local = midnight + hour * 3_600 + minute * 60 + second.min(59);
+    let rest = &clock[9..];
+    let zone = match rest.strip_prefix('.') {
+        Some(fraction) => {
+            let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+            if zone.len() == fraction.len() {
+                return None;
+            }
+            zone
+        }
+        None => rest,
+    };
+    if zone == "Z" || zone == "z" {
+        return Some(UnixTime(local));
+    }
+    let (ahead, behind) = (zone.strip_prefix('+'), zone.strip_prefix('-'));
+    let offset = ahead.or(behind)?;
+    let (hours, minutes) = (digits(offset, 0, 2)?, digits(offset, 3, 2)?);
+    if offset.len() != 5 || offset.get(2..3)? != ":" || hours > 23 || minutes > 59 {
+        return None;
+    }
+    let offset = hours * 3_600 + minutes * 60;
+    Some(UnixTime(if ahead.is_some() { local.checked_sub(offset)? } else { local + offset }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_are_read_as_they_are_written() {
+        for seconds in [0, 951_782_400, 1_767_225_599, 4_107_542_400, 1_709_164_800, 1_700_000_000] {
+            assert_eq!(UnixTime(seconds).to_string().parse(), Ok(UnixTime(seconds)));
+        }
+        let read = |text: &str| text.parse::<UnixTime>().map(|time| time.to_string());
+        for (text, means) in [
+            ("2026-05-01", "2026-05-01T23:59:59Z"),
+            ("2024-02-29", "2024-02-29T23:59:59Z"),
+            ("2026-05-01t01:00:00.123+02:00", "2026-04-30T23:00:00Z"),
+            ("2026-05-01 23:30:59-00:45", "2026-05-02T00:15:59Z"),
+            ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(means), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_moment_is_refused_by_name() {
+        let wrong = [
+            "",
+            "now",
+            "2026",
+            "2026-5-1",
+            "2026-13-01",
+            "2026-02-29",
+            "2026-00-10",
+            "1969-12-31",
+            "2026-05-01T",
+            "2026-05-01T12:00:00",
+            "2026-05-01T12:00Z",
+            "2026-05-01T24:00:00Z",
+            "2026-05-01T12:00:00.Z",
+            "2026-05-01T12:00:00+2:00",
+            "2026-05-01T12:00:00+02:00x",
+            "1970-01-01T00:00:00+01:00",
+            "2026-05-0\u{e9}",
+        ];
+        for text in wrong {
+            assert!(text.parse::<UnixTime>().unwrap_err().to_string().contains(text), "{text}");
+        }
+    }
 
     #[test]
     fn dates_are_right_at_the_corners() {

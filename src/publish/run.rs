@@ -274,16 +274,7 @@ fn history(
 ) -> Result<History, PublishError> {
     let mut history = previous.map_or_else(History::default, |previous| previous.history.clone());
     if let Some(previous) = previous {
-        let root = previous.root.root();
-        history.push(PastRevision {
-            revision: root.revision,
-            root: previous.root.id(),
-            root_catalog: root.root_catalog,
-            catalog_index: root.catalog_index,
-            inodes: root.inodes,
-            plain_bytes: root.plain_bytes,
-            issued: root.issued,
-        });
+        history.push(PastRevision::of(&previous.root));
     }
     if let Some(tag) = tag {
         history.tag(tag, revision)?;

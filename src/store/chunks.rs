@@ -17,6 +17,17 @@ pub enum Origin {
     Strata,
 }
 
+impl Origin {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Peers => "peers",
+            Self::Strata => "strata",
+        }
+    }
+}
+
 /// Why the store refused. None of these may fail a reader: the bytes are had from elsewhere.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -68,6 +79,12 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// time when all of them are here. Takes no waiting for a disk beyond opening a file.
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
         let _ = chunks;
+        None
+    }
+
+    /// Where a chunk that is here was first obtained in this run, if that is known. Takes no waiting.
+    fn origin(&self, id: &ContentId) -> Option<Origin> {
+        let _ = id;
         None
     }
 

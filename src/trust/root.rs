@@ -148,6 +148,11 @@ impl VerifiedRoot {
         self.standing
     }
 
+    /// From when on it is not fresh: its own expiry or that of its publishing key, whichever is earlier.
+    pub fn expires(&self) -> UnixTime {
+        self.expires
+    }
+
     /// Whether it is expired at `now`.
     pub fn standing_at(&self, now: UnixTime) -> Standing {
         if self.expires <= now { Standing::Expired { since: self.expires } } else { Standing::Fresh }

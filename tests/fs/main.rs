@@ -7,3 +7,4 @@ mod double;
 mod model;
 mod mounted;
 mod spans;
+mod view;

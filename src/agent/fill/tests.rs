@@ -3,6 +3,7 @@ use crate::catalog::{Attributes, CatalogWriter, FileKind, Inode, NewContent, New
 use crate::chunk::Chunking;
 use crate::model::{ContentId, Place, UnixTime};
 use crate::store::{MemoryChunks, Origin};
+use crate::trust::{Root, VerifiedRoot};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -127,7 +128,7 @@ async fn settled(fill: &Fill) -> FillStatus {
 async fn a_fill_brings_every_chunk_once_however_often_its_source_fails() {
     let (root, far, parts) = world(25, 1 << 20);
     let store = parts.store.clone();
-    let fill = Fill::start(&root, parts);
+    let fill = Fill::start(&PastRevision::of(&root), parts);
     let status = settled(&fill).await;
     assert_eq!((status.complete, status.problem), (true, None));
     assert_eq!((status.done_bytes, status.total_bytes), (10_000, 10_000));
@@ -138,7 +139,7 @@ async fn a_fill_brings_every_chunk_once_however_often_its_source_fails() {
 #[tokio::test(start_paused = true)]
 async fn what_the_cache_does_not_keep_is_told_and_tried_again_at_growing_intervals() {
     let (root, far, parts) = world(0, 6_000);
-    let fill = Fill::start(&root, parts);
+    let fill = Fill::start(&PastRevision::of(&root), parts);
     let status = settled(&fill).await;
     assert!(!status.complete && status.problem.unwrap().contains("disk full"));
     assert!((1..10_000).contains(&status.done_bytes), "{}", status.done_bytes);
@@ -149,7 +150,7 @@ async fn what_the_cache_does_not_keep_is_told_and_tried_again_at_growing_interva
 #[tokio::test(start_paused = true)]
 async fn a_tree_that_is_larger_than_the_cache_is_not_begun() {
     let (root, far, parts) = world(0, 1 << 20);
-    let fill = Fill::start(&root, FillParts { quota_bytes: 9_999, ..parts });
+    let fill = Fill::start(&PastRevision::of(&root), FillParts { quota_bytes: 9_999, ..parts });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let problem = fill.status().problem.unwrap();
     assert!(problem.contains("10000") && problem.contains("9999"), "{problem}");
@@ -170,7 +171,7 @@ async fn a_damaged_catalog_ends_a_fill_with_the_reason() {
         failures: AtomicUsize::new(0),
         reads: AtomicUsize::new(0),
     });
-    let fill = Fill::start(&root, FillParts { source, ..parts });
+    let fill = Fill::start(&PastRevision::of(&root), FillParts { source, ..parts });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let status = fill.status();
     assert!(!status.complete && status.problem.unwrap().contains("damaged catalog"));

@@ -4,6 +4,7 @@ use crate::chunk::{ChunkSource, Chunking, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId, Place, UnixTime};
 use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedCard, SignedRoot};
 use bytes::Bytes;
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
@@ -61,7 +62,13 @@ struct Kernel {
     out_of_scope: AtomicBool,
     /// Whether there is a keeper, and what it holds.
     keeps: AtomicBool,
-    left: Mutex<BTreeMap<PathBuf, VerifiedRoot>>,
+    left: Mutex<BTreeMap<PathBuf, Shown>>,
+    /// Directories whose mounts are dead, and that somebody uses.
+    dead: Mutex<BTreeSet<PathBuf>>,
+    busy: Mutex<BTreeSet<PathBuf>>,
+    /// What the repository's history says, and the directories that its revisions have.
+    history: Mutex<History>,
+    paths: Mutex<BTreeMap<u64, &'static str>>,
     /// A root that a stratum would give.
     stratum: Mutex<Option<Vec<u8>>>,
 }
@@ -84,13 +91,13 @@ struct DoubleMounter {
 struct DoubleMount {
     kernel: Arc<Kernel>,
     directory: PathBuf,
-    root: Mutex<VerifiedRoot>,
+    shown: Mutex<Shown>,
 }
 
 impl DoubleMount {
-    fn boxed(kernel: &Arc<Kernel>, directory: &Path, root: &VerifiedRoot) -> Arc<dyn Mounted> {
-        let (kernel, directory, root) = (kernel.clone(), directory.to_owned(), Mutex::new(root.clone()));
-        Arc::new(Self { kernel, directory, root })
+    fn boxed(kernel: &Arc<Kernel>, directory: &Path, shown: &Shown) -> Arc<dyn Mounted> {
+        let (kernel, directory, shown) = (kernel.clone(), directory.to_owned(), Mutex::new(shown.clone()));
+        Arc::new(Self { kernel, directory, shown })
     }
 }
 
@@ -101,12 +108,23 @@ impl Mounter for DoubleMounter {
             self.registry.accept_root(&root).map(drop).map_err(|e| e.to_string())
         })
     }
-    fn open<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<Arc<dyn Tree>, String>> {
+    fn history<'a>(&'a self, _: &'a VerifiedRoot) -> BoxFuture<'a, Result<History, String>> {
+        Box::pin(async { Ok(self.kernel.history.lock().unwrap().clone()) })
+    }
+    fn open<'a>(
+        &'a self,
+        shown: &'a Shown,
+        options: &'a MountOptions,
+    ) -> BoxFuture<'a, Result<Arc<dyn Tree>, OpenError>> {
         Box::pin(async {
             if !self.kernel.catalogs.load(Ordering::SeqCst) {
-                return Err("no source".to_owned());
+                return Err(OpenError::Catalogs("no source".to_owned()));
             }
-            Ok(Arc::new(Marked(root.root().revision.0)) as Arc<dyn Tree>)
+            let has = self.kernel.paths.lock().unwrap().get(&shown.revision().0).copied().unwrap_or_default();
+            if !options.path.is_empty() && options.path != has {
+                return Err(OpenError::Path(ViewError::NotThere(options.path.clone())));
+            }
+            Ok(Arc::new(Marked(shown.revision().0)) as Arc<dyn Tree>)
         })
     }
     fn is_out_of_scope(&self, _: &RepositoryName) -> bool {
@@ -124,18 +142,21 @@ impl Mounter for DoubleMounter {
         _: &'a RepositoryName,
         directory: &'a Path,
         _: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, VerifiedRoot)>> {
+    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>> {
         let left = self.kernel.left.lock().unwrap().remove(directory);
-        Box::pin(async { left.map(|root| (DoubleMount::boxed(&self.kernel, directory, &root), root)) })
+        Box::pin(async { left.map(|shown| (DoubleMount::boxed(&self.kernel, directory, &shown), shown)) })
     }
     fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
         self.kernel.left.lock().unwrap().retain(|directory, _| directories.contains(directory));
         self.kernel.shown.lock().unwrap().retain(|directory, _| directories.contains(directory));
         Box::pin(async {})
     }
+    fn clear<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
     fn mount<'a>(
         &'a self,
-        root: &'a VerifiedRoot,
+        shown: &'a Shown,
         directory: &'a Path,
         _: &'a MountOptions,
         tree: Arc<dyn Tree>,
@@ -145,33 +166,41 @@ impl Mounter for DoubleMounter {
             return Box::pin(async { Err(MountError::NotThere { path }) });
         }
         self.kernel.shown.lock().unwrap().insert(directory.to_owned(), tree.totals().0);
-        Box::pin(async { Ok(DoubleMount::boxed(&self.kernel, directory, root)) })
+        Box::pin(async { Ok(DoubleMount::boxed(&self.kernel, directory, shown)) })
     }
 }
 
 impl Mounted for DoubleMount {
-    fn switch<'a>(
-        &'a self,
-        root: &'a VerifiedRoot,
-        tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, Result<(), String>> {
-        *self.root.lock().unwrap() = root.clone();
+    fn switch<'a>(&'a self, shown: &'a Shown, tree: Arc<dyn Tree>) -> BoxFuture<'a, Result<(), String>> {
+        *self.shown.lock().unwrap() = shown.clone();
         self.kernel.shown.lock().unwrap().insert(self.directory.clone(), tree.totals().0);
         Box::pin(async { Ok(()) })
     }
-    fn is_live(&self) -> bool {
-        self.kernel.shown.lock().unwrap().contains_key(&self.directory)
+    fn life(&self) -> Life {
+        if self.kernel.dead.lock().unwrap().contains(&self.directory) {
+            return Life::Dead;
+        }
+        let is_there = self.kernel.shown.lock().unwrap().contains_key(&self.directory);
+        if is_there { Life::Live } else { Life::Unmounted }
     }
     fn leave(&self) -> bool {
         let keeps = self.kernel.keeps.load(Ordering::SeqCst);
         if keeps {
-            let root = self.root.lock().unwrap().clone();
-            self.kernel.left.lock().unwrap().insert(self.directory.clone(), root);
+            let shown = self.shown.lock().unwrap().clone();
+            self.kernel.left.lock().unwrap().insert(self.directory.clone(), shown);
         }
         keeps
     }
+    fn unmount_if_idle(&self) -> BoxFuture<'_, bool> {
+        let is_busy = self.kernel.busy.lock().unwrap().contains(&self.directory);
+        if !is_busy {
+            self.kernel.shown.lock().unwrap().remove(&self.directory);
+        }
+        Box::pin(async move { !is_busy })
+    }
     fn unmount(&self, _: Duration) -> BoxFuture<'_, io::Result<()>> {
         self.kernel.shown.lock().unwrap().remove(&self.directory);
+        self.kernel.dead.lock().unwrap().remove(&self.directory);
         Box::pin(async { Ok(()) })
     }
 }
@@ -247,6 +276,9 @@ impl World {
     }
 
     fn publish(&self, revision: u64, lifetime_s: u64) {
+        if let Some(before) = self.registry.newest_root(&name()) {
+            self.kernel.history.lock().unwrap().push(PastRevision::of(&before));
+        }
         let verdict = self.registry.accept_root(&self.root(revision, lifetime_s)).unwrap();
         assert!(matches!(verdict, RootVerdict::Fresh(_)), "{verdict:?}");
     }
@@ -362,16 +394,145 @@ async fn what_cannot_be_had_now_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_mount_that_was_taken_away_by_hand_is_noticed_and_comes_back() {
+async fn a_mount_that_was_unmounted_by_hand_is_forgotten_unless_the_agent_was_started_with_it() {
     let world = World::new();
     world.publish(1, 3600);
     let table = world.table();
     table.mount(world.request()).await.unwrap();
     world.kernel.shown.lock().unwrap().clear();
     table.tend().await;
+    assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+    assert_eq!(world.table().list(), Vec::new(), "for good");
+    // At once, and not only when the table is looked at next.
+    table.mount(world.request()).await.unwrap();
+    world.kernel.shown.lock().unwrap().clear();
+    table.mount(world.request()).await.unwrap();
+
+    let table = world.table();
+    table.declare(vec![world.request()]).unwrap();
+    table.tend().await;
+    world.kernel.shown.lock().unwrap().clear();
+    table.tend().await;
     assert!(table.list()[0].problem.as_ref().unwrap().contains("somebody else"));
     table.tend().await;
     assert_eq!(world.shown(), Some(1));
+}
+
+#[tokio::test]
+async fn a_mount_whose_session_was_ended_comes_back() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    table.mount(world.request()).await.unwrap();
+    world.kernel.dead.lock().unwrap().insert(world.request().directory);
+    table.tend().await;
+    assert!(table.list()[0].problem.as_ref().unwrap().contains("somebody else"));
+    table.tend().await;
+    assert_eq!(world.shown(), Some(1));
+}
+
+fn showing(world: &World, show: Choice) -> MountRequest {
+    MountRequest { options: MountOptions { show, ..MountOptions::default() }, ..world.request() }
+}
+
+#[tokio::test]
+async fn a_revision_that_was_chosen_stays_whatever_is_published_and_over_restarts() {
+    let world = World::new();
+    (1..=3).for_each(|revision| world.publish(revision, 3600));
+    world.kernel.history.lock().unwrap().tag("stable", Revision(2)).unwrap();
+    let table = world.table();
+    let missing = table.mount(showing(&world, Choice::Revision(Revision(9)))).await.unwrap_err();
+    assert_eq!((missing.kind, missing.hint.as_deref()), (RefusalKind::NotFound, Some("there are 1-3")));
+    let mounted = table.mount(showing(&world, Choice::Tag("stable".into()))).await.unwrap();
+    assert_eq!(mounted.revision, Some(Revision(2)));
+    world.publish(4, 3600);
+    // A tag that is moved moves no mount.
+    world.kernel.history.lock().unwrap().tag("stable", Revision(4)).unwrap();
+    table.tend().await;
+    assert_eq!(world.shown(), Some(2));
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()[0].revision), (Some(2), Some(Revision(2))));
+    // Nor does it end with the root under which it was chosen.
+    world.publish(5, 0);
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()[0].expired), (Some(2), false));
+}
+
+#[tokio::test]
+async fn a_revision_that_is_published_a_moment_ago_is_asked_of_the_strata() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let table = world.table();
+    *world.kernel.stratum.lock().unwrap() = Some(world.root(2, 3600));
+    let mounted = table.mount(showing(&world, Choice::Revision(Revision(2)))).await.unwrap();
+    assert_eq!(mounted.revision, Some(Revision(2)));
+}
+
+#[tokio::test]
+async fn a_directory_that_a_new_revision_lacks_goes_on_being_shown_from_the_old_one_which_is_said() {
+    let world = World::new();
+    world.kernel.paths.lock().unwrap().extend([(1, "/releases/1"), (3, "/releases/1")]);
+    let table = world.table();
+    world.publish(1, 3600);
+    let options = MountOptions { path: "releases/1/".into(), ..MountOptions::default() };
+    let request = MountRequest { options, ..world.request() };
+    let mounted = table.mount(request.clone()).await.unwrap();
+    assert_eq!((mounted.revision, mounted.options.path.as_str()), (Some(Revision(1)), "/releases/1"));
+    world.publish(2, 3600);
+    table.tend().await;
+    let status = table.list().remove(0);
+    let note = status.note.unwrap();
+    assert_eq!((world.shown(), status.problem), (Some(1), None));
+    assert!(note.contains("revision 2") && note.contains("there is no /releases/1"), "{note}");
+    world.publish(3, 3600);
+    table.tend().await;
+    assert_eq!((world.shown(), &table.list()[0].note), (Some(3), &None));
+    table.unmount(&request.directory).await.unwrap();
+    world.publish(4, 3600);
+    let refusal = table.mount(request).await.unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::NotFound, "{refusal}");
+}
+
+#[tokio::test]
+async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_not_come_by_itself() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let directory = world.request().directory;
+    let table = world.table();
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    assert!(table.list()[0].automatic);
+    world.kernel.busy.lock().unwrap().insert(directory.clone());
+    assert!(!table.unmount_idle(&directory).await);
+    assert_eq!(world.shown(), Some(1));
+    world.kernel.busy.lock().unwrap().clear();
+    assert!(table.unmount_idle(&directory).await);
+    assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+
+    // A successor goes on with it, if it was left to one; else it is forgotten.
+    world.kernel.keeps.store(true, Ordering::SeqCst);
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    table.leave_all(Duration::ZERO).await;
+    let table = world.table();
+    table.tend().await;
+    assert!(table.list()[0].automatic && world.shown() == Some(1));
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    assert_eq!(world.shown(), Some(1), "whoever looks while the agent starts finds it");
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
+    table.tend().await;
+    assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+    // Nor is it lost with a root that expires while nobody looks.
+    world.publish(2, 0);
+    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    assert!(table.list()[0].expired && table.unmount_idle(&directory).await);
+    world.publish(3, 3600);
+    // What was asked for by name does not go when it is idle.
+    table.mount(world.request()).await.unwrap();
+    assert!(!table.unmount_idle(&directory).await);
 }
 
 #[tokio::test]
@@ -459,7 +620,7 @@ fn a_damaged_list_of_mounts_is_an_error_and_its_file_is_left_to_the_agent_to_nam
     let file = world.dir.path().join("mounts.json");
     for content in ["{", r#"{"version":9,"mounts":[]}"#] {
         fs::write(&file, content).unwrap();
-        let error = read_file(&file).unwrap_err();
+        let error = list::read(&file).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(
             !error.to_string().contains("mounts.json"),
@@ -467,7 +628,7 @@ fn a_damaged_list_of_mounts_is_an_error_and_its_file_is_left_to_the_agent_to_nam
         );
     }
     fs::remove_file(&file).unwrap();
-    assert_eq!(read_file(&file).unwrap(), Vec::new());
+    assert_eq!(list::read(&file).unwrap(), Vec::new());
 }
 
 #[tokio::test(start_paused = true)]

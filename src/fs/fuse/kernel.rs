@@ -47,6 +47,8 @@ const BACKING_CLOSE: libc::Ioctl = (1 << 30 | 4 << 16 | 229 << 8 | 2) as libc::I
 /// What requests need while they wait.
 pub(super) struct Shared {
     pub(super) fs: Arc<FileSystem>,
+    /// Not [`Profile::Auto`].
+    pub(super) profile: Profile,
     pub(super) modes: Mutex<Modes>,
     /// Whether backing files may be registered with the kernel.
     pub(super) passthrough: AtomicBool,
@@ -140,7 +142,6 @@ impl Shared {
 /// Who answers the kernel.
 pub(super) struct Kernel {
     pub(super) shared: Arc<Shared>,
-    pub(super) profile: Profile,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) waiting: Arc<Semaphore>,
     pub(super) linger: Linger,
@@ -319,7 +320,7 @@ impl Filesystem for Kernel {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.profile == Profile::SmallFiles {
+        if self.shared.profile == Profile::SmallFiles {
             // The kernel does not ask again, neither for this file nor for another.
             return reply.error(Errno::ENOSYS);
         }

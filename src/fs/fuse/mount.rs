@@ -2,7 +2,7 @@
 
 use super::super::ledger::Ledger;
 use super::super::modes::Modes;
-use super::super::mountpoint::{self, MAX_READ_BYTES, MountError};
+use super::super::mountpoint::{self, MAX_READ_BYTES, MountError, Restrictions};
 use super::super::switch::{Notifier, Stale};
 use super::super::system::FileSystem;
 use super::handshake::{self, Agreement};
@@ -96,6 +96,8 @@ pub struct MountConfig {
     pub profile: Profile,
     /// Whether the kernel may read complete files by itself. It does not verify what it reads.
     pub passthrough: bool,
+    /// What the kernel does not do with its files.
+    pub restrict: Restrictions,
 }
 
 impl MountConfig {
@@ -109,6 +111,7 @@ impl MountConfig {
             max_waiting: 256,
             profile: Profile::Auto,
             passthrough: true,
+            restrict: Restrictions::default(),
         }
     }
 }
@@ -160,7 +163,7 @@ pub fn mount(
     runtime: tokio::runtime::Handle,
 ) -> Result<Mounted, MountError> {
     let path = mountpoint::prepare(&config.path)?;
-    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()))?;
+    let device = mountpoint::attach(&path, &format!("starling:{}", fs.label()), config.restrict)?;
     let begin = || {
         let modes = Modes::new(Ledger::new()?);
         let profile = config.profile.for_tree(fs.totals());
@@ -237,9 +240,9 @@ fn kernel(
     passthrough: bool,
 ) -> (Kernel, Arc<Shared>) {
     let shared =
-        Arc::new(Shared { fs, modes: Mutex::new(modes), passthrough: AtomicBool::new(passthrough), device });
+        Arc::new(Shared { fs, profile, modes: Mutex::new(modes), passthrough: AtomicBool::new(passthrough), device });
     let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
-    (Kernel { shared: Arc::clone(&shared), profile, runtime, waiting, linger: Linger::new() }, shared)
+    (Kernel { shared: Arc::clone(&shared), runtime, waiting, linger: Linger::new() }, shared)
 }
 
 fn run(
@@ -290,6 +293,11 @@ impl Mounted {
     /// Where it is mounted, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it is tuned for: never [`Profile::Auto`].
+    pub fn profile(&self) -> Profile {
+        self.shared.profile
     }
 
     /// The file system that is mounted.
@@ -354,6 +362,22 @@ impl Mounted {
             }
             std::thread::sleep(RETRY_UNMOUNT);
         }
+    }
+
+    /// Unmounts if nobody uses the mount.
+    ///
+    /// # Errors
+    /// The mount itself when somebody does, or the system refuses.
+    pub fn unmount_if_idle(self) -> Result<(), Self> {
+        if !self.has_ended() {
+            match mountpoint::detach(&self.path, false) {
+                Ok(()) => self.wait_for_the_end(),
+                // Not a mount point any more.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.wait_for_the_end(),
+                Err(_) => return Err(self),
+            }
+        }
+        Ok(())
     }
 
     /// Leaves the mount to a successor: from now on this process answers nobody, and what it has taken from the kernel the
