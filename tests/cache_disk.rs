@@ -60,7 +60,7 @@ impl Disk {
         // SAFETY: the call reads a number of four bytes, which lives until it returns.
         assert_eq!(unsafe { libc::ioctl(folder.as_raw_fd(), SHUTDOWN, &raw const how) }, 0);
         drop(folder);
-        let error = fs::read_dir(&self.0).and_then(|mut entries| entries.next().transpose()).unwrap_err();
+        let error = fs::write(self.0.join("more"), b"x").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
 }
@@ -346,10 +346,10 @@ fn a_file_that_is_open_and_mapped_is_read_right_when_it_is_evicted() {
     world.read_all();
     world.wait_for_passthrough();
     let passed = File::open(world.at.join("large")).unwrap();
-    let small = fs::read_dir(world.tree.join("d1")).unwrap().map(|entry| entry.unwrap().file_name());
-    let name = Path::new("d1").join(
-        small.max_by_key(|name| fs::metadata(world.tree.join("d1").join(name)).unwrap().len()).unwrap(),
-    );
+    let small = fs::read_dir(world.tree.join("d1")).unwrap().map(|entry| entry.unwrap());
+    let small = small.filter(|entry| entry.metadata().unwrap().len() < 100_000);
+    let largest = small.max_by_key(|entry| entry.metadata().unwrap().len()).unwrap();
+    let name = Path::new("d1").join(largest.file_name());
     let cached = File::open(world.at.join(&name)).unwrap();
     let right_cached = fs::read(world.tree.join(&name)).unwrap();
     let (mapped, mapped_cached) = (Mapping::of(&passed), Mapping::of(&cached));

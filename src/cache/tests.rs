@@ -1,5 +1,5 @@
 use super::{CacheConfig, CacheError, DiskCache};
-use crate::model::{ChunkRef, ContentId, Generator, Rng};
+use crate::model::{ChunkRef, ContentId, Generator, Place, Rng};
 use crate::store::{ChunkStore, Origin, StoreError, conformance};
 use bytes::Bytes;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -174,6 +174,30 @@ fn a_flipped_bit_makes_a_chunk_absent_and_is_never_delivered() {
         assert_eq!(removed.lock().unwrap().len() as u64, damaged);
         assert_eq!(again.statistics().obtained.peers.chunks, 0);
     }
+}
+
+#[test]
+fn what_rots_after_it_was_verified_is_noticed_where_all_is_verified_always() {
+    let folder = tempfile::tempdir().unwrap();
+    let always = CacheConfig { verify_always: true, ..config(64 << 20) };
+    let cache = DiskCache::open(folder.path(), always).unwrap();
+    let ((id, bytes), (other, other_bytes)) = (chunk(1, 200_000), chunk(2, 10));
+    cache.insert(&id, &bytes, Origin::Strata).unwrap();
+    cache.insert(&other, &other_bytes, Origin::Strata).unwrap();
+    assert_eq!(cache.read(&id, 5, 10).unwrap(), bytes.slice(5..15));
+    assert!(!cache.read_now(&id, 200_000, 0, &mut [0; 10]), "it hashes nothing");
+    flip_a_bit(&packs(folder.path())[0], HEADER + 150_000);
+    assert!(cache.read(&id, 5, 10).is_none(), "the wrong byte is elsewhere in the chunk");
+    assert!(!cache.contains(&id) && cache.read_all(&other).unwrap() == other_bytes);
+    assert_eq!(cache.statistics().damaged, 1);
+    let place = Place { segment: id, ordinal: 0, offset: 0, stored_len: 1 };
+    let list: Arc<[ChunkRef]> = [ChunkRef { id, plain_len: 200_000, place }].into();
+    cache.insert(&id, &bytes, Origin::Strata).unwrap();
+    for _ in 0..2 {
+        assert!(cache.body(&list).is_none(), "the kernel checks nothing");
+        cache.settle();
+    }
+    assert_eq!(cache.statistics().bodies, 0);
 }
 
 #[test]
