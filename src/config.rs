@@ -135,6 +135,9 @@ pub struct Settings {
     /// Bytes a second that the agent reads of its cache to find damage before a reader does; 0: never. Default 4 MiB: a
     /// full cache is gone through in an hour and a half, which no disk notices (a guess).
     pub cache_scrub_bytes_per_s: ByteSize,
+    /// Plain bytes that the replay of one trace may fetch ahead of readers; never more than a quarter of the cache's quota. 0: traces
+    /// are not replayed. Default 256 MiB: what a large program reads when it starts (a guess).
+    pub replay_bytes: ByteSize,
     /// When bytes of the cache are checked against their names: `once` after each start, and by the scrub; or `always`,
     /// before each delivery. Default `once`: `always` costs the kernel's own reading of large files, and a hash of the whole
     /// chunk for each read. What the kernel keeps in memory was checked when it got there.
@@ -226,6 +229,7 @@ impl Default for Settings {
             cache_quota_bytes: ByteSize(20 << 30),
             cache_free_floor_bytes: ByteSize(1 << 30),
             cache_scrub_bytes_per_s: ByteSize(4 << 20),
+            replay_bytes: ByteSize(256 << 20),
             verify: Verify::Once,
             origin_budget_bytes_per_s: ByteSize(0),
             origin_burst_bytes: ByteSize(64 << 20),

@@ -54,6 +54,8 @@ impl Bench {
             checksum: false,
             force: false,
             tag: None,
+            traces: Vec::new(),
+            keep_traces: true,
         }
     }
 

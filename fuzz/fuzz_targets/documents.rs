@@ -1,8 +1,8 @@
-//! Catalog index and history: what is read can be written and read again.
+//! Catalog index, history and traces: what is read can be written and read again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use starling::catalog::{CatalogIndex, History};
+use starling::catalog::{CatalogIndex, History, RecordedTrace, Replay};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(index) = CatalogIndex::from_bytes(bytes) {
@@ -10,5 +10,11 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(history) = History::from_bytes(bytes) {
         assert_eq!(History::from_bytes(&history.to_bytes()), Ok(history));
+    }
+    if let Ok(trace) = RecordedTrace::from_bytes(bytes) {
+        assert_eq!(RecordedTrace::from_bytes(&trace.to_bytes()), Ok(trace));
+    }
+    if let Ok(replay) = Replay::from_bytes(bytes) {
+        assert_eq!(Replay::from_bytes(&replay.to_bytes()), Ok(replay));
     }
 });

@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod mounts;
+pub mod trace;
 
 use crate::mesh::{NEWEST_KEY_REMEDY, Role};
 use crate::model::{CellLabel, Class, ContentId, NodeId, RepositoryName, Revision, UnixTime};

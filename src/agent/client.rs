@@ -3,6 +3,7 @@
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{
     ANSWER_MAX_BYTES, AddRepository, Announced, AuthorityStatus, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
@@ -178,6 +179,22 @@ impl Client {
     /// [`ClientError`].
     pub async fn why(&self, request: &WhyRequest) -> Result<Why, ClientError> {
         self.json(Method::POST, "/v1/why", self.body(request)?).await
+    }
+
+    /// Begins to record what a command reads of a mount.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn record(&self, request: &RecordRequest) -> Result<Recording, ClientError> {
+        self.json(Method::POST, "/v1/traces", self.body(request)?).await
+    }
+
+    /// Ends a recording.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn end_recording(&self, request: &EndRecording) -> Result<Recorded, ClientError> {
+        self.json(Method::POST, "/v1/traces/end", self.body(request)?).await
     }
 
     /// The members that the agent knows, and who was revoked.
@@ -417,6 +434,12 @@ mod tests {
         }
         fn repositories(&self) -> Repositories {
             Repositories { repositories: Vec::new() }
+        }
+        fn record(&self, _: RecordRequest) -> Result<Recording, Refusal> {
+            Ok(Recording { number: 0 })
+        }
+        fn end_recording(&self, _: EndRecording) -> BoxFuture<'_, Result<Recorded, Refusal>> {
+            Box::pin(async { Ok(Recorded { is_cut: false, document: String::new() }) })
         }
         fn mount(&self, request: MountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {
             Box::pin(async move {

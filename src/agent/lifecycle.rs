@@ -153,6 +153,7 @@ impl Agent {
             book: reads.clone(),
             identity: membership.as_ref().map(|membership| membership.identity.clone()),
             holdings: holdings(&settings),
+            replay_bytes: settings.replay_bytes.0,
             verify_always: settings.verify == Verify::Always,
         };
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())

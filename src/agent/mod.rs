@@ -23,6 +23,7 @@ mod mounts;
 mod node;
 mod offer;
 mod pins;
+mod recordings;
 mod server;
 mod shown;
 mod state;

@@ -7,10 +7,10 @@ use super::mounts::{Life, Mounted, Mounter, OpenError};
 use super::offer::Offers;
 use super::shown::Shown;
 use crate::cache::DiskCache;
-use crate::catalog::{History, MountedTree, Tree, ViewError, view};
+use crate::catalog::{History, MountedTree, RecordedTrace, Tree, ViewError, view};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{FileSystem, MountError, clear_dead, detach_lazily, fuse, is_mounted};
+use crate::fs::{Belongs, FileSystem, MountError, clear_dead, detach_lazily, fuse, is_mounted};
 use crate::mesh::Identity;
 use crate::model::{ChunkRef, Class, ContentId, RepositoryName};
 use crate::trust::VerifiedRoot;
@@ -54,7 +54,10 @@ impl ChunkSource for Watched {
         let read = self.source.read(pieces, class);
         async move {
             let result = read.await;
-            if let Err(error) = &result {
+            // What is fetched ahead nobody waits for: should it be read, that read tells.
+            if let Err(error) = &result
+                && class == Class::Read
+            {
                 self.book.failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(repository = %self.repository, %error, "a read failed");
             }
@@ -83,6 +86,8 @@ pub(super) struct KernelMounter {
     pub(super) identity: Option<Arc<Identity>>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
     pub(super) holdings: Option<Arc<Holdings>>,
+    /// The setting `replay_bytes`.
+    pub(super) replay_bytes: u64,
     /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
     pub(super) verify_always: bool,
 }
@@ -114,6 +119,7 @@ impl KernelMounter {
         let (_, shown) = notes.trees.last().cloned().ok_or("its notes name no tree")?;
         let source = self.source(&notes.repository);
         let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
+        let file_system = file_system.with_replays_of(self.replay_max_bytes());
         let file_system = Arc::new(tagged(file_system, &notes.options));
         let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
@@ -122,6 +128,11 @@ impl KernelMounter {
         let kept = Some((holdings.clone(), Mutex::new(notes)));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
         Ok((Arc::new(mount), shown))
+    }
+
+    /// What the replay of a trace may bring: never so much that it drives the rest out of a small cache.
+    fn replay_max_bytes(&self) -> u64 {
+        self.replay_bytes.min(self.cache.statistics().quota_bytes / 4)
     }
 
     fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
@@ -240,6 +251,7 @@ impl Mounter for KernelMounter {
     ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>> {
         let repository = shown.repository.clone();
         let file_system = FileSystem::new(repository.as_str(), tree, self.source(&repository));
+        let file_system = file_system.with_replays_of(self.replay_max_bytes());
         let file_system = Arc::new(tagged(file_system, options));
         let config = self.config(directory, options);
         let runtime = tokio::runtime::Handle::current();
@@ -339,6 +351,19 @@ impl Mounted for KernelMount {
             (true, true) => Life::Dead,
             (true, false) => Life::Unmounted,
         }
+    }
+
+    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
+        self.file_system.begin_recording(belongs)
+    }
+
+    fn end_recording(
+        &self,
+        number: u64,
+        name: String,
+    ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
+        async move { self.file_system.end_recording(number, &name).await.map_err(|error| error.to_string()) }
+            .boxed()
     }
 
     fn leave(&self) -> bool {

@@ -9,13 +9,13 @@ use super::api::{Choice, MountOptions, MountRequest, MountStatus, Refusal, Refus
 use super::fill::{Fill, FillParts};
 use super::shown::{Shown, choose};
 use crate::ambient;
-use crate::catalog::{History, PastRevision, Tree, ViewError};
+use crate::catalog::{History, PastRevision, RecordedTrace, Tree, ViewError};
 use crate::chunk::ChunkSource;
-use crate::fs::MountError;
+use crate::fs::{Belongs, MountError, Profile};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, VerifiedRoot};
-use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
+use futures::{FutureExt as _, StreamExt as _};
 use list::Remembered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -112,6 +112,22 @@ pub(super) trait Mounted: Send + Sync + 'static {
 
     /// Whether the kernel still has it: somebody may have unmounted it by hand.
     fn life(&self) -> Life;
+
+    /// Begins to record what some tasks read; its number, or `None` when too many run.
+    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
+        drop(belongs);
+        None
+    }
+
+    /// Ends a recording; `None` when there is none such. Whether the trace lacks something because of its bounds.
+    fn end_recording(
+        &self,
+        number: u64,
+        name: String,
+    ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
+        drop((number, name));
+        async { Ok(None) }.boxed()
+    }
 
     /// Leaves it to a successor of this agent, if one can take it over: from now on nobody is answered here, and whoever reads
     /// waits. False when it must be unmounted.
@@ -453,6 +469,16 @@ impl MountTable {
     /// this node's certificate covers it.
     fn is_told(&self, repository: &RepositoryName) -> bool {
         self.registry.is_spread(repository) && !self.mounter.is_out_of_scope(repository)
+    }
+
+    /// The mount on a directory, if it is live, and its profile.
+    pub(super) fn live(&self, directory: &Path) -> Option<(Arc<dyn Mounted>, Profile)> {
+        let entries = self.lock();
+        let entry = entries.get(directory)?;
+        match &entry.state {
+            State::Active { mounted, .. } => Some((mounted.clone(), entry.options.profile)),
+            State::Failed { .. } => None,
+        }
     }
 
     /// What is wrong with the table itself.

@@ -3,6 +3,7 @@
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{
     AddRepository, Announced, AuthorityStatus, CacheStatus, Invitation, InviteRequest, Members, MeshStatus,
     MountRequest, MountStatus, Mounts, Obtained, PeerStatus, Peers, Refusal, RefusalKind,
@@ -400,6 +401,14 @@ impl Control for Node {
             }
             mounts.mount(request).await
         })
+    }
+
+    fn record(&self, request: RecordRequest) -> Result<Recording, Refusal> {
+        self.mounts.begin_recording(&request)
+    }
+
+    fn end_recording(&self, request: EndRecording) -> BoxFuture<'_, Result<Recorded, Refusal>> {
+        self.mounts.end_recording(request).boxed()
     }
 
     fn unmount(&self, request: UnmountRequest) -> BoxFuture<'_, Result<MountStatus, Refusal>> {

@@ -4,6 +4,7 @@
 use super::api::cache::{
     CacheCleaned, CacheReport, CacheUnits, PinRequest, PinStatus, Verified, VerifyRequest,
 };
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{
     AddRepository, Announced, AuthorityStatus, BODY_MAX_BYTES, Invitation, InviteRequest, Members,
     MountRequest, MountStatus, Mounts, Peers, Refusal, RefusalKind, Repositories, RepositoryStatus,
@@ -59,6 +60,10 @@ pub trait Control: Send + Sync + 'static {
     fn revoke(&self, request: RevokeRequest) -> BoxFuture<'_, Result<Revoked, Refusal>>;
     /// Gives the authority a new key.
     fn rotate(&self, request: RotateRequest) -> BoxFuture<'_, Result<Rotated, Refusal>>;
+    /// Begins to record what a command reads of a mount.
+    fn record(&self, request: RecordRequest) -> Result<Recording, Refusal>;
+    /// Ends that.
+    fn end_recording(&self, request: EndRecording) -> BoxFuture<'_, Result<Recorded, Refusal>>;
     /// What the cache holds and has done.
     fn cache(&self) -> CacheReport;
     /// The packs and bodies of the cache.
@@ -117,6 +122,8 @@ pub fn control_router(control: Arc<dyn Control>) -> Router {
         )
         .route("/v1/invite", post(invite))
         .route("/v1/why", post(why))
+        .route("/v1/traces", post(record))
+        .route("/v1/traces/end", post(end_recording))
         .route(
             "/v1/members",
             get(|State(c): State<Arc<dyn Control>>| async move { bounded(c.members()).await }),
@@ -216,6 +223,14 @@ async fn invite(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<
 
 async fn why(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Why> {
     bounded(control.why(parse(&body)?)).await
+}
+
+async fn record(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Recording> {
+    control.record(parse(&body)?).map(Json)
+}
+
+async fn end_recording(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Recorded> {
+    bounded(control.end_recording(parse(&body)?)).await
 }
 
 async fn revoke(State(control): State<Arc<dyn Control>>, body: Bytes) -> Answer<Revoked> {

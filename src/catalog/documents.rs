@@ -1,6 +1,7 @@
 //! The two documents that a root names beside the root catalog: where all catalogs lie, and what was before.
 
 use super::row::is_sane;
+use super::trace::{PublishedTrace, check_traces};
 use crate::model::{Algorithm, ChunkRef, ContentId, Revision, UnixTime, limits};
 use crate::trust::VerifiedRoot;
 use serde::de::DeserializeOwned;
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const VERSION: u16 = 1;
+/// Version of an index that names traces. One without them is written as version 1.
+const TRACED_VERSION: u16 = 2;
 const INDEX_MAGIC: &[u8; 8] = b"STARCIDX";
 const HISTORY_MAGIC: &[u8; 8] = b"STARHIST";
 /// Most catalogs of a revision: 2 000 million entries.
@@ -23,7 +26,7 @@ const TAG_MAX_BYTES: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
     /// A later format.
-    #[error("{document} format version {found} is not known; this program reads version {VERSION}")]
+    #[error("{document} format version {found} is not known to this program")]
     Version {
         /// Which document.
         document: &'static str,
@@ -43,35 +46,55 @@ pub enum DocumentError {
     Tag(String),
 }
 
-fn write<T: Serialize>(magic: &[u8; 8], document: &T) -> Vec<u8> {
-    let head = [&magic[..], &VERSION.to_le_bytes()].concat();
+fn write_as<T: Serialize>(magic: &[u8; 8], version: u16, document: &T) -> Vec<u8> {
+    let head = [&magic[..], &version.to_le_bytes()].concat();
     postcard::to_extend(document, head).expect("plain values are always written")
 }
 
-fn read<T: DeserializeOwned>(name: &'static str, magic: &[u8; 8], bytes: &[u8]) -> Result<T, DocumentError> {
+/// A document of version 1.
+pub(super) fn write<T: Serialize>(magic: &[u8; 8], document: &T) -> Vec<u8> {
+    write_as(magic, VERSION, document)
+}
+
+/// The version that a document states, and what follows.
+fn open<'a>(name: &'static str, magic: &[u8; 8], bytes: &'a [u8]) -> Result<(u16, &'a [u8]), DocumentError> {
     let malformed = |detail: &str| DocumentError::Malformed { document: name, detail: detail.to_owned() };
     let rest = bytes.strip_prefix(magic).ok_or_else(|| malformed("it does not begin with its magic"))?;
     let (version, rest) = rest.split_first_chunk().ok_or_else(|| malformed("it ends early"))?;
-    let found = u16::from_le_bytes(*version);
-    if found != VERSION {
-        return Err(DocumentError::Version { document: name, found });
-    }
-    match postcard::take_from_bytes(rest) {
+    Ok((u16::from_le_bytes(*version), rest))
+}
+
+fn parse<T: DeserializeOwned>(name: &'static str, body: &[u8]) -> Result<T, DocumentError> {
+    let malformed = |detail: &str| DocumentError::Malformed { document: name, detail: detail.to_owned() };
+    match postcard::take_from_bytes(body) {
         Ok((document, [])) => Ok(document),
         Ok(_) => Err(malformed("bytes are left over")),
         Err(error) => Err(malformed(&error.to_string())),
     }
 }
 
-fn is_sane_object(chunk: &ChunkRef) -> bool {
+/// Reads a document of version 1.
+pub(super) fn read<T: DeserializeOwned>(
+    name: &'static str,
+    magic: &[u8; 8],
+    bytes: &[u8],
+) -> Result<T, DocumentError> {
+    match open(name, magic, bytes)? {
+        (VERSION, body) => parse(name, body),
+        (found, _) => Err(DocumentError::Version { document: name, found }),
+    }
+}
+
+pub(super) fn is_sane_object(chunk: &ChunkRef) -> bool {
     let names = [chunk.id, chunk.place.segment];
     is_sane(chunk, limits::PLAIN_MAX_BYTES) && names.iter().all(|id| id.algorithm() == Algorithm::Blake3)
 }
 
-/// Where every catalog of a revision lies.
+/// Where every catalog of a revision lies, and which traces were published with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CatalogIndex {
     catalogs: Vec<ChunkRef>,
+    traces: Vec<PublishedTrace>,
 }
 
 impl CatalogIndex {
@@ -81,7 +104,18 @@ impl CatalogIndex {
     pub fn new(mut catalogs: Vec<ChunkRef>) -> Self {
         catalogs.sort_unstable_by_key(|catalog| catalog.id);
         catalogs.dedup_by_key(|catalog| catalog.id);
-        Self { catalogs }
+        Self { catalogs, traces: Vec::new() }
+    }
+
+    /// The same with traces.
+    #[must_use]
+    pub fn with_traces(self, traces: Vec<PublishedTrace>) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// The traces, in the order in which they were published.
+    pub fn traces(&self) -> &[PublishedTrace] {
+        &self.traces
     }
 
     /// Where a catalog lies.
@@ -101,7 +135,10 @@ impl CatalogIndex {
 
     /// The document.
     pub fn to_bytes(&self) -> Vec<u8> {
-        write(INDEX_MAGIC, &self.catalogs)
+        match &self.traces[..] {
+            [] => write(INDEX_MAGIC, &self.catalogs),
+            traces => write_as(INDEX_MAGIC, TRACED_VERSION, &(&self.catalogs, traces)),
+        }
     }
 
     /// Reads a document whose hash was verified.
@@ -109,8 +146,16 @@ impl CatalogIndex {
     /// # Errors
     /// [`DocumentError`] when it contradicts the format.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let catalogs: Vec<ChunkRef> = read(Self::NAME, INDEX_MAGIC, bytes)?;
+        let (catalogs, traces): (Vec<ChunkRef>, Vec<PublishedTrace>) =
+            match open(Self::NAME, INDEX_MAGIC, bytes)? {
+                (VERSION, body) => (parse(Self::NAME, body)?, Vec::new()),
+                (TRACED_VERSION, body) => parse(Self::NAME, body)?,
+                (found, _) => return Err(DocumentError::Version { document: Self::NAME, found }),
+            };
         let malformed = |detail| Err(DocumentError::Malformed { document: Self::NAME, detail });
+        if let Err(detail) = check_traces(&traces) {
+            return malformed(detail);
+        }
         if catalogs.len() > CATALOGS_MAX {
             return malformed(format!("{} catalogs", catalogs.len()));
         }
@@ -120,7 +165,7 @@ impl CatalogIndex {
         if let Some(pair) = catalogs.windows(2).find(|pair| pair[0].id >= pair[1].id) {
             return malformed(format!("{:?} is out of order", pair[1].id));
         }
-        Ok(Self { catalogs })
+        Ok(Self { catalogs, traces })
     }
 }
 
@@ -235,7 +280,7 @@ impl History {
     }
 }
 
-fn is_tag(name: &str) -> bool {
+pub(super) fn is_tag(name: &str) -> bool {
     (1..=TAG_MAX_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
@@ -269,6 +314,26 @@ mod tests {
         assert_eq!(index.catalogs().len(), 3);
         assert_eq!(index.find(&chunk("b").id), Some(chunk("b")));
         assert_eq!(index.find(&chunk("x").id), None);
+    }
+
+    #[test]
+    fn traces_make_an_index_a_later_version_and_none_leave_it_as_it_was() {
+        let plain = CatalogIndex::new(vec![chunk("a")]);
+        assert_eq!(plain.to_bytes()[8..10], [1, 0]);
+        let trace = PublishedTrace {
+            name: "bash".to_owned(),
+            begins: vec![crate::catalog::Inode(7)],
+            recorded: chunk("recorded"),
+            replay: chunk("replay"),
+        };
+        let traced = plain.clone().with_traces(vec![trace.clone()]);
+        assert_eq!(traced.to_bytes()[8..10], [2, 0]);
+        assert_eq!(CatalogIndex::from_bytes(&traced.to_bytes()), Ok(traced));
+        let twice = plain.with_traces(vec![trace.clone(), trace.clone()]);
+        assert!(CatalogIndex::from_bytes(&twice.to_bytes()).is_err());
+        let many = vec![crate::catalog::Inode(7); crate::catalog::BEGINS_MAX + 1];
+        let greedy = CatalogIndex::default().with_traces(vec![PublishedTrace { begins: many, ..trace }]);
+        assert!(CatalogIndex::from_bytes(&greedy.to_bytes()).is_err());
     }
 
     #[test]
@@ -309,8 +374,10 @@ mod tests {
         #[test]
         fn foreign_bytes_never_panic(tail in proptest::collection::vec(any::<u8>(), 0..200)) {
             for magic in [INDEX_MAGIC, HISTORY_MAGIC] {
-                let bytes = [&magic[..], &VERSION.to_le_bytes(), &tail].concat();
-                let _ = (CatalogIndex::from_bytes(&bytes), History::from_bytes(&bytes));
+                for version in [VERSION, TRACED_VERSION] {
+                    let bytes = [&magic[..], &version.to_le_bytes(), &tail].concat();
+                    let _ = (CatalogIndex::from_bytes(&bytes), History::from_bytes(&bytes));
+                }
             }
         }
     }

@@ -19,6 +19,7 @@ mod row;
 mod schema;
 mod shelf;
 mod split;
+mod trace;
 mod tree;
 mod view;
 mod write;
@@ -28,6 +29,10 @@ pub use mounted::{MountedTree, TreeMemory};
 pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use split::{Weight, split};
+pub use trace::{
+    BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX,
+    TRACED_READS_MAX, TRACES_MAX, TracedFile, TracedRead, content_of,
+};
 pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError, TreeName};
 pub use view::{IdMap, Owners, ViewError, view};
 pub use write::{CatalogWriter, NewContent, NewEntry, WriteError};

@@ -5,13 +5,15 @@ use super::resident::{Entry, Resident};
 use super::row::{Asked, Xattrs};
 use super::shelf::Shelf;
 use super::{
-    Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, Tree, TreeError, TreeName,
+    Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, PublishedTrace, Tree, TreeError,
+    TreeName,
 };
 use crate::chunk::{ChunkSource, Piece, SourceError};
-use crate::model::{ChunkRef, Class};
+use crate::model::{ChunkRef, Class, ContentId};
 use crate::trust::Root;
 use futures::future::{BoxFuture, join_all};
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,9 +104,12 @@ impl MountedTree {
         totals: (u64, u64),
         budget_bytes: usize,
     ) -> Result<Self, TreeError> {
-        let pieces = source.read(vec![Piece::whole(index)], Class::Read).await?;
+        // Both at once: that of the root is read out of the store then.
+        let both = [index, root_catalog].map(Piece::whole).to_vec();
+        let pieces = source.read(both, Class::Read).await?;
         let index = CatalogIndex::from_bytes(pieces.first().map_or(&[][..], |bytes| bytes))
             .map_err(|error| TreeError::Damaged(error.to_string()))?;
+        drop(pieces);
         let shelf = Shelf::new(source, index, root_catalog, budget_bytes);
         let catalog = shelf.get(shelf.top()).await?;
         let has_top = catalog.find(0, b"").map(|row| catalog.entry(row));
@@ -112,6 +117,29 @@ impl MountedTree {
             return Err(TreeError::Damaged(format!("{}: {}", root_catalog.id, no_top())));
         }
         Ok(Self { shelf, totals, name: None })
+    }
+
+    /// The names on the way from the root to an inode.
+    async fn path_of(&self, inode: Inode) -> Result<Vec<u8>, TreeError> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let mut place = self.place(inode).await?;
+        loop {
+            let number = place.catalog.directory_of(place.row);
+            if number == 0 {
+                break;
+            }
+            names.push(place.catalog.name(place.row).to_vec());
+            if number == Catalog::TOP && place.number != self.shelf.top() {
+                let directory = self.shelf.directory(place.number);
+                place = self.place(directory.ok_or(TreeError::UnknownInode(inode))?).await?;
+            } else if let Some(row) = place.catalog.named_by(number) {
+                place.row = row;
+            } else {
+                return Err(damaged(inode, "no directory has the number of the one that it lies in"));
+            }
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 
     /// What it takes in memory now.
@@ -246,6 +274,26 @@ impl Tree for MountedTree {
             let chunks = place.catalog.chunks(place.row).ok_or(TreeError::WrongKind(file))?;
             Ok(chunks.map_err(|detail| damaged(file, &detail))?.into())
         })
+    }
+
+    fn path(&self, inode: Inode) -> BoxFuture<'_, Result<Vec<u8>, TreeError>> {
+        Box::pin(self.path_of(inode))
+    }
+
+    fn laid_in(
+        &self,
+        file: Inode,
+        segment: &ContentId,
+        bytes: &Range<u64>,
+        most_bytes: u64,
+    ) -> Vec<ChunkRef> {
+        let location = self.shelf.locate(file);
+        let catalog = location.and_then(|location| self.shelf.here(location.catalog));
+        catalog.map_or_else(Vec::new, |catalog| catalog.laid_in(segment, bytes, most_bytes))
+    }
+
+    fn traces(&self) -> &[PublishedTrace] {
+        self.shelf.traces()
     }
 
     fn locate(

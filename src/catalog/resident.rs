@@ -22,7 +22,7 @@ use super::{Attributes, FileKind, Inode};
 use crate::model::{ChunkRef, ContentId};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What a row names, beside its name and attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,8 @@ struct Directory {
     named_by: u32,
 }
 
+/// Bytes of a chunk's hash in a list of chunks.
+const HASH_BYTES: usize = 32;
 /// No row. A catalog of 512 MiB has far fewer.
 const NO_ROW: u32 = u32::MAX;
 
@@ -80,6 +82,9 @@ pub(super) struct Resident {
     nested: Box<[u32]>,
     /// The inode of each row.
     inodes: Arc<[Inode]>,
+    /// Rows of files by where they begin on the strata, from when it is first asked for. Not counted: four bytes a file, where
+    /// files had to be fetched.
+    laid: OnceLock<Box<[u32]>>,
     /// Extended attributes of its rows, as far as programs ask for them everywhere.
     asked: Asked,
 }
@@ -281,6 +286,33 @@ impl Resident {
         Some(unpack_chunks(packed, &self.segments, record.size))
     }
 
+    /// Where a file's first chunk begins: number of its segment here, and offset. `None` for what has no chunk.
+    fn begins(&self, row: u32) -> Option<(u64, u64)> {
+        let mut record = self.record(row);
+        let mut packed = (record.shared.kind == Kind::File).then(|| string(&mut record.rest))?;
+        packed = packed.get(HASH_BYTES..)?;
+        let segment = number(&mut packed);
+        let _ordinal = number(&mut packed);
+        Some((segment, number(&mut packed)))
+    }
+
+    /// Chunks of the files that begin in `bytes` of a segment, in the order in which they lie there, of files of at most `most_bytes`.
+    pub(super) fn laid_in(&self, segment: &ContentId, bytes: &Range<u64>, most_bytes: u64) -> Vec<ChunkRef> {
+        let Some(segment) = self.segments.iter().position(|known| known == segment) else {
+            return Vec::new();
+        };
+        let laid = self.laid.get_or_init(|| {
+            let mut rows: Vec<u32> = (0..self.rows()).filter(|row| self.begins(*row).is_some()).collect();
+            rows.sort_unstable_by_key(|row| (self.begins(*row), *row));
+            rows.into()
+        });
+        // Numbers of segments count from 1.
+        let at = |offset| laid.partition_point(|row| self.begins(*row) < Some((segment as u64 + 1, offset)));
+        let rows = laid.get(at(bytes.start)..at(bytes.end)).unwrap_or_default();
+        let small = rows.iter().filter(|row| self.record(**row).size <= most_bytes);
+        small.filter_map(|row| self.chunks(*row)).flatten().flatten().collect()
+    }
+
     /// The target of a row that is a symbolic link; `None` for another.
     pub(super) fn link_target(&self, row: u32) -> Option<&[u8]> {
         let record = self.record(row);
@@ -430,6 +462,7 @@ impl Builder {
             segments: segments.into(),
             nested: self.nested.into(),
             inodes: self.inodes.into(),
+            laid: OnceLock::new(),
             asked: self.asked,
         })
     }

@@ -229,3 +229,19 @@ fn an_entry_with_one_chunk_takes_at_most_90_bytes() {
     let bytes = (catalog.bytes() + size_of_val(&**catalog.inodes())) / 2_000;
     assert!(bytes <= 90, "{bytes} bytes an entry");
 }
+
+#[test]
+fn files_are_found_by_where_they_lie() {
+    let catalog = load(&plain_catalog(0, 1_000)).unwrap();
+    let segment = ContentId::of(&1_u32.to_le_bytes());
+    // Those of the second segment: files 256 to 511.
+    let laid = |bytes: std::ops::Range<u64>, most| -> Vec<ContentId> {
+        catalog.laid_in(&segment, &bytes, most).iter().map(|chunk| chunk.id).collect()
+    };
+    let id = |number: u32| ContentId::of(&number.to_le_bytes());
+    assert_eq!(laid(30_000..90_000, u64::MAX), [id(257), id(258)]);
+    assert_eq!(laid(30_001..60_001, u64::MAX), [id(258)], "what begins there");
+    assert_eq!(laid(0..u64::MAX, u64::MAX).len(), 256);
+    assert_eq!(laid(0..60_000, 40_256), [id(256)], "of small ones only");
+    assert!(catalog.laid_in(&ContentId::of(b"elsewhere"), &(0..u64::MAX), u64::MAX).is_empty());
+}

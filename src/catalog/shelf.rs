@@ -4,14 +4,22 @@ use super::inode_table::{InodeTable, Location};
 use super::read::CatalogError;
 use super::resident::Resident;
 use super::row::Asked;
-use super::{CatalogIndex, Inode, TreeError};
-use crate::chunk::{ChunkSource, Piece, SourceError};
+use super::{CatalogIndex, Inode, PublishedTrace, TreeError};
+use crate::ambient;
+use crate::chunk::{ChunkSource, Eagerness, Nearby, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
+use futures::FutureExt as _;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// Catalogs longer than this are read on a thread that may block: it takes tens of milliseconds.
 const INLINE_MAX_BYTES: usize = 1 << 20;
+
+/// How catalogs are fetched ahead: who enters three directories with catalogs of their own walks the tree (guess). Catalogs have some
+/// 100 KiB, so the first step takes one or two along.
+const EAGERNESS: Eagerness = Eagerness { patience: 2, first_bytes: 256 << 10, most_bytes: 2 << 20 };
+/// Longer catalogs are not fetched ahead: some 30 000 entries (guess).
+const BESIDE_MAX_BYTES: u32 = 4 << 20;
 
 /// A catalog of the revision, in memory or not.
 #[derive(Debug)]
@@ -69,6 +77,7 @@ pub(super) struct Shelf {
     /// [`Asked`] of all catalogs that were ever loaded.
     asked: AtomicU8,
     kept: Mutex<Kept>,
+    nearby: Mutex<Nearby>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,6 +108,7 @@ impl Shelf {
             inodes: RwLock::default(),
             asked: AtomicU8::new(0),
             kept: Mutex::default(),
+            nearby: Mutex::new(Nearby::new(EAGERNESS)),
         }
     }
 
@@ -116,6 +126,11 @@ impl Shelf {
     /// Where an inode lies, if a catalog that was ever loaded has it.
     pub(super) fn locate(&self, inode: Inode) -> Option<Location> {
         self.inodes.read().unwrap_or_else(PoisonError::into_inner).find(inode)
+    }
+
+    /// The traces that the index names.
+    pub(super) fn traces(&self) -> &[PublishedTrace] {
+        self.index.traces()
     }
 
     /// Extended attributes that entries of the catalogs that were ever loaded have, of those for which programs ask everywhere.
@@ -137,7 +152,8 @@ impl Shelf {
         }
     }
 
-    fn here(&self, number: u32) -> Option<Arc<Resident>> {
+    /// The catalog, if it is in memory.
+    pub(super) fn here(&self, number: u32) -> Option<Arc<Resident>> {
         let slot = self.slot(number);
         let catalog = slot.here.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
@@ -167,7 +183,14 @@ impl Shelf {
     async fn load(&self, number: u32) -> Result<Arc<Resident>, TreeError> {
         let slot = self.slot(number);
         let id = slot.chunk.id;
-        let pieces = self.source.read(vec![Piece::whole(slot.chunk)], Class::Read).await?;
+        let mut reading = self.source.read(vec![Piece::whole(slot.chunk)], Class::Read);
+        // What is here is ready at once.
+        let ready = (&mut reading).now_or_never();
+        self.fetch_beside(&slot.chunk, ready.is_none());
+        let pieces = match ready {
+            Some(pieces) => pieces?,
+            None => reading.await?,
+        };
         let bytes = pieces.into_iter().next().unwrap_or_default();
         let is_long = bytes.len() > INLINE_MAX_BYTES;
         let (index, known) = (Arc::clone(&self.index), slot.inodes.get().is_some());
@@ -191,6 +214,31 @@ impl Shelf {
         let catalog = Arc::new(catalog);
         self.keep(number, &catalog);
         Ok(catalog)
+    }
+
+    /// Has catalogs fetched that lie beside one that is being loaded, if others near it had to be fetched before: a walk takes
+    /// many in one request.
+    fn fetch_beside(&self, chunk: &ChunkRef, is_missing: bool) {
+        let runs = lock(&self.nearby).read(&chunk.place, is_missing, ambient::now());
+        let Some(runtime) = tokio::runtime::Handle::try_current().ok().filter(|_| !runs.is_empty()) else {
+            return;
+        };
+        let catalogs = self.index.catalogs();
+        let is_near = |other: &&ChunkRef| {
+            let place = &other.place;
+            place.segment == chunk.place.segment
+                && other.plain_len <= BESIDE_MAX_BYTES
+                && runs.iter().any(|run| run.contains(&place.offset))
+        };
+        let mut near: Vec<ChunkRef> = catalogs.iter().filter(is_near).copied().collect();
+        near.sort_unstable_by_key(|other| other.place.offset);
+        // One byte is enough to have all of it fetched and stored.
+        let pieces = near.into_iter().map(|chunk| Piece { chunk, offset: 0, len: 1 }).collect();
+        let source = Arc::clone(&self.source);
+        runtime.spawn(async move {
+            // A failure shows when it is needed.
+            let _ = source.read(pieces, Class::Prefetch).await;
+        });
     }
 
     /// Notes what stays known of a catalog when it is taken down. The caller holds its `loading`.

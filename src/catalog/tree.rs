@@ -1,8 +1,10 @@
 //! The port that a file system walks: one immutable tree of one revision.
 
+use super::PublishedTrace;
 use crate::chunk::SourceError;
 use crate::model::{ChunkRef, ContentId, Revision};
 use futures::future::BoxFuture;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ use std::time::Duration;
 /// Numbers are chosen by the publisher and stable: an unchanged file keeps its number in the next
 /// revision, a changed file gets a new one (so page caches never mix revisions), a directory keeps
 /// the number of its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Inode(pub u64);
 
 impl Inode {
@@ -148,6 +151,29 @@ pub trait Tree: Send + Sync + 'static {
         inode: Inode,
         patience: Duration,
     ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>>;
+
+    /// The path of an inode below the root, without a slash in front. Of several names, one.
+    fn path(&self, inode: Inode) -> BoxFuture<'_, Result<Vec<u8>, TreeError>> {
+        Box::pin(async move { Err(TreeError::UnknownInode(inode)) })
+    }
+
+    /// The chunks of files near `file` in the tree that begin in these stored bytes of a segment, of files of at most `most_bytes`
+    /// each, in the order in which they lie there. Looks only at what is loaded.
+    fn laid_in(
+        &self,
+        file: Inode,
+        segment: &ContentId,
+        bytes: &Range<u64>,
+        most_bytes: u64,
+    ) -> Vec<ChunkRef> {
+        let _ = (file, segment, bytes, most_bytes);
+        Vec::new()
+    }
+
+    /// The traces that were published with the tree.
+    fn traces(&self) -> &[PublishedTrace] {
+        &[]
+    }
 
     /// Number of inodes and plain bytes in the whole tree, for `statfs`.
     fn totals(&self) -> (u64, u64);

@@ -1,12 +1,14 @@
 //! What one mount shows of a tree: the part below a directory, and whose files they are.
 
+use super::PublishedTrace;
 use super::tree::{
     Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError, TreeName,
 };
-use crate::model::ChunkRef;
+use crate::model::{ChunkRef, ContentId};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -217,6 +219,25 @@ impl Tree for View {
             let found = self.tree.locate(self.inner(inode), patience).await?;
             Ok(found.map(|found| self.shown(found)))
         })
+    }
+
+    /// In the whole tree: there a trace is published.
+    fn path(&self, inode: Inode) -> BoxFuture<'_, Result<Vec<u8>, TreeError>> {
+        self.tree.path(self.inner(inode))
+    }
+
+    fn laid_in(
+        &self,
+        file: Inode,
+        segment: &ContentId,
+        bytes: &Range<u64>,
+        most_bytes: u64,
+    ) -> Vec<ChunkRef> {
+        self.tree.laid_in(file, segment, bytes, most_bytes)
+    }
+
+    fn traces(&self) -> &[PublishedTrace] {
+        self.tree.traces()
     }
 
     fn totals(&self) -> (u64, u64) {

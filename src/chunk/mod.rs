@@ -5,11 +5,13 @@
 
 mod cut;
 mod frame;
+mod nearby;
 mod segment;
 mod source;
 
 pub use cut::{Chunking, ChunkingError, cut};
 pub use frame::{DecodeError, Encoder, MAX_LEVEL, decode, encode, verify};
+pub use nearby::{Eagerness, Nearby};
 pub use segment::{
     SEGMENT_TRAILER_BYTES, SEGMENT_VERSION, Segment, SegmentBuilder, SegmentEntry, SegmentError,
     SegmentIndex, SegmentTrailer, object_path,

@@ -53,6 +53,8 @@ mod status;
 mod stratum;
 mod swarm;
 #[cfg(feature = "node")]
+mod trace;
+#[cfg(feature = "node")]
 mod umount;
 #[cfg(feature = "node")]
 mod why;
@@ -108,6 +110,10 @@ enum Command {
     #[cfg(feature = "node")]
     /// Tell where each chunk of a file came from, and how long each step took.
     Why(why::Args),
+    #[cfg(feature = "node")]
+    /// Record what a command reads through a mount, to be published with the tree.
+    #[command(subcommand)]
+    Trace(trace::Command),
     #[cfg(feature = "node")]
     /// Look after the agent's cache: what is in it, what stays, whether it is sound.
     #[command(subcommand)]
@@ -175,6 +181,8 @@ pub fn main() -> ExitCode {
         Command::Peers(args) => peers::run(args),
         #[cfg(feature = "node")]
         Command::Why(args) => why::run(args),
+        #[cfg(feature = "node")]
+        Command::Trace(args) => trace::run(args),
         #[cfg(feature = "node")]
         Command::Cache(args) => cache::run(args),
         #[cfg(feature = "node")]

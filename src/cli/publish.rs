@@ -19,6 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   starling publish /opt/software --repo sw.example.org --to /srv/stratum
   starling publish build/out --repo nightly.example.org --to /srv/stratum --tag 2026-05-01
+  starling publish /srv/debian --repo debian.example.org --to /srv/stratum --trace bash.trace
   starling publish /opt/software --repo sw.example.org --to /srv/stratum --announce /run/starling/agent.sock
 
 The first revision makes keys in --keys (default: $XDG_CONFIG_HOME/starling/keys/NAME) and prints their
@@ -43,6 +44,13 @@ pub(super) struct Args {
     /// Give the revision a name
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
+    /// A trace that `starling trace record` wrote: nodes fetch all that it names as soon as one of its first files is opened. It
+    /// takes the place of one with the same name. May be repeated
+    #[arg(long = "trace", value_name = "FILE")]
+    traces: Vec<PathBuf>,
+    /// Do not publish the traces of the previous revision again
+    #[arg(long)]
+    drop_traces: bool,
     /// zstd compression level
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=i64::from(MAX_LEVEL)))]
     level: i32,
@@ -69,7 +77,8 @@ fn agent_address(text: &str) -> Result<AgentAddress, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, strata, json } = args;
+    let Args { tree, repo, to, keys, tag, level, force, checksum, announce: agents, strata, json, .. } = args;
+    let traces = args.traces.iter().map(|file| super::trace::open(file)).collect::<Result<_, _>>()?;
     let started = ambient::now();
     let tree = open_tree(&tree)?;
     let keys_directory = keys.map_or_else(|| default_keys(&repo), Ok)?;
@@ -83,7 +92,8 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         eprintln!("Keep root.key off line: whoever has it can replace all other keys.");
     }
 
-    let options = Options { tree, level, chunking: Chunking::default(), checksum, force, tag };
+    let (chunking, keep_traces) = (Chunking::default(), !args.drop_traces);
+    let options = Options { tree, level, chunking, checksum, force, tag, traces, keep_traces };
     let bar = progress_bar(json);
     let mut show = |progress: Progress| {
         bar.set_position(progress.bytes);
@@ -240,6 +250,10 @@ fn as_json(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds: f64) 
         "new_chunks": outcome.new_chunks,
         "new_stored_bytes": outcome.new_stored_bytes,
         "segments": outcome.segments,
+        "traces": outcome.traces.iter().map(|trace| serde_json::json!({
+            "name": trace.name, "files": trace.files, "left_out": trace.left_out, "chunks": trace.chunks,
+            "bytes": trace.plain_bytes,
+        })).collect::<Vec<_>>(),
         "seconds": seconds,
     })
 }
@@ -260,6 +274,11 @@ fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds:
             mib(outcome.new_stored_bytes),
             outcome.segments,
         );
+        for trace in &outcome.traces {
+            let (name, files, left_out) = (&trace.name, trace.files, trace.left_out);
+            let bytes = mib(trace.plain_bytes);
+            println!("trace {name}: {files} files, {bytes:.1} MiB; {left_out} files are gone or changed");
+        }
     } else {
         println!(
             "{name}: nothing changed since revision {}; no new revision ({seconds:.1} s)",

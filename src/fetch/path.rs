@@ -34,10 +34,12 @@ pub struct FetchSettings {
     pub prefetch_deadline: Duration,
     /// How long a fill waits. Default 600 s (guess: its window of a quarter gibibyte at 4 Mbit/s).
     pub fill_deadline: Duration,
-    /// Chunks of one call that are fetched at once. Default 32.
+    /// Chunks of one call that are fetched at once. Default 64: a read of the largest size has no more.
     pub chunks_at_once: usize,
-    /// Plain bytes wished for at once in the process, as much again by fills; also bounds the fetches, at one for
-    /// 64 KiB. A larger chunk takes all of it. Far fewer are under way: the mesh begins them one after the other.
+    /// As many of a prefetch: what is wished for together travels together. Default 1 024 (guess: a few MiB of small files).
+    pub prefetched_at_once: usize,
+    /// Plain bytes wished for at once in the process, as much again by fills, a quarter of it by prefetches; also bounds
+    /// the fetches, at one for 64 KiB. A larger chunk takes all of it. Far fewer are under way: the mesh begins them one after the other.
     /// Default 256 MiB.
     pub in_flight_bytes: u64,
     /// Memory for chunks that the store refused. Default 64 MiB.
@@ -50,7 +52,8 @@ impl Default for FetchSettings {
             read_deadline: Duration::from_secs(30),
             prefetch_deadline: Duration::from_secs(60),
             fill_deadline: Duration::from_secs(600),
-            chunks_at_once: 32,
+            chunks_at_once: 64,
+            prefetched_at_once: 1_024,
             in_flight_bytes: 256 << 20,
             recent_bytes: 64 << 20,
         }
@@ -58,6 +61,10 @@ impl Default for FetchSettings {
 }
 
 impl FetchSettings {
+    fn at_once(&self, class: Class) -> usize {
+        if class == Class::Prefetch { self.prefetched_at_once } else { self.chunks_at_once }
+    }
+
     fn patience(&self, class: Class) -> Duration {
         match class {
             Class::Read => self.read_deadline,
@@ -74,10 +81,8 @@ pub struct Fetcher {
     settings: FetchSettings,
     flights: Mutex<Flights>,
     recent: Mutex<Recent>,
-    budget: Arc<Semaphore>,
-    /// That of fills, which would otherwise keep readers waiting.
-    fill_budget: Arc<Semaphore>,
-    budget_units: u32,
+    /// By class: fills and prefetches would otherwise keep readers waiting.
+    budgets: [(Arc<Semaphore>, u32); 3],
 }
 
 impl Fetcher {
@@ -88,15 +93,17 @@ impl Fetcher {
         settings: FetchSettings,
     ) -> Arc<Self> {
         let units = settings.in_flight_bytes / u64::from(UNIT_BYTES);
-        let budget_units = u32::try_from(units).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let units = u32::try_from(units).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let budget = |class| {
+            let units = if class == Class::Prefetch { units.div_ceil(4) } else { units };
+            (Arc::new(Semaphore::new(units as usize)), units)
+        };
         Arc::new(Self {
             store,
             exchange,
             flights: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent_bytes)),
-            budget: Arc::new(Semaphore::new(budget_units as usize)),
-            fill_budget: Arc::new(Semaphore::new(budget_units as usize)),
-            budget_units,
+            budgets: [Class::Read, Class::Prefetch, Class::Fill].map(budget),
             settings,
         })
     }
@@ -133,8 +140,8 @@ impl Fetcher {
         if let Some(flight) = lock(&self.flights).find(&chunk, class) {
             return flight;
         }
-        let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, self.budget_units);
-        let budget = if class == Class::Fill { &self.fill_budget } else { &self.budget };
+        let (budget, units) = &self.budgets[class as usize];
+        let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, *units);
         let budget = budget.clone().acquire_many_owned(cost).await;
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.find(&chunk, class) {
@@ -235,7 +242,7 @@ impl ChunkSource for FetchPath {
                 .map(|(position, piece)| async move {
                     fetcher.fetch(&self.repository, piece, class).await.map(|bytes| (position, bytes))
                 })
-                .buffer_unordered(fetcher.settings.chunks_at_once.max(1));
+                .buffer_unordered(fetcher.settings.at_once(class).max(1));
             while let Some((position, bytes)) = fetches.try_next().await? {
                 found[position] = bytes;
             }

@@ -43,7 +43,7 @@ impl Content {
     }
 
     /// Number of the chunk that holds byte `offset`, or the number of chunks behind the end.
-    fn chunk_at(&self, offset: u64) -> usize {
+    pub(super) fn chunk_at(&self, offset: u64) -> usize {
         self.ends.partition_point(|end| *end <= offset)
     }
 

@@ -77,6 +77,7 @@ impl FileSystem {
         let _ = tokio::time::timeout(LOAD_AHEAD, self.load_ahead(&*tree)).await;
 
         let (next, directories) = self.table().advance(tree);
+        self.foresight.show(&*next.1);
         let mut switched = Switched::default();
         if self.unknown_directories.swap(false, Ordering::Relaxed) {
             let stale = everything(&directories, &next).await;

@@ -3,19 +3,23 @@
 use super::content::{Content, OpenFile};
 use super::error::FsError;
 use super::files::{Files, OPEN_MAX};
+use super::foresight::{Foresight, REPLAY_MAX_BYTES};
 use super::listing::{ListedEntry, Listing, Listings, Position};
 use super::magic::is_magic;
+use super::recorder::{Belongs, Recorders};
 use super::switch::{Notifier, walk};
 use super::table::{Generation, Table};
-use crate::catalog::{Attributes, FileKind, Inode, Tree};
+use crate::catalog::{
+    Attributes, FileKind, Inode, RecordedTrace, TracedFile, TracedRead, Tree, TreeError, content_of,
+};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{Class, ContentId};
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 /// Longest name, in bytes: what every Linux file system has.
@@ -24,8 +28,6 @@ pub(super) const NAME_MAX_BYTES: usize = 255;
 const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
-/// Most fetches ahead of readers at once, of all files together (guess).
-const MAX_AHEAD: usize = 8;
 
 /// How much the file system remembers for the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +68,8 @@ pub struct FileSystem {
     listings: Mutex<Listings>,
     notifier: Mutex<Option<Arc<dyn Notifier>>>,
     pub(super) switching: tokio::sync::Mutex<()>,
-    ahead: Arc<Semaphore>,
+    pub(super) foresight: Foresight,
+    recorders: Recorders,
     /// Whether the kernel may know inodes that this process never told it of.
     resumed: bool,
     /// Whether it may know directories that are not known here, as after a resumption until the next switch.
@@ -97,6 +100,7 @@ impl FileSystem {
     }
 
     fn over(label: String, table: Table, source: Arc<dyn ChunkSource>, resumed: bool) -> Self {
+        let foresight = Foresight::new(&*table.current().1, REPLAY_MAX_BYTES);
         Self {
             label,
             tag: None,
@@ -106,7 +110,8 @@ impl FileSystem {
             listings: Mutex::default(),
             notifier: Mutex::default(),
             switching: tokio::sync::Mutex::default(),
-            ahead: Arc::new(Semaphore::new(MAX_AHEAD)),
+            foresight,
+            recorders: Recorders::default(),
             resumed,
             unknown_directories: AtomicBool::new(resumed),
         }
@@ -125,6 +130,14 @@ impl FileSystem {
     /// Where a chunk that is here came from, in a word.
     pub(super) fn origin(&self, chunk: &ContentId) -> Option<&'static str> {
         self.source.origin(chunk)
+    }
+
+    /// Lets the replay of a trace take at most so many plain bytes; with 0 none is replayed.
+    #[must_use]
+    pub fn with_replays_of(mut self, most_bytes: u64) -> Self {
+        let (_, tree) = self.table().current();
+        self.foresight = Foresight::new(&*tree, most_bytes);
+        self
     }
 
     /// The repository's name, for messages.
@@ -321,6 +334,7 @@ impl FileSystem {
 
     /// The content of a file, from what is at hand or from its tree.
     async fn file(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
+        self.foresight.begins(inode, &self.source, &self.label);
         let known = lock(&self.files).get(inode);
         if let Some(file) = known {
             return Ok(file);
@@ -378,31 +392,70 @@ impl FileSystem {
         if pieces.is_empty() {
             return Ok(Bytes::new());
         }
-        self.fetch_ahead(file.foresee(offset, len));
         let failed = |cause| FsError::Content { inode, offset, len, cause };
         let span = tracing::debug_span!("read", repo = %self.label, inode = inode.0, offset, len);
-        let got = self.source.read(pieces.clone(), Class::Read).instrument(span).await.map_err(failed)?;
-        join(&pieces, &got).map_err(failed)
+        let mut reading = self.source.read(pieces.clone(), Class::Read).instrument(span);
+        // What is here is ready at once. What is not is wished for before anything is fetched ahead.
+        let ready = (&mut reading).now_or_never();
+        if offset == 0 {
+            let tree = || self.table().tree_of(inode).ok().map(|(_, tree)| tree);
+            self.foresight.beside((inode, &file.content), ready.is_none(), tree, &self.source, &self.label);
+        }
+        self.foresight.fetch(file.foresee(offset, len), &self.source, &self.label);
+        let got = match ready {
+            Some(got) => got,
+            None => reading.await,
+        };
+        join(&pieces, &got.map_err(failed)?).map_err(failed)
     }
 
-    /// Has chunks fetched that a sequential reader will want, if few others do. Needs a runtime.
-    fn fetch_ahead(&self, pieces: Vec<Piece>) {
-        if pieces.is_empty() {
-            return;
+    /// Begins to record what the tasks read for which `belongs` holds. The recording's number; `None` when too many run.
+    pub fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
+        self.recorders.begin(belongs)
+    }
+
+    /// Whether what a task reads is recorded: then the kernel must ask for all of it.
+    pub fn is_recorded(&self, task: u32) -> bool {
+        self.recorders.is_recorded(task)
+    }
+
+    /// A task reads `len` bytes from `offset` of a file; of a read that fails nothing is noted.
+    pub async fn note_read(&self, task: u32, inode: Inode, offset: u64, len: u32) {
+        let Ok(file) = self.file(inode).await else { return };
+        let stop = offset.saturating_add(u64::from(len));
+        let chunks = (file.content.chunk_at(offset), file.content.chunk_at(stop.saturating_sub(1)));
+        let end = (chunks.1 + 1).min(file.content.chunks().len());
+        if chunks.0 < end {
+            self.recorders.note(task, inode, &file.content, (chunks.0, end));
         }
-        let (Ok(permit), Ok(runtime)) =
-            (Arc::clone(&self.ahead).try_acquire_owned(), tokio::runtime::Handle::try_current())
-        else {
-            return;
-        };
-        let source = Arc::clone(&self.source);
-        let span = tracing::debug_span!("prefetch", repo = %self.label, chunks = pieces.len());
-        let ahead = async move {
-            // A failure shows when the reader gets there.
-            let _ = source.read(pieces, Class::Prefetch).await;
-            drop(permit);
-        };
-        runtime.spawn(ahead.instrument(span));
+    }
+
+    /// Ends a recording: what was read, under the name `name`, and whether it was more than a trace holds. Files that are not in the
+    /// revision any more that is shown are left out.
+    ///
+    /// # Errors
+    /// [`FsError::Metadata`] when a catalog cannot be had that was read before.
+    pub async fn end_recording(
+        &self,
+        number: u64,
+        name: &str,
+    ) -> Result<Option<(RecordedTrace, bool)>, FsError> {
+        let Some(recording) = self.recorders.end(number) else { return Ok(None) };
+        let (_, tree) = self.table().current();
+        let mut trace = RecordedTrace { name: name.to_owned(), ..RecordedTrace::default() };
+        let mut numbers = vec![None; recording.files.len()];
+        for ((inode, chunks), number) in recording.files.iter().zip(&mut numbers) {
+            let path = match tree.path(*inode).await {
+                Ok(path) => path,
+                Err(TreeError::UnknownInode(_)) => continue,
+                Err(cause) => return Err(FsError::of_tree(*inode, cause)),
+            };
+            *number = u32::try_from(trace.files.len()).ok();
+            trace.files.push(TracedFile { path: path.into(), content: content_of(chunks) });
+        }
+        let read = |read: &TracedRead| Some(TracedRead { file: numbers[read.file as usize]?, ..*read });
+        trace.reads = recording.reads.iter().filter_map(read).collect();
+        Ok(Some((trace, recording.is_full)))
     }
 
     async fn list(&self, inode: Inode, of: Generation) -> Result<Listing, FsError> {

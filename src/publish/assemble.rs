@@ -45,6 +45,8 @@ pub(super) struct Assembler<'a> {
     pub(super) packer: &'a mut Packer,
     /// All catalogs of this revision, in the order in which they were written.
     pub(super) written: Vec<ContentId>,
+    /// The catalog of each directory that has one of its own.
+    pub(super) catalog_of: HashMap<u32, ContentId>,
 }
 
 impl Assembler<'_> {
@@ -96,6 +98,7 @@ impl Assembler<'_> {
             self.packer.push(id, bytes);
         }
         self.written.push(id);
+        self.catalog_of.insert(top, id);
         Ok(id)
     }
 

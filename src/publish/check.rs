@@ -1,6 +1,6 @@
 //! Reads and verifies everything that a root names.
 
-use crate::catalog::{Catalog, CatalogError, CatalogIndex, DocumentError, History};
+use crate::catalog::{Catalog, CatalogError, CatalogIndex, DocumentError, History, RecordedTrace, Replay};
 use crate::chunk::{SegmentError, SegmentIndex};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision, UnixTime};
 use crate::store::{DirectoryObjects, ObjectError, ObjectStore, ReadChunkError, read_chunk};
@@ -49,7 +49,7 @@ pub enum CheckError {
     /// A catalog is named but not placed by the catalog index.
     #[error("the catalog index does not place catalog {0}")]
     Unplaced(ContentId),
-    /// The catalog index or the history contradicts the format.
+    /// The catalog index, the history or a trace contradicts the format.
     #[error(transparent)]
     Document(#[from] DocumentError),
 }
@@ -109,6 +109,15 @@ pub fn objects(
     let mut name_chunk = |chunk: ChunkRef| by_segment.entry(chunk.place.segment).or_default().insert(chunk);
     name_chunk(root.root().history);
     name_chunk(root.root().catalog_index);
+    for trace in index.traces() {
+        name_chunk(trace.recorded);
+        name_chunk(trace.replay);
+        RecordedTrace::from_bytes(&document(&trace.recorded)?)?;
+        let replay = Replay::from_bytes(&document(&trace.replay)?)?;
+        for chunk in replay.chunks() {
+            name_chunk(*chunk);
+        }
+    }
     let (mut open, mut seen) = (vec![root.root().root_catalog.id], HashSet::new());
     let mut files = HashSet::new();
     while let Some(id) = open.pop() {

@@ -38,6 +38,14 @@ pub enum PublishError {
         /// The bound.
         most: u32,
     },
+    /// More traces than a revision may have.
+    #[error("{found} traces; {most} are the most (those of the revision before count, too)")]
+    TooManyTraces {
+        /// How many there would be.
+        found: usize,
+        /// The bound.
+        most: usize,
+    },
     /// Compressing failed, for want of memory.
     #[error("zstd: {0}")]
     Compress(std::io::Error),

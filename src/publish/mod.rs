@@ -14,6 +14,8 @@ mod previous;
 mod run;
 mod scan;
 mod table;
+mod traces;
 
 pub use error::PublishError;
 pub use run::{Options, Outcome, Progress, publish};
+pub use traces::TraceSummary;

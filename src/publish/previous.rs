@@ -17,7 +17,7 @@ pub(super) struct Previous {
     objects: Arc<dyn ObjectStore>,
     pub(super) root: VerifiedRoot,
     pub(super) history: History,
-    index: CatalogIndex,
+    pub(super) index: CatalogIndex,
     kept: HashMap<ContentId, Arc<Catalog>>,
     /// Lengths of the segments that were asked for; 0 for one that is missing.
     segments: HashMap<ContentId, u64>,

@@ -7,7 +7,8 @@ use super::pack::{Packed, Packer};
 use super::previous::Previous;
 use super::scan::{ScannedTree, Scanner};
 use super::table::ChunkTable;
-use crate::catalog::{CatalogIndex, History, PastRevision};
+use super::traces::{self, TraceSummary};
+use crate::catalog::{CatalogIndex, History, PastRevision, RecordedTrace};
 use crate::chunk::{Chunking, Segment, SegmentBuilder, encode};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision, UnixTime};
 use crate::store::ObjectStore;
@@ -35,6 +36,10 @@ pub struct Options {
     pub force: bool,
     /// Name the revision.
     pub tag: Option<String>,
+    /// Traces to be published with it, in place of those of the same name.
+    pub traces: Vec<RecordedTrace>,
+    /// Publish the traces of the previous revision again, as far as they still hold.
+    pub keep_traces: bool,
 }
 
 /// How far scanning has come.
@@ -67,6 +72,8 @@ pub struct Outcome {
     pub new_stored_bytes: u64,
     /// Segments that were stored.
     pub segments: u64,
+    /// The traces that were published with it.
+    pub traces: Vec<TraceSummary>,
 }
 
 /// Publishes a tree as the next revision of a repository.
@@ -121,14 +128,21 @@ pub fn publish(
         }
     }
 
+    // Segments with chunks that traces want together.
+    let recorded = traces::gather(&**objects, previous.as_ref(), &options.traces, options.keep_traces)?;
+    let traced: Vec<_> = recorded.into_iter().map(|trace| traces::resolve(&tree, &table, trace)).collect();
+    let laid = traces::lay_together(objects, &mut table, &traced, options.level)?;
+
     // Segments with new catalogs.
     let inodes = number(&mut tree, &table);
     let (catalogs, new_catalogs) = store_catalogs(objects, &tree, &table, &known, options.level)?;
+    let drafts = traces::draft(&tree, &table, &traced, &catalogs.of, &catalogs.index);
 
     let unchanged = previous.as_ref().filter(|previous| {
         previous.root.root().root_catalog.id == catalogs.root.id
             && content.chunks.is_empty()
             && new_catalogs.chunks.is_empty()
+            && traces::are_same(&drafts, previous.index.traces())
             && options.tag.is_none()
             && !options.force
     });
@@ -136,10 +150,14 @@ pub fn publish(
         return leave(&**objects, keys, &previous.root, now, &tree);
     }
 
-    // The segment with index and history, then the root.
+    // The segments with traces, and with index and history, then the root.
     let revision = Revision(previous.as_ref().map_or(1, |previous| previous.root.root().revision.0 + 1));
     let history = history(previous.as_ref(), revision, options.tag.as_deref())?;
-    let documents = store_documents(&**objects, &catalogs.index, &history, options.level)?;
+    let (traces, stored_traces) = traces::store(&**objects, &drafts, options.level)?;
+    let segments =
+        content.segments + laid.segments + new_catalogs.segments + u64::from(stored_traces > 0) + 1;
+    let index = catalogs.index.with_traces(traces);
+    let documents = store_documents(&**objects, &index, &history, options.level)?;
     let [catalog_index, history] = [documents.chunks[0], documents.chunks[1]];
     let root = Root {
         repository: repository.clone(),
@@ -156,11 +174,13 @@ pub fn publish(
         expires: now.after(ROOT_SPAN),
     };
     let root = replace_root(&**objects, keys, &root, now)?;
-    let stored = content.stored_bytes + new_catalogs.stored_bytes + documents.bytes.len() as u64;
+    let stored = content.stored_bytes + laid.stored_bytes + new_catalogs.stored_bytes + stored_traces;
+    let stored = stored + documents.bytes.len() as u64;
     Ok(Outcome {
         is_new_revision: true,
         new_stored_bytes: stored,
-        segments: content.segments + new_catalogs.segments + 1,
+        segments,
+        traces: drafts.into_iter().map(|draft| draft.summary).collect(),
         ..outcome(root, &tree)
     })
 }
@@ -176,6 +196,7 @@ fn outcome(root: VerifiedRoot, tree: &ScannedTree) -> Outcome {
         new_chunks: tree.new_chunks,
         new_stored_bytes: 0,
         segments: 0,
+        traces: Vec::new(),
     }
 }
 
@@ -213,6 +234,8 @@ fn replace_root(
 struct Catalogs {
     root: ChunkRef,
     index: CatalogIndex,
+    /// By directory.
+    of: HashMap<u32, ContentId>,
 }
 
 fn store_catalogs(
@@ -224,17 +247,24 @@ fn store_catalogs(
 ) -> Result<(Catalogs, Packed), PublishError> {
     let nested = divide(tree);
     let mut packer = Packer::start(Arc::clone(objects), level)?;
-    let mut assembler =
-        Assembler { tree, table, nested: &nested, known, packer: &mut packer, written: Vec::new() };
+    let mut assembler = Assembler {
+        tree,
+        table,
+        nested: &nested,
+        known,
+        packer: &mut packer,
+        written: Vec::new(),
+        catalog_of: HashMap::new(),
+    };
     let assembled = assembler.catalog(0);
-    let written = assembler.written;
+    let Assembler { written, catalog_of: of, .. } = assembler;
     let packed = packer.finish()?;
     let root = assembled?;
     let new: HashMap<ContentId, ChunkRef> = packed.chunks.iter().map(|chunk| (chunk.id, *chunk)).collect();
     let place =
         |id: &ContentId| *new.get(id).or_else(|| known.get(id)).expect("each catalog is known or packed");
     let index = CatalogIndex::new(written.iter().map(place).collect());
-    Ok((Catalogs { root: place(&root), index }, packed))
+    Ok((Catalogs { root: place(&root), index, of }, packed))
 }
 
 fn history(

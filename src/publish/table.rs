@@ -4,7 +4,7 @@ use crate::model::{ChunkRef, ContentId, Place};
 use std::collections::HashMap;
 
 /// A chunk's number in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Number(u32);
 
 /// All chunks that this publishing knows or has seen.

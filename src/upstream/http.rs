@@ -1,6 +1,6 @@
 //! One stratum over HTTP.
 //!
-//! Frames are taken by Range, a run of neighbours in one request. The body is decoded as it arrives,
+//! Frames are taken by Range, a run of near neighbours in one request. The body is decoded as it arrives,
 //! so that a node holds one frame at a time, and what arrived before a connection broke is kept. A
 //! server that ignores Range and sends the whole object is tolerated up to a bound; any other answer
 //! than the range that was asked for is refused.
@@ -219,7 +219,12 @@ impl HttpStratum {
         let skip = bytes_to_skip(&url, &response, run)?;
         let mut body = Body { url: &url, response, held: Bytes::new() };
         body.skip(skip).await?;
+        let mut at = run.bytes.start;
         for wanted in &run.frames {
+            let place = &wanted.chunk.place;
+            // What lies between two frames came along.
+            body.skip(place.offset.saturating_sub(at)).await?;
+            at = place.offset + u64::from(place.stored_len);
             let stored = body.take(wanted.chunk.place.stored_len).await?;
             let result = frame::decode(stored, wanted.chunk, &url).await;
             if let Ok(bytes) = &result {

@@ -9,7 +9,7 @@
 //!
 //! * [`Upstream`] is the port: roots as they lie there, chunks decoded and verified. [`MemoryStratum`]
 //!   is its double; both pass the same conformance suite.
-//! * [`HttpStratum`] reads one stratum. Chunks that lie side by side travel in one Range request.
+//! * [`HttpStratum`] reads one stratum. Chunks that lie near each other travel in one Range request.
 //! * [`Several`] orders the strata of a repository, nearest first, and fails over between them;
 //!   [`Retrying`] repeats what may succeed the second time. Both are decorators with the same port.
 //! * [`Server`] is `starling stratum serve`.

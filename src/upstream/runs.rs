@@ -10,6 +10,9 @@ use std::ops::Range;
 const RUN_MAX_BYTES: u64 = 16 << 20;
 /// Most frames of one request (guess: 8 MiB of 8 KiB frames).
 const RUN_MAX_FRAMES: usize = 1024;
+/// Bytes between two frames that are fetched for nothing rather than by a request of their own: a small file that is here already, or on
+/// its way. Less than most chunks of larger files have, for what many nodes read shall leave a stratum once.
+const RUN_MAX_GAP: u64 = 16 << 10;
 /// Largest offset that a frame may end at. A segment ends with the frame that exceeds
 /// [`limits::SEGMENT_TARGET_BYTES`], so twice the largest frame is far above anything published.
 const SEGMENT_MAX_BYTES: u64 = 2 * limits::PLAIN_MAX_BYTES as u64;
@@ -23,7 +26,7 @@ pub(super) struct Frame {
     pub(super) answers: SmallVec<[usize; 1]>,
 }
 
-/// Frames that lie side by side in one segment, without gaps.
+/// Frames that lie near each other in one segment, in order, with small gaps at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// The segment.
@@ -67,7 +70,7 @@ pub fn check_row(chunk: &ChunkRef) -> Result<(), String> {
     }
 }
 
-/// Groups the chunks of a call by segment and joins neighbours. Also tells which rows are nonsense.
+/// Groups the chunks of a call by segment and joins those that lie near each other. Also tells which rows are nonsense.
 pub(super) fn plan(chunks: &[ChunkRef]) -> (Vec<Run>, Vec<(usize, UpstreamError)>) {
     let mut refused = Vec::new();
     let mut order: Vec<usize> = Vec::with_capacity(chunks.len());
@@ -90,7 +93,9 @@ pub(super) fn plan(chunks: &[ChunkRef]) -> (Vec<Run>, Vec<(usize, UpstreamError)
                 last.answers.push(position);
                 continue;
             }
-            if run.bytes.end == chunk.place.offset
+            // Rows that overlap contradict each other: they do not travel together.
+            let gap = chunk.place.offset.checked_sub(run.bytes.end);
+            if gap.is_some_and(|gap| gap <= RUN_MAX_GAP)
                 && run.frames.len() < RUN_MAX_FRAMES
                 && end - run.bytes.start <= RUN_MAX_BYTES
             {
@@ -120,13 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_travel_together_and_gaps_are_not_fetched() {
+    fn neighbours_travel_together_and_only_small_gaps_are_fetched() {
+        const FAR: u64 = 10 + RUN_MAX_GAP + 1;
         let chunks = [
-            chunk(1, 2, 30, 10),
+            chunk(1, 2, FAR, 10),
             chunk(1, 0, 0, 10),
             chunk(2, 0, 0, 5),
-            chunk(1, 3, 40, 5),
-            chunk(1, 2, 30, 10),
+            chunk(1, 3, FAR + 10 + RUN_MAX_GAP, 5),
+            chunk(1, 2, FAR, 10),
         ];
         let (runs, refused) = plan(&chunks);
         assert!(refused.is_empty());
@@ -145,7 +151,7 @@ mod tests {
             seen,
             [
                 (ContentId::of(&[1]), 0..10, vec![vec![1]]),
-                (ContentId::of(&[1]), 30..45, vec![vec![0, 4], vec![3]]),
+                (ContentId::of(&[1]), FAR..FAR + 15 + RUN_MAX_GAP, vec![vec![0, 4], vec![3]]),
                 (ContentId::of(&[2]), 0..5, vec![vec![2]]),
             ]
         );
@@ -186,8 +192,9 @@ mod tests {
                 prop_assert!(run.frames.len() == 1 || run.len() <= RUN_MAX_BYTES);
                 let mut at = run.bytes.start;
                 for frame in &run.frames {
-                    prop_assert_eq!(frame.chunk.place.offset, at);
-                    at += u64::from(frame.chunk.place.stored_len);
+                    let gap = frame.chunk.place.offset.checked_sub(at);
+                    prop_assert!(gap.is_some_and(|gap| gap <= RUN_MAX_GAP));
+                    at = frame.chunk.place.end().unwrap();
                     for position in &frame.answers {
                         prop_assert_eq!(chunks[*position], frame.chunk);
                         answered[*position] += 1;

@@ -59,19 +59,32 @@ impl Shared {
         self.modes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn open(&self, inode: Inode, reply: ReplyOpen) {
+    async fn open(&self, inode: Inode, task: u32, reply: ReplyOpen) {
         let size = match self.fs.open(inode).await {
             Ok(size) => size,
             Err(error) => return reply.error(errno(&self.fs, &error)),
         };
+        // Then every read is to be seen here.
+        let recorded = self.fs.is_recorded(task);
         let mode = if size < PASSTHROUGH_MIN_BYTES {
             Some(Mode::Cached)
         } else {
-            let may_pass = self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
+            let may_pass =
+                !recorded && self.passthrough.load(Ordering::Relaxed) && self.modes().is_free(inode);
             let body = if may_pass { self.fs.body(inode).await.ok().flatten() } else { None };
             self.modes().open(inode, || self.register(body?))
         };
+        if recorded && matches!(mode, Some(Mode::Passed(_))) {
+            // Somebody else reads it so already: nobody sees which parts.
+            let mut offset = 0;
+            while offset < size {
+                let len = u32::try_from(size - offset).unwrap_or(u32::MAX);
+                self.fs.note_read(task, inode, offset, len).await;
+                offset += u64::from(len);
+            }
+        }
         match mode {
+            Some(Mode::Cached) if recorded => reply.opened(FileHandle(0), FopenFlags::FOPEN_NOFLUSH),
             // Pages in the kernel's cache stay.
             Some(Mode::Cached) => {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
@@ -302,18 +315,18 @@ impl Filesystem for Kernel {
         });
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         if self.profile == Profile::SmallFiles {
             // The kernel does not ask again, neither for this file nor for another.
             return reply.error(Errno::ENOSYS);
         }
-        let shared = Arc::clone(&self.shared);
-        self.serve(async move { shared.open(Inode(inode.0), reply).await });
+        let (shared, task) = (Arc::clone(&self.shared), request.pid());
+        self.serve(async move { shared.open(Inode(inode.0), task, reply).await });
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -322,8 +335,11 @@ impl Filesystem for Kernel {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let fs = Arc::clone(&self.shared.fs);
+        let (fs, task) = (Arc::clone(&self.shared.fs), request.pid());
         self.serve(async move {
+            if fs.is_recorded(task) {
+                fs.note_read(task, Inode(inode.0), offset, size).await;
+            }
             match fs.read(Inode(inode.0), offset, size).await {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(errno(&fs, &error)),

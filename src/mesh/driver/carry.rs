@@ -11,21 +11,28 @@ use super::super::proto::{Answer, Chunk, Failure, Input, Output, Peer, Segment, 
 use super::super::transfer::{self, Reply};
 use super::super::wire::{Holder, REQUEST_MAX_CHUNKS, Request};
 use super::counters::{add, count};
+use super::gather::{AHEAD_WAITS, Gathered, MANY_MIN_BYTES, READ_WAITS};
 use super::providers::{self, Provider};
 use super::task::{Driver, Message, PeerReply, TaskLinks};
-use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName};
+use crate::ambient;
+use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
-/// Bytes of frames that one call for the strata may span, and frames: a reply must come well within a lease.
+/// Bytes of frames that one call for the strata may span, and frames: a reply must come well within a lease, which each
+/// frame of it makes good again.
 const UPSTREAM_MAX_BYTES: u64 = 4 << 20;
-const UPSTREAM_MAX_CHUNKS: usize = 64;
+const UPSTREAM_MAX_CHUNKS: usize = 1_024;
+/// The core hears of a call's progress no more often than this (guess: far below a lease; each time costs an input for every chunk
+/// that is still to come).
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Bytes between two frames that are fetched for nothing rather than by another call (guess: a round trip).
 const UPSTREAM_MAX_GAP: u64 = 256 << 10;
 /// Calls for the strata that run at once; the core bounds their bytes.
@@ -51,12 +58,16 @@ pub(super) struct AskBook {
 struct Fetching {
     number: u64,
     call: Arc<Call>,
+    /// Its bytes, if nobody waits for it who has not wished for it ahead.
+    ahead_bytes: u64,
 }
 
 /// One call for the strata, which ends when none of its chunks is wanted any more.
 struct Call {
     wanted: AtomicUsize,
     stop: CancellationToken,
+    /// When the core heard of its progress last.
+    told: AtomicU64,
 }
 
 /// Fetches from the strata under way. Each pins its chunk.
@@ -65,6 +76,11 @@ pub(super) struct UpstreamBook {
     by_number: HashMap<u64, Chunk>,
     next: u64,
     calls: Arc<Semaphore>,
+    gathered: Gathered,
+    /// What somebody waits for and is to travel with the rest of a read.
+    reads: Gathered,
+    /// Bytes of the fetches under way that were gathered.
+    ahead_bytes: u64,
 }
 
 impl Default for UpstreamBook {
@@ -74,6 +90,9 @@ impl Default for UpstreamBook {
             by_number: HashMap::new(),
             next: 0,
             calls: Arc::new(Semaphore::new(UPSTREAM_CALLS)),
+            gathered: Gathered::new(AHEAD_WAITS),
+            reads: Gathered::new(READ_WAITS),
+            ahead_bytes: 0,
         }
     }
 }
@@ -109,6 +128,8 @@ impl Driver {
                     }
                     Output::CancelUpstream { chunk } => {
                         upstream.retain(|other| *other != chunk);
+                        self.upstream.gathered.remove(chunk);
+                        self.upstream.reads.remove(chunk);
                         self.cancel_upstream(chunk);
                     }
                     other => self.carry_out_one(other),
@@ -307,8 +328,54 @@ impl Driver {
             .collect()
     }
 
-    /// Takes chunks from the strata, neighbours in one call.
+    /// Takes chunks from the strata. What somebody waits for goes at once or nearly so, what is fetched ahead is gathered first.
     fn fetch_upstream(&mut self, chunks: Vec<Chunk>) {
+        let now = ambient::now();
+        let mut at_once = Vec::new();
+        for chunk in chunks {
+            let Some(entry) = self.content.get(chunk) else { continue };
+            if self.wants.is_only_ahead(chunk) {
+                self.upstream.gathered.add(chunk, entry.chunk.place, now);
+            } else if entry.chunk.plain_len >= MANY_MIN_BYTES {
+                self.upstream.reads.add(chunk, entry.chunk.place, now);
+            } else {
+                at_once.push(chunk);
+            }
+        }
+        self.call_with_followers(at_once);
+        let reads = self.upstream.reads.take_if_due(now, 0);
+        self.call_with_followers(reads);
+        let gathered = self.upstream.gathered.take_if_due(now, self.upstream.ahead_bytes);
+        self.call_for(gathered);
+    }
+
+    /// Calls for chunks that somebody waits for. What was gathered and lies right behind one of them comes in the same request,
+    /// later than what is waited for.
+    fn call_with_followers(&mut self, mut wanted: Vec<Chunk>) {
+        for at in 0..wanted.len() {
+            if let Some(entry) = self.content.get(wanted[at]) {
+                wanted.extend(self.upstream.gathered.take_behind(&entry.chunk.place, UPSTREAM_MAX_BYTES));
+            }
+        }
+        self.call_for(wanted);
+    }
+
+    /// When what was gathered may go, if that hangs on the time alone.
+    pub(super) fn gathered_due(&self) -> Option<Time> {
+        let now = ambient::now();
+        let ahead = self.upstream.gathered.due(now, self.upstream.ahead_bytes);
+        ahead.into_iter().chain(self.upstream.reads.due(now, 0)).min()
+    }
+
+    /// Somebody waits now for what is perhaps being gathered: it goes at once.
+    pub(super) fn hurry_upstream(&mut self, chunk: Chunk) {
+        if self.upstream.gathered.remove(chunk) {
+            self.call_with_followers(vec![chunk]);
+        }
+    }
+
+    /// Calls for chunks, neighbours in one call.
+    fn call_for(&mut self, chunks: Vec<Chunk>) {
         let mut wanted: Vec<(RepositoryName, ChunkRef, Chunk)> = chunks
             .into_iter()
             .filter_map(|chunk| self.content.get(chunk).map(|entry| (entry.repository, entry.chunk, chunk)))
@@ -328,15 +395,23 @@ impl Driver {
     }
 
     fn call_upstream(&mut self, repository: RepositoryName, chunks: &[(RepositoryName, ChunkRef, Chunk)]) {
-        let call = Arc::new(Call { wanted: AtomicUsize::new(chunks.len()), stop: CancellationToken::new() });
+        let call = Arc::new(Call {
+            wanted: AtomicUsize::new(chunks.len()),
+            stop: CancellationToken::new(),
+            told: AtomicU64::new(0),
+        });
         let mut numbers = Vec::with_capacity(chunks.len());
-        for (_, _, chunk) in chunks {
+        for (_, reference, chunk) in chunks {
             self.cancel_upstream(*chunk);
             self.upstream.next += 1;
             let number = self.upstream.next;
             self.content.pin(*chunk);
+            let is_ahead = self.wants.is_only_ahead(*chunk);
+            let ahead_bytes = if is_ahead { reference.place.stored_len.into() } else { 0 };
+            self.upstream.ahead_bytes += ahead_bytes;
             self.upstream.by_number.insert(number, *chunk);
-            self.upstream.by_chunk.insert(*chunk, Fetching { number, call: Arc::clone(&call) });
+            let fetching = Fetching { number, call: Arc::clone(&call), ahead_bytes };
+            self.upstream.by_chunk.insert(*chunk, fetching);
             numbers.push(number);
         }
         let span = |(_, reference, chunk): &(RepositoryName, ChunkRef, Chunk)| {
@@ -371,6 +446,7 @@ impl Driver {
     fn end_upstream(&mut self, chunk: Chunk) -> Option<Fetching> {
         let fetching = self.upstream.by_chunk.remove(&chunk)?;
         self.upstream.by_number.remove(&fetching.number);
+        self.upstream.ahead_bytes = self.upstream.ahead_bytes.saturating_sub(fetching.ahead_bytes);
         self.content.unpin(chunk);
         Some(fetching)
     }
@@ -399,6 +475,11 @@ impl Driver {
 
     /// A chunk of a call came: the others, which travel behind it, are not lost.
     fn call_progresses(&mut self, call: &Arc<Call>) {
+        let now = ambient::now();
+        if now.since(Time::from_nanos(call.told.load(Ordering::Relaxed))) < PROGRESS_EVERY {
+            return;
+        }
+        call.told.store(now.as_nanos(), Ordering::Relaxed);
         let same = |fetching: &&Fetching| Arc::ptr_eq(&fetching.call, call);
         let mut behind: Vec<(u64, Chunk)> = self
             .upstream
@@ -635,7 +716,7 @@ mod tests {
         let large: Vec<_> = (0..8u64).map(|n| (&a, chunk(1, n * mib, 1 << 20))).collect();
         assert_eq!(len(&large), 4, "four MiB at most");
         assert_eq!(len(&[(&a, chunk(1, 0, u32::MAX))]), 1, "however large, the first is taken");
-        let many: Vec<_> = (0..200u64).map(|n| (&a, chunk(1, n * 10, 10))).collect();
+        let many: Vec<_> = (0..2_000u64).map(|n| (&a, chunk(1, n * 10, 10))).collect();
         assert_eq!(len(&many), UPSTREAM_MAX_CHUNKS);
         assert_eq!(len(&[]), 0);
     }

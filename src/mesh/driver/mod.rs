@@ -20,6 +20,7 @@ mod cell_book;
 mod cells;
 mod content;
 mod counters;
+mod gather;
 mod gossip;
 mod journal;
 mod mdns;
@@ -411,6 +412,8 @@ pub(super) struct Linked {
     announces: Arc<AtomicBool>,
     /// Whether there is anybody to wait for at the start.
     has_contacts: bool,
+    /// Members that were told of, or known before the last stop.
+    expected: Vec<NodeId>,
     /// Where this node is an authority.
     pub(super) office: Option<Arc<Office>>,
     /// This node's addresses beside the one that everybody knows.
@@ -463,6 +466,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         None
     };
     let has_contacts = !contacts.is_empty() || !bootstrap.is_empty() || mdns;
+    let expected = contacts.iter().map(|(node, _)| *node).collect();
     let (hints, heard) = mpsc::channel(cells::HINTS_MAX);
     let (own_cell, own) = watch::channel(Cell::whole(endpoint.identity().membership().cell.clone()));
     let announces = Arc::new(AtomicBool::new(true));
@@ -508,7 +512,7 @@ fn link(network: Network, inbox: &mpsc::Sender<Message>, stop: &CancellationToke
         view: viewed_by(inbox.clone()),
     };
     tokio::spawn(renewal::keep(renewing, stop.clone()));
-    Ok(Linked { endpoint, swim, dht, hints, own_cell, announces, seen, has_contacts, office, more })
+    Ok(Linked { endpoint, swim, dht, hints, own_cell, announces, seen, has_contacts, expected, office, more })
 }
 
 /// The local network. A node that cannot have it does without.

@@ -1,15 +1,15 @@
 //! The first moments: a node that has just started knows nobody, so it would be the home of everything, and take from
 //! the strata what its neighbours hold.
 //!
-//! What readers want is held back until the first peer has been seen and had a moment to name the others, or until
-//! [`PATIENCE`] is over. A node without contacts has nobody to wait for.
+//! What readers want is held back until the first peer has been seen and had a moment to name the others, until all are there whom
+//! this node was told of or knew before, or until [`PATIENCE`] is over. A node without contacts has nobody to wait for.
 
 use super::Linked;
 use super::task::{Driver, Links};
 use super::wants::Wish;
 use crate::ambient;
 use crate::mesh::ports::ObtainError;
-use crate::model::Time;
+use crate::model::{NodeId, Time};
 use std::time::Duration;
 
 /// Longest time that a reader waits for the first peer (guess: two rounds of asking contacts, less than a reader
@@ -48,20 +48,27 @@ impl Settling {
     }
 
     /// Whether it is over. The first peer shortens it.
-    fn is_over(&mut self, peers: usize, now: Time) -> bool {
+    fn is_over(&mut self, peers: usize, all: bool, now: Time) -> bool {
         if peers > 0 && !self.met {
             self.met = true;
             self.until = self.until.min(now + GRACE);
         }
-        self.until <= now
+        self.until <= now || all
     }
 }
 
 impl Driver {
     /// Lets what was held back go once this node knows its neighbours.
     pub(super) fn settle(&mut self) {
-        let peers = self.peers.up();
-        if !self.settling.as_mut().is_some_and(|settling| settling.is_over(peers, ambient::now())) {
+        let Some(settling) = &mut self.settling else { return };
+        let expected = self.links.network.as_ref().map_or(&[][..], |network| &network.expected);
+        let is_up = |node: &NodeId| {
+            let entry = self.peers.number(node).and_then(|peer| self.peers.get(peer));
+            entry.is_some_and(|entry| entry.up)
+        };
+        let mut others = expected.iter().filter(|node| **node != self.node).peekable();
+        let all = others.peek().is_some() && others.all(is_up);
+        if !settling.is_over(self.peers.up(), all, ambient::now()) {
             return;
         }
         let Some(settling) = self.settling.take() else { return };
@@ -80,8 +87,13 @@ mod tests {
         let new = || Settling { until: Time::ZERO + PATIENCE, met: false, held: Vec::new() };
         let at = |millis| Time::ZERO + Duration::from_millis(millis);
         let mut lonely = new();
-        assert!(!lonely.is_over(0, at(2_999)) && lonely.is_over(0, at(3_000)));
+        assert!(!lonely.is_over(0, false, at(2_999)) && lonely.is_over(0, false, at(3_000)));
         let mut met = new();
-        assert!(!met.is_over(1, at(100)) && !met.is_over(5, at(699)) && met.is_over(5, at(700)));
+        assert!(
+            !met.is_over(1, false, at(100))
+                && !met.is_over(5, false, at(699))
+                && met.is_over(5, false, at(700))
+        );
+        assert!(new().is_over(1, true, at(100)), "all are there who were expected");
     }
 }

@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Messages taken before outputs are carried out: what is asked together travels together.
-const TURN_MAX: usize = 64;
+const TURN_MAX: usize = 256;
 /// How often the loop looks for readers that went away, and for what is due.
 const CHORES_EVERY: Duration = Duration::from_millis(100);
 const CHORES_IDLE: Duration = Duration::from_secs(1);
@@ -265,7 +265,8 @@ impl Driver {
         self.announce_cell();
         loop {
             let core_due = self.core.next_deadline().unwrap_or(Time::NEVER);
-            let due = core_due.min(chores_due);
+            let gathered_due = self.gathered_due().unwrap_or(Time::NEVER);
+            let due = core_due.min(chores_due).min(gathered_due);
             if due != alarm_at {
                 let pause = due.since(ambient::now()).min(CHORES_IDLE);
                 alarm.as_mut().reset(tokio::time::Instant::now() + pause);
@@ -505,6 +506,7 @@ impl Driver {
         if let Some(network) = &self.links.network {
             network.seen.store(self.peers.up(), Ordering::Relaxed);
         }
+        self.settle();
     }
 
     fn connected(&mut self, neighbour: Neighbour, rtt: Duration) {

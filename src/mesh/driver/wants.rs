@@ -48,6 +48,12 @@ pub(super) struct WantBook {
 }
 
 impl WantBook {
+    /// Whether somebody here wishes for a chunk, and only to have it fetched ahead.
+    pub(super) fn is_only_ahead(&self, chunk: Chunk) -> bool {
+        let ahead = |waiting: &Waiting| waiting.waiters.iter().all(|waiter| waiter.class == Class::Prefetch);
+        self.by_chunk.get(&chunk).is_some_and(ahead)
+    }
+
     /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
         self.by_chunk.is_empty()
@@ -73,6 +79,9 @@ impl Driver {
         waiting.waiters.push(Waiter { class, deadline, reply, span });
         self.wants.waiters += 1;
         self.input(Input::Wanted { chunk: number, class, deadline });
+        if class == Class::Read {
+            self.hurry_upstream(number);
+        }
     }
 
     /// The span of who waits for a chunk longest; none, when it is fetched for others only.

@@ -224,6 +224,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let counted = (u32::try_from(at(At::Strata).count()).unwrap_or(u32::MAX), bytes);
         let known = (self.pace.strata.count, self.pace.strata.bytes);
         agree("upstream", counted == known, || format!("{known:?} known, {counted:?} under way"))?;
+        let open = self.upstream.open();
+        agree("slices", open == known.0, || format!("{open} in slices, {} under way", known.0))?;
         let mut line: Vec<u16> = self.upstream.line().to_vec();
         line.sort_unstable();
         let mut stand: Vec<u16> = at(At::Line).map(|fetch| fetch.slot).collect();

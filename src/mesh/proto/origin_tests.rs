@@ -49,6 +49,19 @@ fn the_budget_is_spent_on_reads_then_prefetches_then_fills() {
 }
 
 #[test]
+fn a_read_does_not_wait_for_room_at_the_strata_behind_prefetches() {
+    let bytes = 2 * u64::from(super::testing::LEN_BYTES);
+    let settings = Settings { upstream_min: 2, upstream_first_bytes: bytes, ..Settings::default() };
+    let mut one = One::new(1, settings);
+    for (chunk, begun) in [(0, &[0][..]), (1, &[1]), (2, &[])] {
+        assert_eq!(fetched(&one.want(Chunk(chunk), Class::Prefetch)), begun);
+    }
+    assert_eq!(fetched(&one.want(Chunk(3), Class::Read)), [3], "those do not count for it");
+    assert_eq!(fetched(&one.want(Chunk(2), Class::Read)), [2], "nor when it stood in line as one of them");
+    assert_eq!(fetched(&one.want(Chunk(4), Class::Read)), [0; 0], "reads do");
+}
+
+#[test]
 fn a_chunk_that_the_budget_holds_back_is_taken_from_a_holder_that_appears() {
     let mut one = One::new(20, budget(1, MIB));
     let first = one.ranked(0);

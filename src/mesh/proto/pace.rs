@@ -179,13 +179,23 @@ impl Pace {
 
     /// Whether another want may begin beside `under_way`: the number and the bytes of those as urgent or more that move, and of
     /// those that stand aside. The latter count for the bounds alone.
-    pub(super) fn may_begin(&self, [under_way, aside]: [(u32, u64); 2], settings: &Settings) -> bool {
+    pub(super) fn may_begin(
+        &self,
+        class: Class,
+        [under_way, aside]: [(u32, u64); 2],
+        settings: &Settings,
+    ) -> bool {
+        // What is fetched ahead is wished for together, and the fewer requests it takes the better: over a long way they decide.
+        let unknown_bytes = match class {
+            Class::Prefetch => settings.window_even_bytes.max(2 * UNKNOWN_BYTES),
+            Class::Read | Class::Fill => 2 * UNKNOWN_BYTES,
+        };
         let bounds = Bounds {
             least: settings.window_min,
             even: settings.window_even,
             even_bytes: settings.window_even_bytes,
             span: Duration::from_millis(u64::from(settings.window_ms)),
-            unknown_bytes: 2 * UNKNOWN_BYTES,
+            unknown_bytes,
         };
         // A want waits twice: until somebody has time for it, and until it has come.
         let twice = (under_way.0.div_ceil(2), under_way.1 / 2);
@@ -200,8 +210,16 @@ impl Pace {
             && self.has_room(&self.down, twice, halves)
     }
 
-    /// Whether another chunk may be taken from the strata.
-    pub(super) fn may_fetch(&self, settings: &Settings) -> bool {
+    /// Whether another chunk of `class` may be taken from the strata without exceeding what is allowed whatever the link. Prefetches
+    /// leave a quarter of it to others.
+    pub(super) fn is_below_bounds(&self, class: Class, settings: &Settings) -> bool {
+        let share = |most: u64| if class == Class::Prefetch { most - most / 4 } else { most };
+        u64::from(self.strata.count) < share(settings.upstream_max.into())
+            && self.strata.bytes < share(settings.upstream_bytes)
+    }
+
+    /// Whether the link has room for another chunk from the strata, where `less` of what is under way (number and bytes) does not count.
+    pub(super) fn may_fetch(&self, less: (u32, u64), settings: &Settings) -> bool {
         let bounds = Bounds {
             least: settings.upstream_min,
             even: settings.upstream_max,
@@ -209,10 +227,8 @@ impl Pace {
             span: Duration::from_millis(u64::from(settings.upstream_ms)),
             unknown_bytes: settings.upstream_first_bytes,
         };
-        let now = (self.strata.count, self.strata.bytes);
-        self.strata.count < settings.upstream_max
-            && self.strata.bytes < settings.upstream_bytes
-            && self.has_room(&self.strata, now, bounds)
+        let now = (self.strata.count.saturating_sub(less.0), self.strata.bytes.saturating_sub(less.1));
+        self.has_room(&self.strata, now, bounds)
     }
 
     /// How long `count` chunks of `len_bytes` take on this node's link, within the bounds. Others' links are taken to be like

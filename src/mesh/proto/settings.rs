@@ -20,7 +20,7 @@ pub struct Settings {
     pub window_ms: u32,
     /// Bytes of wanted chunks that are under way at once at most (guess: 25 Gbit/s for 10 ms).
     pub window_bytes: u64,
-    /// Wanted chunks that are under way at once at most (guess).
+    /// Wanted chunks that are under way at once at most (guess: 4 MiB of small files).
     pub window_chunks: u32,
     /// Milliseconds after which a want that waits for others and gets no bytes stands aside: it no longer keeps others from beginning. Longer where
     /// the link takes longer for all that is under way (guess: twice `keep_alive_ms`, which tells waiting from coming).
@@ -153,7 +153,7 @@ pub struct Settings {
     pub upstream_first_bytes: u64,
     /// Bytes that are fetched from the strata at once at most (guess).
     pub upstream_bytes: u64,
-    /// Chunks that are fetched from the strata at once at most (guess).
+    /// Chunks that are fetched from the strata at once at most (guess: 4 MiB of small files).
     pub upstream_max: u32,
     /// Fetches of one chunk from the strata before another source is tried (guess).
     pub upstream_tries: u8,
@@ -211,7 +211,7 @@ impl Default for Settings {
             window_even_bytes: 4 * MIB,
             window_ms: 1_000,
             window_bytes: 64 * MIB,
-            window_chunks: 256,
+            window_chunks: 1_024,
             aside_ms: 1_000,
             aside_max: 96,
             wants_max: 16_384,
@@ -264,7 +264,7 @@ impl Default for Settings {
             upstream_ms: 500,
             upstream_first_bytes: MIB / 4,
             upstream_bytes: 32 * MIB,
-            upstream_max: 256,
+            upstream_max: 1_024,
             upstream_tries: 3,
             upstream_retry_ms: 200,
             origin_bytes_per_s: 0,

@@ -8,9 +8,9 @@ use super::budget::Budget;
 use super::fetch::{At, Fetch, Stage};
 use super::marks::Mark;
 use super::timer::Timer;
-use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers};
-use crate::model::{Rng, Time};
-use std::collections::VecDeque;
+use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers, Slice};
+use crate::model::{Class, Rng, Time};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Doublings of the patience with the strata (guess: four times a lease is longer than most readers wait).
@@ -24,6 +24,8 @@ pub(super) struct Upstream {
     budget: Budget,
     /// Slots of the fetches that wait for room or for the budget; no longer than the table of fetches.
     line: Vec<u16>,
+    /// How many fetches are under way from each slice.
+    open: BTreeMap<Slice, u32>,
     /// The place in line that was given last.
     last_place: u64,
     /// Chunks that nobody had, until when askers are told so at once.
@@ -45,6 +47,11 @@ impl Upstream {
 
 /// What an audit looks at.
 impl Upstream {
+    /// Fetches under way, counted by slices.
+    pub(super) fn open(&self) -> u32 {
+        self.open.values().sum()
+    }
+
     /// Slots of the fetches in line.
     pub(super) fn line(&self) -> &[u16] {
         &self.line
@@ -77,13 +84,44 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.fill_upstream(out);
     }
 
+    /// What is under way from the strata and less urgent than a read: number and bytes.
+    fn ahead_of_reads(&self) -> (u32, u64) {
+        let waits = |fetch: &&Fetch| fetch.at == At::Strata && fetch.class() != Class::Read;
+        let add = |(count, bytes): (u32, u64), fetch: &Fetch| (count + 1, bytes + u64::from(fetch.len_bytes));
+        self.fetches.iter().filter(waits).fold((0, 0), add)
+    }
+
+    /// Whether the next of `class` in line may go: a read does not wait for what is fetched ahead or to fill the cache.
+    fn has_room_upstream(&self, class: Class) -> bool {
+        self.pace.is_below_bounds(class, &self.settings)
+            && (self.pace.may_fetch((0, 0), &self.settings)
+                || class == Class::Read && self.pace.may_fetch(self.ahead_of_reads(), &self.settings))
+    }
+
+    /// Whether a fetch may go although the link has no room: others of its slice are under way, and somebody here reads it or is
+    /// about to. It travels with them, where it would cost a request of its own later; and a slice is little.
+    fn is_company(&self, fetch: &Fetch) -> bool {
+        let class = fetch.want.map(|want| want.class).filter(|class| *class != Class::Fill);
+        self.upstream.open.contains_key(&fetch.slice)
+            && class.is_some_and(|class| self.pace.is_below_bounds(class, &self.settings))
+    }
+
+    /// The place in line of who may go next.
+    fn next_in_line(&self) -> Option<usize> {
+        let rank = |slot: &u16| self.fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
+        let line = || self.upstream.line.iter().enumerate();
+        let (first, index) = line().map(|(index, slot)| (rank(slot), index)).min()?;
+        if self.has_room_upstream(first.map_or(Class::Fill, |(class, _)| class)) {
+            return Some(index);
+        }
+        let company = |slot: &u16| self.fetches.get(*slot).is_some_and(|fetch| self.is_company(fetch));
+        let found = line().filter(|(_, slot)| company(slot)).map(|(index, slot)| (rank(slot), index)).min();
+        found.map(|(_, index)| index)
+    }
+
     /// [`Timer::Origin`], and whenever there is room: lets the most urgent in line go, as far as the budget allows.
     pub(super) fn fill_upstream(&mut self, out: &mut Outbox) {
-        while self.pace.may_fetch(&self.settings) {
-            let fetches = &self.fetches;
-            let rank = |slot: &u16| fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
-            let line = self.upstream.line.iter().enumerate();
-            let Some((_, index)) = line.map(|(index, slot)| (rank(slot), index)).min() else { return };
+        while let Some(index) = self.next_in_line() {
             let slot = self.upstream.line[index];
             let Some(mut fetch) = self.fetches.take(slot) else { return };
             let (rate, burst) = (self.settings.origin_bytes_per_s, self.settings.origin_burst_bytes);
@@ -95,6 +133,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.upstream.line.swap_remove(index);
             fetch.at = At::Strata;
             self.pace.strata.begin(self.now, fetch.len_bytes);
+            *self.upstream.open.entry(fetch.slice).or_default() += 1;
             // Who was too impatient once, because many homes share a slow stratum, waits twice as long.
             let longer = 1_u32 << fetch.upstream_tries.min(UPSTREAM_DOUBLINGS_MAX);
             fetch.due = self.now + longer * self.lease();
@@ -124,6 +163,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 // What ended in time is `Held` by now.
                 let ok = self.marks.get(fetch.chunk) == Mark::Held;
                 self.pace.strata.end(self.now, fetch.len_bytes, ok);
+                if let Some(open) = self.upstream.open.get_mut(&fetch.slice) {
+                    *open -= 1;
+                    if *open == 0 {
+                        self.upstream.open.remove(&fetch.slice);
+                    }
+                }
                 self.fill_upstream(out);
             }
             At::Line => self.upstream.line.retain(|slot| *slot != fetch.slot),

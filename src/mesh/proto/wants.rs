@@ -95,7 +95,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         match self.marks.get(chunk) {
             Mark::Held => return out.push(Output::Deliver { chunk }),
-            Mark::Fetching(slot) => return self.join_want(slot, class, deadline),
+            Mark::Fetching(slot) => {
+                self.join_want(slot, class, deadline);
+                // It may stand in line for the strata as something less urgent.
+                return self.fill_upstream(out);
+            }
             Mark::Pending(old) => {
                 let Some(mut want) = self.pending.remove(chunk, old) else { return };
                 want.class = want.class.min(class);
@@ -149,7 +153,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Begins as many pending wants as there is room for.
     pub(super) fn begin_wants(&mut self, out: &mut Outbox) {
         for class in CLASSES {
-            while self.pending.has(class) && self.pace.may_begin(self.window.upto(class), &self.settings) {
+            while self.pending.has(class)
+                && self.pace.may_begin(class, self.window.upto(class), &self.settings)
+            {
                 let content = &self.content;
                 let len_of = |chunk| content.len_bytes(chunk);
                 let first = self.peers.members().saturating_mul(self.settings.fill_first as usize);

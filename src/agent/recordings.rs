@@ -1,0 +1,83 @@
+//! Recordings of what a command reads, for the control API.
+
+use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
+use super::api::{Refusal, RefusalKind};
+use super::mounts::{MountTable, Mounted};
+use crate::fs::{Belongs, Profile};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Steps from a process to its parent, and its parent's, that are gone at most.
+const DEPTH_MAX: usize = 64;
+
+/// The process in which a task's process was started, as `/proc` tells it.
+fn parent(task: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{task}/stat")).ok()?;
+    // The name stands in parentheses and may hold anything; then come state and parent.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether a task belongs to `process` or one that descends from it.
+fn descends(task: u32, process: u32) -> bool {
+    std::iter::successors(Some(task), |task| parent(*task).filter(|parent| *parent > 1))
+        .take(DEPTH_MAX)
+        .any(|one| one == process)
+}
+
+impl MountTable {
+    fn recorded(&self, directory: &Path) -> Result<Arc<dyn Mounted>, Refusal> {
+        let not_mounted = || {
+            let message = format!("{} is not mounted by this agent", directory.display());
+            Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`")
+        };
+        let (mounted, profile) = self.live(directory).ok_or_else(not_mounted)?;
+        if profile == Profile::SmallFiles {
+            let message = format!(
+                "{} has the profile small-files, in which no opening of a file is seen",
+                directory.display()
+            );
+            return Err(Refusal::new(RefusalKind::Conflict, message)
+                .hint("mount the repository a second time with the default profile, and record there"));
+        }
+        Ok(mounted)
+    }
+
+    /// Begins to record.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is no such mount, or too many are recorded.
+    pub(super) fn begin_recording(&self, request: &RecordRequest) -> Result<Recording, Refusal> {
+        let process = request.process;
+        let belongs: Belongs = Box::new(move |task| descends(task, process));
+        let number = self.recorded(&request.directory)?.begin_recording(belongs);
+        let too_many = || Refusal::new(RefusalKind::Conflict, "too many recordings run on this mount");
+        Ok(Recording { number: number.ok_or_else(too_many)? })
+    }
+
+    /// Ends a recording.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when there is none such, or what was read cannot be named.
+    pub(super) async fn end_recording(&self, request: EndRecording) -> Result<Recorded, Refusal> {
+        let ended = self.recorded(&request.directory)?.end_recording(request.number, request.name).await;
+        let ended = ended.map_err(|problem| Refusal::new(RefusalKind::Unavailable, problem))?;
+        let unknown = || Refusal::new(RefusalKind::NotFound, "there is no such recording");
+        let (trace, is_cut) = ended.ok_or_else(unknown)?;
+        Ok(Recorded { is_cut, document: data_encoding::BASE64.encode(&trace.to_bytes()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_belong_to_a_process_and_others_do_not() {
+        let own = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        assert!(descends(child.id(), own) && descends(own, own));
+        assert!(!descends(own, child.id()) && !descends(1, own) && !descends(u32::MAX, own));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,225 @@
+//! Proves that what a command reads is recorded, is published with the tree, survives a revision as far as files are
+//! unchanged, and is fetched as a whole as soon as its first file is opened.
+#![cfg(feature = "node")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{Dice, Node, Stratum, at_fingerprint, can_mount, fails, ok, publish, wait_for};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const NAME: &str = "traced.test";
+/// Files that the recorded command reads, scattered over the tree.
+const READ: usize = 40;
+
+struct World {
+    base: tempfile::TempDir,
+    stratum: Stratum,
+    at: String,
+}
+
+impl World {
+    fn path(&self, name: &str) -> PathBuf {
+        self.base.path().join(name)
+    }
+
+    fn publish(&self, more: &[&str]) -> Value {
+        publish(&self.path("tree"), NAME, &self.path("to"), &self.path("keys"), more)
+    }
+
+    /// A node that knows the repository and nothing of it, and its mount.
+    fn node(&self, name: &str) -> (Node, PathBuf) {
+        let mut node = Node::new(self.path(name));
+        node.start();
+        node.add_repository(&self.at, &self.stratum.url);
+        let mount = node.mount(NAME, "mnt");
+        (node, mount)
+    }
+
+    fn objects_asked(&self) -> usize {
+        self.stratum.access_log().iter().filter(|line| line.contains("/objects/")).count()
+    }
+}
+
+fn file(number: usize) -> String {
+    format!("d{:02}/f{:03}", number % 20, number)
+}
+
+fn world() -> World {
+    let base = tempfile::tempdir().unwrap();
+    let tree = base.path().join("tree");
+    let mut dice = Dice(77);
+    for number in 0..400 {
+        let path = tree.join(file(number));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, dice.bytes(20_000)).unwrap();
+    }
+    fs::write(tree.join("large"), dice.bytes(3 << 20)).unwrap();
+    let made = publish(&tree, NAME, &base.path().join("to"), &base.path().join("keys"), &[]);
+    let stratum = Stratum::serve(&base.path().join("to"), base.path());
+    World { at: at_fingerprint(&made), stratum, base }
+}
+
+/// What the command reads: some files, and the beginning of the large one by a process that outlives its parent.
+fn command(mount: &Path) -> String {
+    let files: Vec<String> =
+        (0..READ).map(|number| mount.join(file(number * 9)).display().to_string()).collect();
+    let large = mount.join("large").display().to_string();
+    format!(
+        "cat {} >/dev/null; (dd if={large} of=/dev/null bs=4096 count=1 2>/dev/null; echo done >{large_done}) & \
+         while [ ! -e {large_done} ]; do sleep 0.05; done",
+        files.join(" "),
+        large_done = mount.parent().unwrap().join("large-done").display(),
+    )
+}
+
+fn record(node: &Node, target: &OsStr, out: &Path, mount: &Path) {
+    let socket = node.socket();
+    let script = command(mount);
+    let args: [&OsStr; 13] = [
+        "trace".as_ref(),
+        "record".as_ref(),
+        "--out".as_ref(),
+        out.as_ref(),
+        "--name".as_ref(),
+        "start".as_ref(),
+        "--socket".as_ref(),
+        socket.as_ref(),
+        target,
+        "--".as_ref(),
+        "sh".as_ref(),
+        "-c".as_ref(),
+        script.as_ref(),
+    ];
+    ok(&args);
+}
+
+fn shown(trace: &Path) -> Value {
+    serde_json::from_str(&ok(&[OsStr::new("trace"), "show".as_ref(), "--json".as_ref(), trace.as_ref()]))
+        .unwrap()
+}
+
+#[test]
+fn what_is_recorded_is_replayed_when_its_first_file_is_opened() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let trace = world.path("start.trace");
+    {
+        let (node, mount) = world.node("recorder");
+        // In the cache of the agent and of the kernel, and read by somebody else meanwhile.
+        (0..400).for_each(|number| drop(fs::read(mount.join(file(number))).unwrap()));
+        record(&node, mount.as_os_str(), &trace, &mount);
+        let shown = shown(&trace);
+        let files = shown["files"].as_array().unwrap();
+        assert_eq!((shown["name"].as_str(), files.len()), (Some("start"), READ + 1));
+        assert_eq!(files[0]["path"], file(0));
+        assert!(files.iter().all(|file| file["chunks"].as_u64().unwrap() >= 1));
+        // By the repository's name, too.
+        fs::remove_file(mount.parent().unwrap().join("large-done")).unwrap();
+        let again = world.path("again.trace");
+        record(&node, NAME.as_ref(), &again, &mount);
+        assert_eq!(fs::read(&again).unwrap(), fs::read(&trace).unwrap());
+    }
+
+    let made = world.publish(&["--trace", trace.to_str().unwrap()]);
+    assert_eq!((made["traces"][0]["files"].as_u64(), made["new_revision"].as_bool()), (Some(41), Some(true)));
+    assert_eq!(world.publish(&[])["new_revision"], false, "it is kept, so nothing changed");
+    let to = world.path("to");
+    ok(&[OsStr::new("check"), to.as_ref(), "--repo".as_ref(), world.at.as_ref()]);
+
+    let (node, mount) = world.node("reader");
+    let before = world.objects_asked();
+    fs::read(mount.join(file(0))).unwrap();
+    let read = |number: usize| fs::read(mount.join(file(number * 9))).unwrap();
+    let chunks = |node: &Node| node.metric("starling_cache_chunks");
+    wait_for("the replay", Duration::from_secs(20), || (chunks(&node) >= 42.0).then_some(()));
+    std::thread::sleep(Duration::from_millis(500));
+    let asked = world.objects_asked() - before;
+    assert!(asked <= 6, "{asked} requests for {READ} files");
+    let settled = world.objects_asked();
+    for number in 0..READ {
+        assert_eq!(read(number), fs::read(world.path("tree").join(file(number * 9))).unwrap());
+    }
+    assert_eq!(world.objects_asked(), settled, "everything was here");
+}
+
+#[test]
+fn small_files_bring_those_that_lie_beside_them() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let (_node, mount) = world.node("reader");
+    let before = world.objects_asked();
+    // In the order of directories, and then the other half in no order.
+    let mut order: Vec<usize> = (0..400).collect();
+    order.sort_by_key(|number| (*number % 20, *number));
+    let mut dice = Dice(3);
+    for last in (201..400).rev() {
+        let with = 200 + usize::try_from(dice.below((last - 199) as u64)).unwrap();
+        order.swap(last, with);
+    }
+    for number in order {
+        let name = file(number);
+        assert_eq!(fs::read(mount.join(&name)).unwrap(), fs::read(world.path("tree").join(&name)).unwrap());
+    }
+    let asked = world.objects_asked() - before;
+    assert!(asked <= 100, "{asked} requests for 400 files");
+}
+
+#[test]
+fn a_trace_survives_a_revision_as_far_as_its_files_do() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let trace = world.path("start.trace");
+    {
+        let (node, mount) = world.node("recorder");
+        record(&node, mount.as_os_str(), &trace, &mount);
+    }
+    world.publish(&["--trace", trace.to_str().unwrap()]);
+    let tree = world.path("tree");
+    // One is gone, a small one changed, the large one changed.
+    fs::remove_file(tree.join(file(9))).unwrap();
+    fs::write(tree.join(file(18)), Dice(5).bytes(21_000)).unwrap();
+    fs::write(tree.join("large"), Dice(6).bytes(3 << 20)).unwrap();
+    let made = world.publish(&[]);
+    let published = &made["traces"][0];
+    assert_eq!((published["files"].as_u64(), published["left_out"].as_u64()), (Some(39), Some(2)), "{made}");
+    let dropped = world.publish(&["--drop-traces"]);
+    assert_eq!(
+        (dropped["new_revision"].as_bool(), dropped["traces"].as_array().unwrap().len()),
+        (Some(true), 0)
+    );
+}
+
+#[test]
+fn what_is_no_trace_is_refused_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad.trace");
+    fs::write(&bad, b"no trace").unwrap();
+    let said = fails(&[OsStr::new("trace"), "show".as_ref(), bad.as_ref()]);
+    assert!(said.contains("bad.trace") && said.contains("recorded trace"), "{said}");
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(&tree).unwrap();
+    let said = fails(&[
+        OsStr::new("publish"),
+        tree.as_ref(),
+        "--repo".as_ref(),
+        NAME.as_ref(),
+        "--to".as_ref(),
+        dir.path().join("to").as_ref(),
+        "--keys".as_ref(),
+        dir.path().join("keys").as_ref(),
+        "--trace".as_ref(),
+        bad.as_ref(),
+    ]);
+    assert!(said.contains("bad.trace"), "{said}");
+}
