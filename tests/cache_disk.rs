@@ -135,7 +135,7 @@ impl World {
 /// Whether the kernel reads this file without the agent: while the agent's time stands still.
 fn is_passed(node: &Node, file: &File) -> bool {
     fadvise(file, 0, None, Advice::DontNeed).unwrap();
-    let (file, (done, read)) = (file.try_clone().unwrap(), std::sync::mpsc::channel());
+    let (file, (done, read)) = (file.try_clone().unwrap(), std::sync::mpsc::sync_channel(1));
     node.pause();
     let reader = std::thread::spawn(move || {
         file.read_exact_at(&mut vec![0; 1 << 20], 1 << 20).unwrap();

@@ -24,8 +24,8 @@ use tracing_subscriber::EnvFilter;
   starling agent --automount        # and `ls /starling/sw.example.org` mounts it
   STARLING_LOG_FILTER=debug starling agent --config ./agent.toml
 
-It logs to standard error, says `ready` when it serves, and ends on SIGTERM or SIGINT after it has
-unmounted everything. docs/operations.md lists all settings.")]
+It logs to standard error, says `ready` when it serves, and ends on SIGTERM or SIGINT. Its mounts wait
+for the next agent for five minutes (keep_mounts_s). docs/operations.md lists all settings.")]
 pub(super) struct Args {
     /// Settings file [default: /etc/starling/agent.toml, if it is there].
     #[arg(long, value_name = "FILE")]
