@@ -5,7 +5,8 @@ use super::resident::{Entry, Resident};
 use super::row::{Asked, Xattrs};
 use super::shelf::Shelf;
 use super::{
-    Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, PublishedTrace, Tree, TreeError, TreeName,
+    Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, PublishedTrace, Tree, TreeError,
+    TreeName,
 };
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};

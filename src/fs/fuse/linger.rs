@@ -5,10 +5,12 @@
 //! tried: to keep the thread on its caller's processor, 38 µs, since the kernel then moves the caller.) On a machine that
 //! is busy it gives way at each look.
 
+use crate::ambient;
+use crate::model::Time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long it looks (guess: Python takes 60 µs between two modules).
 const LOOK: Duration = Duration::from_micros(100);
@@ -18,19 +20,20 @@ const CLOSE: Duration = Duration::from_micros(200);
 
 /// One thread of a mount at a time looks for the next request.
 pub(super) struct Linger {
-    began: Instant,
-    /// When the last request was answered, in nanoseconds since `began`.
+    /// When the mount began.
+    began: Time,
+    /// When the last request was answered, in nanoseconds since then.
     answered_ns: AtomicU64,
     looking: AtomicBool,
 }
 
 impl Linger {
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), answered_ns: AtomicU64::new(0), looking: AtomicBool::new(false) }
+        Self { began: ambient::now(), answered_ns: AtomicU64::new(0), looking: AtomicBool::new(false) }
     }
 
     fn now_ns(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(ambient::now().since(self.began).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// A request has come. Returns whether it is worth to look for the next one after it.
@@ -46,8 +49,8 @@ impl Linger {
         if !worth || self.looking.swap(true, Ordering::Acquire) {
             return;
         }
-        let until = Instant::now() + LOOK;
-        while !is_waiting(device) && Instant::now() < until {
+        let until = ambient::now() + LOOK;
+        while !is_waiting(device) && ambient::now() < until {
             std::thread::yield_now();
         }
         self.looking.store(false, Ordering::Release);

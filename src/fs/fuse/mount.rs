@@ -239,8 +239,13 @@ fn kernel(
     modes: Modes,
     passthrough: bool,
 ) -> (Kernel, Arc<Shared>) {
-    let shared =
-        Arc::new(Shared { fs, profile, modes: Mutex::new(modes), passthrough: AtomicBool::new(passthrough), device });
+    let shared = Arc::new(Shared {
+        fs,
+        profile,
+        modes: Mutex::new(modes),
+        passthrough: AtomicBool::new(passthrough),
+        device,
+    });
     let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
     (Kernel { shared: Arc::clone(&shared), runtime, waiting, linger: Linger::new() }, shared)
 }
