@@ -11,7 +11,9 @@ use super::{
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
 use crate::trust::Root;
-use futures::future::{BoxFuture, join_all};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -201,8 +203,9 @@ impl MountedTree {
         parent.ok_or_else(|| damaged(directory, "no directory has the number of the one that it lies in"))
     }
 
-    /// Loads catalogs from the root downwards until one has the inode.
-    async fn search(&self, inode: Inode) -> Result<Option<Attributes>, TreeError> {
+    /// Loads catalogs from the root downwards until one has the inode: first those that are here, then, unless `only_here`, the
+    /// others.
+    async fn search(&self, inode: Inode, only_here: bool) -> Result<Option<Attributes>, TreeError> {
         let mut failed = HashSet::new();
         let mut failure = None;
         loop {
@@ -211,15 +214,26 @@ impl MountedTree {
                 Err(TreeError::UnknownInode(_)) => {}
                 Err(error) => return Err(error),
             }
-            let next = self.shelf.never_loaded(LOCATE_AT_ONCE, |number| failed.contains(&number));
+            let is_out = |number| failed.contains(&number);
+            let mut next = self
+                .shelf
+                .never_loaded(LOCATE_AT_ONCE, |number| is_out(number) || !self.shelf.is_here(number));
+            if next.is_empty() && !only_here {
+                next = self.shelf.never_loaded(LOCATE_AT_ONCE, is_out);
+            }
             if next.is_empty() {
                 return failure.map_or(Ok(None), Err);
             }
-            let loaded = join_all(next.iter().map(|number| self.shelf.get(*number))).await;
-            for (number, outcome) in next.into_iter().zip(loaded) {
+            let load = async |number| (number, self.shelf.get(number).await);
+            let mut loading: FuturesUnordered<_> = next.into_iter().map(load).collect();
+            while let Some((number, outcome)) = loading.next().await {
                 if let Err(error) = outcome {
                     failed.insert(number);
                     failure.get_or_insert(error);
+                }
+                // The others may take long.
+                if self.shelf.locate(inode).is_some() {
+                    break;
                 }
             }
         }
@@ -237,6 +251,17 @@ impl Tree for MountedTree {
 
     fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
         Box::pin(self.entries(directory))
+    }
+
+    fn is_here(&self, directory: Inode) -> bool {
+        let Some(location) = self.shelf.locate(directory) else { return false };
+        // One that was just taken down was here.
+        let Some(catalog) = self.shelf.here(location.catalog) else { return true };
+        match catalog.entry(location.row) {
+            Entry::Nested(Some(nested)) => self.shelf.is_here(nested),
+            Entry::Nested(None) => false,
+            Entry::Directory(_) | Entry::Leaf => true,
+        }
     }
 
     fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
@@ -302,7 +327,10 @@ impl Tree for MountedTree {
         patience: Duration,
     ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
         Box::pin(async move {
-            let searched = tokio::time::timeout(patience, self.search(inode)).await;
+            if patience.is_zero() {
+                return self.search(inode, true).await;
+            }
+            let searched = tokio::time::timeout(patience, self.search(inode, false)).await;
             searched.unwrap_or_else(|_| {
                 let missing = self.shelf.never_loaded(1, |_| false);
                 let chunk = self.shelf.chunk(missing.first().copied().unwrap_or(self.shelf.top()));

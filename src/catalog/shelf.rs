@@ -160,6 +160,11 @@ impl Shelf {
         Some(catalog)
     }
 
+    /// Whether a catalog can be had without asking others: it is in memory, or its source has it.
+    pub(super) fn is_here(&self, number: u32) -> bool {
+        self.here(number).is_some() || self.source.origin(&self.slot(number).chunk.id).is_some()
+    }
+
     async fn load_for_all(&self, number: u32) -> Result<Arc<Resident>, TreeError> {
         let slot = self.slot(number);
         let attempts_before = slot.attempts.load(Ordering::SeqCst);

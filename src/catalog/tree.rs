@@ -113,6 +113,13 @@ pub trait Tree: Send + Sync + 'static {
     /// All entries of `directory`, sorted by name, without `.` and `..`.
     fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>>;
 
+    /// Whether the entries of `directory` can be listed without asking others, as far as that is known. Its parent must have been
+    /// listed a moment ago.
+    fn is_here(&self, directory: Inode) -> bool {
+        let _ = directory;
+        true
+    }
+
     /// The attributes of `inode`.
     fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>>;
 
@@ -143,6 +150,9 @@ pub trait Tree: Send + Sync + 'static {
     /// fetched (some 60 bytes an entry; from the cache where it is there) and read (about a microsecond an entry), and
     /// displaces other catalogs from memory as far as the budget is short. That happens once: inodes stay
     /// known, so the next search is at once.
+    ///
+    /// Without any patience ([`Duration::ZERO`]) only catalogs that are here are searched, and `None` may also mean that the inode is in
+    /// another one.
     ///
     /// After `patience` it gives up with [`SourceError::TimedOut`]; what was loaded by then stays, and trying again goes on
     /// from there. A catalog that cannot be had is an error only when no other one has the inode. Needs a runtime.

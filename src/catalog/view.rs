@@ -181,6 +181,10 @@ impl Tree for View {
         })
     }
 
+    fn is_here(&self, directory: Inode) -> bool {
+        self.tree.is_here(self.inner(directory))
+    }
+
     fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
         Box::pin(async move { Ok(self.shown(self.tree.attributes(self.inner(inode)).await?)) })
     }
