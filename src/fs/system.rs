@@ -25,6 +25,8 @@ use tracing::Instrument as _;
 /// Longest name, in bytes: what every Linux file system has.
 pub(super) const NAME_MAX_BYTES: usize = 255;
 /// How long an inode is searched for that a predecessor of this process has handed out: less than a reader's patience.
+/// How long each tree is searched at least, so that all have their turn.
+const RECALL_AT_LEAST: Duration = Duration::from_millis(100);
 const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
@@ -178,9 +180,22 @@ impl FileSystem {
         }
         let of_inode = |cause| FsError::of_tree(inode, cause);
         let generations = self.table().generations();
-        for generation in generations {
-            let Some(found) = generation.1.locate(inode, RECALL_WITHIN).await.map_err(of_inode)? else {
-                continue;
+        let until = tokio::time::Instant::now() + RECALL_WITHIN;
+        let mut failure = None;
+        // In all of them what is here is searched before anybody is asked for the rest of one.
+        let here = generations.iter().map(|generation| (generation, true));
+        for (generation, only_here) in here.chain(generations.iter().map(|generation| (generation, false))) {
+            let patience = until.saturating_duration_since(tokio::time::Instant::now()).max(RECALL_AT_LEAST);
+            let patience = if only_here { Duration::ZERO } else { patience };
+            let found = match generation.1.locate(inode, patience).await {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                // What is here may be damaged, and be had from others; and another tree may have it.
+                Err(_) if only_here => continue,
+                Err(cause) => {
+                    failure.get_or_insert(cause);
+                    continue;
+                }
             };
             // A directory stands somewhere, and so does each above it; all of them the kernel has from the predecessor.
             let mut at = found;
@@ -193,15 +208,15 @@ impl FileSystem {
                 if known {
                     break;
                 }
-                self.remember(&generation, parent, &own.name, &at);
+                self.table().inherit(at.inode, generation, Some((parent, Arc::clone(&own.name))));
                 at = generation.1.attributes(parent).await.map_err(of_inode)?;
             }
             if found.kind != FileKind::Directory {
-                self.table().remember(inode, &generation, None);
+                self.table().inherit(inode, generation, None);
             }
             return Ok(());
         }
-        Ok(())
+        failure.map_or(Ok(()), |cause| Err(of_inode(cause)))
     }
 
     /// The tree that answers for a directory: the current one if the directory exists there, or the

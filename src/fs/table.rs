@@ -136,6 +136,15 @@ impl Table {
         if known.generation < to.0 {
             let before = std::mem::replace(&mut known.generation, to.0);
             self.bind(to);
+    /// Notes an inode that the kernel has from a predecessor: how many references, nobody knows, so none is counted.
+    pub(super) fn inherit(&mut self, inode: Inode, from: &Generation, place: Option<Place>) {
+        let lookups = self.known.get(&inode).map_or(0, |known| known.lookups);
+        self.remember(inode, from, place);
+        if let Some(known) = self.known.get_mut(&inode) {
+            known.lookups = lookups;
+        }
+    }
+
             self.unbind(before);
         }
     }
