@@ -1,6 +1,6 @@
 //! A directory as one reader sees it: a snapshot with stable offsets.
 
-use crate::catalog::{Attributes, DirectoryEntry, Inode, Tree};
+use crate::catalog::{Attributes, DirectoryEntry, Inode};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -43,7 +43,6 @@ impl Position {
 #[derive(Clone)]
 pub struct Listing {
     pub(super) generation: u64,
-    pub(super) tree: Arc<dyn Tree>,
     /// The directory itself.
     pub(super) directory: Attributes,
     pub(super) parent: Inode,
@@ -81,7 +80,7 @@ impl Listing {
 }
 
 /// Listings that somebody has begun to read and not ended, as far as that can be told: who ends is not noted, since others may
-/// be in the middle of the same one.
+/// be in the middle of the same one. They hold no tree: a reader who never ends must not keep a revision in memory.
 #[derive(Default)]
 pub(super) struct Listings {
     /// The one that was asked about last is the last.

@@ -479,7 +479,7 @@ impl FileSystem {
         let entries = tree.list(inode).await.map_err(of_directory)?;
         let directory = tree.attributes(inode).await.map_err(of_directory)?;
         let parent = tree.parent(inode).await.map_err(of_directory)?;
-        Ok(Listing { generation, tree, directory, parent, entries })
+        Ok(Listing { generation, directory, parent, entries })
     }
 
     /// The listing of a directory in which `offset` lies: at 0 that of the current revision, at an offset that an entry
@@ -512,7 +512,11 @@ impl FileSystem {
     /// An entry of a listing went to the kernel with its attributes: a reference more, but for dots.
     pub fn remember_listed(&self, listing: &Listing, entry: &ListedEntry<'_>) {
         if !entry.is_dot {
-            let tree = (listing.generation, Arc::clone(&listing.tree));
+            // Of a revision that is gone, the kernel has nothing that it believes, and what has not changed is in the one that is shown.
+            let tree = {
+                let table = self.table();
+                table.generation(listing.generation).unwrap_or_else(|| table.current())
+            };
             self.remember(&tree, listing.directory.inode, entry.name, &entry.attributes);
         }
     }
@@ -539,3 +543,8 @@ fn join(pieces: &[Piece], got: &[Bytes]) -> Result<Bytes, SourceError> {
     got.iter().for_each(|bytes| all.extend_from_slice(bytes));
     Ok(all.freeze())
 }
+    /// Whether a listing is of the revision that is shown. What an older one says of a name, nobody may believe any more.
+    pub fn is_shown(&self, listing: &Listing) -> bool {
+        self.table().current().0 == listing.generation
+    }
+

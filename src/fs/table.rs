@@ -214,6 +214,11 @@ impl Table {
         let kept = self.trees.entry(to.0).or_insert_with(|| Kept { tree: Arc::clone(&to.1), bound: 0 });
         kept.bound += 1;
     }
+    /// The tree of a generation, if it is kept.
+    pub(super) fn generation(&self, number: u64) -> Option<Generation> {
+        self.trees.get(&number).map(|kept| (number, Arc::clone(&kept.tree)))
+    }
+
 
     fn unbind(&mut self, from: u64) {
         let Some(kept) = self.trees.get_mut(&from) else { return };
