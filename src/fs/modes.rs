@@ -30,12 +30,16 @@ struct Entry {
     _body: Option<Arc<File>>,
     opens: u32,
     slot: Slot,
+    /// Whether a predecessor has opened it.
+    inherited: bool,
 }
 
 /// The modes of all large files that are open.
 pub(super) struct Modes {
     by_inode: HashMap<Inode, Entry>,
     ledger: Ledger,
+    /// Whether the kernel has references from a predecessor, which nobody here has counted.
+    is_heir: bool,
 }
 
 /// How one open file is read.
@@ -50,15 +54,18 @@ pub(super) enum Mode {
 impl Modes {
     /// Nothing is open yet.
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self { by_inode: HashMap::new(), ledger }
+        Self { by_inode: HashMap::new(), ledger, is_heir: false }
     }
 
     /// What a predecessor has left open.
     pub(super) fn inherit(ledger: Ledger, lines: Vec<(Slot, Line)>) -> Self {
         let entry = |(slot, line): (Slot, Line)| {
-            (line.inode, Entry { backing: line.backing, _body: None, opens: line.opens, slot })
+            (
+                line.inode,
+                Entry { backing: line.backing, _body: None, opens: line.opens, slot, inherited: true },
+            )
         };
-        Self { by_inode: lines.into_iter().map(entry).collect(), ledger }
+        Self { by_inode: lines.into_iter().map(entry).collect(), ledger, is_heir: true }
     }
 
     /// The ledger, for who keeps it for a successor.
@@ -81,7 +88,7 @@ impl Modes {
         }
         let (backing, body) = register().map_or((None, None), |it| (Some(it.backing), Some(it.body)));
         let slot = self.ledger.add(Line { inode, opens: 1, backing })?;
-        self.by_inode.insert(inode, Entry { backing, _body: body, opens: 1, slot });
+        self.by_inode.insert(inode, Entry { backing, _body: body, opens: 1, slot, inherited: false });
         Some(mode(backing))
     }
 
@@ -99,9 +106,38 @@ impl Modes {
             self.ledger.set(entry.slot, line);
             return None;
         }
+        self.end(inode)
+    }
+
+    /// The kernel has dropped `lookups` references to an inode, of which `counted` were given by this process. Who has a file open holds
+    /// one; so once it has none, nobody has it open any more, whatever was counted: what is sent again after a take-over may
+    /// have been counted before, or not. Returns a backing file that is no longer needed, if there is one.
+    pub(super) fn forget(&mut self, inode: Inode, lookups: u64, counted: u64) -> Option<Backing> {
+        if self.is_free(inode) {
+            return None;
+        }
+        // What the kernel has from a predecessor it drops with the rest; fewer are a look-up that it could not use.
+        let is_gone = if self.is_heir { lookups > counted } else { lookups >= counted };
+        if is_gone { self.end(inode) } else { None }
+    }
+
+    fn end(&mut self, inode: Inode) -> Option<Backing> {
         let entry = self.by_inode.remove(&inode)?;
         self.ledger.remove(entry.slot);
         entry.backing
+    }
+
+    /// The files that the kernel reads by itself from a backing file that a predecessor has registered.
+    pub(super) fn inherited(&self) -> Vec<Inode> {
+        let passed = self.by_inode.iter().filter(|(_, entry)| entry.inherited && entry.backing.is_some());
+        passed.map(|(inode, _)| *inode).collect()
+    }
+
+    /// Holds the body of such a file, so that the cache keeps it.
+    pub(super) fn hold(&mut self, inode: Inode, body: Arc<File>) {
+        if let Some(entry) = self.by_inode.get_mut(&inode).filter(|entry| entry.inherited) {
+            entry._body = Some(body);
+        }
     }
 }
 
@@ -181,5 +217,27 @@ mod tests {
             (after.close(Inode(2)), after.close(Inode(2)), after.close(Inode(2))),
             (None, None, Some(20))
         );
+    }
+
+    #[test]
+    fn what_the_kernel_has_forgotten_is_open_nowhere() {
+        let mut before = modes();
+        before.open(Inode(2), || registered(20));
+        let kept = before.ledger().as_fd().try_clone_to_owned().unwrap();
+        drop(before);
+        let (ledger, lines) = Ledger::inherit(kept).unwrap();
+        let mut after = Modes::inherit(ledger, lines);
+        assert_eq!(after.inherited(), [Inode(2)]);
+        // The answer was never sent, and so it is asked again; and then it is closed, once.
+        after.open(Inode(2), || None);
+        assert_eq!(after.close(Inode(2)), None);
+        // A look-up of this process that the kernel could not use is no proof.
+        assert_eq!((after.forget(Inode(2), 1, 1), after.is_free(Inode(2))), (None, false));
+        assert_eq!((after.forget(Inode(2), 1, 0), after.is_free(Inode(2))), (Some(20), true));
+        let mut first = modes();
+        first.open(Inode(3), || registered(30));
+        assert_eq!(first.forget(Inode(3), 1, 2), None);
+        assert_eq!(first.forget(Inode(3), 2, 2), Some(30));
+        assert_eq!((first.forget(Inode(3), 2, 2), first.inherited()), (None, vec![]));
     }
 }

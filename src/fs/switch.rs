@@ -88,6 +88,7 @@ impl FileSystem {
             let compared = tokio::time::timeout_at(deadline, self.compare(directory, &before, &next)).await;
             let stale = match compared {
                 Ok(Ok(stale)) => {
+        let _ = tokio::time::timeout(LOAD_AHEAD, self.hold_what_goes()).await;
                     switched.directories += 1;
                     stale
                 }

@@ -2,7 +2,7 @@
 
 use super::content::{Content, OpenFile};
 use super::error::FsError;
-use super::files::{Files, OPEN_MAX};
+use super::files::{Files, HELD_MAX, OPEN_MAX};
 use super::foresight::{Foresight, REPLAY_MAX_BYTES};
 use super::listing::{ListedEntry, Listing, Listings, Position};
 use super::magic::is_magic;
@@ -271,7 +271,39 @@ impl FileSystem {
 
     /// The kernel dropped `lookups` references to `inode`.
     pub fn forget(&self, inode: Inode, lookups: u64) {
-        self.table().forget(inode, lookups);
+        self.forget_counted(inode, lookups);
+    }
+
+    /// As [`FileSystem::forget`]. Returns how many references were known of.
+    pub(super) fn forget_counted(&self, inode: Inode, lookups: u64) -> u64 {
+        let counted = self.table().forget(inode, lookups);
+        if lookups >= counted {
+            lock(&self.files).let_go(inode);
+        }
+        counted
+    }
+
+    /// Has files stay readable that are in use, although the revision from which they are is about to go.
+    pub(super) async fn hold_what_goes(&self) {
+        let going = self.table().about_to_go();
+        let mut lost = 0;
+        for inode in going.iter().take(HELD_MAX) {
+            let is_held = match self.file(*inode).await {
+                Ok(_) => lock(&self.files).hold(*inode),
+                // A link: who has it has read it.
+                Err(FsError::WrongKind(_)) => true,
+                Err(_) => false,
+            };
+            lost += usize::from(!is_held);
+        }
+        lost += going.len().saturating_sub(HELD_MAX);
+        if lost > 0 {
+            tracing::warn!(
+                repository = self.label,
+                files = lost,
+                "an old revision is in use but no longer kept, and not all of its files could be: these are stale"
+            );
+        }
     }
 
     /// The tree that answers for an inode of any kind.
@@ -288,11 +320,12 @@ impl FileSystem {
     /// # Errors
     /// [`FsError::Stale`] for what the kernel should not know; [`FsError::Metadata`].
     pub async fn attributes(&self, inode: Inode) -> Result<Attributes, FsError> {
-        let tree = match self.tree_of(inode).await {
-            Ok(tree) => tree,
-            // An open file has attributes even when its revision is no longer kept.
-            Err(stale) => return self.attributes_of_open(inode).ok_or(stale),
-        };
+        let is_kept = self.table().tree_of(inode).is_ok();
+        // An open file has attributes even when its revision is no longer kept.
+        if let Some(attributes) = self.attributes_of_open(inode).filter(|_| !is_kept) {
+            return Ok(attributes);
+        }
+        let tree = self.tree_of(inode).await?;
         tree.attributes(inode).await.map_err(|cause| FsError::of_tree(inode, cause))
     }
 

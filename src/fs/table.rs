@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Old trees that are kept for what the kernel still holds of them. Beyond, the oldest goes, and its
-/// inodes are stale (guess: a mount that nobody leaves sees eight revisions come).
+/// directories are stale (guess: a mount that nobody leaves sees eight revisions come).
 const MAX_OLD_TREES: usize = 8;
 /// Deepest directory that is looked for in another revision: a path of 4096 bytes has no more parts.
 const MAX_DEPTH: usize = 2048;
@@ -149,13 +149,12 @@ impl Table {
         }
     }
 
-    /// The kernel dropped `lookups` references.
-    pub(super) fn forget(&mut self, inode: Inode, lookups: u64) {
-        if inode == Inode::ROOT {
-            return;
-        }
-        let Some(known) = self.known.get_mut(&inode) else { return };
-        known.lookups = known.lookups.saturating_sub(lookups);
+    /// The kernel dropped `lookups` references. Returns how many were counted: fewer than that, if a predecessor gave it some. Then
+    /// it has none any more, for it drops all of those at once.
+    pub(super) fn forget(&mut self, inode: Inode, lookups: u64) -> u64 {
+        let Some(known) = self.known.get_mut(&inode).filter(|_| inode != Inode::ROOT) else { return 0 };
+        let before = known.lookups;
+        known.lookups = before.saturating_sub(lookups);
         if known.lookups == 0 {
             let generation = known.generation;
             self.known.remove(&inode);
@@ -168,6 +167,20 @@ impl Table {
     /// tree that answered for it.
     pub(super) fn advance(&mut self, tree: Arc<dyn Tree>) -> (Generation, Vec<(Inode, Generation)>) {
         let directories = self.directories();
+        before
+    }
+
+    /// What is no directory and bound to the tree that goes when the next one comes, if one does.
+    pub(super) fn about_to_go(&self) -> Vec<Inode> {
+        let Some((oldest, _)) = self.trees.first_key_value().filter(|_| self.old_trees() >= MAX_OLD_TREES)
+        else {
+            return Vec::new();
+        };
+        let bound = self
+            .known
+            .iter()
+            .filter(|(inode, known)| known.generation == *oldest && !self.is_directory(**inode));
+        bound.map(|(inode, _)| *inode).collect()
         let next = (self.current + 1, tree);
         let before = std::mem::replace(&mut self.current, next.0);
         self.trees.insert(next.0, Kept { tree: Arc::clone(&next.1), bound: 0 });
@@ -180,7 +193,7 @@ impl Table {
                 tracing::warn!(
                     generation,
                     inodes = kept.bound,
-                    "an old revision is in use but no longer kept: what the kernel holds of it is stale"
+                    "an old revision is in use but no longer kept: its directories are stale, its files are read on"
                 );
             }
         }

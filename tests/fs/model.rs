@@ -252,6 +252,7 @@ async fn an_open_file_outlives_its_revision_and_an_inode_too_old_is_stale() {
     assert_eq!(world.fs.read(inode, 0, 4096).await.unwrap(), bytes);
     assert_eq!(world.fs.attributes(inode).await.unwrap().size, bytes.len() as u64);
     world.fs.close(inode);
+    world.fs.forget(inode, 1);
     assert_eq!(world.fs.attributes(inode).await, Err(FsError::Stale(inode)));
     assert_eq!(world.fs.lookup(Inode(4711), b"x").await, Err(FsError::Stale(Inode(4711))));
 }

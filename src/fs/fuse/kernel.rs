@@ -41,6 +41,10 @@ const MAX_BACKGROUND: u16 = 64;
 const BLOCK_BYTES: u32 = 4096;
 /// Smallest file that the kernel may read by itself: for less, registering it costs more than it gains (guess).
 const PASSTHROUGH_MIN_BYTES: u64 = 128 << 10;
+/// How often a body that a predecessor has registered is asked for until it was verified, and after what pauses (guess: its file of
+/// 10 GB is hashed by then, and what is not is held by the kernel alone).
+const LOOKS_AT_BODY: usize = 20;
+const LOOK_AT_BODY_AGAIN: Duration = Duration::from_secs(1);
 /// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, uint32_t)` of linux/fuse.h.
 const BACKING_CLOSE: libc::Ioctl = (1 << 30 | 4 << 16 | 229 << 8 | 2) as libc::Ioctl;
 
@@ -110,6 +114,34 @@ impl Shared {
     fn close(&self, inode: Inode) {
         let ended = self.modes().close(inode);
         self.fs.close(inode);
+        self.unregister(ended);
+    }
+
+    fn forget(&self, inode: Inode, lookups: u64) {
+        let counted = self.fs.forget_counted(inode, lookups);
+        let ended = self.modes().forget(inode, lookups, counted);
+        self.unregister(ended);
+    }
+
+    /// Has the bodies verified from which the kernel reads since the time of a predecessor, and held.
+    pub(super) async fn look_at_inherited(&self) {
+        let inherited = self.modes().inherited();
+        for inode in inherited {
+            for _ in 0..LOOKS_AT_BODY {
+                // It is verified because it was asked for.
+                match self.fs.body(inode).await {
+                    Ok(Some(body)) => {
+                        self.modes().hold(inode, body);
+                        break;
+                    }
+                    Ok(None) => tokio::time::sleep(LOOK_AT_BODY_AGAIN).await,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    fn unregister(&self, ended: Option<Backing>) {
         if let Some(backing) = ended {
             // SAFETY: the call reads a number of four bytes, which lives until it returns.
             let closed = unsafe { libc::ioctl(self.device.as_raw_fd(), BACKING_CLOSE, &raw const backing) };
@@ -296,7 +328,7 @@ impl Filesystem for Kernel {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, lookups: u64) {
-        self.shared.fs.forget(Inode(inode.0), lookups);
+        self.shared.forget(Inode(inode.0), lookups);
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -383,8 +415,8 @@ impl Filesystem for Kernel {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // One that is sent again may have been counted by who has not answered it any more. Then the file keeps its mode for
-        // longer than it must; counted twice, it might lose it too early.
+        // One that is sent again may have been counted by who has not answered it any more. Then the file keeps its mode until the
+        // kernel forgets it; counted twice, it might lose it too early.
         let is_close = self.linger.is_close();
         if request.unique().0 & RESENT == 0 {
             self.shared.close(Inode(inode.0));
