@@ -1,8 +1,8 @@
 //! Requests of the kernel, and their answers.
 //!
 //! A request whose answer is here is answered by the thread that took it from the kernel. One that has
-//! to wait for bytes goes to the runtime; so many wait at once, and beyond that the kernel's own queue
-//! holds them.
+//! to wait for bytes goes to the runtime; so many wait at once, and one beyond that is an error, for each of those ends
+//! within its deadline, and what is here must be read on meanwhile.
 //!
 //! Settings, after measurements: names and attributes are valid for a day (a switch of the revision
 //! tells the kernel what changed), absent names too; pages, listings and links stay cached; look-ups in
@@ -191,11 +191,11 @@ impl Kernel {
         if ready {
             return self.linger.answered(self.shared.device.as_fd(), is_close);
         }
-        let waiting = Arc::clone(&self.waiting);
-        let permit = match Arc::clone(&waiting).try_acquire_owned() {
-            Ok(permit) => Ok(permit),
-            // So many wait that this thread does, too; each of them ends within a bounded time.
-            Err(_) => self.runtime.block_on(waiting.acquire_owned()),
+        let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            // This thread must not wait as well: what is here is to be read on. Without an answer, the reader gets an I/O error.
+            let repository = self.shared.fs.label();
+            tracing::warn!(repository, "a reader gets an I/O error: too many wait for an answer already");
+            return drop(answer);
         };
         self.runtime.spawn(async move {
             answer.await;

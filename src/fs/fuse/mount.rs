@@ -90,7 +90,7 @@ pub struct MountConfig {
     pub threads: usize,
     /// What the kernel reads ahead of a sequential reader, in KiB.
     pub read_ahead_kib: u32,
-    /// Requests that may wait for bytes at once.
+    /// Requests that may wait for bytes at once; one beyond is an I/O error.
     pub max_waiting: usize,
     /// What it is tuned for.
     pub profile: Profile,
@@ -102,13 +102,13 @@ pub struct MountConfig {
 
 impl MountConfig {
     /// Defaults for a mount at `path`: 4 threads (guess), 1 MiB of read-ahead (one request of the
-    /// largest size), 256 waiting requests (guess).
+    /// largest size), 4 096 waiting requests: some KiB each (guess).
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             threads: 4,
             read_ahead_kib: MAX_READ_BYTES >> 10,
-            max_waiting: 256,
+            max_waiting: 4_096,
             profile: Profile::Auto,
             passthrough: true,
             restrict: Restrictions::default(),
