@@ -5,30 +5,41 @@
 //! one. Then each directory that the kernel knew is compared between the revisions, and the kernel is
 //! told which names, listings and attributes changed. What did not change stays cached.
 //!
+//! After a take-over the kernel knows directories that are not known here. Then all directories whose old catalogs are here are
+//! compared: what the kernel knows came out of them.
+//!
+//! Names are always told one by one, in the directory in which they stand. To be told that a directory's own name is stale is not
+//! enough: the kernel drops what is below it only where nobody uses it, and when the directory is looked up again, what was in use
+//! is found below it as before.
+//!
 //! A look-up of the old tree that is still under way when the kernel is told does no harm: the kernel
 //! serialises the news about a name with look-ups in its directory.
 
 use super::error::FsError;
 use super::system::FileSystem;
 use super::table::Generation;
-use crate::catalog::{DirectoryEntry, Inode, Tree, TreeError};
+use crate::catalog::{DirectoryEntry, FileKind, Inode, Tree, TreeError};
 use futures::future::BoxFuture;
 use std::cmp;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long the catalogs of a new revision are loaded ahead before it is shown anyway (guess).
 const LOAD_AHEAD: Duration = Duration::from_secs(30);
-/// How long directories are compared. One whose new catalog is not here by then is dropped from the
-/// kernel's cache with everything below it (guess).
+/// How long directories are compared (guess). Of one whose new catalog is not here by then, all names are dropped from the
+/// kernel's cache.
 const COMPARE: Duration = Duration::from_secs(60);
+/// How long after that the old lists of such directories are waited for, all together; what is here is there at once (guess).
+const LIST_AGAIN: Duration = Duration::from_secs(5);
+/// Most directories that are compared although nobody knows whether the kernel knows them: 16 MiB of numbers (guess).
+const WALKED_MAX: usize = 1 << 20;
 
 /// What the kernel must no longer believe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stale {
-    /// A name, or that there is none. Everything below it goes as well.
+    /// A name, or that there is none. What is below it goes as well, as far as nobody uses it.
     Entry {
         /// The directory.
         directory: Inode,
@@ -74,36 +85,89 @@ impl FileSystem {
         let of_root = |cause| FsError::of_tree(Inode::ROOT, cause);
         tree.list(Inode::ROOT).await.map_err(of_root)?;
         let attributes = tree.attributes(Inode::ROOT).await.map_err(of_root)?;
-        let _ = tokio::time::timeout(LOAD_AHEAD, self.load_ahead(&*tree)).await;
+        let unknown = self.unknown().clone();
+        let _ = tokio::time::timeout(LOAD_AHEAD, self.load_ahead(&unknown, &*tree)).await;
 
+        let _ = tokio::time::timeout(LOAD_AHEAD, self.hold_what_goes()).await;
         let (next, directories) = self.table().advance(tree);
         self.foresight.show(&*next.1);
         let mut switched = Switched::default();
-        if self.unknown_directories.swap(false, Ordering::Relaxed) {
-            let stale = everything(&directories, &next).await;
-            self.tell(stale, &mut switched).await;
-        }
-        let deadline = tokio::time::Instant::now() + COMPARE;
-        for (directory, before) in directories {
-            let compared = tokio::time::timeout_at(deadline, self.compare(directory, &before, &next)).await;
+        let deadline = Instant::now() + COMPARE;
+        for (directory, before) in &directories {
+            let compared = timeout_at(deadline, self.compare(*directory, before, &next)).await;
+            let place = self.table().place(*directory);
             let stale = match compared {
-                Ok(Ok(stale)) => {
-        let _ = tokio::time::timeout(LOAD_AHEAD, self.hold_what_goes()).await;
-                    switched.directories += 1;
-                    stale
-                }
-                Ok(Err(_)) | Err(_) => {
-                    switched.dropped += 1;
-                    let place = self.table().place(directory);
-                    place.map(|(directory, name)| Stale::Entry { directory, name }).into_iter().collect()
-                }
+                Ok(Ok(stale)) => Some(stale),
+                Ok(Err(_)) | Err(_) => None,
             };
-            if directory == Inode::ROOT && before.1.attributes(Inode::ROOT).await.ok() != Some(attributes) {
+            let stale = judged(stale, (*directory, place), &before.1, deadline, &mut switched).await;
+            if *directory == Inode::ROOT && before.1.attributes(Inode::ROOT).await.ok() != Some(attributes) {
                 self.tell(vec![Stale::Attributes(Inode::ROOT)], &mut switched).await;
             }
             self.tell(stale, &mut switched).await;
         }
+        for (_, old) in &unknown {
+            self.walk_and_tell(old, &next, deadline, &mut switched).await;
+        }
+        self.unknown().clear();
         Ok(switched)
+    }
+
+    /// Has the kernel forget what it may have from a tree to which a predecessor of this process was switching when it ended. To be
+    /// called once after [`FileSystem::resume`].
+    pub async fn settle(&self) {
+        let _one_at_a_time = self.switching.lock().await;
+        let current = self.table().current();
+        let unknown = self.unknown().clone();
+        let deadline = Instant::now() + COMPARE;
+        for (_, begun) in unknown.iter().filter(|(number, _)| *number > current.0) {
+            self.walk_and_tell(begun, &current, deadline, &mut Switched::default()).await;
+        }
+        // Compared again with the next one: who is quick may have had something of it meanwhile.
+    }
+
+    fn unknown(&self) -> std::sync::MutexGuard<'_, Vec<Generation>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares all directories that are in both trees, as far as the old one has them here, and tells the kernel. Of
+    /// inodes that it asks about only later, nothing is noted: they are found in the trees that have them.
+    async fn walk_and_tell(
+        &self,
+        old: &Arc<dyn Tree>,
+        next: &Generation,
+        deadline: Instant,
+        switched: &mut Switched,
+    ) {
+        let mut open = VecDeque::from([(Inode::ROOT, None)]);
+        while let Some((directory, place)) = open.pop_front() {
+            let comparing = async {
+                let was = old.list(directory).await?;
+                let is = next.1.list(directory).await?;
+                Ok::<_, TreeError>((was, is))
+            };
+            let compared = match timeout_at(deadline, comparing).await {
+                Ok(Ok((was, is))) => {
+                    self.bring_files_along(&is, next);
+                    let stays: HashSet<Inode> =
+                        directories(&is).map(|entry| entry.attributes.inode).collect();
+                    for entry in directories(&was).filter(|entry| stays.contains(&entry.attributes.inode)) {
+                        let inode = entry.attributes.inode;
+                        let place = (directory, Arc::clone(&entry.name));
+                        if old.is_here(inode) && open.len() < WALKED_MAX {
+                            open.push_back((inode, Some(place)));
+                        } else {
+                            // Nobody can have been inside lately.
+                            self.tell(vec![Stale::Entry { directory, name: place.1 }], switched).await;
+                        }
+                    }
+                    Some(differences(directory, &was, &is))
+                }
+                Ok(Err(_)) | Err(_) => None,
+            };
+            let stale = judged(compared, (directory, place), old, deadline, switched).await;
+            self.tell(stale, switched).await;
+        }
     }
 
     async fn tell(&self, stale: Vec<Stale>, switched: &mut Switched) {
@@ -114,13 +178,24 @@ impl FileSystem {
         }
     }
 
-    /// Enters the directories that the kernel knows in `tree`. Failures show when it counts.
-    async fn load_ahead(&self, tree: &dyn Tree) {
-        let directories = self.table().directories();
-        for (directory, _) in directories {
+    /// Enters the directories that the kernel knows, or may know out of `unknown`, in `tree`. Failures show when it counts.
+    async fn load_ahead(&self, unknown: &[Generation], tree: &dyn Tree) {
+        let known = self.table().directories();
+        for (directory, _) in known {
             let Some(path) = self.table().path(directory) else { continue };
             if let Ok(Some(found)) = walk(tree, &path).await {
                 let _ = tree.list(found).await;
+            }
+        }
+        for (_, old) in unknown {
+            let mut open = VecDeque::from([Inode::ROOT]);
+            while let Some(directory) = open.pop_front() {
+                let Ok(was) = old.list(directory).await else { continue };
+                let Ok(is) = tree.list(directory).await else { continue };
+                let stays: HashSet<Inode> = directories(&is).map(|entry| entry.attributes.inode).collect();
+                let below = directories(&was).map(|entry| entry.attributes.inode);
+                open.extend(below.filter(|inode| stays.contains(inode) && old.is_here(*inode)));
+                open.truncate(WALKED_MAX);
             }
         }
     }
@@ -139,31 +214,46 @@ impl FileSystem {
         let of_directory = |cause| FsError::of_tree(directory, cause);
         let old = before.1.list(directory).await.map_err(of_directory)?;
         let new = next.1.list(directory).await.map_err(of_directory)?;
-        let stale = differences(directory, &old, &new);
+        self.bring_files_along(&new, next);
+        Ok(differences(directory, &old, &new))
+    }
+
+    /// From now on `next` answers for the files that it has in a directory. Directories follow when they are compared themselves:
+    /// by their path.
+    fn bring_files_along(&self, entries: &[DirectoryEntry], next: &Generation) {
         let mut table = self.table();
-        new.iter().for_each(|entry| {
-            // Directories follow when they are compared themselves: by their path.
+        entries.iter().for_each(|entry| {
             if !table.is_directory(entry.attributes.inode) {
                 table.rebind(entry.attributes.inode, next);
             }
         });
-        Ok(stale)
     }
 }
 
-/// Every name of the root directory, before or now: with them goes whatever the kernel knows below. It is what is left to
-/// say when directories may be known to the kernel that are not known here.
-async fn everything(directories: &[(Inode, Generation)], next: &Generation) -> Vec<Stale> {
-    let directory = Inode::ROOT;
-    let mut names: BTreeSet<Arc<[u8]>> = BTreeSet::new();
-    let before = directories.iter().find(|(inode, _)| *inode == directory).map(|(_, before)| before);
-    for (_, tree) in before.into_iter().chain([next]) {
-        // One that cannot be listed now was listed when it was shown first; its names are most likely those of the other.
-        let listed = tree.list(directory).await.unwrap_or_default();
-        names.extend(listed.iter().map(|entry| Arc::clone(&entry.name)));
+fn directories(entries: &[DirectoryEntry]) -> impl Iterator<Item = &DirectoryEntry> {
+    entries.iter().filter(|entry| entry.attributes.kind == FileKind::Directory)
+}
+
+/// What is to be told of a directory: what its comparison has brought, or where it could not be compared in time, everything that
+/// the kernel may know of it.
+async fn judged(
+    compared: Option<Vec<Stale>>,
+    (directory, place): (Inode, Option<(Inode, Arc<[u8]>)>),
+    old: &Arc<dyn Tree>,
+    deadline: Instant,
+    switched: &mut Switched,
+) -> Vec<Stale> {
+    if let Some(stale) = compared {
+        switched.directories += 1;
+        return stale;
     }
-    let names = names.into_iter().map(|name| Stale::Entry { directory, name });
-    names.chain([Stale::Listing(directory)]).collect()
+    switched.dropped += 1;
+    // Its old list was read before; should it be gone, names in use stay, and the others go with the directory.
+    let was = timeout_at(deadline + LIST_AGAIN, old.list(directory)).await;
+    let was = was.ok().and_then(Result::ok).unwrap_or_default();
+    let names = was.iter().map(|entry| Stale::Entry { directory, name: Arc::clone(&entry.name) });
+    let own = place.map(|(directory, name)| Stale::Entry { directory, name });
+    names.chain([Stale::Listing(directory)]).chain(own).collect()
 }
 
 /// Walks from the root down. `None` when there is no such directory.
@@ -171,7 +261,7 @@ pub(super) async fn walk(tree: &dyn Tree, path: &[Arc<[u8]>]) -> Result<Option<I
     let mut at = Inode::ROOT;
     for name in path {
         match tree.lookup(at, name).await? {
-            Some(found) if found.kind == crate::catalog::FileKind::Directory => at = found.inode,
+            Some(found) if found.kind == FileKind::Directory => at = found.inode,
             _ => return Ok(None),
         }
     }
@@ -213,7 +303,7 @@ fn differences(directory: Inode, old: &[DirectoryEntry], new: &[DirectoryEntry])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Attributes, FileKind};
+    use crate::catalog::Attributes;
 
     fn entry(name: &str, inode: u64, permissions: u16) -> DirectoryEntry {
         let attributes = Attributes {

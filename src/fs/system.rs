@@ -17,7 +17,6 @@ use crate::model::{Class, ContentId};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use std::fs::File;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::Instrument as _;
@@ -25,9 +24,9 @@ use tracing::Instrument as _;
 /// Longest name, in bytes: what every Linux file system has.
 pub(super) const NAME_MAX_BYTES: usize = 255;
 /// How long an inode is searched for that a predecessor of this process has handed out: less than a reader's patience.
+const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How long each tree is searched at least, so that all have their turn.
 const RECALL_AT_LEAST: Duration = Duration::from_millis(100);
-const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
 
@@ -74,8 +73,8 @@ pub struct FileSystem {
     recorders: Recorders,
     /// Whether the kernel may know inodes that this process never told it of.
     resumed: bool,
-    /// Whether it may know directories that are not known here, as after a resumption until the next switch.
-    pub(super) unknown_directories: AtomicBool,
+    /// Trees of which it may know directories that are not known here: after a resumption, until the next switch.
+    pub(super) unknown: Mutex<Vec<Generation>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,23 +84,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FileSystem {
     /// Shows `tree`; its files' bytes come from `source`. `label` names the repository in messages.
     pub fn new(label: impl Into<String>, tree: Arc<dyn Tree>, source: Arc<dyn ChunkSource>) -> Self {
-        Self::over(label.into(), Table::new(tree), source, false)
+        Self::over(label.into(), Table::new(tree), source, None)
     }
 
-    /// Goes on where another process has ended: `trees` are those that it kept, by the numbers that it gave them, oldest
-    /// first, and the last is the one that it showed. Inodes that the kernel has from it are found when it asks about them.
+    /// Goes on where another process has ended: `trees` are those that it kept, by the numbers that it gave them, and `shown` is
+    /// the number of the one that it showed. With one of a greater number, it was cut off while it switched to that one; the kernel
+    /// may have something of it, which [`FileSystem::settle`] takes back. Inodes that the kernel has from the other process are found when
+    /// it asks about them.
     ///
     /// # Panics
-    /// Without a tree.
+    /// Without the tree that is shown.
     pub fn resume(
         label: impl Into<String>,
         trees: Vec<(u64, Arc<dyn Tree>)>,
+        shown: u64,
         source: Arc<dyn ChunkSource>,
     ) -> Self {
-        Self::over(label.into(), Table::resume(trees), source, true)
+        let unknown = trees.iter().filter(|(number, _)| *number >= shown).cloned().collect();
+        Self::over(label.into(), Table::resume(trees, shown), source, Some(unknown))
     }
 
-    fn over(label: String, table: Table, source: Arc<dyn ChunkSource>, resumed: bool) -> Self {
+    fn over(
+        label: String,
+        table: Table,
+        source: Arc<dyn ChunkSource>,
+        unknown: Option<Vec<Generation>>,
+    ) -> Self {
         let foresight = Foresight::new(&*table.current().1, REPLAY_MAX_BYTES);
         Self {
             label,
@@ -114,8 +122,8 @@ impl FileSystem {
             switching: tokio::sync::Mutex::default(),
             foresight,
             recorders: Recorders::default(),
-            resumed,
-            unknown_directories: AtomicBool::new(resumed),
+            resumed: unknown.is_some(),
+            unknown: Mutex::new(unknown.unwrap_or_default()),
         }
     }
 
@@ -167,7 +175,12 @@ impl FileSystem {
         FileSystemStatistics { known_inodes: table.inodes(), open_files, old_trees: table.old_trees() }
     }
 
-    /// The numbers of the trees that are kept, oldest first; the last is shown. A tree that is shown later has the next number.
+    /// The number of the tree that is shown.
+    pub fn shown(&self) -> u64 {
+        self.table().current().0
+    }
+
+    /// The numbers of the trees that are kept, oldest first. A tree that is shown later has the number after the last.
     pub fn generations(&self) -> Vec<u64> {
         self.table().generations().iter().rev().map(|(number, _)| *number).collect()
     }
@@ -542,6 +555,11 @@ impl FileSystem {
         }
     }
 
+    /// Whether a listing is of the revision that is shown. What an older one says of a name, nobody may believe any more.
+    pub fn is_shown(&self, listing: &Listing) -> bool {
+        self.table().current().0 == listing.generation
+    }
+
     /// An entry of a listing went to the kernel with its attributes: a reference more, but for dots.
     pub fn remember_listed(&self, listing: &Listing, entry: &ListedEntry<'_>) {
         if !entry.is_dot {
@@ -576,8 +594,3 @@ fn join(pieces: &[Piece], got: &[Bytes]) -> Result<Bytes, SourceError> {
     got.iter().for_each(|bytes| all.extend_from_slice(bytes));
     Ok(all.freeze())
 }
-    /// Whether a listing is of the revision that is shown. What an older one says of a name, nobody may believe any more.
-    pub fn is_shown(&self, listing: &Listing) -> bool {
-        self.table().current().0 == listing.generation
-    }
-

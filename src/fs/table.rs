@@ -29,6 +29,14 @@ struct Kept {
     tree: Arc<dyn Tree>,
     /// Inodes that are bound to it.
     bound: usize,
+    /// Whether the kernel may have inodes of it that are not known here. That ends only when it is the oldest of too many.
+    inherited: bool,
+}
+
+impl Kept {
+    fn is_in_use(&self) -> bool {
+        self.bound > 0 || self.inherited
+    }
 }
 
 /// A tree and its generation.
@@ -48,26 +56,24 @@ impl Table {
         let root = Known { generation: 0, lookups: 1 };
         Self {
             current: 0,
-            trees: BTreeMap::from([(0, Kept { tree, bound: 1 })]),
+            trees: BTreeMap::from([(0, Kept { tree, bound: 1, inherited: false })]),
             known: HashMap::from([(Inode::ROOT, root)]),
             places: HashMap::new(),
         }
     }
 
-    /// What a predecessor has left: its trees by generation, of which the last is the current one. They are kept as if an
-    /// inode were bound to each, for nobody knows which the kernel has.
+    /// What a predecessor has left: its trees by generation, and which of them it showed. They are kept whether an inode is bound to
+    /// them or not, for nobody knows which the kernel has.
     ///
     /// # Panics
-    /// Without a tree.
-    pub(super) fn resume(trees: Vec<Generation>) -> Self {
-        let current = trees.last().expect("a mount shows a tree").0;
+    /// Without the tree that is shown.
+    pub(super) fn resume(trees: Vec<Generation>, current: u64) -> Self {
+        let kept =
+            |(number, tree)| (number, Kept { tree, bound: usize::from(number == current), inherited: true });
+        let trees: BTreeMap<u64, Kept> = trees.into_iter().map(kept).collect();
+        assert!(trees.contains_key(&current), "a mount shows a tree");
         let root = Known { generation: current, lookups: 1 };
-        Self {
-            current,
-            trees: trees.into_iter().map(|(number, tree)| (number, Kept { tree, bound: 1 })).collect(),
-            known: HashMap::from([(Inode::ROOT, root)]),
-            places: HashMap::new(),
-        }
+        Self { current, trees, known: HashMap::from([(Inode::ROOT, root)]), places: HashMap::new() }
     }
 
     /// All kept trees, the newest first.
@@ -130,12 +136,6 @@ impl Table {
         }
     }
 
-    /// From now on `to` answers for `inode`, unless it is older than the tree that does.
-    pub(super) fn rebind(&mut self, inode: Inode, to: &Generation) {
-        let Some(known) = self.known.get_mut(&inode) else { return };
-        if known.generation < to.0 {
-            let before = std::mem::replace(&mut known.generation, to.0);
-            self.bind(to);
     /// Notes an inode that the kernel has from a predecessor: how many references, nobody knows, so none is counted.
     pub(super) fn inherit(&mut self, inode: Inode, from: &Generation, place: Option<Place>) {
         let lookups = self.known.get(&inode).map_or(0, |known| known.lookups);
@@ -145,6 +145,12 @@ impl Table {
         }
     }
 
+    /// From now on `to` answers for `inode`, unless it is older than the tree that does.
+    pub(super) fn rebind(&mut self, inode: Inode, to: &Generation) {
+        let Some(known) = self.known.get_mut(&inode) else { return };
+        if known.generation < to.0 {
+            let before = std::mem::replace(&mut known.generation, to.0);
+            self.bind(to);
             self.unbind(before);
         }
     }
@@ -161,12 +167,6 @@ impl Table {
             self.places.remove(&inode);
             self.unbind(generation);
         }
-    }
-
-    /// Makes `tree` the current one. Returns its generation and all known directories, each with the
-    /// tree that answered for it.
-    pub(super) fn advance(&mut self, tree: Arc<dyn Tree>) -> (Generation, Vec<(Inode, Generation)>) {
-        let directories = self.directories();
         before
     }
 
@@ -181,11 +181,19 @@ impl Table {
             .iter()
             .filter(|(inode, known)| known.generation == *oldest && !self.is_directory(**inode));
         bound.map(|(inode, _)| *inode).collect()
-        let next = (self.current + 1, tree);
+    }
+
+    /// Makes `tree` the current one. Returns its generation and all known directories, each with the
+    /// tree that answered for it.
+    pub(super) fn advance(&mut self, tree: Arc<dyn Tree>) -> (Generation, Vec<(Inode, Generation)>) {
+        let directories = self.directories();
+        // A predecessor may have begun with a newer one than it showed.
+        let last = self.trees.last_key_value().map_or(self.current, |(number, _)| *number);
+        let next = (last + 1, tree);
         let before = std::mem::replace(&mut self.current, next.0);
-        self.trees.insert(next.0, Kept { tree: Arc::clone(&next.1), bound: 0 });
+        self.trees.insert(next.0, Kept { tree: Arc::clone(&next.1), bound: 0, inherited: false });
         self.rebind(Inode::ROOT, &next);
-        if self.trees.get(&before).is_some_and(|kept| kept.bound == 0) {
+        if self.trees.get(&before).is_some_and(|kept| !kept.is_in_use()) {
             self.trees.remove(&before);
         }
         while self.old_trees() > MAX_OLD_TREES {
@@ -206,6 +214,11 @@ impl Table {
         known.filter_map(|inode| Some((inode, self.tree_of(inode).ok()?))).collect()
     }
 
+    /// The tree of a generation, if it is kept.
+    pub(super) fn generation(&self, number: u64) -> Option<Generation> {
+        self.trees.get(&number).map(|kept| (number, Arc::clone(&kept.tree)))
+    }
+
     /// The newest kept tree of which a position in a directory may speak.
     pub(super) fn generation_at(&self, position: Position) -> Option<Generation> {
         let (generation, kept) =
@@ -224,19 +237,14 @@ impl Table {
     }
 
     fn bind(&mut self, to: &Generation) {
-        let kept = self.trees.entry(to.0).or_insert_with(|| Kept { tree: Arc::clone(&to.1), bound: 0 });
-        kept.bound += 1;
+        let new = || Kept { tree: Arc::clone(&to.1), bound: 0, inherited: false };
+        self.trees.entry(to.0).or_insert_with(new).bound += 1;
     }
-    /// The tree of a generation, if it is kept.
-    pub(super) fn generation(&self, number: u64) -> Option<Generation> {
-        self.trees.get(&number).map(|kept| (number, Arc::clone(&kept.tree)))
-    }
-
 
     fn unbind(&mut self, from: u64) {
         let Some(kept) = self.trees.get_mut(&from) else { return };
         kept.bound -= 1;
-        if kept.bound == 0 && from != self.current {
+        if !kept.is_in_use() && from != self.current {
             self.trees.remove(&from);
         }
     }

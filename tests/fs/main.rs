@@ -3,8 +3,10 @@
 #![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod busy;
 mod double;
 mod model;
 mod mounted;
+mod resumed;
 mod spans;
 mod view;

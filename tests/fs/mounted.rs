@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// Whether mounts can be made here. Says so if not, and fails where everything is required.
-fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let why = if !rustix::process::geteuid().is_root() {
         "mounting in tests needs root"
     } else if !Path::new("/dev/fuse").exists() {
@@ -371,6 +371,20 @@ fn a_busy_mount_is_detached_and_serves_those_inside_to_the_end() {
     drop(open);
     world.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), ended).await }).unwrap();
     assert!(world.at(b"empty").exists());
+}
+
+#[test]
+fn what_somebody_else_has_mounted_on_top_is_not_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(&random_tree(&mut Generator::stream(2, 1)));
+    rustix::mount::mount("other", world.at(b""), "tmpfs", rustix::mount::MountFlags::empty(), c"").unwrap();
+    fs::write(world.at(b"theirs"), b"theirs").unwrap();
+    let mounted = world.mounted.take().unwrap().unmount_if_idle().err().expect("it is covered");
+    assert!(mounted.unmount(Duration::ZERO).is_err());
+    assert_eq!(fs::read(world.at(b"theirs")).unwrap(), b"theirs");
+    rustix::mount::unmount(world.at(b""), UnmountFlags::empty()).unwrap();
 }
 
 #[test]

@@ -1,0 +1,293 @@
+//! A file system that goes on where another process has ended: what the kernel still has is found, and no longer believed once
+//! it is wrong.
+
+use crate::double::{Body, MemorySource, MemoryTree, Naive, node};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, Inode, Tree, TreeError};
+use starling::chunk::SourceError;
+use starling::fs::{FileSystem, FsError, Notifier, Stale};
+use starling::model::{ChunkRef, ContentId};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Remembers what the kernel would be told.
+#[derive(Default)]
+struct Told(Mutex<Vec<Stale>>);
+
+impl Notifier for Told {
+    fn stale(&self, what: Vec<Stale>) -> BoxFuture<'_, ()> {
+        self.0.lock().unwrap().extend(what);
+        async {}.boxed()
+    }
+}
+
+impl Told {
+    fn take(&self) -> Vec<Stale> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+/// A tree of which one directory cannot be listed, and nothing searched.
+struct Holed {
+    inner: MemoryTree,
+    hole: Inode,
+}
+
+impl Tree for Holed {
+    fn lookup<'a>(
+        &'a self,
+        directory: Inode,
+        name: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
+        self.inner.lookup(directory, name)
+    }
+    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
+        if directory == self.hole {
+            let (chunk, detail) = (ContentId::of(b"catalog"), "off line".to_owned());
+            return async move { Err(SourceError::Unavailable { chunk, detail }.into()) }.boxed();
+        }
+        self.inner.list(directory)
+    }
+    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
+        self.inner.attributes(inode)
+    }
+    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
+        self.inner.parent(directory)
+    }
+    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
+        self.inner.link_target(inode)
+    }
+    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>> {
+        self.inner.extended_attributes(inode)
+    }
+    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
+        self.inner.chunks(file)
+    }
+    fn locate(
+        &self,
+        inode: Inode,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
+        if patience.is_zero() {
+            return async { Ok(None) }.boxed();
+        }
+        let chunk = ContentId::of(&inode.0.to_ne_bytes());
+        let detail = "catalogs were being searched".to_owned();
+        let waited_ms = u64::try_from(patience.as_millis()).unwrap();
+        async move {
+            tokio::time::sleep(patience).await;
+            Err(SourceError::TimedOut { chunk, waited_ms, detail }.into())
+        }
+        .boxed()
+    }
+    fn totals(&self) -> (u64, u64) {
+        self.inner.totals()
+    }
+}
+
+/// Revisions of a small tree: each has a file of its own at `lib/x/foo`, deep below what never changes.
+struct Revisions {
+    source: Arc<MemorySource>,
+}
+
+impl Revisions {
+    fn new() -> Self {
+        Self { source: Arc::default() }
+    }
+
+    fn naive(revision: u64) -> Naive {
+        let file = |text: String| node(Body::File(text.into_bytes(), 5));
+        let mut naive = Naive::from([(Vec::new(), node(Body::Directory))]);
+        naive.insert(b"lib".to_vec(), node(Body::Directory));
+        naive.insert(b"lib/x".to_vec(), node(Body::Directory));
+        naive.insert(b"lib/x/foo".to_vec(), file(format!("content of {revision}")));
+        naive.insert(b"lib/x/same".to_vec(), file("never changes".to_owned()));
+        naive.insert(format!("lib/of{revision}").into_bytes(), file(revision.to_string()));
+        naive
+    }
+
+    fn tree(&self, revision: u64) -> Arc<dyn Tree> {
+        Arc::new(MemoryTree::new(&Self::naive(revision), &self.source))
+    }
+
+    /// What the kernel has from a process that showed it a revision: the directory, the file, and another that stays.
+    async fn inodes(&self, revision: u64) -> [Inode; 3] {
+        let tree = self.tree(revision);
+        let mut directory = Inode::ROOT;
+        for name in [&b"lib"[..], b"x"] {
+            directory = tree.lookup(directory, name).await.unwrap().unwrap().inode;
+        }
+        let foo = tree.lookup(directory, b"foo").await.unwrap().unwrap().inode;
+        let same = tree.lookup(directory, b"same").await.unwrap().unwrap().inode;
+        [directory, foo, same]
+    }
+
+    fn resume(&self, revisions: &[u64], shown: u64) -> (FileSystem, Arc<Told>) {
+        let trees = revisions.iter().map(|revision| (*revision, self.tree(*revision))).collect();
+        let fs = FileSystem::resume("resumed", trees, shown, self.source.clone());
+        let told = Arc::new(Told::default());
+        fs.set_notifier(Some(told.clone()));
+        (fs, told)
+    }
+}
+
+async fn text(fs: &FileSystem, inode: Inode) -> Result<String, FsError> {
+    Ok(String::from_utf8(fs.read(inode, 0, 100).await?.to_vec()).unwrap())
+}
+
+fn entry(directory: Inode, name: &str) -> Stale {
+    Stale::Entry { directory, name: name.as_bytes().into() }
+}
+
+#[tokio::test]
+async fn a_file_that_was_opened_before_keeps_its_content_through_the_first_switches() {
+    let revisions = Revisions::new();
+    let [_, foo, _] = revisions.inodes(1).await;
+    let (fs, _) = revisions.resume(&[1], 1);
+    for revision in 2..5 {
+        fs.switch(revisions.tree(revision)).await.unwrap();
+        assert_eq!(text(&fs, foo).await.unwrap(), "content of 1", "after the switch to {revision}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_the_kernel_has_keeps_its_content_however_many_revisions_come_and_however_it_is_opened() {
+    let revisions = Revisions::new();
+    for is_resumed in [false, true] {
+        let [x, foo, _] = revisions.inodes(1).await;
+        let fs = if is_resumed {
+            revisions.resume(&[1], 1).0
+        } else {
+            FileSystem::new("fresh", revisions.tree(1), revisions.source.clone())
+        };
+        if !is_resumed {
+            let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+            fs.lookup(lib, b"x").await.unwrap().unwrap();
+            fs.lookup(x, b"foo").await.unwrap().unwrap();
+        }
+        // Nobody says that it is open. A successor hears of it when somebody asks about it.
+        let size = fs.attributes(foo).await.unwrap().size;
+        let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+        for revision in 2..30 {
+            fs.switch(revisions.tree(revision)).await.unwrap();
+            // Of each revision something stays in use.
+            let name = format!("of{revision}");
+            fs.lookup(lib, name.as_bytes()).await.unwrap().unwrap();
+        }
+        assert_eq!(fs.statistics().old_trees, 8);
+        assert_eq!(text(&fs, foo).await.unwrap(), "content of 1");
+        assert_eq!(fs.attributes(foo).await.unwrap().size, size);
+        fs.forget(foo, 1);
+        assert!(matches!(fs.attributes(foo).await, Err(FsError::Stale(_))), "for nobody has it any more");
+    }
+}
+
+#[tokio::test]
+async fn the_first_switch_tells_each_name_that_changed_however_deep_it_stands() {
+    let revisions = Revisions::new();
+    let [x, _, _] = revisions.inodes(1).await;
+    let (fs, told) = revisions.resume(&[1], 1);
+    fs.switch(revisions.tree(2)).await.unwrap();
+    let told = told.take();
+    assert!(told.contains(&entry(x, "foo")) && told.contains(&Stale::Listing(x)), "{told:?}");
+    assert!(!told.contains(&entry(x, "same")), "what did not change stays cached: {told:?}");
+    assert!(!told.contains(&entry(Inode::ROOT, "lib")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_switch_that_was_cut_off_is_taken_back_and_the_next_one_takes_back_the_rest() {
+    let revisions = Revisions::new();
+    let ([x, foo_1, _], [_, foo_2, same]) = (revisions.inodes(1).await, revisions.inodes(2).await);
+    // The process before has ended while it switched from 1 to 2.
+    let (fs, told) = revisions.resume(&[1, 2], 1);
+    fs.settle().await;
+    assert!(told.take().contains(&entry(x, "foo")), "what the kernel may have of the new one");
+    let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+    assert!(
+        fs.lookup(lib, b"of1").await.unwrap().is_some() && fs.lookup(lib, b"of2").await.unwrap().is_none()
+    );
+    // Whoever got hold of a file of either reads on.
+    assert_eq!(text(&fs, foo_1).await.unwrap(), "content of 1");
+    assert_eq!(text(&fs, foo_2).await.unwrap(), "content of 2");
+    assert_eq!(fs.generations(), [1, 2]);
+
+    fs.switch(revisions.tree(3)).await.unwrap();
+    assert_eq!(fs.generations().last(), Some(&3), "a number names one tree for ever");
+    let told = told.take();
+    for stale in [entry(lib, "of1"), entry(lib, "of2"), entry(lib, "of3"), entry(x, "foo")] {
+        assert!(told.contains(&stale), "{stale:?} in {told:?}");
+    }
+    assert!(
+        fs.lookup(lib, b"of3").await.unwrap().is_some() && fs.lookup(lib, b"of1").await.unwrap().is_none()
+    );
+    assert_eq!(text(&fs, foo_2).await.unwrap(), "content of 2");
+    assert_eq!(text(&fs, same).await.unwrap(), "never changes");
+}
+
+#[tokio::test]
+async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
+    let revisions = Revisions::new();
+    let [x, _, _] = revisions.inodes(1).await;
+    let naive = Revisions::naive(2);
+    let holed = || Arc::new(Holed { inner: MemoryTree::new(&naive, &revisions.source), hole: x });
+    for is_resumed in [false, true] {
+        let fs = if is_resumed {
+            revisions.resume(&[1], 1).0
+        } else {
+            FileSystem::new("fresh", revisions.tree(1), revisions.source.clone())
+        };
+        let told = Arc::new(Told::default());
+        fs.set_notifier(Some(told.clone()));
+        let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+        if !is_resumed {
+            fs.lookup(lib, b"x").await.unwrap().unwrap();
+            fs.lookup(x, b"foo").await.unwrap().unwrap();
+        }
+        let switched = fs.switch(holed()).await.unwrap();
+        assert_eq!(switched.dropped, 1);
+        let told = told.take();
+        for stale in [entry(lib, "x"), entry(x, "foo"), entry(x, "same"), Stale::Listing(x)] {
+            assert!(told.contains(&stale), "{stale:?} in {told:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_tree_has_here_is_found_although_another_cannot_be_searched() {
+    let revisions = Revisions::new();
+    let [_, foo, _] = revisions.inodes(1).await;
+    let inner = MemoryTree::new(&Revisions::naive(2), &revisions.source);
+    let newer: Arc<dyn Tree> = Arc::new(Holed { inner, hole: Inode(0) });
+    let trees = vec![(1, revisions.tree(1)), (2, newer)];
+    let fs = FileSystem::resume("resumed", trees, 2, revisions.source.clone());
+    let begun = tokio::time::Instant::now();
+    assert_eq!(text(&fs, foo).await.unwrap(), "content of 1");
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nobody is waited for");
+    // What nobody has is no error of anybody's only if all could be searched; and that is bounded over all trees.
+    assert!(matches!(fs.attributes(Inode(5)).await, Err(FsError::Metadata { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn who_is_in_the_middle_of_a_directory_keeps_no_revision_in_memory_and_believes_nothing_of_it() {
+    let revisions = Revisions::new();
+    let tree = revisions.tree(1);
+    let gone = Arc::downgrade(&tree);
+    let fs = FileSystem::new("listed", tree, revisions.source.clone());
+    let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+    let listing = fs.read_directory(lib, 0).await.unwrap();
+    let first = listing.from(0).nth(2).unwrap();
+    let (name, offset) = (first.name.to_vec(), first.next_offset);
+    assert!(fs.is_shown(&listing));
+    fs.read_up_to(&listing, offset);
+    drop(listing);
+    fs.switch(revisions.tree(2)).await.unwrap();
+    assert!(gone.upgrade().is_none(), "nothing of it is in use");
+    let listing = fs.read_directory(lib, offset).await.unwrap();
+    let rest: Vec<_> = listing.from(offset).collect();
+    assert!(name == b"of1" && rest.len() == 1 && rest[0].name == b"x", "the names of then");
+    assert!(!fs.is_shown(&listing));
+    rest.iter().for_each(|entry| fs.remember_listed(&listing, entry));
+    assert_eq!(fs.statistics().old_trees, 0);
+}
