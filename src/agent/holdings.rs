@@ -3,8 +3,9 @@
 use super::api::MountOptions;
 use super::keeper::{Keeper, Parts};
 use super::shown::Shown;
+use crate::ambient;
 use crate::fs::fuse::{Agreement, Held};
-use crate::model::RepositoryName;
+use crate::model::{RepositoryName, Time};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,23 +31,39 @@ pub(super) struct Notes {
     /// How.
     pub(super) options: MountOptions,
     agreement: Agreement,
-    /// The trees that are kept, by their numbers, oldest first. The last one is shown.
+    /// The trees that are kept, by their numbers, oldest first.
     pub(super) trees: Vec<(u64, Shown)>,
+    /// Which of them is shown; it is being switched to those behind it. Notes of an earlier program do not say: there it is the last.
+    #[serde(default)]
+    shown: Option<u64>,
 }
 
 impl Notes {
-    pub(super) fn new(repository: RepositoryName, options: MountOptions, agreement: Agreement) -> Self {
-        Self { version: VERSION, repository, options, agreement, trees: Vec::new() }
+    /// Those of a mount that begins with a tree.
+    pub(super) fn new(options: MountOptions, agreement: Agreement, shown: Shown) -> Self {
+        let repository = shown.repository.clone();
+        Self { version: VERSION, repository, options, agreement, trees: vec![(0, shown)], shown: Some(0) }
     }
 
-    /// Adds a tree that is shown from now on.
-    pub(super) fn add(&mut self, number: u64, shown: &Shown) {
-        self.trees.push((number, shown.clone()));
+    /// The tree that is shown, and its number.
+    ///
+    /// # Panics
+    /// Without a tree; what is read is checked.
+    pub(super) fn shown(&self) -> &(u64, Shown) {
+        let shown = self.trees.iter().find(|(number, _)| Some(*number) == self.shown);
+        shown.or(self.trees.last()).expect("a mount shows a tree")
     }
 
-    /// Drops trees that are not kept any more.
-    pub(super) fn keep(&mut self, numbers: &[u64]) {
-        self.trees.retain(|(number, _)| numbers.contains(number));
+    /// Adds a tree that the kernel may hear of from now on, and that is not shown before the kernel knows all that changes.
+    pub(super) fn begin_switch(&mut self, number: u64, next: &Shown) {
+        self.shown = Some(self.shown().0);
+        self.trees.push((number, next.clone()));
+    }
+
+    /// From now on this one is shown, and the others are kept.
+    pub(super) fn end_switch(&mut self, shown: u64, kept: &[u64]) {
+        self.trees.retain(|(number, _)| kept.contains(number));
+        self.shown = Some(shown);
     }
 }
 
@@ -55,30 +72,47 @@ pub(super) struct Holdings {
     keeper: Keeper,
     /// What a predecessor has left and nobody has taken over yet.
     left: Mutex<BTreeMap<PathBuf, Parts>>,
+    /// Until when who is inside of it may be kept waiting.
+    wait_until: Time,
 }
 
 impl Holdings {
-    /// Reaches the keeper, or starts one that holds mounts for `patience` without an agent.
-    ///
-    /// # Errors
-    /// When there is none; mounts then end with the agent.
-    pub(super) fn open(socket: &Path, patience: Duration) -> io::Result<Self> {
-        let (keeper, found) = Keeper::reach(socket, patience)?;
-        Ok(Self { keeper, left: Mutex::new(found.into_iter().collect()) })
+    /// Reaches the keeper, or starts one that holds mounts for `patience` without an agent. Where there is none, it is looked for
+    /// again when there is something to hold.
+    pub(super) fn open(socket: &Path, patience: Duration) -> Self {
+        let (keeper, found) = Keeper::reach(socket, patience).unwrap_or_else(|error| {
+            tracing::warn!("mounts end with this agent, unless a keeper can be started later: {error}");
+            (Keeper::unreached(socket, patience), Vec::new())
+        });
+        let left = Mutex::new(found.into_iter().collect());
+        Self { keeper, left, wait_until: ambient::now() + patience }
     }
 
     fn left(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Parts>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a predecessor has left of a mount, once.
+    /// What a predecessor has written down of a mount that nobody has taken over yet.
     ///
     /// # Errors
     /// When it cannot be read; then the mount is lost.
-    pub(super) fn take(&self, directory: &Path) -> io::Result<Option<(Held, Notes)>> {
-        let Some([device, open_files, notes]) = self.left().remove(directory) else { return Ok(None) };
-        let notes = read_notes(notes)?;
-        Ok(Some((Held { device, open_files, agreement: notes.agreement.clone() }, notes)))
+    pub(super) fn notes(&self, directory: &Path) -> io::Result<Option<Notes>> {
+        let file = match self.left().get(directory) {
+            Some([_, _, notes]) => notes.try_clone()?,
+            None => return Ok(None),
+        };
+        read_notes(file).map(Some)
+    }
+
+    /// Takes what a predecessor has left of a mount, once.
+    pub(super) fn take(&self, directory: &Path, notes: &Notes) -> Option<Held> {
+        let [device, open_files, _] = self.left().remove(directory)?;
+        Some(Held { device, open_files, agreement: notes.agreement.clone() })
+    }
+
+    /// Whether a mount that cannot be taken over yet may be tried again: who is inside waits as long as without an agent.
+    pub(super) fn may_wait(&self) -> bool {
+        ambient::now() < self.wait_until
     }
 
     /// Directories of mounts that a predecessor has left and nobody has taken over.
@@ -86,15 +120,21 @@ impl Holdings {
         self.left().keys().cloned().collect()
     }
 
-    /// Has the keeper hold a mount, or hold it with other notes.
+    /// Has the keeper hold a mount, or hold it with other notes. As long as [`Holdings::current`] is the number that is
+    /// returned, it does.
     ///
     /// # Errors
     /// When it cannot; the mount then ends with this agent.
-    pub(super) fn hold(&self, directory: &Path, held: &Held, notes: &Notes) -> io::Result<()> {
+    pub(super) fn hold(&self, directory: &Path, held: &Held, notes: &Notes) -> io::Result<u64> {
         let written = memfd_create("starling-mount-notes", MemfdFlags::CLOEXEC)?;
         let written = File::from(written);
         written.write_all_at(&serde_json::to_vec(notes)?, 0)?;
         self.keeper.hold(directory, &[held.device.as_fd(), held.open_files.as_fd(), written.as_fd()])
+    }
+
+    /// Names the keeper that there is.
+    pub(super) fn current(&self) -> Option<u64> {
+        self.keeper.current()
     }
 
     /// Has the keeper let a mount go.
@@ -119,5 +159,47 @@ fn read_notes(file: OwnedFd) -> io::Result<Notes> {
     if version != Some(u64::from(VERSION)) {
         return Err(bad(format!("notes of version {version:?}; this program reads {VERSION}")));
     }
-    Ok(serde_json::from_slice(&bytes)?)
+    let notes: Notes = serde_json::from_slice(&bytes)?;
+    if notes.trees.is_empty() { Err(bad("notes of a mount without a tree".to_owned())) } else { Ok(notes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shown::tests::past;
+    use super::*;
+
+    fn notes() -> Notes {
+        let agreement = serde_json::from_str(r#"{"request":[],"reply":[]}"#).unwrap();
+        Notes::new(MountOptions::default(), agreement, past(1))
+    }
+
+    #[test]
+    fn a_switch_that_was_not_ended_is_none() {
+        let mut notes = notes();
+        notes.begin_switch(1, &past(2));
+        assert_eq!(*notes.shown(), (0, past(1)));
+        // The agent was killed, and so was its successor while it switched anew.
+        let text = serde_json::to_string(&notes).unwrap();
+        let mut notes: Notes = serde_json::from_str(&text).unwrap();
+        notes.begin_switch(2, &past(3));
+        assert_eq!((notes.shown(), notes.trees.len()), (&(0, past(1)), 3));
+        notes.end_switch(2, &[0, 2]);
+        assert_eq!((notes.shown(), notes.trees.len()), (&(2, past(3)), 2));
+        // One that failed has changed nothing.
+        notes.begin_switch(3, &past(4));
+        notes.end_switch(2, &[0, 2]);
+        assert_eq!((notes.shown(), notes.trees.len()), (&(2, past(3)), 2));
+    }
+
+    #[test]
+    fn notes_of_an_earlier_program_are_read() {
+        let mut value = serde_json::to_value(notes()).unwrap();
+        value.as_object_mut().unwrap().remove("shown").unwrap();
+        let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(value.to_string().as_bytes(), 0).unwrap();
+        let mut notes = read_notes(file.into()).unwrap();
+        assert_eq!(*notes.shown(), (0, past(1)));
+        notes.begin_switch(1, &past(2));
+        assert_eq!(*notes.shown(), (0, past(1)));
+    }
 }

@@ -3,18 +3,23 @@
 //! The kernel ends a mount when the last descriptor of it is closed. The keeper has one of each mount, so an agent may be
 //! killed, restarted or upgraded: who reads meanwhile waits, and the next agent takes the mounts over and answers. The keeper
 //! knows nothing about them; it holds for each a few descriptors and the path, and gives them to who comes next. When nobody
-//! has come for as long as the agent has told it, it detaches the mounts and ends, so that readers get an error instead of waiting for ever.
+//! has come for as long as the agent has told it, it closes the descriptors, detaches what is dead by that, and ends, so that readers get an error instead of waiting for ever.
 //!
 //! One agent talks to it at a time, over a socket in the agent's state folder, in packets: a letter and a path, with descriptors
-//! beside them.
+//! beside them. Who has these descriptors can answer in the agent's name, so they are given to nobody but its user and root. Should the
+//! keeper be killed, its agent starts another one as soon as it sees that, and gives it what it held.
 
-use crate::fs::detach_lazily;
+use crate::ambient;
+use crate::fs::clear_dead;
+use crate::model::Time;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    listen, recvmsg, sendmsg, socket_with,
+    listen, recv, recvmsg, sendmsg, socket_with,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,9 +27,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long a keeper that holds nothing waits for its agent.
@@ -34,6 +40,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a keeper that has just been started, and how many there are.
 const REACH_PAUSE: Duration = Duration::from_millis(20);
 const REACH_ATTEMPTS: usize = 250;
+/// How long after one could not be reached or started that is not tried again (guess).
+const REACH_AGAIN: Duration = Duration::from_secs(60);
 /// Most mounts that are held: as many as an agent may have.
 const HELD_MAX: usize = 256;
 /// Descriptors of a mount: the kernel's end of it, its open files, and what the agent has written down.
@@ -121,6 +129,8 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     }
     let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     bind(&listener, &SocketAddrUnix::new(path)?)?;
+    // Before it listens, nobody gets through.
+    chmod(path, Mode::RUSR | Mode::WUSR)?;
     listen(&listener, 1)?;
     Ok(listener)
 }
@@ -132,10 +142,11 @@ fn keep_for(listener: &OwnedFd, patience: Duration) {
         let patience = if held.is_empty() { FIRST_PATIENCE } else { patience };
         let timed = set_socket_timeout(listener, Timeout::Recv, Some(patience));
         match timed.and_then(|()| accept_with(listener, SocketFlags::CLOEXEC)) {
-            Ok(agent) => {
+            Ok(agent) if is_trusted(&agent) => {
                 // An agent that talks nonsense or is gone is like one that has ended: its mounts stay for the next.
-                let _ = serve(&agent, &mut held);
+                let _ = serve(&agent, listener, &mut held);
             }
+            Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(_) => break,
         }
@@ -143,14 +154,39 @@ fn keep_for(listener: &OwnedFd, patience: Duration) {
             break;
         }
     }
-    for directory in held.keys() {
-        let _ = detach_lazily(directory);
+    // Closed first: then what is ours is dead, and nothing else is touched that may be mounted there by now.
+    let directories: Vec<_> = std::mem::take(&mut held).into_keys().collect();
+    for directory in directories {
+        let _ = clear_dead(&directory);
     }
 }
 
-fn serve(agent: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts>) -> io::Result<()> {
+/// Whether who has connected is this process's user, or root.
+fn is_trusted(agent: &OwnedFd) -> bool {
+    let own = rustix::process::geteuid();
+    socket_peercred(agent).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
+}
+
+/// Waits until the agent says something; false when another one has come. Then the first is taken for dead: only one works in a state
+/// folder at a time.
+fn is_next(agent: BorrowedFd<'_>, listener: &OwnedFd) -> io::Result<bool> {
+    loop {
+        let mut both = [agent, listener.as_fd()].map(|one| PollFd::from_borrowed_fd(one, PollFlags::IN));
+        match poll(&mut both, None) {
+            Ok(_) if !both[0].revents().is_empty() => return Ok(true),
+            Ok(_) if !both[1].revents().is_empty() => return Ok(false),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts>) -> io::Result<()> {
+    // Who does not take its answers keeps no other from being served.
+    set_socket_timeout(agent, Timeout::Send, Some(ANSWER_WITHIN))?;
     let agent = agent.as_fd();
-    while let Some((letter, path, descriptors)) = receive(agent)? {
+    while is_next(agent, listener)? {
+        let Some((letter, path, descriptors)) = receive(agent)? else { break };
         let answer = match letter {
             word::HOLD => match <Parts>::try_from(descriptors) {
                 Ok(_) if held.len() >= HELD_MAX && !held.contains_key(&path) => word::FULL,
@@ -182,8 +218,28 @@ pub(super) struct Keeper {
     path: PathBuf,
     /// How long one that is started holds mounts without an agent.
     patience: Duration,
-    /// `None` after it failed; it is started anew when there is something to say.
-    connection: Mutex<Option<OwnedFd>>,
+    connection: Mutex<Connection>,
+}
+
+/// How it stands with the keeper.
+struct Connection {
+    /// `None` after it failed; it is made anew when there is something to say.
+    socket: Option<OwnedFd>,
+    /// Counts connections. What another one was told, this keeper may not know.
+    number: u64,
+    /// When none could be had.
+    failed: Option<Time>,
+}
+
+impl Connection {
+    /// Whether the keeper is there still, as far as its end of the socket tells.
+    fn is_live(&self) -> bool {
+        let heard = self
+            .socket
+            .as_ref()
+            .map(|socket| recv(socket, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT));
+        matches!(heard, Some(Err(Errno::AGAIN)))
+    }
 }
 
 impl Keeper {
@@ -205,19 +261,37 @@ impl Keeper {
                 _ => return Err(nonsense()),
             }
         }
-        Ok((Self { path: path.to_owned(), patience, connection: Mutex::new(Some(connection)) }, found))
+        let connection = Mutex::new(Connection { socket: Some(connection), number: 0, failed: None });
+        Ok((Self { path: path.to_owned(), patience, connection }, found))
     }
 
-    /// Gives it a mount to hold, in the place of what it holds of the same directory.
+    /// One that could not be reached. It is tried again later, and holds nothing from agents before.
+    pub(super) fn unreached(path: &Path, patience: Duration) -> Self {
+        let connection = Mutex::new(Connection { socket: None, number: 0, failed: Some(ambient::now()) });
+        Self { path: path.to_owned(), patience, connection }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives it a mount to hold, in the place of what it holds of the same directory. Returns a number; as long as
+    /// [`Keeper::current`] is the same, it is held.
     ///
     /// # Errors
     /// When it cannot be reached, or holds too many.
-    pub(super) fn hold(&self, directory: &Path, parts: &[BorrowedFd<'_>; PARTS]) -> io::Result<()> {
+    pub(super) fn hold(&self, directory: &Path, parts: &[BorrowedFd<'_>; PARTS]) -> io::Result<u64> {
         match self.ask(word::HOLD, directory, parts)? {
-            word::DONE => Ok(()),
-            word::FULL => Err(io::Error::other(format!("the keeper holds {HELD_MAX} mounts, the most"))),
+            (word::DONE, number) => Ok(number),
+            (word::FULL, _) => Err(io::Error::other(format!("the keeper holds {HELD_MAX} mounts, the most"))),
             _ => Err(nonsense()),
         }
+    }
+
+    /// The number of the connection to it; `None` when there is none, or it has ended.
+    pub(super) fn current(&self) -> Option<u64> {
+        let connection = self.connection();
+        connection.is_live().then_some(connection.number)
     }
 
     /// Has it let a mount go.
@@ -228,18 +302,31 @@ impl Keeper {
         self.ask(word::RELEASE, directory, &[]).map(drop)
     }
 
-    fn ask(&self, letter: u8, directory: &Path, parts: &[BorrowedFd<'_>]) -> io::Result<u8> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let reached = match connection.take() {
-            Some(reached) => reached,
-            None => connect_or_start(&self.path, self.patience)?,
-        };
-        send(reached.as_fd(), letter, directory, parts)?;
-        let Some((answer, ..)) = receive(reached.as_fd())? else {
+    /// The answer, and the number of the connection over which it came.
+    fn ask(&self, letter: u8, directory: &Path, parts: &[BorrowedFd<'_>]) -> io::Result<(u8, u64)> {
+        let mut connection = self.connection();
+        if !connection.is_live() {
+            if connection.failed.is_some_and(|at| ambient::now().since(at) < REACH_AGAIN) {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "there was no keeper a moment ago"));
+            }
+            connection.socket = None;
+            match connect_or_start(&self.path, self.patience) {
+                Ok(socket) => connection.socket = Some(socket),
+                Err(error) => {
+                    connection.failed = Some(ambient::now());
+                    return Err(error);
+                }
+            }
+            connection.number += 1;
+            connection.failed = None;
+        }
+        let socket = connection.socket.take().ok_or_else(nonsense)?;
+        send(socket.as_fd(), letter, directory, parts)?;
+        let Some((answer, ..)) = receive(socket.as_fd())? else {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the keeper has ended"));
         };
-        *connection = Some(reached);
-        Ok(answer)
+        connection.socket = Some(socket);
+        Ok((answer, connection.number))
     }
 }
 
@@ -259,9 +346,10 @@ fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     if let Ok(connection) = connect_to(path) {
         return Ok(connection);
     }
-    let program = std::env::current_exe()?;
-    // Nothing of the agent's but its environment: a pipe that stays open would keep who reads it waiting.
-    let mut child = Command::new(program)
+    // This very program, even when its file was replaced since by another version of it. Nothing of the agent's but its
+    // environment: a pipe that stays open would keep who reads it waiting.
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("starling")
         .arg("keeper")
         .arg(path)
         .arg(patience.as_secs().to_string())
@@ -290,6 +378,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::{Read as _, Seek as _, Write as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -336,11 +425,59 @@ mod tests {
             shown,
             [("/mnt/a", texts(["device", "open", "notes"])), ("/mnt/b", texts(["device", "open", "device"]))]
         );
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "for its user only"
+        );
         second.release(Path::new("/mnt/a")).unwrap();
         second.release(Path::new("/mnt/b")).unwrap();
         second.release(Path::new("/mnt/nothing")).unwrap();
         drop(second);
         keeper.join().unwrap();
         assert!(connect_to(&path).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn a_keeper_that_has_ended_is_noticed_and_another_one_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        // One that answers the first question, and dies.
+        let dying = std::thread::spawn(move || {
+            let agent = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+            receive(agent.as_fd()).unwrap().unwrap();
+            send(agent.as_fd(), word::DONE, Path::new(""), &[]).unwrap();
+        });
+        let (agent, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        let before = agent.connection().number;
+        dying.join().unwrap();
+        assert_eq!(agent.current(), None);
+        let listener = listen_on(&path).unwrap();
+        let second = std::thread::spawn(move || keep_for(&listener, PATIENCE));
+        let file = some_file("x");
+        let number = agent.hold(Path::new("/mnt/a"), &[file.as_fd(), file.as_fd(), file.as_fd()]).unwrap();
+        assert!(number != before && agent.current() == Some(number));
+        agent.release(Path::new("/mnt/a")).unwrap();
+        drop(agent);
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn an_agent_that_says_nothing_keeps_no_other_from_being_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, PATIENCE));
+        let file = some_file("x");
+        let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        first.hold(Path::new("/mnt/a"), &[file.as_fd(), file.as_fd(), file.as_fd()]).unwrap();
+        // It lives, and holds on to its connection.
+        let (second, found) = Keeper::reach(&path, PATIENCE).unwrap();
+        assert_eq!(found.len(), 1);
+        second.release(Path::new("/mnt/a")).unwrap();
+        drop(second);
+        keeper.join().unwrap();
+        assert_eq!(first.current(), None);
     }
 }

@@ -40,11 +40,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// How long readiness waits for the mounts of the last run: those that take longer come later.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+/// Looks at the mounts that may be under way, each with mounts that take long (guess).
+const ROUNDS_MAX: usize = 64;
 /// Time for answers under way when the agent stops.
 const ANSWERS_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -263,16 +265,10 @@ fn look_after_the_cache(node: &Node, ending: &CancellationToken) {
     tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
 }
 
-/// The keeper of this agent's mounts. Without one they end with the agent, which is no reason not to start.
+/// The keeper of this agent's mounts, if they are to be kept.
 fn holdings(settings: &Settings) -> Option<Arc<Holdings>> {
     let patience = settings.keep_mounts()?;
-    match Holdings::open(&settings.state_dir.join("keeper.sock"), patience) {
-        Ok(holdings) => Some(Arc::new(holdings)),
-        Err(error) => {
-            tracing::warn!("mounts end with this agent, for there is no keeper: {error}");
-            None
-        }
-    }
+    Some(Arc::new(Holdings::open(&settings.state_dir.join("keeper.sock"), patience)))
 }
 
 fn cache_config(settings: &Settings) -> CacheConfig {
@@ -506,7 +502,10 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
     let mut ticks = tokio::time::interval(TEND_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut has_news = true;
+    // They end with this one.
+    let mut rounds = JoinSet::new();
     loop {
+        while rounds.try_join_next().is_some() {}
         tokio::select! {
             () = ending.cancelled() => return,
             changed = news.changed(), if has_news => has_news = changed.is_ok(),
@@ -517,6 +516,10 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
                 contacts.forget(&node.revoked_members().await);
             }
         }
-        node.mounts.tend().await;
+        // Not waited for: a mount that takes long must not keep the others from their news. It is not touched twice at a time.
+        if rounds.len() < ROUNDS_MAX {
+            let node = node.clone();
+            rounds.spawn(async move { node.mounts.tend().await });
+        }
     }
 }

@@ -3,20 +3,20 @@
 use super::api::{Choice, MountOptions};
 use super::fill::FillParts;
 use super::holdings::{Holdings, Notes};
-use super::mounts::{Life, Mounted, Mounter, OpenError};
+use super::mounts::{Left, Life, Mounted, Mounter, OpenError};
 use super::offer::Offers;
 use super::shown::Shown;
 use crate::cache::DiskCache;
 use crate::catalog::{History, MountedTree, RecordedTrace, Tree, ViewError, view};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
-use crate::fs::{Belongs, FileSystem, MountError, Profile, clear_dead, detach_lazily, fuse, is_mounted};
+use crate::fs::{Belongs, FileSystem, MountError, Profile, clear_dead, fuse, is_mounted};
 use crate::mesh::Identity;
 use crate::model::{ChunkRef, Class, ContentId, RepositoryName};
 use crate::trust::VerifiedRoot;
 use bytes::Bytes;
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -28,6 +28,8 @@ use std::time::Duration;
 /// How often, and after what pauses, it is looked whether a session has ended whose mount is gone (guess: half a second in all).
 const ENDING_LOOKS: usize = 50;
 const ENDING_PAUSE: Duration = Duration::from_millis(10);
+/// How long earlier revisions that a predecessor kept are opened, while readers wait (guess): they lie in the cache.
+const OPEN_OLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Reads that failed, over all mounts.
 #[derive(Debug, Default)]
@@ -93,39 +95,64 @@ pub(super) struct KernelMounter {
 }
 
 impl KernelMounter {
-    /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free.
-    fn lost<T>(&self, holdings: &Holdings, directory: &Path, why: &str) -> Option<T> {
+    /// Ends a mount of a predecessor that nobody takes over: who is inside gets errors, and the directory is free. Whatever else
+    /// is mounted there by now stays.
+    fn lost(&self, holdings: &Holdings, directory: &Path, why: &str) -> Left {
         tracing::warn!(directory = %directory.display(), "a mount of the agent before is ended: {why}");
         tokio::task::block_in_place(|| {
-            let _ = detach_lazily(directory);
+            // With the last descriptor it is dead, and what is dead is cleared away.
             holdings.release(directory);
+            let _ = clear_dead(directory);
         });
-        None
+        Left::Nothing
     }
 
-    /// Opens the trees that a predecessor has shown and kept, and goes on with its mount.
-    async fn take_over(
+    /// Opens the trees that a predecessor has kept, each with its number: the one that it showed, and of the others those that can
+    /// be had.
+    async fn open_kept(&self, notes: &Notes) -> Result<Vec<(u64, Arc<dyn Tree>)>, String> {
+        let (number, shown) = notes.shown();
+        let current = self.open(shown, &notes.options).await.map_err(|error| error.to_string())?;
+        let old = notes.trees.iter().filter(|(other, _)| other != number).map(async |(number, shown)| {
+            let opened = tokio::time::timeout(OPEN_OLD_WITHIN, self.open(shown, &notes.options)).await;
+            let problem = match opened {
+                Ok(Ok(tree)) => return Some((*number, tree)),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it takes too long".to_owned(),
+            };
+            tracing::warn!(
+                repository = %notes.repository,
+                revision = %shown.revision(),
+                "what is still in use of an earlier revision is stale, for it cannot be opened: {problem}"
+            );
+            None
+        });
+        let mut trees: Vec<_> =
+            join_all(old).await.into_iter().flatten().chain([(*number, current)]).collect();
+        trees.sort_unstable_by_key(|(number, _)| *number);
+        Ok(trees)
+    }
+
+    /// Goes on with the mount of a predecessor.
+    fn take_over(
         &self,
         holdings: &Arc<Holdings>,
         directory: &Path,
         held: fuse::Held,
         notes: Notes,
+        trees: Vec<(u64, Arc<dyn Tree>)>,
     ) -> Result<(Arc<dyn Mounted>, Shown), String> {
-        let mut trees = Vec::new();
-        for (number, shown) in &notes.trees {
-            let tree = self.open(shown, &notes.options).await.map_err(|error| error.to_string())?;
-            trees.push((*number, tree));
-        }
-        let (_, shown) = notes.trees.last().cloned().ok_or("its notes name no tree")?;
+        let (_, shown) = notes.shown().clone();
         let source = self.source(&notes.repository);
-        let file_system = FileSystem::resume(notes.repository.as_str(), trees, source);
+        let file_system = FileSystem::resume(notes.repository.as_str(), trees, notes.shown().0, source);
         let file_system = tagged(file_system, &notes.options).with_replays_of(self.replay_max_bytes());
         let file_system = Arc::new(file_system);
         let config = self.config(directory, &notes.options);
         let (runtime, mounting) = (tokio::runtime::Handle::current(), file_system.clone());
         let mounted = tokio::task::block_in_place(move || fuse::take_over(&config, mounting, runtime, held));
         let mounted = Mutex::new(Some(mounted.map_err(|error| error.to_string())?));
-        let kept = Some((holdings.clone(), Mutex::new(notes)));
+        let settling = file_system.clone();
+        tokio::spawn(async move { settling.settle().await });
+        let kept = Some(Kept::new(holdings.clone(), notes));
         let mount = KernelMount { file_system, directory: directory.to_owned(), mounted, kept };
         Ok((Arc::new(mount), shown))
     }
@@ -202,19 +229,29 @@ impl Mounter for KernelMounter {
         repository: &'a RepositoryName,
         directory: &'a Path,
         options: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>> {
+    ) -> BoxFuture<'a, Left> {
         async move {
-            let holdings = self.holdings.clone()?;
-            let left = tokio::task::block_in_place(|| holdings.take(directory));
-            let (held, notes) = match left {
-                Ok(left) => left?,
+            let Some(holdings) = self.holdings.clone() else { return Left::Nothing };
+            let notes = match tokio::task::block_in_place(|| holdings.notes(directory)) {
+                Ok(Some(notes)) => notes,
+                Ok(None) => return Left::Nothing,
                 Err(error) => return self.lost(&holdings, directory, &error.to_string()),
             };
             if notes.repository != *repository || notes.options != *options {
                 return self.lost(&holdings, directory, "something else is to be mounted there now");
             }
-            match self.take_over(&holdings, directory, held, notes).await {
-                Ok(mounted) => Some(mounted),
+            if !is_mounted(directory, repository.as_str()) {
+                tokio::task::block_in_place(|| holdings.release(directory));
+                return Left::Unmounted;
+            }
+            let trees = match self.open_kept(&notes).await {
+                Ok(trees) => trees,
+                Err(problem) if holdings.may_wait() => return Left::NotYet(problem),
+                Err(problem) => return self.lost(&holdings, directory, &problem),
+            };
+            let Some(held) = holdings.take(directory, &notes) else { return Left::Nothing };
+            match self.take_over(&holdings, directory, held, notes, trees) {
+                Ok((mounted, shown)) => Left::Resumed(mounted, shown),
                 Err(problem) => self.lost(&holdings, directory, &problem),
             }
         }
@@ -225,7 +262,7 @@ impl Mounter for KernelMounter {
         async move {
             let Some(holdings) = &self.holdings else { return };
             for directory in holdings.leftovers().iter().filter(|left| !directories.contains(*left)) {
-                self.lost::<()>(holdings, directory, "it is not to be mounted any more");
+                self.lost(holdings, directory, "it is not to be mounted any more");
             }
         }
         .boxed()
@@ -261,11 +298,11 @@ impl Mounter for KernelMounter {
         let mounting = tokio::task::spawn_blocking(move || {
             let mounted = fuse::mount(&config, file_system.clone(), runtime)?;
             let kept = holdings.map(|holdings| {
-                let notes = Notes::new(repository, options, mounted.agreement().clone());
-                (holdings, Mutex::new(notes))
+                let notes = Notes::new(options, mounted.agreement().clone(), shown);
+                Kept::new(holdings, notes)
             });
             let mount = KernelMount { file_system, directory, mounted: Mutex::new(Some(mounted)), kept };
-            mount.note(|notes| notes.add(0, &shown));
+            mount.note(|_| ());
             Ok(Arc::new(mount) as Arc<dyn Mounted>)
         });
         async move {
@@ -290,8 +327,33 @@ struct KernelMount {
     file_system: Arc<FileSystem>,
     directory: PathBuf,
     mounted: Mutex<Option<fuse::Mounted>>,
-    /// The keeper, and what it was told last of this mount; `None` where mounts end with the agent.
-    kept: Option<(Arc<Holdings>, Mutex<Notes>)>,
+    /// What the keeper is told; `None` where mounts end with the agent.
+    kept: Option<Kept>,
+}
+
+/// What the keeper has of a mount.
+struct Kept {
+    holdings: Arc<Holdings>,
+    notes: Mutex<Notes>,
+    /// The keeper that holds it, with these notes.
+    by: Mutex<Option<u64>>,
+}
+
+impl Kept {
+    fn new(holdings: Arc<Holdings>, notes: Notes) -> Self {
+        let by = Mutex::new(holdings.current());
+        Self { holdings, notes: Mutex::new(notes), by }
+    }
+
+    fn by(&self) -> MutexGuard<'_, Option<u64>> {
+        // A number.
+        self.by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_held(&self) -> bool {
+        let by = *self.by();
+        by.is_some() && by == self.holdings.current()
+    }
 }
 
 impl KernelMount {
@@ -303,19 +365,35 @@ impl KernelMount {
     /// Tells the keeper what is to be known of the mount after `change`. Where that fails, the mount is there all the same,
     /// and what the keeper holds of it is from before: then it holds nothing, rather than what is wrong.
     fn note(&self, change: impl FnOnce(&mut Notes)) {
-        let Some((holdings, notes)) = &self.kept else { return };
-        let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = &self.kept else { return };
+        let mut notes = kept.notes.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut notes);
         let held = self.lock().as_ref().map(fuse::Mounted::held);
         let told = match held {
             None => return,
-            Some(held) => held.and_then(|held| holdings.hold(&self.directory, &held, &notes)),
+            Some(held) => held.and_then(|held| kept.holdings.hold(&self.directory, &held, &notes)),
         };
-        if let Err(error) = told {
-            let directory = self.directory.display();
-            tracing::warn!(%directory, "the mount will not outlive this agent: {error}");
-            holdings.release(&self.directory);
+        match told {
+            Ok(by) => *kept.by() = Some(by),
+            Err(error) => {
+                let directory = self.directory.display();
+                if kept.by().take().is_some() {
+                    tracing::warn!(%directory, "the mount does not outlive this agent any more: {error}");
+                }
+                if kept.holdings.current().is_some() {
+                    kept.holdings.release(&self.directory);
+                }
+            }
         }
+    }
+
+    /// Has the keeper hold it, should it not, or be another one; whether it does.
+    fn is_kept(&self) -> bool {
+        let Some(kept) = &self.kept else { return false };
+        if !kept.is_held() {
+            self.note(|_| ());
+        }
+        kept.is_held()
     }
 }
 
@@ -324,10 +402,10 @@ impl Mounted for KernelMount {
         async move {
             let next = self.file_system.generations().last().map_or(0, |last| last + 1);
             // A successor must know the tree before the kernel can have anything of it.
-            tokio::task::block_in_place(|| self.note(|notes| notes.add(next, shown)));
+            tokio::task::block_in_place(|| self.note(|notes| notes.begin_switch(next, shown)));
             let switched = self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string());
-            let kept = self.file_system.generations();
-            tokio::task::block_in_place(|| self.note(|notes| notes.keep(&kept)));
+            let (shown, kept) = (self.file_system.shown(), self.file_system.generations());
+            tokio::task::block_in_place(|| self.note(|notes| notes.end_switch(shown, &kept)));
             switched
         }
         .boxed()
@@ -369,8 +447,12 @@ impl Mounted for KernelMount {
             .boxed()
     }
 
+    fn keep(&self) {
+        tokio::task::block_in_place(|| self.is_kept());
+    }
+
     fn leave(&self) -> bool {
-        if self.kept.is_none() {
+        if !tokio::task::block_in_place(|| self.is_kept()) {
             return false;
         }
         if let Some(mounted) = self.lock().take() {
@@ -381,7 +463,7 @@ impl Mounted for KernelMount {
 
     fn unmount_if_idle(&self) -> BoxFuture<'_, bool> {
         let Some(mounted) = self.lock().take() else { return async { true }.boxed() };
-        let kept = self.kept.as_ref().map(|(holdings, _)| holdings.clone());
+        let kept = self.kept.as_ref().map(|kept| kept.holdings.clone());
         async move {
             let directory = self.directory.clone();
             let unmounting = tokio::task::spawn_blocking(move || {
@@ -402,19 +484,25 @@ impl Mounted for KernelMount {
 
     fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>> {
         let Some(mounted) = self.lock().take() else { return async { Ok(()) }.boxed() };
-        let kept = self.kept.as_ref().map(|(holdings, _)| holdings.clone());
+        let kept = self.kept.as_ref().map(|kept| kept.holdings.clone());
         async move {
             let path = mounted.path().to_owned();
             let directory = self.directory.clone();
-            let unmounted = tokio::task::spawn_blocking(move || {
-                let unmounted = mounted.unmount(patience);
-                if let (Ok(_), Some(holdings)) = (&unmounted, kept) {
-                    holdings.release(&directory);
+            let unmounting = tokio::task::spawn_blocking(move || match mounted.unmount(patience) {
+                Ok(unmounted) => {
+                    if let Some(holdings) = kept {
+                        holdings.release(&directory);
+                    }
+                    Ok(unmounted)
                 }
-                unmounted
-            })
-            .await;
-            if unmounted.map_err(io::Error::other)?? == fuse::Unmounted::Lazily {
+                // It is still there, and served.
+                Err(error) => Err((error, mounted)),
+            });
+            let unmounted = unmounting.await.map_err(io::Error::other)?.map_err(|(error, mounted)| {
+                *self.lock() = Some(mounted);
+                error
+            })?;
+            if unmounted == fuse::Unmounted::Lazily {
                 tracing::warn!(directory = %path.display(), "was in use and is detached");
             }
             Ok(())

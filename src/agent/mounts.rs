@@ -1,7 +1,7 @@
 //! The table of mounts: what is mounted where, remembered over restarts, switched to new revisions.
 //!
-//! The table decides and remembers; [`Mounter`] opens trees and talks to the kernel. Changes happen
-//! one after the other. What must happen later because it could not happen now (a stratum that does
+//! The table decides and remembers; [`Mounter`] opens trees and talks to the kernel. Changes of one directory happen
+//! one after the other; different directories wait for nobody, for a stratum may be silent for long. What must happen later because it could not happen now (a stratum that does
 //! not answer when the machine boots, a catalog that no neighbour sends yet) is tried again by
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
 
@@ -11,7 +11,7 @@ use super::shown::{Shown, choose};
 use crate::ambient;
 use crate::catalog::{History, PastRevision, RecordedTrace, Tree, ViewError};
 use crate::chunk::ChunkSource;
-use crate::fs::{Belongs, MountError, Profile};
+use crate::fs::{Belongs, MountError, Profile, real_path};
 use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
 use crate::trust::{Repositories, VerifiedRoot};
 use futures::future::{BoxFuture, join_all};
@@ -20,6 +20,7 @@ use list::Remembered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,18 @@ pub(super) enum Life {
     Dead,
     /// Somebody has unmounted it.
     Unmounted,
+}
+
+/// What became of a mount that a predecessor of this agent may have left.
+pub(super) enum Left {
+    /// There is none, or it could not be kept: it is to be mounted anew.
+    Nothing,
+    /// It goes on, with the revision that it showed.
+    Resumed(Arc<dyn Mounted>, Shown),
+    /// Somebody has unmounted it since.
+    Unmounted,
+    /// It is there, and who is inside waits, for it cannot be taken over yet.
+    NotYet(String),
 }
 
 /// Why a tree was not opened.
@@ -79,14 +92,13 @@ pub(super) trait Mounter: Send + Sync + 'static {
     /// What a background fill of the repository works with.
     fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
 
-    /// Goes on with the mount that a predecessor of this agent has left on a directory, with the revision that it shows; `None`
-    /// when there is none, or it cannot be had.
+    /// Goes on with the mount that a predecessor of this agent has left on a directory.
     fn resume<'a>(
         &'a self,
         repository: &'a RepositoryName,
         directory: &'a Path,
         options: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>>;
+    ) -> BoxFuture<'a, Left>;
 
     /// Ends mounts that a predecessor has left, but for those on these directories.
     fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()>;
@@ -134,6 +146,9 @@ pub(super) trait Mounted: Send + Sync + 'static {
         async { Ok(None) }.boxed()
     }
 
+    /// Sees to it that a successor of this agent can take it over, if that is wanted and was lost.
+    fn keep(&self) {}
+
     /// Leaves it to a successor of this agent, if one can take it over: from now on nobody is answered here, and whoever reads
     /// waits. False when it must be unmounted.
     fn leave(&self) -> bool;
@@ -176,15 +191,24 @@ impl Entry {
     fn mounted(&self) -> Option<Arc<dyn Mounted>> {
         match &self.state {
             State::Active { mounted, .. } => Some(mounted.clone()),
-            State::Failed { .. } => None,
+            State::Failed { .. } | State::Left { .. } => None,
         }
     }
 }
 
 #[expect(clippy::large_enum_variant, reason = "a few hundred bytes, for a few hundred mounts at most")]
 enum State {
-    Active { mounted: Arc<dyn Mounted>, shown: Shown },
-    Failed { problem: String },
+    Active {
+        mounted: Arc<dyn Mounted>,
+        shown: Shown,
+    },
+    Failed {
+        problem: String,
+    },
+    /// A predecessor's mount is there, and could not be taken over yet.
+    Left {
+        problem: String,
+    },
 }
 
 /// All mounts of an agent.
@@ -195,8 +219,31 @@ pub(super) struct MountTable {
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// Why the list could not be written, as long as what is written is not what is wanted.
     unwritten: Mutex<Option<String>>,
-    /// Held over each change, so that changes do not overlap. Never held while somebody looks.
-    changing: tokio::sync::Mutex<()>,
+    /// Each directory that is being changed. Never held while somebody looks.
+    changing: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while the list is written.
+    writing: Mutex<()>,
+    /// Whether the agent stops: the list stays as it is then, and what is mounted now would be left over.
+    stopping: AtomicBool,
+}
+
+/// Held over a change of one directory, so that changes of it do not overlap.
+struct Changing<'a> {
+    table: &'a MountTable,
+    directory: PathBuf,
+    /// `None` only while it is dropped.
+    turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut changing = self.table.all_changing();
+        self.turn = None;
+        // Those who wait have it, too, and those who come take it from here.
+        if changing.get(&self.directory).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            changing.remove(&self.directory);
+        }
+    }
 }
 
 impl MountTable {
@@ -214,6 +261,7 @@ impl MountTable {
         let entries = remembered
             .into_iter()
             .map(|mount| {
+                let mount = Remembered { directory: real_path(&mount.directory), ..mount };
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
                 (mount.directory.clone(), Entry::new(mount, state))
             })
@@ -224,7 +272,9 @@ impl MountTable {
             file,
             entries: Mutex::new(entries),
             unwritten: Mutex::default(),
-            changing: tokio::sync::Mutex::new(()),
+            changing: Mutex::default(),
+            writing: Mutex::default(),
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -241,7 +291,8 @@ impl MountTable {
         let mut entries = self.lock();
         for request in mounts {
             let options = request.options.clone().checked().map_err(io::Error::other)?;
-            let mount = Remembered::from(MountRequest { options, ..request });
+            let directory = real_path(&request.directory);
+            let mount = Remembered::from(MountRequest { options, directory, ..request });
             let same =
                 |entry: &&Entry| entry.repository == mount.repository && entry.options == mount.options;
             let before = entries.get(&mount.directory).filter(same);
@@ -257,6 +308,26 @@ impl MountTable {
         drop(entries);
         self.remember();
         Ok(())
+    }
+
+    fn all_changing(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>> {
+        // Each change is one call.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody changes a directory any more.
+    async fn change(&self, directory: &Path) -> Changing<'_> {
+        let lock = self.all_changing().entry(directory.to_owned()).or_default().clone();
+        let turn = Some(lock.lock_owned().await);
+        Changing { table: self, directory: directory.to_owned(), turn }
+    }
+
+    /// The turn at a directory, if nobody else has it.
+    fn try_change(&self, directory: &Path) -> Option<Changing<'_>> {
+        let mut changing = self.all_changing();
+        let lock = changing.entry(directory.to_owned()).or_default().clone();
+        let turn = Some(lock.try_lock_owned().ok()?);
+        Some(Changing { table: self, directory: directory.to_owned(), turn })
     }
 
     /// All mounts, by directory.
@@ -287,13 +358,19 @@ impl MountTable {
 
     async fn mount_remembered(&self, mount: Remembered) -> Result<MountStatus, Refusal> {
         let options = mount.options.clone().checked().map_err(|m| Refusal::new(RefusalKind::Invalid, m))?;
-        let mut mount = Remembered { options, ..mount };
+        if !mount.directory.is_absolute() {
+            let message = format!("{} is not an absolute path", mount.directory.display());
+            return Err(Refusal::new(RefusalKind::Invalid, message));
+        }
+        // The keeper and the list of mounts know it by the path without links.
+        let directory = real_path_of(mount.directory.clone()).await;
+        let mut mount = Remembered { options, directory, ..mount };
         let (repository, directory) = (mount.repository.clone(), mount.directory.clone());
-        let _changing = self.changing.lock().await;
+        let _changing = self.change(&directory).await;
         self.notice_unmounted(&directory).await;
         if mount.automatic {
             // One of the last run that nobody has kept.
-            let is_lost = |entry: &Entry| entry.automatic && entry.mounted().is_none();
+            let is_lost = |entry: &Entry| entry.automatic && matches!(entry.state, State::Failed { .. });
             self.lock().retain(|at, entry| *at != directory || !is_lost(entry));
         }
         if let Some(entry) = self.lock().get(&directory) {
@@ -301,12 +378,9 @@ impl MountTable {
             return Err(Refusal::new(RefusalKind::Conflict, message)
                 .hint(format!("unmount it first: starling umount {}", directory.display())));
         }
+        let too_many = || Refusal::new(RefusalKind::Conflict, format!("{MOUNTS_MAX} mounts are the most"));
         if self.lock().len() >= MOUNTS_MAX {
-            return Err(Refusal::new(RefusalKind::Conflict, format!("{MOUNTS_MAX} mounts are the most")));
-        }
-        if !directory.is_absolute() {
-            let message = format!("{} is not an absolute path", directory.display());
-            return Err(Refusal::new(RefusalKind::Invalid, message));
+            return Err(too_many());
         }
         let root = self.newest_root(&repository).await?;
         // What was unmounted only because nobody looked for a while is as good as mounted, and that goes on reading.
@@ -320,6 +394,16 @@ impl MountTable {
         let state = self.activate(&directory, &mount.options, &shown).await?;
         mount.chosen = (mount.options.show != Choice::Newest).then_some(shown);
         let mut entry = Entry::new(mount, state);
+        // Others may have come meanwhile, or the end.
+        let refused = match self.lock().len() {
+            _ if self.is_stopping() => Some(Refusal::new(RefusalKind::Unavailable, "the agent stops")),
+            MOUNTS_MAX.. => Some(too_many()),
+            _ => None,
+        };
+        if let (Some(refusal), Some(mounted)) = (refused, entry.mounted()) {
+            let _ = mounted.unmount(Duration::ZERO).await;
+            return Err(refusal);
+        }
         self.fill(&mut entry);
         let mounted = self.insert(directory, entry);
         self.remember();
@@ -356,7 +440,7 @@ impl MountTable {
     /// Unmounts what was mounted because somebody looked, if nobody uses it; whether it is gone.
     pub(super) async fn unmount_idle(&self, directory: &Path) -> bool {
         // Whoever enters it meanwhile waits: what takes long is not waited for, and this is asked again.
-        let Ok(_changing) = self.changing.try_lock() else { return false };
+        let Some(_changing) = self.try_change(directory) else { return false };
         let mounted = match self.lock().get(directory) {
             Some(entry) if entry.automatic => entry.mounted(),
             Some(_) => return false,
@@ -370,6 +454,7 @@ impl MountTable {
         }
         self.lock().remove(directory);
         self.remember();
+        self.let_go_others().await;
         true
     }
 
@@ -378,7 +463,8 @@ impl MountTable {
     /// # Errors
     /// A [`Refusal`] when nothing is mounted there, or the kernel refuses.
     pub(super) async fn unmount(&self, directory: &Path) -> Result<MountStatus, Refusal> {
-        let _changing = self.changing.lock().await;
+        let directory = &real_path_of(directory.to_owned()).await;
+        let _changing = self.change(directory).await;
         let (shown, mounted) = match self.lock().get(directory) {
             None => {
                 let message = format!("{} is not mounted by this agent", directory.display());
@@ -393,60 +479,75 @@ impl MountTable {
         }
         self.lock().remove(directory);
         self.remember();
+        self.let_go_others().await;
         Ok(shown)
     }
 
     /// Switches lagging mounts to the newest root, mounts what failed, and notices mounts that were
-    /// taken away by hand.
+    /// taken away by hand. What is being changed by somebody else, an earlier call of this one too, is left alone.
     pub(super) async fn tend(&self) {
+        // It may be over by now.
         if self.trouble().is_some() {
-            let _changing = self.changing.lock().await;
-            // It may be over by now, or everything unmounted for a stop.
-            if self.trouble().is_some() {
-                self.remember();
-            }
-        }
-        let directories: Vec<_> = self.lock().keys().cloned().collect();
-        for directory in directories {
-            // Taken anew for each mount, so that a request waits for one of them at most.
-            let _changing = self.changing.lock().await;
-            self.notice_unmounted(&directory).await;
-            let Some(looked_at) = self.lock().get(&directory).map(LookedAt::of) else { continue };
-            let changed = match looked_at.active.clone() {
-                Some((mounted, _)) if mounted.life() != Life::Live => {
-                    tracing::warn!(directory = %directory.display(), "was ended by somebody else");
-                    let _ = mounted.unmount(Duration::ZERO).await;
-                    Some(State::Failed { problem: "was ended by somebody else".into() })
-                }
-                // What was chosen stays.
-                Some(_) if looked_at.chosen.is_some() => None,
-                Some((mounted, shown)) => self.catch_up(&directory, &looked_at, mounted, shown).await,
-                None => self.retry(&directory, &looked_at).await,
-            };
-            let Some(state) = changed else { continue };
-            let is_chosen = looked_at.chosen.is_some() || looked_at.options.show == Choice::Newest;
-            if let Some(entry) = self.lock().get_mut(&directory) {
-                if let (State::Active { shown, .. }, false) = (&state, is_chosen) {
-                    entry.chosen = Some(shown.clone());
-                }
-                entry.state = state;
-                entry.lag = None;
-                self.fill(entry);
-            }
-            if !is_chosen {
-                self.remember();
-            }
-        }
-        self.forget_automatic();
-    }
-
-    /// What was mounted because somebody looked, and could not be taken over, is mounted again when somebody looks again.
-    fn forget_automatic(&self) {
-        let before = self.lock().len();
-        self.lock().retain(|_, entry| !entry.automatic || matches!(entry.state, State::Active { .. }));
-        if self.lock().len() != before {
             self.remember();
         }
+        let directories: Vec<_> = self.lock().keys().cloned().collect();
+        let look = async |directory: PathBuf| {
+            if let Some(_changing) = self.try_change(&directory) {
+                self.tend_one(&directory).await;
+            }
+        };
+        join_all(directories.into_iter().map(look)).await;
+    }
+
+    async fn tend_one(&self, directory: &Path) {
+        self.notice_unmounted(directory).await;
+        let Some(looked_at) = self.lock().get(directory).map(LookedAt::of) else { return };
+        let changed = match looked_at.active.clone() {
+            Some((mounted, _)) if mounted.life() != Life::Live => {
+                tracing::warn!(directory = %directory.display(), "was ended by somebody else");
+                let _ = mounted.unmount(Duration::ZERO).await;
+                Some(State::Failed { problem: "was ended by somebody else".into() })
+            }
+            Some((mounted, shown)) => {
+                mounted.keep();
+                // What was chosen stays.
+                let stays = looked_at.chosen.is_some();
+                if stays { None } else { self.catch_up(directory, &looked_at, mounted, shown).await }
+            }
+            None => self.retry(directory, &looked_at).await,
+        };
+        let Some(state) = changed else { return };
+        if self.is_stopping() {
+            // It came too late to be left with the others.
+            if let State::Active { mounted, .. } = state
+                && !mounted.leave()
+            {
+                let _ = mounted.unmount(Duration::ZERO).await;
+            }
+            return;
+        }
+        if looked_at.automatic && matches!(state, State::Failed { .. }) {
+            // It is mounted again when somebody looks again.
+            self.lock().remove(directory);
+            self.remember();
+            return;
+        }
+        let is_chosen = looked_at.chosen.is_some() || looked_at.options.show == Choice::Newest;
+        if let Some(entry) = self.lock().get_mut(directory) {
+            if let (State::Active { shown, .. }, false) = (&state, is_chosen) {
+                entry.chosen = Some(shown.clone());
+            }
+            entry.state = state;
+            entry.lag = None;
+            self.fill(entry);
+        }
+        if !is_chosen {
+            self.remember();
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// Asks the strata for newer roots of repositories that are mounted, several at once: of all, or of those of which no member
@@ -482,7 +583,7 @@ impl MountTable {
         let entry = entries.get(directory)?;
         match &entry.state {
             State::Active { mounted, .. } => Some((mounted.clone(), mounted.profile())),
-            State::Failed { .. } => None,
+            State::Failed { .. } | State::Left { .. } => None,
         }
     }
 
@@ -500,18 +601,24 @@ impl MountTable {
     /// Leaves all mounts to a successor where one can take them over, unmounts the others, all at once, and remembers them for
     /// the next start.
     pub(super) async fn leave_all(&self, patience: Duration) {
-        {
-            let _changing = self.changing.lock().await;
-            let leave =
-                |entry: &Entry| matches!(&entry.state, State::Active { mounted, .. } if mounted.leave());
-            self.lock().retain(|_, entry| !leave(entry));
+        self.stopping.store(true, Ordering::SeqCst);
+        let until = ambient::now() + patience;
+        let all: Vec<_> = self.lock().keys().cloned().collect();
+        for directory in all {
+            // Who changes it is not waited for beyond that.
+            let left = until.since(ambient::now());
+            let _changing = tokio::time::timeout(left, self.change(&directory)).await;
+            let mounted = self.lock().get(&directory).and_then(Entry::mounted);
+            if mounted.is_some_and(|mounted| mounted.leave()) {
+                self.lock().remove(&directory);
+            }
         }
-        self.unmount_all(patience).await;
+        self.unmount_all(until.since(ambient::now())).await;
     }
 
     /// Unmounts everything, all at once, and remembers it for the next start.
     pub(super) async fn unmount_all(&self, patience: Duration) {
-        let _changing = self.changing.lock().await;
+        self.stopping.store(true, Ordering::SeqCst);
         let active: Vec<_> = self
             .lock()
             .iter()
@@ -594,9 +701,26 @@ impl MountTable {
     /// the restart goes on reading.
     async fn retry(&self, directory: &Path, looked_at: &LookedAt) -> Option<State> {
         let LookedAt { repository, options, chosen, .. } = looked_at;
+        let left = match self.mounter.resume(repository, directory, options).await {
+            Left::NotYet(problem) => {
+                let problem = format!("who is inside waits, for it cannot be taken over yet: {problem}");
+                if !self.has_problem(directory, &problem) {
+                    tracing::warn!(%repository, directory = %directory.display(), "{problem}");
+                }
+                return Some(State::Left { problem });
+            }
+            Left::Unmounted if !looked_at.declared => {
+                tracing::info!(directory = %directory.display(), "was unmounted by hand and is forgotten");
+                self.lock().remove(directory);
+                self.remember();
+                return None;
+            }
+            Left::Resumed(mounted, shown) => Some(State::Active { mounted, shown }),
+            Left::Nothing | Left::Unmounted => None,
+        };
         let attempt = async {
-            if let Some((mounted, shown)) = self.mounter.resume(repository, directory, options).await {
-                return Ok(State::Active { mounted, shown });
+            if let Some(resumed) = left {
+                return Ok(resumed);
             }
             if looked_at.automatic {
                 self.mounter.clear(directory).await;
@@ -615,16 +739,18 @@ impl MountTable {
             }
             Err(refusal) => {
                 let problem = refusal.to_string();
-                let known = matches!(
-                    self.lock().get(directory).map(|entry| &entry.state),
-                    Some(State::Failed { problem: known }) if *known == problem
-                );
-                if !known && !looked_at.automatic {
+                if !self.has_problem(directory, &problem) && !looked_at.automatic {
                     tracing::warn!(%repository, directory = %directory.display(), problem, "not mounted");
                 }
                 Some(State::Failed { problem })
             }
         }
+    }
+
+    fn has_problem(&self, directory: &Path, problem: &str) -> bool {
+        let entries = self.lock();
+        let state = entries.get(directory).map(|entry| &entry.state);
+        matches!(state, Some(State::Failed { problem: known } | State::Left { problem: known }) if known == problem)
     }
 
     /// The revision that is to be shown. What is not known yet the strata are asked for.
@@ -731,7 +857,7 @@ impl MountTable {
                     entry.fill = Some(Fill::start(&shown.of, parts));
                 }
             }
-            State::Active { .. } | State::Failed { .. } => entry.fill = None,
+            State::Active { .. } | State::Failed { .. } | State::Left { .. } => entry.fill = None,
         }
     }
 
@@ -782,7 +908,7 @@ impl MountTable {
     fn status(&self, directory: &Path, entry: &Entry) -> MountStatus {
         let (shown, problem) = match &entry.state {
             State::Active { shown, .. } => (Some(shown), None),
-            State::Failed { problem } => (None, Some(problem.clone())),
+            State::Failed { problem } | State::Left { problem } => (None, Some(problem.clone())),
         };
         let out_of_scope = self.mounter.is_out_of_scope(&entry.repository);
         MountStatus {
@@ -807,6 +933,10 @@ impl MountTable {
 
     /// Writes the list. What is mounted does not hang on it: a failure is told, and it is tried again.
     fn remember(&self) {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_stopping() {
+            return;
+        }
         let trouble = self.write().err().map(|error| {
             let file = self.file.display();
             format!("the next start will not mount what is mounted now, for the list cannot be written: {file}: {error}")
@@ -839,12 +969,19 @@ impl MountTable {
     }
 }
 
+/// As [`real_path`], which may block for a moment.
+async fn real_path_of(directory: PathBuf) -> PathBuf {
+    let as_written = directory.clone();
+    tokio::task::spawn_blocking(move || real_path(&directory)).await.unwrap_or(as_written)
+}
+
 /// What a look at a line of the table needs to know of it.
 struct LookedAt {
     repository: RepositoryName,
     options: MountOptions,
     chosen: Option<Shown>,
     automatic: bool,
+    declared: bool,
     active: Option<(Arc<dyn Mounted>, Shown)>,
 }
 
@@ -852,13 +989,14 @@ impl LookedAt {
     fn of(entry: &Entry) -> Self {
         let active = match &entry.state {
             State::Active { mounted, shown } => Some((mounted.clone(), shown.clone())),
-            State::Failed { .. } => None,
+            State::Failed { .. } | State::Left { .. } => None,
         };
         Self {
             repository: entry.repository.clone(),
             options: entry.options.clone(),
             chosen: entry.chosen.clone(),
             automatic: entry.automatic,
+            declared: entry.declared,
             active,
         }
     }

@@ -3,7 +3,7 @@
 use super::api::trace::{EndRecording, RecordRequest, Recorded, Recording};
 use super::api::{Refusal, RefusalKind};
 use super::mounts::{MountTable, Mounted};
-use crate::fs::{Belongs, Profile};
+use crate::fs::{Belongs, Profile, real_path};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,7 +30,8 @@ impl MountTable {
             let message = format!("{} is not mounted by this agent", directory.display());
             Refusal::new(RefusalKind::NotFound, message).hint("see `starling status`")
         };
-        let (mounted, profile) = self.live(directory).ok_or_else(not_mounted)?;
+        let found = self.live(directory).or_else(|| self.live(&real_path(directory)));
+        let (mounted, profile) = found.ok_or_else(not_mounted)?;
         if profile == Profile::SmallFiles {
             let message = format!(
                 "{} has the profile small-files, in which no opening of a file is seen",

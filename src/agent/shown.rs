@@ -109,7 +109,7 @@ fn spans(ascending: impl Iterator<Item = Revision>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::chunk::Chunking;
     use crate::model::{ChunkRef, ContentId, Place};
@@ -118,6 +118,21 @@ mod tests {
     fn chunk() -> ChunkRef {
         let id = ContentId::of(b"x");
         ChunkRef { id, plain_len: 7, place: Place { segment: id, ordinal: 0, offset: 0, stored_len: 9 } }
+    }
+
+    /// Some revision that is mounted for good.
+    pub(in crate::agent) fn past(revision: u64) -> Shown {
+        let chunk = chunk();
+        let of = PastRevision {
+            revision: Revision(revision),
+            root: chunk.id,
+            root_catalog: chunk,
+            catalog_index: chunk,
+            inodes: 1,
+            plain_bytes: 0,
+            issued: UnixTime(revision * 100),
+        };
+        Shown { repository: "sw.example.org".parse().unwrap(), of, expires: None }
     }
 
     /// Revisions 1, 2 and 4 before 5, each published at a hundred times its number.
@@ -144,15 +159,7 @@ mod tests {
         let root = SignedRoot::verify(&signed, &name, &keys.fingerprint(), UnixTime(600)).unwrap();
         let mut history = History::default();
         for revision in [1, 2, 4] {
-            history.push(PastRevision {
-                revision: Revision(revision),
-                root: chunk.id,
-                root_catalog: chunk,
-                catalog_index: chunk,
-                inodes: 1,
-                plain_bytes: 0,
-                issued: UnixTime(revision * 100),
-            });
+            history.push(past(revision).of);
         }
         history.tag("old", Revision(2)).unwrap();
         history.tag("gone", Revision(3)).unwrap();

@@ -7,7 +7,7 @@
 //!
 //! The folder stays when the process ends; names that are mounted stay mounted, others cannot be entered until a successor begins.
 
-use super::mountpoint::{autofs_at, detach_lazily};
+use super::mountpoint::{autofs_at, detach, real_path};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -73,6 +73,8 @@ impl Autofs {
     /// # Errors
     /// When the kernel has no automounter, something else is there, or this process may not mount.
     pub fn begin(path: &Path) -> io::Result<(Self, Requests)> {
+        // As the list of mounts has it, in which a predecessor's is looked for.
+        let path = &real_path(path);
         let control = open_control()?;
         // Who leads a session leads its group as well.
         match rustix::process::setpgid(None, None) {
@@ -151,9 +153,9 @@ impl Autofs {
     /// Takes the folder away, with all below it.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// When the system refuses, or something else is mounted there by now.
     pub fn end(&self) -> io::Result<()> {
-        detach_lazily(&self.path)
+        if autofs_at(&self.path, SOURCE)? { detach(&self.path, true) } else { Ok(()) }
     }
 
     /// `struct autofs_dev_ioctl`: version, size, descriptor of the folder, two words that depend on the command.

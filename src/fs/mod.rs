@@ -31,7 +31,7 @@ pub use autofs::{Autofs, Request as AutofsRequest, Requests as AutofsRequests};
 pub use error::FsError;
 pub use fuse::Profile;
 pub use listing::{ListedEntry, Listing};
-pub use mountpoint::{MountError, Restrictions, clear_dead, detach_lazily, is_mounted};
+pub use mountpoint::{MountError, Restrictions, clear_dead, is_mounted, real_path};
 pub use recorder::Belongs;
 pub use switch::{Notifier, Stale, Switched};
 pub use system::{ExtendedAttribute, FileSystem, FileSystemStatistics};

@@ -129,7 +129,7 @@ impl MountLine {
 
 /// What is mounted at exactly `path`, on top.
 pub(super) fn mounted_at(path: &Path) -> io::Result<Option<MountLine>> {
-    Ok(find_mount(&std::fs::read("/proc/self/mountinfo")?, path))
+    Ok(find_mounts(&std::fs::read("/proc/self/mountinfo")?, path).next())
 }
 
 /// Whether an automounter of this source is mounted at `path`.
@@ -147,10 +147,10 @@ pub(super) fn autofs_at(path: &Path, source: &str) -> io::Result<bool> {
     }
 }
 
-/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE OPTIONS`; the last line wins.
-fn find_mount(mountinfo: &[u8], path: &Path) -> Option<MountLine> {
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE OPTIONS`; the last line is on top, and comes first.
+fn find_mounts(mountinfo: &[u8], path: &Path) -> impl Iterator<Item = MountLine> {
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    mountinfo.split(|byte| *byte == b'\n').rev().find_map(|line| {
+    mountinfo.split(|byte| *byte == b'\n').rev().filter_map(move |line| {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let dash = fields.iter().position(|field| *field == b"-")?;
         if unescape(fields.get(4)?) != path.as_os_str().as_bytes() {
@@ -176,6 +176,30 @@ fn unescape(field: &[u8]) -> Vec<u8> {
         rest = if code.is_some() { &tail[3..] } else { tail };
     }
     plain
+}
+
+/// The path of a mount point without links, as the kernel's list of mounts has it. Whoever serves what is mounted there, or on the way
+/// to it, may not answer: then, and where nothing is there, the path stays as it is.
+pub fn real_path(path: &Path) -> PathBuf {
+    let asked = path.to_owned();
+    let found = within_alive(move || {
+        let (Some(parent), Some(name)) = (asked.parent(), asked.file_name()) else {
+            return asked.canonicalize();
+        };
+        let whole = parent.canonicalize()?.join(name);
+        // What is mounted there is not a link, which the kernel knows without asking who serves it.
+        if std::fs::read_link(&whole).is_ok() { whole.canonicalize() } else { Ok(whole) }
+    });
+    found.and_then(Result::ok).unwrap_or_else(|| path.to_owned())
+}
+
+/// Asks something to which a mount that nobody serves may give no answer, on another thread; `None` without an answer in time.
+fn within_alive<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, asked) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("starling-probe".to_owned()).spawn(move || {
+        let _ = answer.send(ask());
+    });
+    thread.ok().and_then(|_| asked.recv_timeout(ALIVE_WITHIN).ok())
 }
 
 /// Checks that `path` can be mounted upon, clearing dead mounts of ours. Returns it without links.
@@ -228,12 +252,8 @@ fn clear_stale(path: &Path) -> Result<(), MountError> {
 /// Whether nobody serves the mount at `path`. Asked by `statfs`, which the kernel never answers from
 /// its caches, and from another thread, since a stopped server does not answer at all.
 fn is_dead(path: &Path) -> bool {
-    let (answer, asked) = sync_channel(1);
     let path = path.to_owned();
-    let thread = std::thread::Builder::new().name("starling-probe".to_owned()).spawn(move || {
-        let _ = answer.send(rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN));
-    });
-    thread.is_ok() && asked.recv_timeout(ALIVE_WITHIN).unwrap_or(false)
+    within_alive(move || rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN)).unwrap_or(false)
 }
 
 /// Opens the kernel's FUSE device. Anything else in its place, as in a container that has a file of that name, would be found
@@ -326,26 +346,20 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
-/// Whether a mount of the repository `name` is there, served or not.
+/// Whether a mount of the repository `name` is there, served or not, and even if something else is mounted on top of it.
 pub fn is_mounted(path: &Path, name: &str) -> bool {
-    let line = mounted_at(path).ok().flatten();
-    line.is_some_and(|line| line.is_of(&format!("starling:{name}")))
+    let name = format!("starling:{name}");
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    find_mounts(&mounts, path).any(|line| line.is_of(&name))
 }
 
-/// Detaches mounts of ours that nobody serves any more.
+/// Detaches mounts of ours that nobody serves any more: their descriptors are closed everywhere. What is live, or of somebody else,
+/// stays.
 ///
 /// # Errors
 /// [`MountError`] when something else is mounted there, or the system refuses.
 pub fn clear_dead(path: &Path) -> Result<(), MountError> {
     clear_stale(path)
-}
-
-/// Detaches what is mounted at `path`, used or not.
-///
-/// # Errors
-/// When the system refuses.
-pub fn detach_lazily(path: &Path) -> io::Result<()> {
-    detach(path, true)
 }
 
 /// Unmounts `path`: at once and only if nobody uses it, or lazily.
@@ -378,11 +392,12 @@ mod tests {
 
     #[test]
     fn the_topmost_mount_is_found_and_escapes_are_undone() {
-        let line = find_mount(LINES, Path::new("/mnt/with space")).unwrap();
+        let mut lines = find_mounts(LINES, Path::new("/mnt/with space"));
         let (device, source, file_system) = ("0:51".into(), "b\\c".into(), "fuse.other".into());
-        assert_eq!(line, MountLine { device, source, file_system });
-        assert_eq!(find_mount(LINES, Path::new("/mnt")), None);
-        assert_eq!(find_mount(b"nonsense\n1 2 3 - \n", Path::new("3")), None);
+        assert_eq!(lines.next(), Some(MountLine { device, source, file_system }));
+        assert!(lines.next().is_some_and(|below| below.is_of("starling:a")) && lines.next().is_none());
+        assert_eq!(find_mounts(LINES, Path::new("/mnt")).next(), None);
+        assert_eq!(find_mounts(b"nonsense\n1 2 3 - \n", Path::new("3")).next(), None);
     }
 
     #[test]
@@ -415,5 +430,13 @@ mod tests {
         std::fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
         assert_eq!(prepare(&link).unwrap(), real.canonicalize().unwrap());
+        // The same without looking at what is mounted there.
+        let behind = folder.path().join("behind");
+        std::os::unix::fs::symlink(folder.path(), &behind).unwrap();
+        for path in [&link, &real, &behind.join("real"), &behind.join("link")] {
+            assert_eq!(real_path(path), real.canonicalize().unwrap());
+        }
+        assert_eq!(real_path(&behind.join("missing")), folder.path().canonicalize().unwrap().join("missing"));
+        assert_eq!(real_path(Path::new("/no/where")), Path::new("/no/where"));
     }
 }

@@ -71,6 +71,8 @@ struct Kernel {
     paths: Mutex<BTreeMap<u64, &'static str>>,
     /// A root that a stratum would give.
     stratum: Mutex<Option<Vec<u8>>>,
+    /// A directory whose catalogs nobody sends.
+    silent: Mutex<Option<String>>,
 }
 
 /// A source that has nothing.
@@ -117,6 +119,9 @@ impl Mounter for DoubleMounter {
         options: &'a MountOptions,
     ) -> BoxFuture<'a, Result<Arc<dyn Tree>, OpenError>> {
         Box::pin(async {
+            if self.kernel.silent.lock().unwrap().as_ref() == Some(&options.path) {
+                std::future::pending::<()>().await;
+            }
             if !self.kernel.catalogs.load(Ordering::SeqCst) {
                 return Err(OpenError::Catalogs("no source".to_owned()));
             }
@@ -142,9 +147,19 @@ impl Mounter for DoubleMounter {
         _: &'a RepositoryName,
         directory: &'a Path,
         _: &'a MountOptions,
-    ) -> BoxFuture<'a, Option<(Arc<dyn Mounted>, Shown)>> {
-        let left = self.kernel.left.lock().unwrap().remove(directory);
-        Box::pin(async { left.map(|shown| (DoubleMount::boxed(&self.kernel, directory, &shown), shown)) })
+    ) -> BoxFuture<'a, Left> {
+        let mut all = self.kernel.left.lock().unwrap();
+        let left = match all.get(directory) {
+            None => Left::Nothing,
+            Some(_) if !self.kernel.catalogs.load(Ordering::SeqCst) => Left::NotYet("no source".to_owned()),
+            Some(_) if !self.kernel.shown.lock().unwrap().contains_key(directory) => Left::Unmounted,
+            Some(shown) => Left::Resumed(DoubleMount::boxed(&self.kernel, directory, shown), shown.clone()),
+        };
+        if !matches!(left, Left::NotYet(_)) {
+            all.remove(directory);
+        }
+        drop(all);
+        Box::pin(async { left })
     }
     fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
         self.kernel.left.lock().unwrap().retain(|directory, _| directories.contains(directory));
@@ -376,6 +391,108 @@ async fn a_mount_that_was_left_goes_on_with_what_it_showed_and_catches_up() {
     fs::remove_file(world.dir.path().join("mounts.json")).unwrap();
     world.table().let_go_others().await;
     assert_eq!(world.shown(), None);
+}
+
+#[tokio::test]
+async fn a_mount_that_was_left_and_cannot_be_taken_over_yet_stays_until_it_can() {
+    let world = World::new();
+    world.kernel.keeps.store(true, Ordering::SeqCst);
+    world.publish(1, 3600);
+    for automatic in [false, true] {
+        let table = world.table();
+        let mount = Remembered { automatic, ..world.request().into() };
+        table.mount_remembered(mount).await.unwrap();
+        table.leave_all(Duration::ZERO).await;
+        world.kernel.catalogs.store(false, Ordering::SeqCst);
+        let table = world.table();
+        table.let_go_others().await;
+        table.tend().await;
+        let problem = table.list()[0].problem.clone().unwrap();
+        assert!(problem.contains("no source"), "{problem}");
+        assert_eq!(world.shown(), Some(1), "whoever is inside waits");
+        world.kernel.catalogs.store(true, Ordering::SeqCst);
+        table.tend().await;
+        assert_eq!((world.shown(), table.list()[0].revision), (Some(1), Some(Revision(1))));
+        // One that is not wanted any more is let go, taken over or not.
+        table.leave_all(Duration::ZERO).await;
+        world.kernel.catalogs.store(false, Ordering::SeqCst);
+        let table = world.table();
+        table.tend().await;
+        table.unmount(&world.request().directory).await.unwrap();
+        assert_eq!((world.shown(), table.list()), (None, Vec::new()));
+        world.kernel.catalogs.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_was_unmounted_while_no_agent_ran_is_forgotten_unless_the_agent_was_started_with_it() {
+    let world = World::new();
+    world.kernel.keeps.store(true, Ordering::SeqCst);
+    world.publish(1, 3600);
+    for declared in [false, true] {
+        let table = world.table();
+        table.mount(world.request()).await.unwrap();
+        table.leave_all(Duration::ZERO).await;
+        world.kernel.shown.lock().unwrap().clear();
+        let table = world.table();
+        if declared {
+            table.declare(vec![world.request()]).unwrap();
+        }
+        table.tend().await;
+        assert_eq!((world.shown().is_some(), table.list().len()), (declared, usize::from(declared)));
+        assert_eq!(world.table().list().len(), usize::from(declared), "for good");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_takes_for_ever_keeps_no_other_waiting_nor_the_end() {
+    let world = World::new();
+    world.publish(1, 3600);
+    world.kernel.paths.lock().unwrap().extend([(1, "/slow"), (2, "/slow")]);
+    let table = Arc::new(world.table());
+    let slow = world.dir.path().join("slow");
+    fs::create_dir(&slow).unwrap();
+    let options = MountOptions { path: "/slow".to_owned(), ..MountOptions::default() };
+    let request = MountRequest { directory: slow.clone(), options, ..world.request() };
+    table.mount(request.clone()).await.unwrap();
+    table.mount(world.request()).await.unwrap();
+    // Its newest revision cannot be had, and nobody says so.
+    world.publish(2, 3600);
+    *world.kernel.silent.lock().unwrap() = Some("/slow".to_owned());
+    let tending = tokio::spawn({
+        let table = table.clone();
+        async move { table.tend().await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.shown(), Some(2), "the other has switched");
+    world.publish(3, 3600);
+    let again = tokio::time::timeout(Duration::from_secs(1), table.tend()).await;
+    assert!(again.is_ok() && world.shown() == Some(3), "and does so again");
+    table.unmount(&world.request().directory).await.unwrap();
+    table.mount(world.request()).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), table.leave_all(Duration::from_secs(10))).await;
+    assert!(ended.is_ok() && world.kernel.shown.lock().unwrap().is_empty());
+    tending.abort();
+    assert_eq!(world.table().list().len(), 2, "remembered");
+    assert_eq!(table.mount(world.request()).await.unwrap_err().kind, RefusalKind::Unavailable);
+    assert_eq!(world.table().list().len(), 2, "as it was when it ended");
+}
+
+#[tokio::test]
+async fn a_mount_point_is_the_same_by_whatever_links_it_is_named() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let link = world.dir.path().join("link");
+    std::os::unix::fs::symlink(world.dir.path(), &link).unwrap();
+    let real = world.request().directory.canonicalize().unwrap();
+    let table = world.table();
+    let request = MountRequest { directory: link.join("mnt"), ..world.request() };
+    table.declare(vec![request.clone()]).unwrap();
+    table.tend().await;
+    assert_eq!((table.list().len(), &table.list()[0].directory), (1, &real));
+    assert_eq!(table.mount(request.clone()).await.unwrap_err().kind, RefusalKind::Conflict);
+    table.unmount(&link.join("mnt")).await.unwrap();
+    assert_eq!(table.mount(request).await.unwrap().directory, real);
 }
 
 #[tokio::test]

@@ -471,6 +471,8 @@ impl Filesystem for Kernel {
             match fs.read_directory(Inode(inode.0), offset).await {
                 Ok(listing) => {
                     let mut read_to = offset;
+                    // Who began before a switch gets the names of then. The kernel looks each of them up before it uses it.
+                    let valid = if fs.is_shown(&listing) { TTL } else { Duration::ZERO };
                     for entry in listing.from(offset) {
                         let attr = attr(&entry.attributes);
                         let name = OsStr::from_bytes(entry.name);
@@ -503,8 +505,6 @@ impl Filesystem for Kernel {
                 Ok(ExtendedAttribute::Value(value)) => reply_xattr(reply, &value, room),
                 Ok(ExtendedAttribute::Absent) => reply.error(Errno::from_i32(libc::ENODATA)),
                 // `ls -l` asks no more then. ENOSYS would end the questions for good, for every name and all that is to come.
-                    // Who began before a switch gets the names of then. The kernel looks each of them up before it uses it.
-                    let valid = if fs.is_shown(&listing) { TTL } else { Duration::ZERO };
                 Ok(ExtendedAttribute::Unknown) => reply.error(Errno::EOPNOTSUPP),
                 Err(error) => reply.error(errno(&fs, &error)),
             }

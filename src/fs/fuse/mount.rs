@@ -193,8 +193,7 @@ pub fn take_over(
 ) -> Result<Mounted, MountError> {
     let path = config.path.clone();
     let begin = || {
-        let there = mountpoint::mounted_at(&path)?;
-        if !there.is_some_and(|line| line.is_of(&format!("starling:{}", fs.label()))) {
+        if !mountpoint::is_mounted(&path, fs.label()) {
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
         }
         let (ledger, lines) = Ledger::inherit(held.open_files)?;
@@ -212,9 +211,9 @@ pub fn take_over(
         let mounted = run(session, config, &path, shared, held.agreement)?;
         if let Err(error) = handshake::resend(device.as_fd()) {
             tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
+        }
         let shared = Arc::clone(&mounted.shared);
         runtime.spawn(async move { shared.look_at_inherited().await });
-        }
         Ok(mounted)
     };
     begin().map_err(|cause| MountError::Failed {
@@ -344,13 +343,13 @@ impl Mounted {
     ///
     /// # Errors
     /// When even that fails.
-    pub fn unmount(self, patience: Duration) -> io::Result<Unmounted> {
+    pub fn unmount(&self, patience: Duration) -> io::Result<Unmounted> {
         let deadline = ambient::now() + patience;
         loop {
             if self.has_ended() {
                 return Ok(Unmounted::Already);
             }
-            match mountpoint::detach(&self.path, false) {
+            match self.detach(false) {
                 Ok(()) => {
                     self.wait_for_the_end();
                     return Ok(Unmounted::Cleanly);
@@ -364,7 +363,7 @@ impl Mounted {
                 Err(error) => return Err(error),
             }
             if ambient::now() >= deadline {
-                mountpoint::detach(&self.path, true)?;
+                self.detach(true)?;
                 return Ok(Unmounted::Lazily);
             }
             std::thread::sleep(RETRY_UNMOUNT);
@@ -377,7 +376,7 @@ impl Mounted {
     /// The mount itself when somebody does, or the system refuses.
     pub fn unmount_if_idle(self) -> Result<(), Self> {
         if !self.has_ended() {
-            match mountpoint::detach(&self.path, false) {
+            match self.detach(false) {
                 Ok(()) => self.wait_for_the_end(),
                 // Not a mount point any more.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.wait_for_the_end(),
@@ -397,6 +396,17 @@ impl Mounted {
         }
         if let Err(error) = handshake::take_away(self.number, self.threads) {
             tracing::warn!(path = %self.path.display(), "readers may get errors while the agent stops: {error}");
+        }
+    }
+
+    /// Detaches the mount, and nothing that somebody else has mounted on top of it.
+    fn detach(&self, lazily: bool) -> io::Result<()> {
+        let ours = format!("starling:{}", self.shared.fs.label());
+        match mountpoint::mounted_at(&self.path)? {
+            Some(line) if !line.is_of(&ours) => {
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else is mounted on top of it"))
+            }
+            _ => mountpoint::detach(&self.path, lazily),
         }
     }
 
