@@ -8,6 +8,7 @@ use common::{
     Dice, Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, wait_for,
 };
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use std::time::Duration;
 /// Restarts; `STARLING_RESTARTS` asks for more.
 const RESTARTS: u64 = 12;
 const READERS: u64 = 8;
+/// Switches that are cut off.
+const CUT_OFF: u64 = 10;
 /// Largest read at once, in bytes.
 const READ_MAX: u64 = 100_000;
 
@@ -140,6 +143,8 @@ fn a_mount_that_was_kept_switches_to_what_was_published_meanwhile_and_open_files
     let base = tempfile::tempdir().unwrap();
     let (tree, to, keys) = (base.path().join("tree"), base.path().join("to"), base.path().join("keys"));
     make_tree(&tree, 22, 40, 2 << 20);
+    fs::create_dir_all(tree.join("deep/below")).unwrap();
+    fs::write(tree.join("deep/below/library"), b"round 0").unwrap();
     let made = publish(&tree, "restart.test", &to, &keys, &[]);
     let stratum = Stratum::serve(&to, base.path());
     let mut node = Node::new(base.path().join("node")).keeping_mounts();
@@ -149,6 +154,8 @@ fn a_mount_that_was_kept_switches_to_what_was_published_meanwhile_and_open_files
     assert_same(&listing(&tree), &listing(&at));
     let before = fs::read(tree.join("large")).unwrap();
     let held = File::open(at.join("large")).unwrap();
+    // As a program that runs does with its libraries.
+    let mut libraries = vec![File::open(at.join("deep/below/library")).unwrap()];
     for (round, kill) in [(1, true), (2, false)] {
         if kill {
             node.kill();
@@ -157,6 +164,7 @@ fn a_mount_that_was_kept_switches_to_what_was_published_meanwhile_and_open_files
         }
         fs::write(tree.join("large"), Dice(round).bytes(1 << 20)).unwrap();
         fs::write(tree.join(format!("new{round}")), b"new").unwrap();
+        fs::write(tree.join("deep/below/library"), format!("round {round}")).unwrap();
         publish(&tree, "restart.test", &to, &keys, &[]);
         node.start();
         common::ok(&[
@@ -170,11 +178,199 @@ fn a_mount_that_was_kept_switches_to_what_was_published_meanwhile_and_open_files
         let switched = || node.log().lines().filter(|line| line.contains("switched")).count();
         wait_for("the switch", Duration::from_secs(30), || (switched() as u64 == round).then_some(()));
         assert_same(&listing(&tree), &listing(&at));
+        libraries.push(File::open(at.join("deep/below/library")).unwrap());
+        for (number, library) in libraries.iter().enumerate() {
+            let mut text = [0; 7];
+            library.read_exact_at(&mut text, 0).unwrap();
+            assert_eq!(
+                text,
+                format!("round {number}").as_bytes(),
+                "as it was opened, and as it is found now"
+            );
+        }
+        // What the kernel has of it in memory is not what is to be shown here.
+        rustix::fs::fadvise(&held, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let mut kept = vec![0; before.len()];
         held.read_exact_at(&mut kept, 0).unwrap();
         assert!(kept == before, "an open file keeps its content");
     }
-    drop(held);
+    drop((held, libraries));
     node.umount(&at);
     node.stop();
+}
+
+/// A published tree, served, and a node that has it mounted at the second of the paths that are returned.
+struct World {
+    base: tempfile::TempDir,
+    _stratum: Stratum,
+    node: Node,
+    at: PathBuf,
+}
+
+impl World {
+    fn new(seed: u64, node: impl FnOnce(Node) -> Node) -> Self {
+        let base = tempfile::tempdir().unwrap();
+        make_tree(&base.path().join("tree"), seed, 20, 1 << 20);
+        let made = publish_again(base.path());
+        let stratum = Stratum::serve(&base.path().join("to"), base.path());
+        let mut node = node(Node::new(base.path().join("node")).keeping_mounts());
+        node.start();
+        node.add_repository(&at_fingerprint(&made), &stratum.url);
+        let at = node.mount("restart.test", "mnt");
+        Self { base, _stratum: stratum, node, at }
+    }
+
+    fn mounts(&self) -> Vec<serde_json::Value> {
+        let socket = self.node.socket();
+        let status = ["status".as_ref(), "--json".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+        let status: serde_json::Value = serde_json::from_str(&common::ok(&status)).unwrap();
+        status["mounts"].as_array().unwrap().clone()
+    }
+
+    /// The processes that keep this node's mounts.
+    fn keepers(&self) -> Vec<rustix::process::Pid> {
+        let socket = self.node.state().join("keeper.sock");
+        let is_it = |pid: i32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = command.split(|byte| *byte == 0).collect();
+            words.get(1) == Some(&&b"keeper"[..]) && words.get(2) == Some(&socket.as_os_str().as_bytes())
+        };
+        let all = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        all.filter(|pid| is_it(*pid)).filter_map(rustix::process::Pid::from_raw).collect()
+    }
+}
+
+fn publish_again(base: &Path) -> serde_json::Value {
+    publish(&base.join("tree"), "restart.test", &base.join("to"), &base.join("keys"), &[])
+}
+
+#[test]
+fn what_others_mount_where_a_mount_of_ours_was_stays_and_ours_is_forgotten() {
+    if !can_mount("restart_foreign") {
+        return;
+    }
+    let mount_other = |at: &Path| {
+        rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty()).unwrap();
+        rustix::mount::mount("other", at, "tmpfs", rustix::mount::MountFlags::empty(), c"").unwrap();
+        fs::write(at.join("theirs"), b"theirs").unwrap();
+    };
+    // Found by the next agent, and by the keeper once it has waited for long enough.
+    for comes_back in [true, false] {
+        let seconds = if comes_back { "60" } else { "1" };
+        let mut world = World::new(31, |node| node.with_setting("keep_mounts_s", seconds));
+        world.node.kill();
+        mount_other(&world.at);
+        if comes_back {
+            world.node.start();
+            let mounts = || world.mounts().is_empty().then_some(());
+            wait_for("a mount that is forgotten", Duration::from_secs(20), mounts);
+        }
+        let gone = || (comes_back || world.keepers().is_empty()).then_some(());
+        wait_for("a keeper that has ended", Duration::from_secs(30), gone);
+        assert_eq!(fs::read(world.at.join("theirs")).unwrap(), b"theirs");
+        world.node.stop();
+        assert_eq!(fs::read(world.at.join("theirs")).unwrap(), b"theirs");
+        rustix::mount::unmount(&world.at, rustix::mount::UnmountFlags::empty()).unwrap();
+    }
+}
+
+#[test]
+fn a_keeper_that_was_killed_has_a_successor_before_the_agent_ends() {
+    if !can_mount("restart_keeper") {
+        return;
+    }
+    let mut world = World::new(32, |node| node);
+    let right = fs::read(world.base.path().join("tree/large")).unwrap();
+    let held = File::open(world.at.join("large")).unwrap();
+    let [keeper] = world.keepers()[..] else { panic!("{:?}", world.keepers()) };
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    wait_for("its end", Duration::from_secs(10), || (!world.keepers().contains(&keeper)).then_some(()));
+    world.node.stop();
+    assert_eq!(world.keepers().len(), 1, "{}", world.node.log());
+    world.node.start();
+    let mut got = vec![0; right.len()];
+    held.read_exact_at(&mut got, 0).unwrap();
+    assert!(got == right);
+    drop(held);
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
+}
+
+#[test]
+fn a_mount_point_behind_a_link_keeps_its_mount() {
+    if !can_mount("restart_link") {
+        return;
+    }
+    let link = tempfile::tempdir().unwrap();
+    let link = link.path().join("link");
+    let mut world = World::new(33, |node| {
+        std::os::unix::fs::symlink(&node.dir, &link).unwrap();
+        fs::create_dir(node.dir.join("declared")).unwrap();
+        let declared = format!("restart.test:{}", link.join("declared").display());
+        node.with_args(&["--mount", &declared])
+    });
+    let at = world.node.dir.join("declared");
+    let large = || File::open(at.join("large")).ok();
+    let held = wait_for("the mount", Duration::from_secs(30), large);
+    for kill in [true, false] {
+        if kill {
+            world.node.kill();
+        } else {
+            world.node.stop();
+        }
+        world.node.start();
+        rustix::fs::fadvise(&held, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let mut got = vec![0; 1000];
+        held.read_exact_at(&mut got, 0).unwrap();
+    }
+    drop(held);
+    world.node.umount(&link.join("declared"));
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
+}
+
+#[test]
+fn a_switch_that_is_cut_off_leaves_no_mixture() {
+    if !can_mount("restart_cut_off") {
+        return;
+    }
+    let mut world = World::new(34, |node| node);
+    let tree = world.base.path().join("tree");
+    let mut dice = Dice(34);
+    for round in 0..CUT_OFF {
+        for number in 0..60 {
+            let folder = tree.join(format!("folder{number}/below"));
+            fs::create_dir_all(&folder).unwrap();
+            for name in ["a", "b", "c"] {
+                fs::write(folder.join(name), format!("{name} of round {round:04}")).unwrap();
+            }
+        }
+        // What the kernel knows of the revision before is what it might believe for too long.
+        listing(&world.at);
+        publish_again(world.base.path());
+        common::ok(&[
+            "repo".as_ref(),
+            "announce".as_ref(),
+            world.base.path().join("to/restart.test/root").as_os_str(),
+            "--socket".as_ref(),
+            world.node.socket().as_os_str(),
+        ]);
+        std::thread::sleep(Duration::from_millis(dice.below(40)));
+        if round % 2 == 0 {
+            world.node.kill();
+        } else {
+            world.node.stop();
+        }
+        world.node.start();
+        let expected = listing(&tree);
+        let same = || (listing(&world.at) == expected).then_some(());
+        wait_for("all of the new revision", Duration::from_secs(30), same);
+    }
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
 }
