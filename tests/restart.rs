@@ -201,10 +201,11 @@ fn a_mount_that_was_kept_switches_to_what_was_published_meanwhile_and_open_files
 
 /// A published tree, served, and a node that has it mounted at the second of the paths that are returned.
 struct World {
-    base: tempfile::TempDir,
-    _stratum: Stratum,
     node: Node,
     at: PathBuf,
+    _stratum: Stratum,
+    /// Removed when nothing is mounted below it any more.
+    base: tempfile::TempDir,
 }
 
 impl World {
@@ -217,7 +218,8 @@ impl World {
         node.start();
         node.add_repository(&at_fingerprint(&made), &stratum.url);
         let at = node.mount("restart.test", "mnt");
-        Self { base, _stratum: stratum, node, at }
+        open_and_close(&at);
+        Self { node, at, _stratum: stratum, base }
     }
 
     fn mounts(&self) -> Vec<serde_json::Value> {
@@ -240,6 +242,12 @@ impl World {
             .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         all.filter(|pid| is_it(*pid)).filter_map(rustix::process::Pid::from_raw).collect()
     }
+}
+
+/// When the kernel closes the first file of a mount, it asks whether it may tell so. Who starts an agent here has files of the mount
+/// open, which are closed for the new process: that must not have to wait for the agent.
+fn open_and_close(at: &Path) {
+    fs::read(at.join("large")).unwrap();
 }
 
 fn publish_again(base: &Path) -> serde_json::Value {
@@ -290,6 +298,7 @@ fn a_keeper_that_was_killed_has_a_successor_before_the_agent_ends() {
     world.node.stop();
     assert_eq!(world.keepers().len(), 1, "{}", world.node.log());
     world.node.start();
+    rustix::fs::fadvise(&held, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let mut got = vec![0; right.len()];
     held.read_exact_at(&mut got, 0).unwrap();
     assert!(got == right);
@@ -315,6 +324,7 @@ fn a_mount_point_behind_a_link_keeps_its_mount() {
     let at = world.node.dir.join("declared");
     let large = || File::open(at.join("large")).ok();
     let held = wait_for("the mount", Duration::from_secs(30), large);
+    open_and_close(&at);
     for kill in [true, false] {
         if kill {
             world.node.kill();

@@ -488,19 +488,17 @@ impl Mounted for KernelMount {
         async move {
             let path = mounted.path().to_owned();
             let directory = self.directory.clone();
-            let unmounting = tokio::task::spawn_blocking(move || match mounted.unmount(patience) {
-                Ok(unmounted) => {
-                    if let Some(holdings) = kept {
-                        holdings.release(&directory);
-                    }
-                    Ok(unmounted)
+            let unmounting = tokio::task::spawn_blocking(move || {
+                let unmounted = mounted.unmount(patience);
+                if let (Ok(_), Some(holdings)) = (&unmounted, kept) {
+                    holdings.release(&directory);
                 }
-                // It is still there, and served.
-                Err(error) => Err((error, mounted)),
+                (unmounted, mounted)
             });
-            let unmounted = unmounting.await.map_err(io::Error::other)?.map_err(|(error, mounted)| {
+            let (unmounted, mounted) = unmounting.await.map_err(io::Error::other)?;
+            let unmounted = unmounted.inspect_err(|_| {
+                // It is still there, and served.
                 *self.lock() = Some(mounted);
-                error
             })?;
             if unmounted == fuse::Unmounted::Lazily {
                 tracing::warn!(directory = %path.display(), "was in use and is detached");

@@ -48,6 +48,7 @@ pub(super) enum Life {
 }
 
 /// What became of a mount that a predecessor of this agent may have left.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once and goes")]
 pub(super) enum Left {
     /// There is none, or it could not be kept: it is to be mounted anew.
     Nothing,

@@ -17,7 +17,7 @@
 
 use super::error::FsError;
 use super::system::FileSystem;
-use super::table::Generation;
+use super::table::{Generation, Place};
 use crate::catalog::{DirectoryEntry, FileKind, Inode, Tree, TreeError};
 use futures::future::BoxFuture;
 use std::cmp;
@@ -238,7 +238,7 @@ fn directories(entries: &[DirectoryEntry]) -> impl Iterator<Item = &DirectoryEnt
 /// the kernel may know of it.
 async fn judged(
     compared: Option<Vec<Stale>>,
-    (directory, place): (Inode, Option<(Inode, Arc<[u8]>)>),
+    (directory, place): (Inode, Option<Place>),
     old: &Arc<dyn Tree>,
     deadline: Instant,
     switched: &mut Switched,

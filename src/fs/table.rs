@@ -17,7 +17,7 @@ const MAX_OLD_TREES: usize = 8;
 const MAX_DEPTH: usize = 2048;
 
 /// Where a directory stands: its parent and its name there.
-type Place = (Inode, Arc<[u8]>);
+pub(super) type Place = (Inode, Arc<[u8]>);
 
 /// 16 bytes: there is one for each inode in the kernel's cache.
 struct Known {

@@ -191,7 +191,7 @@ pub fn take_over(
     runtime: tokio::runtime::Handle,
     held: Held,
 ) -> Result<Mounted, MountError> {
-    let path = config.path.clone();
+    let (path, background) = (config.path.clone(), runtime.clone());
     let begin = || {
         if !mountpoint::is_mounted(&path, fs.label()) {
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
@@ -206,14 +206,14 @@ pub fn take_over(
         let modes = Modes::inherit(ledger, lines);
         let device = held.device;
         let (kernel, shared) =
-            kernel((config, profile), fs, runtime.clone(), device.try_clone()?, modes, passthrough);
+            kernel((config, profile), fs, runtime, device.try_clone()?, modes, passthrough);
         let session = handshake::take_over(kernel, device.as_fd(), &held.agreement, settings(config))?;
         let mounted = run(session, config, &path, shared, held.agreement)?;
         if let Err(error) = handshake::resend(device.as_fd()) {
             tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
         }
         let shared = Arc::clone(&mounted.shared);
-        runtime.spawn(async move { shared.look_at_inherited().await });
+        background.spawn(async move { shared.look_at_inherited().await });
         Ok(mounted)
     };
     begin().map_err(|cause| MountError::Failed {
