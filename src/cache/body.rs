@@ -480,6 +480,12 @@ impl Body {
     pub(super) fn read_now(&self, number: usize, offset: u32, buffer: &mut [u8]) -> bool {
         let Some(open) = lock(&self.handle).open.clone() else { return false };
         let at = self.list.range(number).start + u64::from(offset);
+    /// Closes its files before their turn; they are opened anew when they are needed.
+    pub(super) fn let_go(&self) {
+        self.close();
+        self.files.forget(self);
+    }
+
         let wanted = buffer.len();
         // Where the file system cannot tell, it refuses the flag.
         let read =

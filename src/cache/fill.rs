@@ -139,6 +139,8 @@ impl Inner {
                     if let Some(body) = noted.next() {
                         noted.busy = true;
                         break body;
+        // Its files may have been opened while the disk was read-only.
+        body.let_go();
                     }
                     noted = self.wake.wait(noted).unwrap_or_else(PoisonError::into_inner);
                 }
