@@ -144,12 +144,29 @@ impl DiskCache {
 
     /// Keeps the files of these lists of chunks from eviction, under a name and in place of what was pinned under it. They
     /// need not be here yet: [`DiskCache::gather`] each list, and then fetch what it lacks. `version` says to whoever asks
-    /// of what the lists were made.
+    /// of what the lists were made. What was pinned under the name before stays until [`DiskCache::end_replaced`], as far as there
+    /// is room for both.
     ///
     /// # Errors
     /// [`PinError`]; nothing has changed then.
     pub fn pin(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
-        self.inner.pin(name, version, lists)
+        self.inner.pin(name, version, lists, false)
+    }
+
+    /// Pins catalogs, which are counted apart from all else: they are little, and without them nothing else is of use.
+    ///
+    /// # Errors
+    /// As [`DiskCache::pin`].
+    pub fn pin_catalogs(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
+        self.inner.pin(name, version, lists, true)
+    }
+
+    /// Lets go of what was pinned under a name before, where all that is pinned under it now is there and verified.
+    ///
+    /// # Errors
+    /// [`PinError::Disk`].
+    pub fn end_replaced(&self) -> Result<(), PinError> {
+        self.inner.end_replaced()
     }
 
     /// Ends a pin. False when there is none of that name. What was pinned stays until room is needed.
@@ -298,8 +315,8 @@ fn load_pack(folder: &Path, number: u32, index: &mut Index) -> io::Result<()> {
             return pack.unlink();
         }
     }
+    // One that the disk does not give back counts all the same, so that it leaves when room is needed.
     index.add_pack(Arc::new(pack));
     slots.iter().for_each(|(id, slot)| index.put(id, *slot));
     scanned.map(drop)
 }
-    // One that the disk does not give back counts all the same, so that it leaves when room is needed.
