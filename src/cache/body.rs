@@ -25,7 +25,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -61,6 +61,13 @@ pub(super) enum BodyError {
     Length { found: u64, expected: u64 },
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl BodyError {
+    /// Whether it will not be better another time.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(self, Self::Io(error) if error.kind() != io::ErrorKind::NotFound)
+    }
 }
 
 impl List {
@@ -428,7 +435,12 @@ impl Body {
         let (plain, list) = (self.path(), self.files.list_path(&self.list.name));
         let made = (|| {
             std::fs::create_dir_all(self.files.folder())?;
-            let make = |path| OpenOptions::new().create(true).truncate(true).write(true).open(path);
+            // What lies there was left out at the start or could not be removed. Somebody may have it open, mapped included: it is
+            // never truncated.
+            let make = |path: &Path| match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => OpenOptions::new().create_new(true).write(true).open(path),
+            };
             // The list first: a body without one is nothing.
             make(&list)?.write_all_at(&self.list.encode(), 0)?;
             make(&plain)?.set_len(self.list.total())
@@ -468,6 +480,12 @@ impl Body {
         lock(&self.handle).open = None;
     }
 
+    /// Closes its files before their turn; they are opened anew when they are needed.
+    pub(super) fn let_go(&self) {
+        self.close();
+        self.files.forget(self);
+    }
+
     /// `len` bytes from `offset` of the chunk at `number`, whatever lies there.
     pub(super) fn read(self: &Arc<Self>, number: usize, offset: u32, len: u32) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
@@ -480,12 +498,6 @@ impl Body {
     pub(super) fn read_now(&self, number: usize, offset: u32, buffer: &mut [u8]) -> bool {
         let Some(open) = lock(&self.handle).open.clone() else { return false };
         let at = self.list.range(number).start + u64::from(offset);
-    /// Closes its files before their turn; they are opened anew when they are needed.
-    pub(super) fn let_go(&self) {
-        self.close();
-        self.files.forget(self);
-    }
-
         let wanted = buffer.len();
         // Where the file system cannot tell, it refuses the flag.
         let read =
