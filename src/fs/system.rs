@@ -401,7 +401,11 @@ impl FileSystem {
             let tree = || self.table().tree_of(inode).ok().map(|(_, tree)| tree);
             self.foresight.beside((inode, &file.content), ready.is_none(), tree, &self.source, &self.label);
         }
-        self.foresight.fetch(file.foresee(offset, len), &self.source, &self.label);
+        let leave = self.foresight.leave();
+        let ahead = file.foresee(offset, len, leave.is_some());
+        if let Some(leave) = leave {
+            leave.fetch(ahead, &self.source, &self.label);
+        }
         let got = match ready {
             Some(got) => got,
             None => reading.await,
