@@ -356,8 +356,12 @@ impl Mounted for KernelMount {
         self.lock().as_ref().map_or_else(Profile::default, fuse::Mounted::profile)
     }
 
-    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
-        self.file_system.begin_recording(belongs)
+    fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        self.file_system.begin_recording(process, belongs)
+    }
+
+    fn end_orphaned_recordings(&self) {
+        self.file_system.end_orphaned_recordings();
     }
 
     fn end_recording(

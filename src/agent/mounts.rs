@@ -118,11 +118,14 @@ pub(super) trait Mounted: Send + Sync + 'static {
         Profile::default()
     }
 
-    /// Begins to record what some tasks read; its number, or `None` when too many run.
-    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
-        drop(belongs);
+    /// Begins to record, for a process, what some tasks read; its number, or `None` when too many run.
+    fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        drop((process, belongs));
         None
     }
+
+    /// Ends the recordings whose process is gone.
+    fn end_orphaned_recordings(&self) {}
 
     /// Ends a recording; `None` when there is none such. Whether the trace lacks something because of its bounds.
     fn end_recording(
@@ -412,6 +415,9 @@ impl MountTable {
             let _changing = self.changing.lock().await;
             self.notice_unmounted(&directory).await;
             let Some(looked_at) = self.lock().get(&directory).map(LookedAt::of) else { continue };
+            if let Some((mounted, _)) = &looked_at.active {
+                mounted.end_orphaned_recordings();
+            }
             let changed = match looked_at.active.clone() {
                 Some((mounted, _)) if mounted.life() != Life::Live => {
                     tracing::warn!(directory = %directory.display(), "was ended by somebody else");
