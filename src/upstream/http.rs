@@ -254,7 +254,7 @@ impl Upstream for HttpStratum {
             }
             let mut under_way = futures::stream::iter(runs)
                 .map(|run| self.fetch_run(repository, run, arrived))
-                .buffer_unordered(limits::STRATUM_CALL_REQUESTS);
+                .buffer_unordered(limits::STRATUM_CALL_REQUESTS as usize);
             while let Some((run, frames)) = under_way.next().await {
                 for (frame, result) in run.frames.iter().zip(frames) {
                     for position in &frame.answers {

@@ -109,7 +109,7 @@ fn requests(places: impl Iterator<Item = Place>) -> u32 {
         requests += u32::from(!is_near);
         end = place.end();
     }
-    requests.clamp(1, STRATUM_CALL_REQUESTS as u32)
+    requests.clamp(1, STRATUM_CALL_REQUESTS)
 }
 
 /// Fetches from the strata under way. Each pins its chunk.
