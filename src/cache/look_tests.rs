@@ -192,6 +192,24 @@ fn what_was_pinned_stays_until_what_takes_its_place_is_there() {
 }
 
 #[test]
+fn what_was_pinned_and_never_whole_does_not_pile_up() {
+    for (catalogs, kept) in [(true, 0), (false, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path());
+        for version in 1..6 {
+            let made = ordinary(10 * version);
+            let pin = if catalogs { DiskCache::pin_catalogs } else { DiskCache::pin };
+            pin(&cache, "a.b", version, std::slice::from_ref(&made.list)).unwrap();
+            assert!(!cache.gather(&made.list));
+            insert(&cache, &made.chunks[..2]);
+            cache.end_replaced().unwrap();
+        }
+        cache.clean();
+        assert_eq!(cache.statistics().entries, 2 + 2 * kept);
+    }
+}
+
+#[test]
 fn what_was_pinned_goes_at_once_where_there_is_no_room_for_both() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();

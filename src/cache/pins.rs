@@ -123,8 +123,16 @@ impl Inner {
         }
         if let Some(old) = old {
             let noted = lock(&self.noted);
-            let bodies = old.bodies.iter().chain(old.before.iter().map(|(body, _)| body));
-            let here = bodies.filter(|body| !pin.bodies.contains(body)).filter_map(|body| noted.find(body));
+            let is_whole = |body: &ContentId| noted.find(body).is_some_and(|body| body.is_verified());
+            // One set at most, or sets that never become whole would pile up: the last that was. Catalogs seldom are.
+            let nothing_better = old.before.is_empty() && !catalogs;
+            let kept = if nothing_better || old.bodies.iter().all(is_whole) {
+                old.bodies
+            } else {
+                old.before.into_iter().map(|(body, _)| body).collect()
+            };
+            let here =
+                kept.iter().filter(|body| !pin.bodies.contains(body)).filter_map(|body| noted.find(body));
             let here = here.filter(|body| body.is_made());
             pin.before = here.map(|body| (body.list.name, body.bytes())).collect();
         }
