@@ -131,8 +131,8 @@ impl Inner {
             } else {
                 old.before.into_iter().map(|(body, _)| body).collect()
             };
-            let here =
-                kept.iter().filter(|body| !pin.bodies.contains(body)).filter_map(|body| noted.find(body));
+            let new: HashSet<&ContentId> = pin.bodies.iter().collect();
+            let here = kept.iter().filter(|body| !new.contains(body)).filter_map(|body| noted.find(body));
             let here = here.filter(|body| body.is_made());
             pin.before = here.map(|body| (body.list.name, body.bytes())).collect();
         }
