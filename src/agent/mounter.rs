@@ -90,6 +90,8 @@ pub(super) struct KernelMounter {
     pub(super) replay_bytes: u64,
     /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
     pub(super) verify_always: bool,
+    /// The setting `quick_wake`.
+    pub(super) quick_wake: bool,
 }
 
 impl KernelMounter {
@@ -138,7 +140,8 @@ impl KernelMounter {
     fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
         let passthrough = !self.verify_always;
         let MountOptions { profile, restrict, .. } = *options;
-        fuse::MountConfig { profile, passthrough, restrict, ..fuse::MountConfig::new(directory) }
+        let quick_wake = self.quick_wake;
+        fuse::MountConfig { profile, passthrough, quick_wake, restrict, ..fuse::MountConfig::new(directory) }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
