@@ -364,7 +364,7 @@ impl Shared {
         let is_full = self.bytes >= SHARED_BYTES || self.chunks.len() >= SHARED_CHUNKS;
         let ends_here = |chunk: &ChunkRef| {
             let digest = chunk.id.digest();
-            u16::from_le_bytes([digest[0], digest[1]]) % SHARED_FILES == 0
+            u16::from_le_bytes([digest[0], digest[1]]).is_multiple_of(SHARED_FILES)
         };
         if is_full || chunks.last().is_some_and(ends_here) { self.finish() } else { None }
     }
@@ -408,7 +408,7 @@ mod tests {
                 let Piece { chunk, .. } = pieces[0];
                 self.0.lock().unwrap().insert(chunk.place.ordinal);
                 let (chunk, number) = (chunk.id, chunk.place.ordinal);
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     return Err(SourceError::Unavailable { chunk, detail: number.to_string() });
                 }
                 Ok(vec![bytes::Bytes::new()])
