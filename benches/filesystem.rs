@@ -12,7 +12,8 @@
 //! its cache; compared with the native tree, dropped. The peer's files are dropped as well, as its disk is the same; with
 //! `--warm-peer` they are read before, as of a peer that has just given the same to others.
 //!
-//! A profile is a column. `--only` takes names or their beginnings (`--only tar,find-warm`), `--list` shows them. `--scale 0.02`
+//! A profile is a column; `auto+verify` is one whose agent runs with `verify = always`, `auto+user` one whose agent runs as `nobody` and mounts
+//! through `fusermount3` (which needs `user_allow_other` in `/etc/fuse.conf`). `--only` takes names or their beginnings (`--only tar,find-warm`), `--list` shows them. `--scale 0.02`
 //! makes small trees, to try this program itself. `--memory` measures the agent's resident memory instead.
 //!
 //! Exits with 1 when a limit is missed, with 2 when it cannot be run as asked.
@@ -48,7 +49,7 @@ pub(crate) struct Options {
     pairs: usize,
     /// After so long a row ends, when it has a few pairs.
     seconds: f64,
-    profiles: Vec<String>,
+    columns: Vec<Column>,
     json: Option<PathBuf>,
     memory: bool,
     list: bool,
@@ -62,7 +63,7 @@ fn options() -> Result<Options, String> {
         only: Vec::new(),
         pairs: 20,
         seconds: 120.0,
-        profiles: Vec::new(),
+        columns: Vec::new(),
         json: None,
         memory: false,
         list: false,
@@ -83,7 +84,11 @@ fn options() -> Result<Options, String> {
             "--only" => found.only.extend(names(value()?)),
             "--pairs" => found.pairs = number::<usize>(&value()?)?.max(1),
             "--seconds" => found.seconds = number(&value()?)?,
-            "--profile" => found.profiles.extend(names(value()?)),
+            "--profile" => {
+                for name in names(value()?) {
+                    found.columns.push(Column::of(&name)?);
+                }
+            }
             "--json" => found.json = Some(value()?.into()),
             "--idle" => found.idle_s = number(&value()?)?,
             "--scale" => found.scale = number(&value()?)?,
@@ -98,14 +103,15 @@ fn options() -> Result<Options, String> {
             return Err(format!("no row begins with `{wanted}`; --list shows them"));
         }
     }
-    if found.profiles.is_empty() {
-        found.profiles.push(Column::DEFAULT.to_owned());
+    if found.columns.is_empty() {
+        found.columns.push(Column::of(Column::DEFAULT)?);
     }
     let help = common::ok(&["mount", "--help"]);
     if !help.contains("--profile")
-        && let Some(other) = found.profiles.iter().find(|name| *name != Column::DEFAULT)
+        && let Some(other) = found.columns.iter().find(|column| !column.mount_args.is_empty())
     {
-        return Err(format!("`starling mount` knows no --profile, so that `{other}` cannot be measured"));
+        let name = &other.name;
+        return Err(format!("`starling mount` knows no --profile, so that `{name}` cannot be measured"));
     }
     Ok(found)
 }
@@ -134,10 +140,10 @@ fn measure(options: &Options) -> (bool, Value) {
         options.only.is_empty() || options.only.iter().any(|wanted| row.key.starts_with(wanted.as_str()))
     };
     let rows: Vec<&'static Row> = ROWS.iter().filter(chosen).collect();
-    let columns: Vec<Column> = options.profiles.iter().map(|profile| Column::of(profile)).collect();
     let mut outcomes = Vec::new();
     for of_a_tree in rows.chunk_by(|one, other| one.tree == other.tree) {
-        let mut world = World::new(of_a_tree[0].tree, options.scale, columns.clone(), options.warm_peer);
+        let mut world =
+            World::new(of_a_tree[0].tree, options.scale, options.columns.clone(), options.warm_peer);
         for row in of_a_tree {
             match rows::measure(row, &mut world, options) {
                 Some(outcome) => {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Dice, Node, Stratum, at_fingerprint, can_mount, fails, ok, publish, wait_for};
+use common::{Dice, Node, STARLING, Stratum, at_fingerprint, can_mount, fails, ok, publish, wait_for};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -147,6 +147,35 @@ fn what_is_recorded_is_replayed_when_its_first_file_is_opened() {
         assert_eq!(read(number), fs::read(world.path("tree").join(file(number * 9))).unwrap());
     }
     assert_eq!(world.objects_asked(), settled, "everything was here");
+}
+
+#[test]
+fn an_interrupted_command_is_recorded_and_a_killed_recorder_leaves_nothing_behind() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let (node, mount) = world.node("recorder");
+    let out = world.path("start.trace");
+    let run = |script: &str| {
+        let mut command = std::process::Command::new(STARLING);
+        command.args(["trace", "record", "--socket"]).arg(node.socket()).arg("--out").arg(&out).arg(&mount);
+        command.args(["--", "sh", "-c", script]).output().unwrap()
+    };
+    let read = |number| format!("cat {} >/dev/null", mount.join(file(number)).display());
+    let (first, second) = (read(1), read(2));
+    // The parent of the command is who records.
+    let interrupted = run(&format!("{first}; kill -INT $PPID; sleep 0.3; {second}"));
+    assert!(interrupted.status.success(), "{interrupted:?}");
+    assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 2);
+    fs::remove_file(&out).unwrap();
+    // More often than recordings may run at once.
+    for _ in 0..10 {
+        assert!(!run(&format!("{first}; kill -KILL $PPID")).status.success());
+    }
+    let after = run(&first);
+    assert!(after.status.success(), "{after:?}");
+    assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 1);
 }
 
 #[test]

@@ -44,12 +44,13 @@ fn read(pid: u32, step: &str) -> Reading {
 
 /// Measures and prints; whether all limits hold, and the figures.
 pub(crate) fn run(options: &Options) -> (bool, Value) {
-    let profile = options.profiles.first().map_or(Column::DEFAULT, String::as_str);
-    let mut world = World::new(Kind::Many, options.scale, vec![Column::of(profile)], options.warm_peer);
+    // There is always one.
+    let column: Vec<Column> = options.columns.iter().take(1).cloned().collect();
+    let mut world = World::new(Kind::Many, options.scale, column, options.warm_peer);
     let files = Work::OpenRead(world.made.files.clone());
     println!("{:<40} {:>8} {:>10} {:>8}", "MiB", "resident", "anonymous", "most");
-    world.empty();
-    let pid = world.pid();
+    world.empty(0);
+    let pid = world.pid(0);
     let mut readings = vec![read(pid, "started, cache empty")];
     world.mount_bare(0);
     let mounted = read(pid, &format!("{} entries mounted", world.made.entries()));
@@ -96,5 +97,5 @@ pub(crate) fn run(options: &Options) -> (bool, Value) {
             })
         })
         .collect();
-    (holds, json!({ "profile": profile, "steps": steps, "growth_mib": growth_mib, "holds": holds }))
+    (holds, json!({ "profile": world.columns[0].name, "steps": steps, "growth_mib": growth_mib, "holds": holds }))
 }

@@ -4,6 +4,7 @@ use crate::common::{Node, STARLING, Stratum, at_fingerprint, mesh, publish, wait
 use crate::trees::{Kind, Made};
 use starling::ambient::now;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -16,22 +17,47 @@ const CELL: &str = "here/a/1";
 const REST: Duration = Duration::from_millis(100);
 const REST_WAIT: Duration = Duration::from_secs(20);
 
-/// A column of the table: how the repository is mounted.
+/// The user of an agent that is not root: `nobody`.
+const NOBODY: u32 = 65_534;
+
+/// How the agent of a column is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Agent {
+    /// As root, with the defaults.
+    Plain,
+    /// With `verify = always`.
+    Checked,
+    /// As `nobody`: it mounts through `fusermount3`, and the kernel reads nothing by itself.
+    User,
+}
+
+/// A column of the table: how the repository is mounted, and by which agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Column {
-    /// The profile's name.
+    /// As it was asked for: `PROFILE`, `PROFILE+verify` or `PROFILE+user`.
     pub(crate) name: String,
     /// What `starling mount` is told for it.
     pub(crate) mount_args: Vec<String>,
+    pub(crate) agent: Agent,
 }
 
 impl Column {
     /// The default, for which nothing is said.
     pub(crate) const DEFAULT: &'static str = "auto";
 
-    pub(crate) fn of(profile: &str) -> Self {
+    /// # Errors
+    /// With words, when there is no such agent.
+    pub(crate) fn of(name: &str) -> Result<Self, String> {
+        let (profile, agent) = match name.split_once('+') {
+            None => (name, Agent::Plain),
+            Some((profile, "verify")) => (profile, Agent::Checked),
+            Some((profile, "user")) => (profile, Agent::User),
+            Some((_, other)) => {
+                return Err(format!("`+{other}` is not known; there are `+verify` and `+user`"));
+            }
+        };
         let args = if profile == Self::DEFAULT { Vec::new() } else { vec!["--profile", profile] };
-        Self { name: profile.to_owned(), mount_args: args.into_iter().map(str::to_owned).collect() }
+        Ok(Self { name: name.to_owned(), mount_args: args.into_iter().map(str::to_owned).collect(), agent })
     }
 }
 
@@ -46,7 +72,8 @@ enum Standing {
 /// All of it. Agents and mounts end before the folder goes.
 pub(crate) struct World {
     peer: Node,
-    node: Node,
+    /// The agents that are measured, each of another kind.
+    nodes: Vec<(Agent, Node)>,
     _stratum: Stratum,
     pub(crate) columns: Vec<Column>,
     standing: Vec<Standing>,
@@ -69,8 +96,30 @@ impl World {
         let (to, keys) = (base.path().join("to"), base.path().join("keys"));
         let revision = publish(&tree, &repository, &to, &keys, &[]);
         let stratum = Stratum::serve(&to, base.path());
-        let nodes = mesh(base.path(), 2, &[CELL], &at_fingerprint(&revision), &stratum.url, &[]);
-        let [mut peer, node] = <[Node; 2]>::try_from(nodes).ok().expect("two nodes");
+        let mut agents = Vec::new();
+        for column in &columns {
+            if !agents.contains(&column.agent) {
+                agents.push(column.agent);
+            }
+        }
+        let count = 1 + agents.len();
+        let mut nodes = mesh(base.path(), count, &[CELL], &at_fingerprint(&revision), &stratum.url, &[]);
+        let mut peer = nodes.remove(0);
+        if agents.contains(&Agent::User) {
+            // Somebody else's agent must get at its state and its mount points.
+            fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let nodes = agents.into_iter().zip(nodes).map(|(agent, mut node)| {
+            node.stop();
+            node = match agent {
+                Agent::Plain => node,
+                Agent::Checked => node.with_setting("verify", "always"),
+                Agent::User => node.with_user(NOBODY),
+            };
+            node.start();
+            (agent, node)
+        });
+        let nodes = nodes.collect();
         peer.mount_with(&repository, "mnt", &["--fill", "--wait"]);
         eprintln!(
             "tree {}: {} entries, {:.1} MB, ready after {:.0} s",
@@ -82,7 +131,7 @@ impl World {
         let standing = vec![Standing::Away; columns.len()];
         Self {
             peer,
-            node,
+            nodes,
             _stratum: stratum,
             columns,
             standing,
@@ -94,30 +143,41 @@ impl World {
         }
     }
 
-    /// Where a column's mount is, or will be.
-    pub(crate) fn mount_point(&self, column: usize) -> PathBuf {
-        self.node.dir.join(format!("mnt-{}", self.columns[column].name))
+    fn node(&self, column: usize) -> &Node {
+        let agent = self.columns[column].agent;
+        self.nodes.iter().find(|(of, _)| *of == agent).map(|(_, node)| node).expect("each column has one")
     }
 
-    /// The agent that is measured.
-    pub(crate) fn pid(&self) -> u32 {
-        self.node.pid().expect("the agent runs")
+    fn node_mut(&mut self, column: usize) -> &mut Node {
+        let agent = self.columns[column].agent;
+        self.nodes.iter_mut().find(|(of, _)| *of == agent).map(|(_, node)| node).expect("each column has one")
+    }
+
+    /// Where a column's mount is, or will be.
+    pub(crate) fn mount_point(&self, column: usize) -> PathBuf {
+        self.node(column).dir.join(format!("mnt-{}", self.columns[column].name))
+    }
+
+    /// The agent of a column.
+    pub(crate) fn pid(&self, column: usize) -> u32 {
+        self.node(column).pid().expect("the agent runs")
     }
 
     fn mount(&mut self, column: usize, fill: bool) {
-        let Column { name, mount_args } = &self.columns[column];
+        let Column { name, mount_args, .. } = self.columns[column].clone();
         let mut args: Vec<&str> = mount_args.iter().map(String::as_str).collect();
         if fill {
             args.extend(["--fill", "--wait"]);
         }
-        self.node.mount_with(&self.repository, &format!("mnt-{name}"), &args);
+        let repository = self.repository.clone();
+        self.node_mut(column).mount_with(&repository, &format!("mnt-{name}"), &args);
         self.standing[column] = if fill { Standing::Filled } else { Standing::Mounted };
     }
 
     fn unmount(&mut self, column: usize) {
         if self.standing[column] != Standing::Away {
             let at = self.mount_point(column);
-            self.node.umount(&at);
+            self.node_mut(column).umount(&at);
             self.standing[column] = Standing::Away;
         }
     }
@@ -141,20 +201,22 @@ impl World {
         self.rest();
     }
 
-    /// Starts the agent anew with an empty cache. Nothing is mounted then, and the kernel's caches are dropped.
-    pub(crate) fn empty(&mut self) {
+    /// Starts a column's agent anew with an empty cache. Nothing is mounted then, and the kernel's caches are dropped.
+    pub(crate) fn empty(&mut self, column: usize) {
         for column in 0..self.columns.len() {
             self.unmount(column);
         }
-        self.node.stop();
-        fs::remove_dir_all(self.node.state().join("cache")).unwrap();
+        let node = self.node_mut(column);
+        node.stop();
+        fs::remove_dir_all(node.state().join("cache")).unwrap();
         drop_caches();
         if self.warm_peer {
             read_all(&self.peer.state().join("cache"));
         }
-        self.node.start();
-        let node = &self.node;
-        wait_for("the peer", Duration::from_secs(60), || (node.peers_up() == 1).then_some(()));
+        let others = self.nodes.len();
+        let node = self.node_mut(column);
+        node.start();
+        wait_for("the others", Duration::from_secs(60), || (node.peers_up() == others).then_some(()));
         self.rest();
     }
 
@@ -177,9 +239,11 @@ impl World {
         now().since(began).as_secs_f64()
     }
 
-    /// Waits until both agents have nothing to do: what was asked of them before is not to be paid by what comes.
+    /// Waits until all agents have nothing to do: what was asked of them before is not to be paid by what comes.
     pub(crate) fn rest(&self) {
-        let agents = [self.peer.pid(), self.node.pid()];
+        let agents =
+            std::iter::once(&self.peer).chain(self.nodes.iter().map(|(_, node)| node)).map(Node::pid);
+        let agents: Vec<Option<u32>> = agents.collect();
         let ticks = || -> Vec<u64> { agents.iter().flatten().map(|pid| ticks(*pid)).collect() };
         let mut before = ticks();
         for _ in 0..REST_WAIT.as_millis() / REST.as_millis() {
@@ -193,9 +257,9 @@ impl World {
         eprintln!("the agents do not come to rest; measured all the same");
     }
 
-    /// MB that the agent obtained since its start, from peers and from strata.
-    pub(crate) fn obtained(&self) -> (f64, f64) {
-        let metrics = self.node.metrics();
+    /// MB that a column's agent obtained since its start, from peers and from strata.
+    pub(crate) fn obtained(&self, column: usize) -> (f64, f64) {
+        let metrics = self.node(column).metrics();
         let of = |source: &str| {
             let name = format!("starling_obtained_bytes_total{{source=\"{source}\"}}");
             metrics.get(&name).copied().unwrap_or(0.0) / 1e6

@@ -147,11 +147,9 @@ impl Filling {
 
     /// Brings one chunk into the store, however long it takes.
     async fn bring(&self, chunk: ChunkRef) -> Result<(), Ended> {
-        // One byte is enough to have all of it fetched and stored, without moving it here.
-        let touch = Piece { chunk, offset: 0, len: 1 };
         let mut pause = PAUSE_MIN;
         while !self.parts.store.contains(&chunk.id) {
-            self.read(touch).await?;
+            self.read(Piece::touch(chunk)).await?;
             if self.parts.store.contains(&chunk.id) {
                 break;
             }

@@ -157,6 +157,7 @@ impl Agent {
             holdings: holdings(&settings),
             replay_bytes: settings.replay_bytes.0,
             verify_always: settings.verify == Verify::Always,
+            quick_wake: settings.quick_wake,
         };
         let mounts = MountTable::open(Box::new(mounter), registry.clone(), state.mounts())
             .map_err(|source| AgentError::State { path: state.mounts(), source })?;

@@ -92,6 +92,8 @@ pub(super) struct KernelMounter {
     pub(super) replay_bytes: u64,
     /// Whether every byte is checked at every read, which keeps the kernel from reading files by itself.
     pub(super) verify_always: bool,
+    /// The setting `quick_wake`.
+    pub(super) quick_wake: bool,
 }
 
 impl KernelMounter {
@@ -165,7 +167,8 @@ impl KernelMounter {
     fn config(&self, directory: &Path, options: &MountOptions) -> fuse::MountConfig {
         let passthrough = !self.verify_always;
         let MountOptions { profile, restrict, .. } = *options;
-        fuse::MountConfig { profile, passthrough, restrict, ..fuse::MountConfig::new(directory) }
+        let quick_wake = self.quick_wake;
+        fuse::MountConfig { profile, passthrough, quick_wake, restrict, ..fuse::MountConfig::new(directory) }
     }
 
     fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
@@ -434,8 +437,12 @@ impl Mounted for KernelMount {
         self.lock().as_ref().map_or_else(Profile::default, fuse::Mounted::profile)
     }
 
-    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
-        self.file_system.begin_recording(belongs)
+    fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        self.file_system.begin_recording(process, belongs)
+    }
+
+    fn end_orphaned_recordings(&self) {
+        self.file_system.end_orphaned_recordings();
     }
 
     fn end_recording(

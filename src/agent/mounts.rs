@@ -131,11 +131,14 @@ pub(super) trait Mounted: Send + Sync + 'static {
         Profile::default()
     }
 
-    /// Begins to record what some tasks read; its number, or `None` when too many run.
-    fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
-        drop(belongs);
+    /// Begins to record, for a process, what some tasks read; its number, or `None` when too many run.
+    fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        drop((process, belongs));
         None
     }
+
+    /// Ends the recordings whose process is gone.
+    fn end_orphaned_recordings(&self) {}
 
     /// Ends a recording; `None` when there is none such. Whether the trace lacks something because of its bounds.
     fn end_recording(
@@ -511,6 +514,7 @@ impl MountTable {
             }
             Some((mounted, shown)) => {
                 mounted.keep();
+                mounted.end_orphaned_recordings();
                 // What was chosen stays.
                 let stays = looked_at.chosen.is_some();
                 if stays { None } else { self.catch_up(directory, &looked_at, mounted, shown).await }

@@ -11,9 +11,9 @@ use super::mounts::MountTable;
 use super::why::find;
 use crate::cache::{DiskCache, PinError, PinInfo};
 use crate::catalog::{CatalogIndex, FileKind, Inode, Tree};
-use crate::chunk::{ChunkSource, Piece};
+use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId, RepositoryName, Revision};
-use futures::stream::{StreamExt as _, TryStreamExt as _};
+use futures::stream::StreamExt as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,10 +24,13 @@ use tokio_util::sync::CancellationToken;
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Plain bytes from which on a file has a list of its own: the cache's own bound for bodies.
 const LARGE_BYTES: u64 = 128 << 10;
-/// Plain bytes of small files that share a list (guess: a pack's worth).
+/// Most plain bytes of small files that share a list (guess: a pack's worth).
 const SHARED_BYTES: u64 = 64 << 20;
 /// Most chunks in one list of small files.
 const SHARED_CHUNKS: usize = 1 << 14;
+/// One in so many small files, chosen by its content, ends a list (guess: some 16 MiB of source code): so a file that is added or
+/// removed changes the list that it lies in and no other.
+const SHARED_FILES: u16 = 1 << 11;
 /// Most chunks of one pin, about 100 bytes each while it is looked after (guess: 64 GiB of ordinary files).
 const CHUNKS_MAX: usize = 1 << 20;
 /// Chunks that are fetched at once for a pin.
@@ -87,12 +90,14 @@ impl Pins {
         })
     }
 
-    fn note(&self, name: &str, problem: Option<String>) {
+    /// Notes what holds a pin up; whether nothing did before.
+    fn note(&self, name: &str, problem: Option<String>) -> bool {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        match problem {
+        let before = match problem {
             Some(problem) => problems.insert(name.to_owned(), problem),
             None => problems.remove(name),
         };
+        before.is_none()
     }
 
     fn named(&self, name: &str) -> Result<PinStatus, Refusal> {
@@ -115,7 +120,9 @@ impl Pins {
 
     async fn set(&self, name: &str, revision: Revision, lists: &[Arc<[ChunkRef]>]) -> Result<(), Refusal> {
         let (cache, named, lists) = (self.cache.clone(), name.to_owned(), lists.to_vec());
-        let pinned = blocking(move || cache.pin(&named, revision.0, &lists)).await?;
+        let of_catalogs = matches!(parse(name), Some((_, None)));
+        let pin = if of_catalogs { DiskCache::pin_catalogs } else { DiskCache::pin };
+        let pinned = blocking(move || pin(&cache, &named, revision.0, &lists)).await?;
         pinned.map_err(|error| match error {
             PinError::TooLarge { .. } => Refusal::new(RefusalKind::Conflict, error)
                 .hint("pin less, end another pin (`starling cache unpin`), or raise `cache_quota_bytes`"),
@@ -153,6 +160,7 @@ impl Pins {
                         self.note(&pin.name, problem.map(|refusal| refusal.to_string()));
                     }
                 }
+                self.end_replaced().await;
                 let _ = tokio::time::timeout(LOOK_EVERY, self.wake.notified()).await;
                 // Not at the start: whoever mounts then wants other things first.
                 self.keep_catalogs().await;
@@ -178,22 +186,31 @@ impl Pins {
             self.set(&pin.name, revision, &lists).await?;
         }
         let source = self.mounts.source(repository);
+        // What cannot be had holds up nothing else; the first problem is told.
+        let mut brought = Ok(());
         for list in &lists {
-            self.bring(&*source, list).await?;
+            brought = brought.and(self.bring(&*source, list).await);
         }
-        Ok(())
+        brought
+    }
+
+    /// What a pin was made of before goes once the new is there.
+    async fn end_replaced(&self) {
+        let cache = self.cache.clone();
+        let ended = blocking(move || cache.end_replaced()).await;
+        match ended.map(|ended| ended.map_err(|error| error.to_string())) {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => tracing::debug!(problem, "what pins were made of before stays"),
+            Err(refusal) => tracing::debug!(%refusal, "what pins were made of before stays"),
+        }
     }
 
     async fn bring(&self, source: &dyn ChunkSource, list: &Arc<[ChunkRef]>) -> Result<(), Refusal> {
         if self.gather(list).await? {
             return Ok(());
         }
-        let lacking: Vec<ChunkRef> = list.iter().filter(|chunk| !self.holds(&chunk.id)).copied().collect();
-        let fetches = futures::stream::iter(lacking).map(|chunk| {
-            // One byte is enough to have all of it fetched and stored.
-            source.read(vec![Piece { chunk, offset: 0, len: 1 }], Class::Fill)
-        });
-        let fetched = fetches.buffer_unordered(AT_ONCE).try_for_each(|_| async { Ok(()) }).await;
+        let lacking = list.iter().filter(|chunk| !self.holds(&chunk.id)).copied().collect();
+        let fetched = fetch_all(source, lacking).await;
         fetched.map_err(|error| Refusal::new(RefusalKind::Unavailable, error))
     }
 
@@ -230,10 +247,21 @@ impl Pins {
                 tracing::debug!(name = pin.name, %problem, "its catalogs are still kept");
             }
         }
+        let is_over = |name: &str| matches!(parse(name), Some((_, None))) && !wanted.contains_key(name);
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| !is_over(name));
         for (name, (repository, revision, index)) in &wanted {
             let known = pins.iter().find(|pin| pin.name == *name);
-            if let Err(problem) = self.keep_catalogs_of(repository, *revision, *index, name, known).await {
-                tracing::debug!(name, %problem, "its catalogs are not kept");
+            match self.keep_catalogs_of(repository, *revision, *index, name, known).await {
+                Ok(()) => _ = self.note(name, None),
+                Err(problem) if problem.kind == RefusalKind::Conflict => {
+                    if self.note(name, Some(problem.to_string())) {
+                        tracing::warn!(
+                            name,
+                            "its catalogs are not kept, so it may not be readable off line: {problem}"
+                        );
+                    }
+                }
+                Err(problem) => tracing::debug!(name, %problem, "its catalogs are not kept"),
             }
         }
     }
@@ -262,6 +290,21 @@ impl Pins {
         }
         self.gather(&list).await.map(drop)
     }
+}
+
+/// Has all of them fetched and stored that can be had. The error is the first.
+async fn fetch_all(source: &dyn ChunkSource, chunks: Vec<ChunkRef>) -> Result<(), SourceError> {
+    let fetches =
+        futures::stream::iter(chunks).map(|chunk| source.read(vec![Piece::touch(chunk)], Class::Fill));
+    let mut fetches = fetches.buffer_unordered(AT_ONCE);
+    let mut brought = Ok(());
+    while let Some(fetched) = fetches.next().await {
+        if let Err(SourceError::Stopping) = fetched {
+            return Err(SourceError::Stopping);
+        }
+        brought = brought.and(fetched.map(drop));
+    }
+    brought
 }
 
 /// The chunks of everything below `path`: a list for each large file, and others for the small ones together.
@@ -310,7 +353,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Adds a file's chunks, and gives a list when there are enough.
+    /// Adds a file's chunks, and gives a list where one ends.
     fn add(&mut self, chunks: &[ChunkRef]) -> Option<Arc<[ChunkRef]>> {
         for chunk in chunks {
             if self.seen.insert(chunk.id) {
@@ -319,7 +362,11 @@ impl Shared {
             }
         }
         let is_full = self.bytes >= SHARED_BYTES || self.chunks.len() >= SHARED_CHUNKS;
-        if is_full { self.finish() } else { None }
+        let ends_here = |chunk: &ChunkRef| {
+            let digest = chunk.id.digest();
+            u16::from_le_bytes([digest[0], digest[1]]).is_multiple_of(SHARED_FILES)
+        };
+        if is_full || chunks.last().is_some_and(ends_here) { self.finish() } else { None }
     }
 
     fn finish(&mut self) -> Option<Arc<[ChunkRef]>> {
@@ -347,6 +394,40 @@ mod tests {
         }
     }
 
+    /// Has nothing of the chunks whose number in their segment is even.
+    #[derive(Default)]
+    struct Half(Mutex<BTreeSet<u32>>);
+
+    impl ChunkSource for Half {
+        fn read(
+            &self,
+            pieces: Vec<Piece>,
+            _: Class,
+        ) -> futures::future::BoxFuture<'_, Result<Vec<bytes::Bytes>, SourceError>> {
+            Box::pin(async move {
+                let Piece { chunk, .. } = pieces[0];
+                self.0.lock().unwrap().insert(chunk.place.ordinal);
+                let (chunk, number) = (chunk.id, chunk.place.ordinal);
+                if number.is_multiple_of(2) {
+                    return Err(SourceError::Unavailable { chunk, detail: number.to_string() });
+                }
+                Ok(vec![bytes::Bytes::new()])
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_holds_up_nothing_else_of_a_pin() {
+        let chunk = |ordinal: u32| {
+            let id = ContentId::of(&ordinal.to_le_bytes());
+            ChunkRef { id, plain_len: 1, place: Place { segment: id, ordinal, offset: 0, stored_len: 1 } }
+        };
+        let source = Half::default();
+        let error = fetch_all(&source, (0..300).map(chunk).collect()).await.unwrap_err();
+        assert!(matches!(error, SourceError::Unavailable { detail, .. } if detail == "0"));
+        assert_eq!(source.0.lock().unwrap().len(), 300);
+    }
+
     #[test]
     fn small_files_share_lists_and_no_chunk_is_in_two_of_them() {
         let place = Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 1 };
@@ -359,5 +440,27 @@ mod tests {
         assert_eq!(shared.add(&[chunk(3, 64 << 20), chunk(4, 1)]), None);
         assert_eq!(shared.finish().unwrap().len(), 1);
         assert_eq!(shared.finish(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_added_changes_the_list_that_it_lies_in_and_no_other() {
+        let place = Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 1 };
+        let lists = |files: &mut dyn Iterator<Item = u32>| -> BTreeSet<Vec<ContentId>> {
+            let mut shared = Shared::default();
+            let chunk =
+                |number: u32| ChunkRef { id: ContentId::of(&number.to_le_bytes()), plain_len: 9_000, place };
+            let mut lists: Vec<_> = files.filter_map(|number| shared.add(&[chunk(number)])).collect();
+            lists.extend(shared.finish());
+            lists.iter().map(|list| list.iter().map(|chunk| chunk.id).collect()).collect()
+        };
+        let before = lists(&mut (0..40_000));
+        let after = lists(&mut (0..100).chain([1_000_000]).chain(100..40_000));
+        assert!(before.len() > 5, "{} lists", before.len());
+        assert!(
+            before.difference(&after).count() <= 3,
+            "{} of {}",
+            before.difference(&after).count(),
+            before.len()
+        );
     }
 }

@@ -10,11 +10,21 @@ use std::sync::Arc;
 /// Steps from a process to its parent, and its parent's, that are gone at most.
 const DEPTH_MAX: usize = 64;
 
-/// The process in which a task's process was started, as `/proc` tells it.
-fn parent(task: u32) -> Option<u32> {
+/// One of the numbers that `/proc` tells of a task, counted from behind its name.
+fn of_task<T: std::str::FromStr>(task: u32, place: usize) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{task}/stat")).ok()?;
-    // The name stands in parentheses and may hold anything; then come state and parent.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    // The name stands in parentheses and may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(place)?.parse().ok()
+}
+
+/// The process in which a task's process was started.
+fn parent(task: u32) -> Option<u32> {
+    of_task(task, 1)
+}
+
+/// When a process was started, which tells it from a later one of the same number.
+fn started(process: u32) -> Option<u64> {
+    of_task(process, 19)
 }
 
 /// Whether a task belongs to `process` or one that descends from it.
@@ -49,8 +59,16 @@ impl MountTable {
     /// A [`Refusal`] when there is no such mount, or too many are recorded.
     pub(super) fn begin_recording(&self, request: &RecordRequest) -> Result<Recording, Refusal> {
         let process = request.process;
-        let belongs: Belongs = Box::new(move |task| descends(task, process));
-        let number = self.recorded(&request.directory)?.begin_recording(belongs);
+        let unseen = || {
+            let message = format!("the agent sees no process {process}");
+            Refusal::new(RefusalKind::Conflict, message)
+                .hint("record in the container in which the agent runs")
+        };
+        let mounted = self.recorded(&request.directory)?;
+        let since = started(process).ok_or_else(unseen)?;
+        let belongs: Belongs =
+            Box::new(move |task| descends(task, process) && started(process) == Some(since));
+        let number = mounted.begin_recording(process, belongs);
         let too_many = || Refusal::new(RefusalKind::Conflict, "too many recordings run on this mount");
         Ok(Recording { number: number.ok_or_else(too_many)? })
     }
@@ -78,7 +96,9 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
         assert!(descends(child.id(), own) && descends(own, own));
         assert!(!descends(own, child.id()) && !descends(1, own) && !descends(u32::MAX, own));
+        assert!(started(child.id()).unwrap() >= started(own).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!(started(child.id()), None);
     }
 }

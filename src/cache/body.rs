@@ -25,7 +25,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -61,6 +61,13 @@ pub(super) enum BodyError {
     Length { found: u64, expected: u64 },
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl BodyError {
+    /// Whether it will not be better another time.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(self, Self::Io(error) if error.kind() != io::ErrorKind::NotFound)
+    }
 }
 
 impl List {
@@ -428,7 +435,12 @@ impl Body {
         let (plain, list) = (self.path(), self.files.list_path(&self.list.name));
         let made = (|| {
             std::fs::create_dir_all(self.files.folder())?;
-            let make = |path| OpenOptions::new().create(true).truncate(true).write(true).open(path);
+            // What lies there was left out at the start or could not be removed. Somebody may have it open, mapped included: it is
+            // never truncated.
+            let make = |path: &Path| match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => OpenOptions::new().create_new(true).write(true).open(path),
+            };
             // The list first: a body without one is nothing.
             make(&list)?.write_all_at(&self.list.encode(), 0)?;
             make(&plain)?.set_len(self.list.total())
@@ -466,6 +478,12 @@ impl Body {
     /// Closes its files, as soon as those who read have finished.
     pub(super) fn close(&self) {
         lock(&self.handle).open = None;
+    }
+
+    /// Closes its files before their turn; they are opened anew when they are needed.
+    pub(super) fn let_go(&self) {
+        self.close();
+        self.files.forget(self);
     }
 
     /// `len` bytes from `offset` of the chunk at `number`, whatever lies there.

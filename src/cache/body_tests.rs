@@ -316,6 +316,65 @@ fn a_body_in_use_stays_and_another_leaves_with_its_chunks() {
 }
 
 #[test]
+fn a_new_body_does_not_touch_the_file_of_an_old_one_that_lies_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    let made = ordinary(0);
+    cache.body(&made.list);
+    insert(&cache, &made.chunks);
+    let handed = body(&cache, &made).unwrap();
+    drop(cache);
+    // The next run does not find it, as when its folder could not be read then.
+    let (bodies, aside) = (folder.path().join("bodies"), folder.path().join("aside"));
+    fs::rename(&bodies, &aside).unwrap();
+    let cache = open(folder.path());
+    fs::rename(&aside, &bodies).unwrap();
+    assert!(cache.body(&made.list).is_none());
+    insert(&cache, &made.chunks[..1]);
+    assert_eq!(cache.statistics().bodies, 1);
+    assert_eq!(content(&handed), made.plain, "whoever has the old file open reads on in it");
+}
+
+#[test]
+fn a_body_that_cannot_be_read_at_the_start_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    let made = ordinary(0);
+    cache.body(&made.list);
+    insert(&cache, &made.chunks);
+    drop(cache);
+    let plain = bodies(folder.path()).remove(0);
+    fs::remove_file(list_of(&plain)).unwrap();
+    fs::create_dir(list_of(&plain)).unwrap();
+    let cache = open(folder.path());
+    assert_eq!((cache.statistics().bodies, bodies(folder.path()).len()), (0, 1));
+    // What comes again is stored where that is possible.
+    assert!(cache.body(&made.list).is_none());
+    insert(&cache, &made.chunks);
+    assert!(made.chunks.iter().all(|(id, bytes)| cache.read_all(id).as_ref() == Some(bytes)));
+}
+
+#[test]
+fn open_files_leave_room_for_what_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    let mut held = Vec::new();
+    for number in 0..5 {
+        let made = file(&[(number, 1_500_000)]);
+        assert!(cache.body(&made.list).is_none());
+        insert(&cache, &made.chunks);
+        held.extend(cache.body(&made.list));
+        assert!(made.chunks.iter().all(|(id, bytes)| cache.read_all(id).as_ref() == Some(bytes)));
+    }
+    assert_eq!(held.len(), 4, "80 % of the quota");
+    for number in 100..120 {
+        let (id, bytes) = chunk(number, 500_000);
+        cache.insert(&id, &bytes, Origin::Peers).unwrap();
+    }
+    drop(held);
+}
+
+#[test]
 fn a_file_too_large_for_the_quota_gets_no_body() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();

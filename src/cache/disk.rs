@@ -49,21 +49,21 @@ impl DiskCache {
             if flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
                 return Ok(None);
             }
-            Ok(Some((lock, load(folder, &files)?)))
+            let (index, next_number) = load(folder, &files)?;
+            Ok(Some((lock, index, next_number)))
         });
-        let (lock, index) = match opened {
-            Ok(Some((lock, index))) => (Some(lock), index),
+        let (lock, index, next_number) = match opened {
+            Ok(Some((lock, index, next_number))) => (Some(lock), index, next_number),
             Ok(None) => return Err(CacheError::InUse { path: folder.display().to_string() }),
             Err(error) if is_fault_of_the_disk(&error) => {
                 tracing::error!(
                     cache = %folder.display(),
                     "the cache's disk cannot be used: {error}; nothing is cached until this is mended and the agent restarted"
                 );
-                (None, Index::new(Arc::clone(&files)))
+                (None, Index::new(Arc::clone(&files)), 0)
             }
             Err(error) => return Err(failed(folder)(error)),
         };
-        let next_number = index.newest().map_or(0, |pack| pack.number.saturating_add(1));
         let pins = Pins::load(folder);
         let mut noted = Noted::default();
         noted.set_pinned(pins.bodies());
@@ -144,12 +144,29 @@ impl DiskCache {
 
     /// Keeps the files of these lists of chunks from eviction, under a name and in place of what was pinned under it. They
     /// need not be here yet: [`DiskCache::gather`] each list, and then fetch what it lacks. `version` says to whoever asks
-    /// of what the lists were made.
+    /// of what the lists were made. What was pinned under the name before stays until [`DiskCache::end_replaced`], as far as there
+    /// is room for both.
     ///
     /// # Errors
     /// [`PinError`]; nothing has changed then.
     pub fn pin(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
-        self.inner.pin(name, version, lists)
+        self.inner.pin(name, version, lists, false)
+    }
+
+    /// Pins catalogs, which are counted apart from all else: they are little, and without them nothing else is of use.
+    ///
+    /// # Errors
+    /// As [`DiskCache::pin`].
+    pub fn pin_catalogs(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
+        self.inner.pin(name, version, lists, true)
+    }
+
+    /// Lets go of what was pinned under a name before, where all that is pinned under it now is there and verified.
+    ///
+    /// # Errors
+    /// [`PinError::Disk`].
+    pub fn end_replaced(&self) -> Result<(), PinError> {
+        self.inner.end_replaced()
     }
 
     /// Ends a pin. False when there is none of that name. What was pinned stays until room is needed.
@@ -250,49 +267,56 @@ fn is_fault_of_the_disk(error: &io::Error) -> bool {
     faults.iter().any(|fault| error.raw_os_error() == Some(fault.raw_os_error()))
 }
 
-/// Reads the headers of all packs in `folder`, cuts torn ends off and removes empty packs.
-fn load(folder: &Path, files: &Arc<Files>) -> io::Result<Index> {
+/// Reads the headers of all packs in `folder`, cuts torn ends off and removes empty packs. Also says which number comes after
+/// those of all files there, whether they could be read or not.
+fn load(folder: &Path, files: &Arc<Files>) -> io::Result<(Index, u32)> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         numbers.extend(entry?.file_name().to_str().and_then(Pack::number_of));
     }
     numbers.sort_unstable();
     let mut index = Index::new(Arc::clone(files));
-    for number in numbers {
+    let mut last_is_whole = false;
+    for number in &numbers {
         // One bad pack must not keep the others from serving.
-        if let Err(error) = load_pack(folder, number, &mut index) {
-            tracing::warn!(cache = %folder.display(), number, "a pack is left out: {error}");
+        let loaded = load_pack(folder, *number, &mut index);
+        last_is_whole = loaded.is_ok();
+        if let Err(error) = loaded {
+            tracing::warn!(cache = %folder.display(), number, "a pack, or what follows in it, is left out: {error}");
         }
     }
     // Packs of earlier runs are not appended to when full; the last one usually is not.
-    if let Some(last) = index.newest().filter(|pack| pack.bytes() < PACK_TARGET_BYTES) {
+    if let Some(last) = index.newest().filter(|pack| last_is_whole && pack.bytes() < PACK_TARGET_BYTES) {
         index.set_active(Some(last.number));
     }
-    Ok(index)
+    Ok((index, numbers.last().map_or(0, |last| last + 1)))
 }
 
 fn load_pack(folder: &Path, number: u32, index: &mut Index) -> io::Result<()> {
     let pack = Pack::open(folder, number)?;
     let mut slots = Vec::new();
-    let end = pack.scan(|found| {
+    let scanned = pack.scan(|found| {
         // Only BLAKE3 can be verified here. Others are fetched again.
         let verifiable = found.header.id.algorithm() == Algorithm::Blake3;
         if let Some(offset) = u32::try_from(found.offset).ok().filter(|_| verifiable) {
             let slot = Slot::new(number, offset, found.header.plain_len, State::Unverified);
             slots.push((found.header.id, slot));
         }
-    })?;
-    if end < pack.bytes() {
-        tracing::info!(
-            pack = %pack.path().display(), torn_bytes = pack.bytes() - end,
-            "the end of a pack was torn or damaged and is cut off"
-        );
-        pack.cut(end);
+    });
+    if let Ok(end) = scanned {
+        if end < pack.bytes() {
+            tracing::info!(
+                pack = %pack.path().display(), torn_bytes = pack.bytes() - end,
+                "the end of a pack was torn or damaged and is cut off"
+            );
+            pack.cut(end);
+        }
+        if end == 0 {
+            return pack.unlink();
+        }
     }
-    if end == 0 {
-        return pack.unlink();
-    }
+    // One that the disk does not give back counts all the same, so that it leaves when room is needed.
     index.add_pack(Arc::new(pack));
     slots.iter().for_each(|(id, slot)| index.put(id, *slot));
-    Ok(())
+    scanned.map(drop)
 }

@@ -3,6 +3,7 @@
 use super::body::{Body, Content, List};
 use super::index::{BODY, State};
 use super::inner::{Inner, Refusal, Writer, is_shortage, lock};
+use super::pins::KEPT_PERCENT;
 use super::unit::Unit;
 use crate::model::{ChunkRef, ContentId};
 use crate::store::{Origin, StoreError};
@@ -32,7 +33,22 @@ impl Inner {
         }
         let list = List::of(chunks).filter(|list| list.total() <= self.config.quota_bytes / QUOTA_PART)?;
         let body = self.note(list)?;
-        if body.is_verified() && !self.distrusts_the_disk() { self.hand_out(&body) } else { None }
+        let may = body.is_verified() && !self.distrusts_the_disk() && self.may_stay(&body);
+        if may { self.hand_out(&body) } else { None }
+    }
+
+    /// Whether enough would be left to evict if `body` could not be.
+    fn may_stay(&self, body: &Arc<Body>) -> bool {
+        if body.is_in_use() || body.is_pinned() {
+            return true;
+        }
+        let limit = self.config.quota_bytes / 100 * KEPT_PERCENT;
+        let index = self.read_index();
+        if index.totals().bytes <= limit {
+            return true;
+        }
+        let stays = |other: &&Arc<Body>| other.is_in_use() || other.is_pinned();
+        index.bodies().filter(stays).map(|other| other.bytes()).sum::<u64>() + body.bytes() <= limit
     }
 
     /// The body of this list, noted if it is not whole and verified. `None` when nothing more can be noted.
@@ -123,6 +139,8 @@ impl Inner {
     /// A body cannot be written: what it has serves on, and nothing more is put into it until its file is opened again.
     pub(super) fn give_up(&self, writer: &mut Writer, body: &Arc<Body>, error: &StoreError) {
         self.warn(writer, error);
+        // Its files may have been opened while the disk was read-only.
+        body.let_go();
         lock(&self.noted).forget(body);
     }
 
@@ -282,6 +300,10 @@ impl Inner {
                 // Nothing was written before the last run ended.
                 Ok(body) => {
                     let _ = body.remove();
+                }
+                // It may be readable another time, and somebody may have it open.
+                Err(error) if !error.is_final() => {
+                    tracing::warn!(body = %self.files.plain_path(&name).display(), "a body is left out: {error}");
                 }
                 Err(error) => {
                     tracing::warn!(body = %self.files.plain_path(&name).display(), "a body is removed: {error}");

@@ -5,7 +5,7 @@
 
 use super::books::Books;
 use super::files::Files;
-use super::index::{Index, Slot, State};
+use super::index::{BODY, Index, Slot, State};
 use super::look::Scrub;
 use super::noted::Noted;
 use super::pack::Pack;
@@ -91,6 +91,12 @@ impl Writer {
     /// `closed`: nothing is ever written.
     pub(super) fn new(next_number: u32, closed: bool) -> Self {
         Self { next_number, closed, ..Self::default() }
+    }
+
+    /// As if the pause were over.
+    #[cfg(test)]
+    pub(super) fn go_on(&mut self) {
+        self.paused_until = None;
     }
 
     /// For how long nothing is written.
@@ -411,16 +417,21 @@ impl Inner {
         let pack = match active {
             Some(pack) => pack,
             None => {
-                let made = Pack::create(&self.folder, writer.next_number);
-                let pack = Arc::new(made.map_err(|error| failed(&self.folder, error))?);
-                writer.next_number = writer.next_number.saturating_add(1);
+                let begun = self.begin_pack(writer).map_err(|error| failed(&self.folder, error))?;
+                let pack = Arc::new(begun);
                 let mut index = self.write_index();
                 index.add_pack(Arc::clone(&pack));
                 index.set_active(Some(pack.number));
                 pack
             }
         };
-        let offset = pack.append(header, bytes).map_err(|error| failed(pack.path(), error))?;
+        let offset = match pack.append(header, bytes).map_err(|error| failed(pack.path(), error)) {
+            Ok(offset) => offset,
+            Err(refusal) => {
+                self.turn_away_from(&pack, &refusal);
+                return Err(refusal);
+            }
+        };
         let offset = u32::try_from(offset).expect("packs are closed long before 4 GiB");
         pack.touch();
         let full_pack = pack.bytes() >= self.pack_target_bytes();
@@ -430,6 +441,34 @@ impl Inner {
             index.set_active(None);
         }
         Ok(full_pack.then_some(pack))
+    }
+
+    /// Makes a pack of the next number that is free: something may lie there that was left out at the start.
+    fn begin_pack(&self, writer: &mut Writer) -> io::Result<Pack> {
+        while writer.next_number < BODY {
+            let made = Pack::create(&self.folder, writer.next_number);
+            writer.next_number += 1;
+            if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+                continue;
+            }
+            return made;
+        }
+        Err(io::Error::other("all numbers of packs are used up"))
+    }
+
+    /// A pack could not be written. Unless the disk is merely full, the next chunk goes into another one: this may lie on a bad
+    /// block, or have been opened while the disk was read-only.
+    fn turn_away_from(&self, pack: &Arc<Pack>, refusal: &Refusal) {
+        if matches!(refusal, Refusal::NoRoom(_) | Refusal::Disk(StoreError::Full { .. })) {
+            return;
+        }
+        let mut index = self.write_index();
+        index.set_active(None);
+        if pack.bytes() == 0 {
+            index.remove_pack(pack.number);
+            drop(index);
+            let _ = pack.unlink();
+        }
     }
 
     /// Says that nothing can be stored, now and then.

@@ -102,7 +102,11 @@ impl Inner {
                 told.map_or_else(Checked::default, |is_right| Checked::one(plain_len, is_right))
             }
             Unit::Pack(pack) => {
-                let Some(header) = pack.record_at(u64::from(place)).ok().flatten() else {
+                let header = match pack.record_at(u64::from(place)) {
+                    Err(error) if is_shortage(&error) => return Checked::default(),
+                    read => read.inspect_err(|_| self.note_unreadable()),
+                };
+                let Some(header) = header.ok().flatten() else {
                     // Its name is lost, and with it who could be told.
                     if self.write_index().remove_at(pack.number, place) {
                         lock(&self.books).damaged += 1;

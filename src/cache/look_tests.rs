@@ -165,15 +165,81 @@ fn a_pin_gathers_its_chunks_and_outlives_evictions_and_restarts() {
 }
 
 #[test]
+fn what_was_pinned_stays_until_what_takes_its_place_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    let (old, new) = (ordinary(0), ordinary(10));
+    let pin = |version, made: &super::body_tests::Made| {
+        cache.pin("a.b:/x", version, std::slice::from_ref(&made.list)).unwrap();
+        assert!(!cache.gather(&made.list));
+    };
+    pin(1, &old);
+    insert(&cache, &old.chunks);
+    pin(2, &new);
+    insert(&cache, &new.chunks[..2]);
+    let is_here = |made: &super::body_tests::Made| made.chunks.iter().all(|(id, _)| cache.contains(id));
+    cache.end_replaced().unwrap();
+    cache.clean();
+    assert!(is_here(&old) && !cache.pins()[0].complete);
+    // A version in between, of the same content, changes nothing.
+    pin(3, &new);
+    insert(&cache, &new.chunks);
+    cache.clean();
+    assert!(is_here(&old) && is_here(&new) && cache.pins()[0].complete);
+    cache.end_replaced().unwrap();
+    cache.clean();
+    assert!(!is_here(&old) && is_here(&new));
+}
+
+#[test]
+fn what_was_pinned_and_never_whole_does_not_pile_up() {
+    for (catalogs, kept) in [(true, 0), (false, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(folder.path());
+        for version in 1..6 {
+            let made = ordinary(10 * version);
+            let pin = if catalogs { DiskCache::pin_catalogs } else { DiskCache::pin };
+            pin(&cache, "a.b", version, std::slice::from_ref(&made.list)).unwrap();
+            assert!(!cache.gather(&made.list));
+            insert(&cache, &made.chunks[..2]);
+            cache.end_replaced().unwrap();
+        }
+        cache.clean();
+        assert_eq!(cache.statistics().entries, 2 + 2 * kept);
+    }
+}
+
+#[test]
+fn what_was_pinned_goes_at_once_where_there_is_no_room_for_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    let made: Vec<_> = (0..2).map(|number| super::body_tests::file(&[(number, 4 << 20)])).collect();
+    cache.pin("a.b:/x", 1, std::slice::from_ref(&made[0].list)).unwrap();
+    cache.gather(&made[0].list);
+    insert(&cache, &made[0].chunks);
+    cache.pin("a.b:/x", 2, std::slice::from_ref(&made[1].list)).unwrap();
+    cache.clean();
+    assert_eq!(cache.statistics().entries, 0);
+}
+
+#[test]
 fn most_of_the_quota_may_be_pinned_and_not_all() {
     let folder = tempfile::tempdir().unwrap();
     let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
     let lists: Vec<_> = (0..4).map(|number| super::body_tests::file(&[(number, 2 << 20)]).list).collect();
     cache.pin("a.b:/x", 1, &lists[..3]).unwrap();
     let refused = cache.pin("a.b:/y", 1, &lists[3..]).unwrap_err();
-    let PinError::TooLarge { wanted_bytes, pinned_bytes, limit_bytes } = refused else { panic!("{refused}") };
+    let PinError::TooLarge { wanted_bytes, pinned_bytes, limit_bytes, .. } = refused else {
+        panic!("{refused}")
+    };
     assert!(wanted_bytes > 2 << 20 && pinned_bytes > 6 << 20 && limit_bytes == (8 << 20) / 100 * 80);
     assert_eq!(cache.pins().len(), 1);
+    // Catalogs are counted apart, and have less.
+    let small = super::body_tests::file(&[(9, 500_000)]).list;
+    cache.pin_catalogs("a.b", 1, std::slice::from_ref(&small)).unwrap();
+    let refused = cache.pin_catalogs("c.d", 1, std::slice::from_ref(&lists[3])).unwrap_err();
+    assert!(matches!(refused, PinError::TooLarge { percent: 10, .. }), "{refused}");
+    assert!(cache.unpin("a.b").unwrap());
     // In place of what was pinned under that name.
     cache.pin("a.b:/x", 2, &lists[3..]).unwrap();
     cache.pin("a.b:/y", 1, &lists[..2]).unwrap();

@@ -202,15 +202,17 @@ pub struct PinInfo {
 pub enum PinError {
     /// It would leave too little for what is read.
     #[error(
-        "{wanted_bytes} bytes cannot be pinned beside {pinned_bytes} that are: at most {limit_bytes} (80 % of the quota)"
+        "{wanted_bytes} bytes cannot be pinned beside {pinned_bytes} that are: at most {limit_bytes} ({percent} % of the quota)"
     )]
     TooLarge {
         /// Bytes of it.
         wanted_bytes: u64,
-        /// Bytes of all other pins.
+        /// Bytes of all other pins of its kind.
         pinned_bytes: u64,
-        /// Most bytes of all pins.
+        /// Most bytes of all pins of its kind.
         limit_bytes: u64,
+        /// The part of the quota that this is, in hundredths.
+        percent: u64,
     },
     /// There are too many pins or files.
     #[error("there may be {pins} pins, in {bodies} bodies")]

@@ -2,7 +2,7 @@
 //! cost a refetch, not a SIGBUS.
 
 use super::files::open_existing;
-use super::index::Slot;
+use super::index::{BODY, Slot};
 use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
 use crate::ambient;
 use crate::model::{ContentId, Time, UnixTime};
@@ -43,7 +43,7 @@ impl Pack {
     /// The number of a pack's file name, or `None` when it is something else.
     pub(super) fn number_of(name: &str) -> Option<u32> {
         let number = u32::from_str_radix(name.strip_suffix(".pack")?, 16).ok()?;
-        (Self::file_name(number) == name).then_some(number)
+        (number < BODY && Self::file_name(number) == name).then_some(number)
     }
 
     /// Begins a new, empty pack.
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn only_the_names_that_it_writes_are_packs() {
         assert_eq!(Pack::number_of(&Pack::file_name(0xa5)), Some(0xa5));
-        for other in ["", "1.pack", "000000A5.pack", "000000a5.pack.tmp", "lock"] {
+        for other in ["", "1.pack", "80000000.pack", "000000A5.pack", "000000a5.pack.tmp", "lock"] {
             assert_eq!(Pack::number_of(other), None, "{other}");
         }
     }

@@ -19,8 +19,11 @@ use std::sync::Arc;
 const MAX_PINS: usize = 256;
 /// Most bodies of all pins: half of all that there may be.
 const MAX_PINNED_BODIES: usize = 4096;
-/// The part of the quota, in hundredths, that may be pinned: the rest is for what is being read.
-const QUOTA_PERCENT: u64 = 80;
+/// The part of the quota, in hundredths, that may be pinned or held by those who have files open: the rest is for what is
+/// being read.
+pub(super) const KEPT_PERCENT: u64 = 80;
+/// The part, in hundredths, that is there for catalogs beside that (guess: they are a hundredth of most trees).
+const CATALOGS_PERCENT: u64 = 10;
 /// Most bytes of the list: names of 4 KiB and 65 digits a body, generously.
 const FILE_MAX_BYTES: u64 = 8 << 20;
 const FILE: &str = "pins.json";
@@ -32,6 +35,12 @@ struct Pin {
     /// Bytes on disk once all is there.
     bytes: u64,
     bodies: Vec<ContentId>,
+    /// Whether it is of catalogs, which are counted apart.
+    #[serde(default)]
+    catalogs: bool,
+    /// What it was made of before and what has been there of that, with bytes on disk: it stays until all of the new is there.
+    #[serde(default)]
+    before: Vec<(ContentId, u64)>,
 }
 
 /// All pins, by name.
@@ -70,33 +79,99 @@ impl Pins {
 
     /// The bodies of all pins.
     pub(super) fn bodies(&self) -> HashSet<ContentId> {
-        self.0.values().flat_map(|pin| pin.bodies.iter().copied()).collect()
+        let of = |pin: &Pin| {
+            pin.bodies.iter().chain(pin.before.iter().map(|(body, _)| body)).copied().collect::<Vec<_>>()
+        };
+        self.0.values().flat_map(of).collect()
     }
 }
 
 impl Inner {
-    /// Pins the files of these lists under a name, in place of what was pinned under it.
-    pub(super) fn pin(&self, name: &str, version: u64, lists: &[Arc<[ChunkRef]>]) -> Result<(), PinError> {
+    /// Pins the files of these lists under a name, in place of what was pinned under it: that stays until the new is there, as
+    /// far as it fits.
+    pub(super) fn pin(
+        &self,
+        name: &str,
+        version: u64,
+        lists: &[Arc<[ChunkRef]>],
+        catalogs: bool,
+    ) -> Result<(), PinError> {
         let mut pins = lock(&self.pins);
         let mut changed = pins.0.clone();
-        changed.remove(name);
-        let mut pin = Pin { version, bytes: 0, bodies: Vec::with_capacity(lists.len()) };
+        let old = changed.remove(name);
+        let mut pin =
+            Pin { version, bytes: 0, bodies: Vec::with_capacity(lists.len()), catalogs, before: Vec::new() };
         for chunks in lists {
             let list = List::of_any(chunks).ok_or(PinError::Unfit)?;
             pin.bytes += list.total() + list.list_bytes();
             pin.bodies.push(list.name);
         }
-        let others: u64 = changed.values().map(|pin| pin.bytes).sum();
-        let limit_bytes = self.config.quota_bytes / 100 * QUOTA_PERCENT;
+        let others: u64 = changed.values().filter(|pin| pin.catalogs == catalogs).map(|pin| pin.bytes).sum();
+        let percent = if catalogs { CATALOGS_PERCENT } else { KEPT_PERCENT };
+        let limit_bytes = self.config.quota_bytes / 100 * percent;
         if others.saturating_add(pin.bytes) > limit_bytes {
-            return Err(PinError::TooLarge { wanted_bytes: pin.bytes, pinned_bytes: others, limit_bytes });
+            return Err(PinError::TooLarge {
+                wanted_bytes: pin.bytes,
+                pinned_bytes: others,
+                limit_bytes,
+                percent,
+            });
         }
         let bodies: usize = changed.values().map(|pin| pin.bodies.len()).sum();
         if changed.len() >= MAX_PINS || bodies + pin.bodies.len() > MAX_PINNED_BODIES {
             return Err(PinError::TooMany { pins: MAX_PINS, bodies: MAX_PINNED_BODIES });
         }
+        if let Some(old) = old {
+            let noted = lock(&self.noted);
+            let is_whole = |body: &ContentId| noted.find(body).is_some_and(|body| body.is_verified());
+            // One set at most, or sets that never become whole would pile up: the last that was. Catalogs seldom are.
+            let nothing_better = old.before.is_empty() && !catalogs;
+            let kept = if nothing_better || old.bodies.iter().all(is_whole) {
+                old.bodies
+            } else {
+                old.before.into_iter().map(|(body, _)| body).collect()
+            };
+            let new: HashSet<&ContentId> = pin.bodies.iter().collect();
+            let here = kept.iter().filter(|body| !new.contains(body)).filter_map(|body| noted.find(body));
+            let here = here.filter(|body| body.is_made());
+            pin.before = here.map(|body| (body.list.name, body.bytes())).collect();
+        }
         changed.insert(name.to_owned(), pin);
+        self.drop_what_does_not_fit(&mut changed);
         self.set_pins(&mut pins, changed)
+    }
+
+    /// What pins were made of before stays beside what they are made of now only where there is room for it.
+    fn drop_what_does_not_fit(&self, pins: &mut BTreeMap<String, Pin>) {
+        let limit = self.config.quota_bytes / 100 * KEPT_PERCENT;
+        let mut bytes: u64 = pins.values().map(|pin| pin.bytes).sum();
+        let mut bodies: usize = pins.values().map(|pin| pin.bodies.len()).sum();
+        for pin in pins.values_mut() {
+            pin.before.retain(|(_, old)| {
+                let fits = bytes.saturating_add(*old) <= limit && bodies < MAX_PINNED_BODIES;
+                if fits {
+                    bytes += old;
+                    bodies += 1;
+                }
+                fits
+            });
+        }
+    }
+
+    /// Lets go of what pins were made of before, where all of the new is there.
+    pub(super) fn end_replaced(&self) -> Result<(), PinError> {
+        let mut pins = lock(&self.pins);
+        let mut changed = pins.0.clone();
+        let mut is_changed = false;
+        for pin in changed.values_mut().filter(|pin| !pin.before.is_empty()) {
+            let noted = lock(&self.noted);
+            let is_whole = |body: &ContentId| noted.find(body).is_some_and(|body| body.is_verified());
+            if pin.bodies.iter().all(is_whole) {
+                pin.before.clear();
+                is_changed = true;
+            }
+        }
+        if is_changed { self.set_pins(&mut pins, changed) } else { Ok(()) }
     }
 
     /// Ends a pin. False when there is none of that name.

@@ -278,6 +278,26 @@ fn foreign_files_are_neither_read_nor_removed() {
     assert_eq!(cache.read_all(&id).unwrap(), bytes);
 }
 
+#[test]
+fn what_lies_in_the_way_of_a_pack_stops_no_caching() {
+    let folder = tempfile::tempdir().unwrap();
+    // None of them can be opened as a pack.
+    for name in ["00000000.pack", "00000003.pack"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let (first, second) = (chunk(1, 2 << 20), chunk(2, 10));
+    let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    // And one that comes later.
+    fs::create_dir(folder.path().join("00000005.pack")).unwrap();
+    for (id, bytes) in [&first, &second] {
+        cache.insert(id, bytes, Origin::Peers).unwrap();
+    }
+    drop(cache);
+    let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
+    assert_eq!(cache.read_all(&first.0).unwrap(), first.1);
+    assert_eq!(cache.read_all(&second.0).unwrap(), second.1);
+}
+
 /// A tmpfs that is unmounted even when the test fails.
 pub(super) struct SmallDisk(pub(super) TempDir);
 
@@ -351,6 +371,30 @@ fn a_failing_write_pauses_writing_and_disturbs_no_reader() {
     // The bytes went to their reader all the same, and the books know it.
     cache.note_obtained(&chunks[1].0, 1 << 20, Origin::Strata);
     assert_eq!(cache.statistics().obtained.strata.chunks, 2);
+}
+
+#[test]
+fn a_disk_that_was_read_only_at_the_start_is_written_once_it_can_be() {
+    let Some(disk) = SmallDisk::new(c"size=64m") else { return };
+    let folder = disk.0.path().join("cache");
+    let chunks: Vec<_> = (0..3).map(|number| chunk(number, 70_000)).collect();
+    let cache = open(&folder);
+    cache.insert(&chunks[0].0, &chunks[0].1, Origin::Strata).unwrap();
+    drop(cache);
+    let remount = |flags| rustix::mount::mount_remount(disk.0.path(), flags, c"").unwrap();
+    remount(MountFlags::RDONLY);
+    let cache = open(&folder);
+    assert!(cache.insert(&chunks[1].0, &chunks[1].1, Origin::Strata).is_err());
+    remount(MountFlags::empty());
+    let stored = (0..3).any(|_| {
+        super::inner::lock(&cache.inner.writer).go_on();
+        cache.insert(&chunks[1].0, &chunks[1].1, Origin::Strata).is_ok()
+    });
+    assert!(stored, "the pack that was opened for reading alone is tried again and again");
+    cache.insert(&chunks[2].0, &chunks[2].1, Origin::Strata).unwrap();
+    for (id, bytes) in &chunks {
+        assert_eq!(cache.read_all(id).unwrap(), *bytes);
+    }
 }
 
 #[test]

@@ -237,8 +237,7 @@ impl Shelf {
         };
         let mut near: Vec<ChunkRef> = catalogs.iter().filter(is_near).copied().collect();
         near.sort_unstable_by_key(|other| other.place.offset);
-        // One byte is enough to have all of it fetched and stored.
-        let pieces = near.into_iter().map(|chunk| Piece { chunk, offset: 0, len: 1 }).collect();
+        let pieces = near.into_iter().map(Piece::touch).collect();
         let source = Arc::clone(&self.source);
         runtime.spawn(async move {
             // A failure shows when it is needed.

@@ -154,6 +154,9 @@ impl Replay {
         write(REPLAY_MAGIC, &self.chunks)
     }
 
+    /// Longest document: above that of the most chunks, each of about 90 bytes.
+    pub const MAX_BYTES: u32 = 8 << 20;
+
     /// Reads a document whose hash was verified.
     ///
     /// # Errors

@@ -22,6 +22,16 @@ impl Piece {
     pub const fn whole(chunk: ChunkRef) -> Self {
         Self { chunk, offset: 0, len: chunk.plain_len }
     }
+
+    /// Nothing of `chunk`: it is to be fetched and stored, without its bytes being moved.
+    pub const fn touch(chunk: ChunkRef) -> Self {
+        Self { chunk, offset: 0, len: 0 }
+    }
+
+    /// Whether no bytes are wanted.
+    pub const fn is_touch(&self) -> bool {
+        self.len == 0
+    }
 }
 
 /// Why bytes could not be had. Every variant is final for this call: the source has already tried
@@ -65,7 +75,8 @@ pub enum SourceError {
 /// time. Dropping the future withdraws the wish. Cheap to call for what is already here: the
 /// returned future is then ready at its first poll.
 pub trait ChunkSource: Send + Sync + 'static {
-    /// The bytes of `pieces`, in their order.
+    /// The bytes of `pieces`, in their order. What of them is held does not keep chunks in memory of which little is wanted. A
+    /// prefetch's touch that fails is passed over: should the chunk be read, that read tells.
     fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>>;
 
     /// A file that holds exactly the plain bytes of `chunks`, verified in this run, for the kernel to read by itself; or

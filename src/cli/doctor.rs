@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::ask::print_json;
-use crate::config::{ByteSize, DEFAULT_FILE, Settings};
+use crate::config::{ByteSize, DEFAULT_FILE, Settings, Verify};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -127,6 +127,8 @@ fn examine(args: &Args) -> Vec<Finding> {
     match settings(args) {
         Ok(settings) => {
             findings.extend(cache(&settings));
+            findings.push(checking(settings.verify));
+            findings.push(wake_ups(settings.quick_wake, Path::new("/dev/cpu_dma_latency")));
             findings.extend(automounter(settings.automount_dir.as_deref(), Path::new("/dev/autofs")));
         }
         Err(error) => {
@@ -134,6 +136,39 @@ fn examine(args: &Args) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What `verify` means for speed.
+fn checking(verify: Verify) -> Finding {
+    match verify {
+        Verify::Once => Finding::good(
+            "verify",
+            "once: what is in the cache is checked after each start, and by the scrub",
+        ),
+        Verify::Always => {
+            Finding::good("verify", "always: the kernel reads no file by itself, and each read is hashed")
+        }
+    }
+}
+
+/// Whether requests can be kept from waiting for processors that sleep.
+fn wake_ups(wanted: bool, device: &Path) -> Finding {
+    const WHAT: &str = "wake-ups";
+    if !wanted {
+        return Finding::good(WHAT, "processors sleep as they like (`quick_wake = false`)");
+    }
+    match fs::OpenOptions::new().write(true).open(device) {
+        Ok(_) => {
+            Finding::good(WHAT, "processors stay awake while programs ask for one thing after the other")
+        }
+        Err(error) => Finding::not_good(
+            WHAT,
+            Verdict::Weak,
+            format!("{}: {error}", device.display()),
+            "requests wait for processors that sleep, up to four times as long on a virtual machine: run the agent as root, or give the \
+             container the device",
+        ),
+    }
 }
 
 /// What the folder of all repositories needs, if one is wanted.
@@ -387,6 +422,15 @@ mod tests {
         };
         assert_eq!((device("/dev/null"), device("/dev/nothing")), (Some(Verdict::Good), Some(Verdict::Weak)));
         assert!(automounter(None, Path::new("/dev/nothing")).is_none());
+    }
+
+    #[test]
+    fn wake_ups_are_looked_at_where_they_are_wanted() {
+        let verdict = |wanted, device: &str| wake_ups(wanted, Path::new(device)).verdict;
+        assert_eq!(
+            [verdict(true, "/dev/null"), verdict(true, "/dev/nothing"), verdict(false, "/dev/nothing")],
+            [Verdict::Good, Verdict::Weak, Verdict::Good]
+        );
     }
 
     #[test]

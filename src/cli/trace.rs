@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -94,6 +95,9 @@ fn record(args: RecordArgs) -> Result<(), CliError> {
         let directory = mount_of(&client, &target).await?;
         let request = RecordRequest { directory: directory.clone(), process: std::process::id() };
         let number = client.record(&request).await?.number;
+        // Who interrupts the command in a terminal interrupts this process, too, which still has to end the recording. The command
+        // itself is not deaf to it: what is caught here has its ordinary meaning there.
+        let _caught = signal(SignalKind::interrupt())?;
         let status = std::process::Command::new(&command[0]).args(&command[1..]).status();
         let ended = client.end_recording(&EndRecording { directory, number, name }).await;
         let status: ExitStatus = status

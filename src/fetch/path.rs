@@ -14,7 +14,7 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 use tracing::field::{Empty, display};
 
@@ -22,6 +22,10 @@ use tracing::field::{Empty, display};
 const UNIT_BYTES: u32 = 64 << 10;
 /// Bytes up to which the store is read on the caller's thread: the page cache has them, or one disk access.
 const INLINE_READ_MAX_BYTES: u32 = 1 << 20;
+/// Bytes up to which a piece of a chunk is copied (guess: a page). A slice would keep the whole chunk in memory.
+const SHORT_BYTES: u32 = 4 << 10;
+/// Pieces that are looked for in the store without letting others run, but for reads, which are short.
+const LOOKS_AT_ONCE: usize = 64;
 /// Joins of fetches that gave up before this reader's own deadline.
 const JOINS_MAX: usize = 8;
 
@@ -30,7 +34,7 @@ const JOINS_MAX: usize = 8;
 pub struct FetchSettings {
     /// How long a reader waits. Default 30 s.
     pub read_deadline: Duration,
-    /// How long a prefetch waits. Default 60 s (guess).
+    /// How long a prefetch waits, from when it has its part of what may be wished for at once. Default 60 s (guess).
     pub prefetch_deadline: Duration,
     /// How long a fill waits. Default 600 s (guess: its window of a quarter gibibyte at 4 Mbit/s).
     pub fill_deadline: Duration,
@@ -116,6 +120,11 @@ impl Fetcher {
     /// What is here: in the store, or lately refused by it.
     async fn held(&self, piece: &Piece) -> Option<Bytes> {
         let (id, offset, len) = (piece.chunk.id, piece.offset, piece.len);
+        if piece.is_touch() {
+            // A chunk of which nothing is wanted is not read, and what was found at start not hashed.
+            let is_here = self.store.contains(&id) || lock(&self.recent).get(&id).is_some();
+            return is_here.then(Bytes::new);
+        }
         let stored = if len <= INLINE_READ_MAX_BYTES {
             self.store.read(&id, offset, len)
         } else {
@@ -129,20 +138,29 @@ impl Fetcher {
         cut(&recent, piece).ok()
     }
 
-    /// The fetch of `chunk`: the one that is under way, or a new one within the budget.
+    /// The part of what may be wished for at once that `chunk` takes. The semaphores are never closed.
+    async fn part(&self, chunk: &ChunkRef, class: Class) -> Option<OwnedSemaphorePermit> {
+        let (budget, units) = &self.budgets[class as usize];
+        let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, *units);
+        budget.clone().acquire_many_owned(cost).await.ok()
+    }
+
+    /// The fetch of `chunk`: the one that is under way, or a new one within the budget, of which `part` is its part already.
     async fn flight(
         &self,
         repository: &RepositoryName,
         chunk: ChunkRef,
         class: Class,
         deadline: Time,
+        part: &mut Option<OwnedSemaphorePermit>,
     ) -> Flight {
         if let Some(flight) = lock(&self.flights).find(&chunk, class) {
             return flight;
         }
-        let (budget, units) = &self.budgets[class as usize];
-        let cost = chunk.plain_len.div_ceil(UNIT_BYTES).clamp(1, *units);
-        let budget = budget.clone().acquire_many_owned(cost).await;
+        let budget = match part.take() {
+            Some(part) => Some(part),
+            None => self.part(&chunk, class).await,
+        };
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.find(&chunk, class) {
             return flight;
@@ -168,13 +186,16 @@ impl Fetcher {
         class: Class,
     ) -> Result<Bytes, SourceError> {
         let chunk = piece.chunk;
+        // A long list of prefetches stands in line by itself: the time of each is counted from when its turn has come.
+        let waits = class == Class::Prefetch && lock(&self.flights).find(&chunk, class).is_none();
+        let mut part = if waits { self.part(&chunk, class).await } else { None };
         let began = ambient::now();
         let patience = self.settings.patience(class);
         let deadline = began + patience;
         let attempt = async {
             let mut last = ObtainError::Deadline("other readers gave up".to_owned());
             for _ in 0..JOINS_MAX {
-                match self.flight(repository, chunk, class, deadline).await.await {
+                match self.flight(repository, chunk, class, deadline, &mut part).await.await {
                     // That fetch was begun for a reader with an earlier deadline.
                     Err(ObtainError::Deadline(detail)) if ambient::now() < deadline => {
                         last = ObtainError::Deadline(detail);
@@ -230,8 +251,18 @@ impl ChunkSource for FetchPath {
             let fetcher = &*self.fetcher;
             let mut found = Vec::with_capacity(pieces.len());
             let mut missing = Vec::new();
+            let passes_over = |piece: &Piece| class == Class::Prefetch && piece.is_touch();
             for (position, piece) in pieces.into_iter().enumerate() {
-                check(&piece)?;
+                if class != Class::Read && position % LOOKS_AT_ONCE == LOOKS_AT_ONCE - 1 {
+                    tokio::task::yield_now().await;
+                }
+                match check(&piece) {
+                    Err(_) if passes_over(&piece) => {
+                        found.push(Bytes::new());
+                        continue;
+                    }
+                    checked => checked?,
+                }
                 let held = fetcher.held(&piece).await;
                 if held.is_none() {
                     missing.push((position, piece));
@@ -240,7 +271,11 @@ impl ChunkSource for FetchPath {
             }
             let mut fetches = futures::stream::iter(missing)
                 .map(|(position, piece)| async move {
-                    fetcher.fetch(&self.repository, piece, class).await.map(|bytes| (position, bytes))
+                    match fetcher.fetch(&self.repository, piece, class).await {
+                        Err(SourceError::Stopping) => Err(SourceError::Stopping),
+                        Err(_) if passes_over(&piece) => Ok((position, Bytes::new())),
+                        fetched => fetched.map(|bytes| (position, bytes)),
+                    }
                 })
                 .buffer_unordered(fetcher.settings.at_once(class).max(1));
             while let Some((position, bytes)) = fetches.try_next().await? {
@@ -272,13 +307,15 @@ fn check(piece: &Piece) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// The piece of a whole chunk, without copying.
+/// The piece of a whole chunk, without copying it if it is long.
 fn cut(chunk: &Bytes, piece: &Piece) -> Result<Bytes, SourceError> {
     if chunk.len() != piece.chunk.plain_len as usize {
         let detail = format!("it has {} bytes, its row says {}", chunk.len(), piece.chunk.plain_len);
         return Err(SourceError::Invalid { chunk: piece.chunk.id, detail });
     }
-    Ok(chunk.slice(piece.offset as usize..piece.offset as usize + piece.len as usize))
+    let piece_of = chunk.slice(piece.offset as usize..piece.offset as usize + piece.len as usize);
+    let is_short = piece.len <= SHORT_BYTES && piece.len < piece.chunk.plain_len;
+    Ok(if is_short { Bytes::copy_from_slice(&piece_of) } else { piece_of })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -222,6 +222,76 @@ async fn no_more_is_under_way_than_the_budget_allows() {
 }
 
 #[tokio::test]
+async fn of_what_is_fetched_ahead_nothing_stays_in_memory_and_nothing_that_is_here_is_read() {
+    struct Unread;
+    impl ChunkStore for Unread {
+        fn contains(&self, _: &ContentId) -> bool {
+            true
+        }
+        fn read(&self, id: &ContentId, _: u32, _: u32) -> Option<Bytes> {
+            panic!("{id} is read")
+        }
+        fn read_all(&self, id: &ContentId) -> Option<Bytes> {
+            panic!("{id} is read")
+        }
+        fn insert(&self, _: &ContentId, _: &Bytes, _: Origin) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn on_removal(&self, _: Box<dyn Fn(&ContentId) + Send + Sync>) {}
+    }
+    let touches = |count: u8| (0..count).map(|n| Piece::touch(chunk(n).0)).collect::<Vec<_>>();
+    let fetcher = Fetcher::new(Arc::new(Unread), Arc::new(Script::default()), FetchSettings::default());
+    let path = fetcher.repository("sw.example.org".parse().unwrap());
+    let read = path.read(touches(200), Class::Prefetch);
+    tokio::pin!(read);
+    assert!(read.as_mut().now_or_never().is_none(), "others run in between");
+    assert_eq!(read.await.unwrap(), vec![Bytes::new(); 200]);
+
+    // Neither a touch nor a byte keeps the chunk that it is of.
+    let (script, path) = setup(&[], FetchSettings::default());
+    script.open();
+    let mut pieces = touches(2);
+    pieces[0].len = 1;
+    let got = path.read(pieces, Class::Prefetch).await.unwrap();
+    let whole = lock(&script.chunks)[&chunk(0).0.id].clone();
+    assert!(got[0] == whole[..1] && !whole.as_ptr_range().contains(&got[0].as_ptr()));
+    assert!(got[1].is_empty() && script.begun() == 2);
+}
+
+#[tokio::test]
+async fn a_prefetch_passes_over_what_cannot_be_had_and_others_do_not() {
+    let (script, path) = setup(&[], FetchSettings::default());
+    script.open();
+    let (row, _) = chunk(1);
+    let absent = Piece::touch(ChunkRef { id: ContentId::of(b"nowhere"), ..row });
+    let nonsense = Piece::touch(ChunkRef { plain_len: u32::MAX, ..row });
+    let pieces = vec![absent, nonsense, Piece::touch(row), Piece::touch(chunk(2).0)];
+    assert_eq!(path.read(pieces, Class::Prefetch).await.unwrap().len(), 4);
+    assert_eq!(script.begun(), 3);
+    for piece in [absent, nonsense] {
+        assert!(path.read(vec![piece], Class::Fill).await.is_err());
+    }
+    assert!(
+        path.read(vec![Piece::whole(absent.chunk)], Class::Prefetch).await.is_err(),
+        "who wants bytes is told"
+    );
+}
+
+#[tokio::test]
+async fn the_time_of_a_prefetch_begins_when_its_turn_has_come() {
+    // A quarter of this is one chunk at once.
+    let settings = FetchSettings {
+        in_flight_bytes: 4 * u64::from(UNIT_BYTES),
+        prefetch_deadline: Duration::from_millis(30),
+        ..FetchSettings::default()
+    };
+    let (script, path) = setup(&[], settings);
+    let pieces = (0..3).map(|n| Piece::touch(chunk(n).0)).collect();
+    path.read(pieces, Class::Prefetch).await.unwrap();
+    assert_eq!((script.begun(), script.most_under_way.load(SeqCst)), (3, 1), "nobody answers");
+}
+
+#[tokio::test]
 async fn a_reference_that_lies_about_the_place_does_not_share_the_fetch_of_an_honest_one() {
     let (script, path) = setup(&[], FetchSettings::default());
     let (honest, bytes) = chunk(1);

@@ -68,9 +68,9 @@ impl Content {
         pieces
     }
 
-    /// One byte of each chunk in `range`: enough to have them fetched and stored, without moving them.
+    /// The chunks in `range`, to be fetched and stored.
     fn touches(&self, range: Range<usize>) -> Vec<Piece> {
-        self.chunks[range].iter().map(|chunk| Piece { chunk: *chunk, offset: 0, len: 1 }).collect()
+        self.chunks[range].iter().copied().map(Piece::touch).collect()
     }
 }
 
@@ -114,8 +114,9 @@ impl OpenFile {
         Self { content, readers: Mutex::default() }
     }
 
-    /// Notes a read and says what a sequential reader will want next; often nothing.
-    pub(super) fn foresee(&self, offset: u64, len: u32) -> Vec<Piece> {
+    /// Notes a read and says what a sequential reader will want next; often nothing. If that may not be fetched now, it is said at
+    /// a later read.
+    pub(super) fn foresee(&self, offset: u64, len: u32, may_fetch: bool) -> Vec<Piece> {
         let content = &self.content;
         let stop = offset.saturating_add(u64::from(len));
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +137,7 @@ impl OpenFile {
         // In runs of at least half the window, so that one request carries several chunks.
         let asked_to = first.checked_sub(1).map_or(0, |number| content.ends[number]);
         let near = asked_to < stop.saturating_add(AHEAD_BYTES / 2);
-        if first >= last || !near {
+        if first >= last || !near || !may_fetch {
             return Vec::new();
         }
         progress.ahead = last;
@@ -202,7 +203,7 @@ mod tests {
         let reader = OpenFile::new(wide());
         let mut asked = Vec::new();
         for request in 0..64 {
-            let ahead = reader.foresee(request << 20, 1 << 20);
+            let ahead = reader.foresee(request << 20, 1 << 20, true);
             assert!(ahead.len() <= 4, "a bounded window");
             asked.extend(ahead.iter().map(|piece| piece.chunk.id));
         }
@@ -210,8 +211,19 @@ mod tests {
         assert_eq!(asked, wanted, "each chunk once, in order");
         let random = OpenFile::new(wide());
         for at in [5_u64, 60, 3, 40, 20, 50] {
-            assert_eq!(random.foresee(at << 20, 4096), []);
+            assert_eq!(random.foresee(at << 20, 4096, true), []);
         }
+    }
+
+    #[test]
+    fn what_could_not_be_fetched_ahead_is_asked_for_at_a_later_read() {
+        let reader = OpenFile::new(file(&[1 << 20; 64], 64 << 20).unwrap());
+        for request in 0..8 {
+            assert_eq!(reader.foresee(request << 20, 1 << 20, false), []);
+        }
+        let ahead = reader.foresee(8 << 20, 1 << 20, true);
+        let wanted: Vec<_> = (9..13).map(|number| Piece::touch(reader.content.chunks[number])).collect();
+        assert_eq!(ahead, wanted);
     }
 
     #[test]
@@ -222,7 +234,7 @@ mod tests {
             for from in [0, 32] {
                 // The kernel asks for two ranges at once, and they arrive the wrong way round now and then.
                 let request = if request > 4 { request ^ 1 } else { request };
-                let ahead = reader.foresee((from + request) << 20, 1 << 20);
+                let ahead = reader.foresee((from + request) << 20, 1 << 20, true);
                 asked.extend(ahead.iter().map(|piece| piece.chunk.id));
             }
         }

@@ -12,7 +12,8 @@ use crate::model::{ChunkRef, Class, Time};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 
 /// Most fetches ahead of readers at once, of all files together, replays not counted (guess).
@@ -87,7 +88,7 @@ impl Foresight {
                 continue;
             }
             let (Ok(permit), Ok(runtime)) =
-                (Arc::clone(&self.replays).try_acquire_owned(), tokio::runtime::Handle::try_current())
+                (Arc::clone(&self.replays).try_acquire_owned(), Handle::try_current())
             else {
                 return;
             };
@@ -118,6 +119,8 @@ impl Foresight {
         else {
             return;
         };
+        // Before anything is noted: what nobody may fetch must not count as asked for.
+        let Some(leave) = self.leave() else { return };
         let place = first.place;
         let runs = self.nearby.lock().unwrap_or_else(PoisonError::into_inner).read(
             &place,
@@ -126,19 +129,30 @@ impl Foresight {
         );
         let Some(tree) = (!runs.is_empty()).then(tree).flatten() else { return };
         let laid = runs.iter().flat_map(|run| tree.laid_in(inode, &place.segment, run, SMALL_MAX_BYTES));
-        self.fetch(laid.map(touch).collect(), source, label);
+        leave.fetch(laid.map(Piece::touch).collect(), source, label);
     }
 
-    /// Has chunks fetched, if few others are fetched ahead. Needs a runtime.
-    pub(super) fn fetch(&self, pieces: Vec<Piece>, source: &Arc<dyn ChunkSource>, label: &str) {
+    /// Leave to fetch something ahead, if few others do. Needs a runtime.
+    pub(super) fn leave(&self) -> Option<Leave> {
+        let runtime = Handle::try_current().ok()?;
+        let permit = Arc::clone(&self.ahead).try_acquire_owned().ok()?;
+        Some(Leave { permit, runtime })
+    }
+}
+
+/// Leave to fetch ahead, once.
+pub(super) struct Leave {
+    permit: OwnedSemaphorePermit,
+    runtime: Handle,
+}
+
+impl Leave {
+    /// Has chunks fetched.
+    pub(super) fn fetch(self, pieces: Vec<Piece>, source: &Arc<dyn ChunkSource>, label: &str) {
         if pieces.is_empty() {
             return;
         }
-        let (Ok(permit), Ok(runtime)) =
-            (Arc::clone(&self.ahead).try_acquire_owned(), tokio::runtime::Handle::try_current())
-        else {
-            return;
-        };
+        let Self { permit, runtime } = self;
         let source = Arc::clone(source);
         let span = tracing::debug_span!("prefetch", repo = %label, chunks = pieces.len());
         let ahead = async move {
@@ -149,13 +163,11 @@ impl Foresight {
     }
 }
 
-/// One byte of a chunk: enough to have all of it fetched and stored, without moving it.
-fn touch(chunk: ChunkRef) -> Piece {
-    Piece { chunk, offset: 0, len: 1 }
-}
-
 /// Fetches what a trace names, in its order, up to `most_bytes` plain bytes. Returns how many chunks these are.
 async fn replay(source: &dyn ChunkSource, trace: &PublishedTrace, most_bytes: u64) -> Result<usize, String> {
+    if trace.replay.plain_len > Replay::MAX_BYTES {
+        return Err(format!("its list has {} bytes", trace.replay.plain_len));
+    }
     let document = source.read(vec![Piece::whole(trace.replay)], Class::Prefetch).await;
     let document = document.map_err(|error| error.to_string())?;
     let replay = Replay::from_bytes(document.first().map_or(&[][..], |bytes| bytes));
@@ -165,7 +177,7 @@ async fn replay(source: &dyn ChunkSource, trace: &PublishedTrace, most_bytes: u6
         bytes += u64::from(chunk.plain_len);
         bytes <= most_bytes
     };
-    let pieces: Vec<Piece> = replay.chunks().iter().take_while(fits).copied().map(touch).collect();
+    let pieces: Vec<Piece> = replay.chunks().iter().take_while(fits).copied().map(Piece::touch).collect();
     let chunks = pieces.len();
     source.read(pieces, Class::Prefetch).await.map_err(|error| error.to_string())?;
     Ok(chunks)

@@ -11,6 +11,9 @@ const RECORDINGS_MAX: usize = 8;
 /// Tasks of which it is remembered whether they belong to the command.
 const TASKS_MAX: usize = 4_096;
 
+/// Chunks of a recording that are remembered: more than are replayed (guess).
+const CHUNKS_MAX: usize = 1 << 18;
+
 /// Whether a task, as the kernel numbers it, is to be recorded.
 pub type Belongs = Box<dyn Fn(u32) -> bool + Send + Sync>;
 
@@ -39,6 +42,8 @@ pub(super) struct Recording {
 
 /// One recording under way.
 struct Recorder {
+    /// The process for which it is made. It belongs, as long as it is there.
+    process: u32,
     belongs: Belongs,
     seen: Mutex<Seen>,
 }
@@ -62,9 +67,17 @@ impl Recorder {
         belongs
     }
 
+    /// Whether nobody is left who would end it.
+    fn is_over(&self) -> bool {
+        !(self.belongs)(self.process)
+    }
+
     /// Chunks `first` to before `end` of a file are read.
     fn note(&self, inode: Inode, content: &Content, first: usize, end: usize) {
         let mut seen = self.seen();
+        if seen.is_full {
+            return;
+        }
         let number = match seen.numbers.get(&inode) {
             Some(number) => *number,
             None if seen.files.len() >= TRACED_FILES_MAX => return seen.is_full = true,
@@ -76,15 +89,18 @@ impl Recorder {
             }
         };
         for chunk in (first..end).filter_map(|chunk| u32::try_from(chunk).ok()) {
-            if !seen.chunks.insert((number, chunk)) {
+            if seen.chunks.contains(&(number, chunk)) {
                 continue;
             }
-            let full = seen.reads.len() >= TRACED_READS_MAX;
+            let (no_reads, no_chunks) =
+                (seen.reads.len() >= TRACED_READS_MAX, seen.chunks.len() >= CHUNKS_MAX);
             match seen.reads.last_mut() {
+                _ if no_chunks => return seen.is_full = true,
                 Some(last) if last.file == number && last.first + last.count == chunk => last.count += 1,
-                _ if full => seen.is_full = true,
+                _ if no_reads => return seen.is_full = true,
                 _ => seen.reads.push(TracedRead { file: number, first: chunk, count: 1 }),
             }
+            seen.chunks.insert((number, chunk));
         }
     }
 }
@@ -96,14 +112,27 @@ pub(super) struct Recorders {
 }
 
 impl Recorders {
-    /// Begins one; its number, or `None` when too many run.
-    pub(super) fn begin(&self, belongs: Belongs) -> Option<u64> {
+    /// Ends those whose process is gone: it was to end them.
+    pub(super) fn end_orphans(&self) {
+        let is_over = || {
+            let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+            running.iter().any(|(_, recorder)| recorder.is_over())
+        };
+        if is_over() {
+            let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+            running.retain(|(_, recorder)| !recorder.is_over());
+        }
+    }
+
+    /// Begins one for a process and others that belong to it; its number, or `None` when too many run.
+    pub(super) fn begin(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        self.end_orphans();
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
         if running.len() >= RECORDINGS_MAX {
             return None;
         }
         let number = (0..).find(|number| running.iter().all(|(other, _)| other != number))?;
-        running.push((number, Arc::new(Recorder { belongs, seen: Mutex::default() })));
+        running.push((number, Arc::new(Recorder { process, belongs, seen: Mutex::default() })));
         Some(number)
     }
 
@@ -159,7 +188,7 @@ mod tests {
     #[test]
     fn each_chunk_is_noted_once_in_order_and_only_of_tasks_that_belong() {
         let recorders = Recorders::default();
-        let number = recorders.begin(Box::new(|task| task == 7)).unwrap();
+        let number = recorders.begin(7, Box::new(|task| task == 7)).unwrap();
         assert!(recorders.is_recorded(7) && !recorders.is_recorded(8));
         let (one, two) = (content(1, 10), content(2, 3));
         let note = |task, inode, content: &Content, range| recorders.note(task, Inode(inode), content, range);
@@ -179,7 +208,7 @@ mod tests {
     #[test]
     fn recordings_and_what_they_hold_are_bounded() {
         let recorders = Recorders::default();
-        let numbers: Vec<u64> = std::iter::from_fn(|| recorders.begin(Box::new(|_| true))).collect();
+        let numbers: Vec<u64> = std::iter::from_fn(|| recorders.begin(1, Box::new(|_| true))).collect();
         assert_eq!(numbers.len(), RECORDINGS_MAX);
         let large = content(1, 2 * TRACED_READS_MAX + 2);
         for chunk in 0..=TRACED_READS_MAX {
@@ -187,6 +216,33 @@ mod tests {
         }
         let recording = recorders.end(numbers[0]).unwrap();
         assert_eq!((recording.reads.len(), recording.is_full), (TRACED_READS_MAX, true));
-        assert!(recorders.begin(Box::new(|_| true)).is_some());
+        assert!(recorders.begin(1, Box::new(|_| true)).is_some());
+    }
+
+    #[test]
+    fn a_full_recording_grows_no_more() {
+        let recorders = Recorders::default();
+        recorders.begin(1, Box::new(|_| true)).unwrap();
+        let recorder = Arc::clone(&recorders.running.read().unwrap()[0].1);
+        let large = content(1, CHUNKS_MAX + 9);
+        recorders.note(1, Inode(1), &large, (0, CHUNKS_MAX + 9));
+        recorders.note(1, Inode(2), &content(2, 2), (0, 2));
+        let seen = recorder.seen();
+        assert_eq!((seen.chunks.len(), seen.files.len(), seen.is_full), (CHUNKS_MAX, 1, true));
+    }
+
+    #[test]
+    fn a_recording_ends_with_its_process() {
+        let alive = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let recorders = Recorders::default();
+        let begin = || {
+            let alive = Arc::clone(&alive);
+            recorders.begin(1, Box::new(move |_| alive.load(std::sync::atomic::Ordering::SeqCst)))
+        };
+        while begin().is_some() {}
+        alive.store(false, std::sync::atomic::Ordering::SeqCst);
+        assert!(begin().is_some());
+        recorders.end_orphans();
+        assert!(recorders.running.read().unwrap().is_empty());
     }
 }

@@ -462,7 +462,11 @@ impl FileSystem {
             let tree = || self.table().tree_of(inode).ok().map(|(_, tree)| tree);
             self.foresight.beside((inode, &file.content), ready.is_none(), tree, &self.source, &self.label);
         }
-        self.foresight.fetch(file.foresee(offset, len), &self.source, &self.label);
+        let leave = self.foresight.leave();
+        let ahead = file.foresee(offset, len, leave.is_some());
+        if let Some(leave) = leave {
+            leave.fetch(ahead, &self.source, &self.label);
+        }
         let got = match ready {
             Some(got) => got,
             None => reading.await,
@@ -470,9 +474,15 @@ impl FileSystem {
         join(&pieces, &got.map_err(failed)?).map_err(failed)
     }
 
-    /// Begins to record what the tasks read for which `belongs` holds. The recording's number; `None` when too many run.
-    pub fn begin_recording(&self, belongs: Belongs) -> Option<u64> {
-        self.recorders.begin(belongs)
+    /// Begins to record, for a process, what the tasks read for which `belongs` holds: for the process itself as long as it is there.
+    /// The recording's number; `None` when too many run.
+    pub fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
+        self.recorders.begin(process, belongs)
+    }
+
+    /// Ends the recordings whose process is gone.
+    pub fn end_orphaned_recordings(&self) {
+        self.recorders.end_orphans();
     }
 
     /// Whether what a task reads is recorded: then the kernel must ask for all of it.

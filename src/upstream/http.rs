@@ -18,10 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Requests of one call that run at once (guess: enough to hide a round trip).
-const RUNS_AT_ONCE: usize = 4;
-/// Requests that one stratum sees from this node at once; the rest wait their turn.
-const REQUESTS_AT_ONCE: usize = 16;
 /// Idle connections kept for each stratum.
 const IDLE_CONNECTIONS: usize = 8;
 /// How long an idle connection is kept: less than servers do (nginx 75 s, this one 30 s), so that a
@@ -129,7 +125,7 @@ impl HttpClient {
         Ok(HttpStratum {
             base: parsed.as_str().trim_end_matches('/').to_owned(),
             http: self.clone(),
-            turns: Semaphore::new(REQUESTS_AT_ONCE),
+            turns: Semaphore::new(limits::STRATUM_REQUESTS),
         })
     }
 }
@@ -258,7 +254,7 @@ impl Upstream for HttpStratum {
             }
             let mut under_way = futures::stream::iter(runs)
                 .map(|run| self.fetch_run(repository, run, arrived))
-                .buffer_unordered(RUNS_AT_ONCE);
+                .buffer_unordered(limits::STRATUM_CALL_REQUESTS as usize);
             while let Some((run, frames)) = under_way.next().await {
                 for (frame, result) in run.frames.iter().zip(frames) {
                     for position in &frame.answers {

@@ -1,7 +1,8 @@
 //! Which chunks travel in one request.
 
 use super::UpstreamError;
-use crate::model::{Algorithm, ChunkRef, ContentId, limits};
+use crate::model::limits::{self, STRATUM_MAX_GAP};
+use crate::model::{Algorithm, ChunkRef, ContentId};
 use smallvec::{SmallVec, smallvec};
 use std::ops::Range;
 
@@ -10,9 +11,9 @@ use std::ops::Range;
 const RUN_MAX_BYTES: u64 = 16 << 20;
 /// Most frames of one request (guess: 8 MiB of 8 KiB frames).
 const RUN_MAX_FRAMES: usize = 1024;
-/// Bytes between two frames that are fetched for nothing rather than by a request of their own: a small file that is here already, or on
-/// its way. Less than most chunks of larger files have, for what many nodes read shall leave a stratum once.
-const RUN_MAX_GAP: u64 = 16 << 10;
+/// Bytes between frames of one request that are fetched for nothing in any case, in sum (guess: they take less time than a round trip).
+/// Beyond that, no more is fetched for nothing than for somebody: budgets count what is wanted.
+const RUN_WASTE_BYTES: u64 = 64 << 10;
 /// Largest offset that a frame may end at. A segment ends with the frame that exceeds
 /// [`limits::SEGMENT_TARGET_BYTES`], so twice the largest frame is far above anything published.
 const SEGMENT_MAX_BYTES: u64 = 2 * limits::PLAIN_MAX_BYTES as u64;
@@ -41,6 +42,13 @@ impl Run {
     /// Stored bytes.
     pub(super) fn len(&self) -> u64 {
         self.bytes.end - self.bytes.start
+    }
+
+    /// Whether `gap` more bytes may be fetched for nothing.
+    fn may_waste(&self, gap: u64) -> bool {
+        let wanted: u64 = self.frames.iter().map(|frame| u64::from(frame.chunk.place.stored_len)).sum();
+        let waste = self.len() - wanted + gap;
+        gap <= STRATUM_MAX_GAP && (gap == 0 || waste <= wanted.max(RUN_WASTE_BYTES))
     }
 }
 
@@ -95,7 +103,7 @@ pub(super) fn plan(chunks: &[ChunkRef]) -> (Vec<Run>, Vec<(usize, UpstreamError)
             }
             // Rows that overlap contradict each other: they do not travel together.
             let gap = chunk.place.offset.checked_sub(run.bytes.end);
-            if gap.is_some_and(|gap| gap <= RUN_MAX_GAP)
+            if gap.is_some_and(|gap| run.may_waste(gap))
                 && run.frames.len() < RUN_MAX_FRAMES
                 && end - run.bytes.start <= RUN_MAX_BYTES
             {
@@ -126,12 +134,12 @@ mod tests {
 
     #[test]
     fn neighbours_travel_together_and_only_small_gaps_are_fetched() {
-        const FAR: u64 = 10 + RUN_MAX_GAP + 1;
+        const FAR: u64 = 10 + STRATUM_MAX_GAP + 1;
         let chunks = [
             chunk(1, 2, FAR, 10),
             chunk(1, 0, 0, 10),
             chunk(2, 0, 0, 5),
-            chunk(1, 3, FAR + 10 + RUN_MAX_GAP, 5),
+            chunk(1, 3, FAR + 10 + STRATUM_MAX_GAP, 5),
             chunk(1, 2, FAR, 10),
         ];
         let (runs, refused) = plan(&chunks);
@@ -151,10 +159,26 @@ mod tests {
             seen,
             [
                 (ContentId::of(&[1]), 0..10, vec![vec![1]]),
-                (ContentId::of(&[1]), FAR..FAR + 15 + RUN_MAX_GAP, vec![vec![0, 4], vec![3]]),
+                (ContentId::of(&[1]), FAR..FAR + 15 + STRATUM_MAX_GAP, vec![vec![0, 4], vec![3]]),
                 (ContentId::of(&[2]), 0..5, vec![vec![2]]),
             ]
         );
+    }
+
+    #[test]
+    fn no_more_is_fetched_for_nothing_than_for_somebody() {
+        // Many tiny frames, far from each other: a request of its own for each few of them.
+        let tiny: Vec<_> = (0..64).map(|n| chunk(1, n, u64::from(n) * 16_000, 100)).collect();
+        let (runs, _) = plan(&tiny);
+        let waste = |run: &Run| run.len() - 100 * run.frames.len() as u64;
+        assert!(
+            runs.iter().all(|run| waste(run) <= RUN_WASTE_BYTES) && runs.len() < 20,
+            "{} runs",
+            runs.len()
+        );
+        // Frames that are larger than the gaps between them travel together however many they are.
+        let large: Vec<_> = (0..64).map(|n| chunk(1, n, u64::from(n) * 30_000, 20_000)).collect();
+        assert_eq!(plan(&large).0.len(), 1);
     }
 
     #[test]
@@ -193,7 +217,7 @@ mod tests {
                 let mut at = run.bytes.start;
                 for frame in &run.frames {
                     let gap = frame.chunk.place.offset.checked_sub(at);
-                    prop_assert!(gap.is_some_and(|gap| gap <= RUN_MAX_GAP));
+                    prop_assert!(gap.is_some_and(|gap| gap <= STRATUM_MAX_GAP));
                     at = frame.chunk.place.end().unwrap();
                     for position in &frame.answers {
                         prop_assert_eq!(chunks[*position], frame.chunk);

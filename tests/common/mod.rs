@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -174,6 +175,8 @@ pub struct Node {
     keep_mounts_s: u32,
     /// Further settings, as variables of the environment.
     settings: Vec<(String, String)>,
+    /// Who runs it, if not who runs the test.
+    user: Option<u32>,
 }
 
 impl Node {
@@ -188,6 +191,7 @@ impl Node {
             listen: None,
             keep_mounts_s: 0,
             settings: Vec::new(),
+            user: None,
         }
     }
 
@@ -210,6 +214,12 @@ impl Node {
     pub fn with_setting(mut self, key: &str, value: impl AsRef<Path>) -> Self {
         let value = value.as_ref().to_str().unwrap().to_owned();
         self.settings.push((format!("STARLING_{}", key.to_uppercase()), value));
+        self
+    }
+
+    /// Has its agent run as another user from its next start on. Needs root.
+    pub fn with_user(mut self, user: u32) -> Self {
+        self.user = Some(user);
         self
     }
 
@@ -265,7 +275,12 @@ impl Node {
 
     /// Starts the agent and waits until it answers.
     pub fn start(&mut self) {
-        let mut child = Command::new(STARLING)
+        let mut command = Command::new(STARLING);
+        if let Some(user) = self.user {
+            give(&self.dir, user);
+            command.uid(user).gid(user);
+        }
+        let mut child = command
             .arg("agent")
             .arg("--state")
             .arg(self.state())
@@ -355,6 +370,9 @@ impl Node {
     pub fn mount_with(&mut self, repository: &str, name: &str, more: &[&str]) -> PathBuf {
         let at = self.dir.join(name);
         fs::create_dir_all(&at).unwrap();
+        if let Some(user) = self.user {
+            std::os::unix::fs::lchown(&at, Some(user), Some(user)).unwrap();
+        }
         let socket = self.socket();
         let mut args: Vec<&OsStr> =
             vec!["mount".as_ref(), repository.as_ref(), at.as_ref(), "--socket".as_ref(), socket.as_ref()];
@@ -464,6 +482,18 @@ pub fn mesh(
         wait_for("all to know all", Duration::from_secs(90), || (node.peers_up() == count - 1).then_some(()));
     }
     nodes
+}
+
+/// Makes a folder, and all in it that is not mounted, a user's.
+fn give(folder: &Path, user: u32) {
+    std::os::unix::fs::lchown(folder, Some(user), Some(user)).unwrap();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            give(&entry.path(), user);
+        } else {
+            std::os::unix::fs::lchown(entry.path(), Some(user), Some(user)).unwrap();
+        }
+    }
 }
 
 /// The name of a repository as `repo add` takes it, from what `publish --json` said.

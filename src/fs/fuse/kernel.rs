@@ -13,8 +13,8 @@ use super::super::error::FsError;
 use super::super::modes::{Backing, Mode, Modes, Registered};
 use super::super::mountpoint::MAX_READ_BYTES;
 use super::super::system::{ExtendedAttribute, FileSystem, NAME_MAX_BYTES};
+use super::awake::Awake;
 use super::handshake::RESENT;
-use super::linger::Linger;
 use super::mount::Profile;
 use crate::catalog::{Attributes, FileKind, Inode, TreeError};
 use fuser::{
@@ -26,7 +26,7 @@ use futures::FutureExt;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -176,20 +176,20 @@ pub(super) struct Kernel {
     pub(super) shared: Arc<Shared>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) waiting: Arc<Semaphore>,
-    pub(super) linger: Linger,
+    pub(super) awake: Awake,
 }
 
 impl Kernel {
     /// Runs `answer` here if it is ready at once, and on the runtime otherwise.
     fn serve(&self, answer: impl Future<Output = ()> + Send + 'static) {
-        let is_close = self.linger.is_close();
+        self.awake.asked(&self.runtime);
         let mut answer = answer.boxed();
         let ready = {
             let _inside = self.runtime.enter();
             (&mut answer).now_or_never().is_some()
         };
         if ready {
-            return self.linger.answered(self.shared.device.as_fd(), is_close);
+            return;
         }
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             // This thread must not wait as well: what is here is to be read on. Without an answer, the reader gets an I/O error.
@@ -395,9 +395,8 @@ impl Filesystem for Kernel {
         reply: ReplyIoctl,
     ) {
         // Programs ask in this way whether a file is a terminal, at each that they open. The kernel does not remember the answer.
-        let is_close = self.linger.is_close();
+        self.awake.asked(&self.runtime);
         reply.error(Errno::ENOTTY);
-        self.linger.answered(self.shared.device.as_fd(), is_close);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -417,12 +416,11 @@ impl Filesystem for Kernel {
     ) {
         // One that is sent again may have been counted by who has not answered it any more. Then the file keeps its mode until the
         // kernel forgets it; counted twice, it might lose it too early.
-        let is_close = self.linger.is_close();
+        self.awake.asked(&self.runtime);
         if request.unique().0 & RESENT == 0 {
             self.shared.close(Inode(inode.0));
         }
         reply.ok();
-        self.linger.answered(self.shared.device.as_fd(), is_close);
     }
 
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

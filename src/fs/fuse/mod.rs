@@ -1,9 +1,9 @@
 //! The kernel's protocol, and the only place that imports fuser: requests become calls of
 //! [`FileSystem`](super::FileSystem), its answers become replies, its errors become numbers.
 
+mod awake;
 mod handshake;
 mod kernel;
-mod linger;
 mod mount;
 
 pub use handshake::Agreement;

@@ -5,9 +5,9 @@ use super::super::modes::Modes;
 use super::super::mountpoint::{self, MAX_READ_BYTES, MountError, Restrictions};
 use super::super::switch::{Notifier, Stale};
 use super::super::system::FileSystem;
+use super::awake::Awake;
 use super::handshake::{self, Agreement};
 use super::kernel::{Kernel, Shared};
-use super::linger::Linger;
 use crate::ambient;
 use fuser::{INodeNo, Session, SessionACL};
 use futures::FutureExt;
@@ -96,6 +96,8 @@ pub struct MountConfig {
     pub profile: Profile,
     /// Whether the kernel may read complete files by itself. It does not verify what it reads.
     pub passthrough: bool,
+    /// Whether processors are kept awake while programs ask for one thing after the other.
+    pub quick_wake: bool,
     /// What the kernel does not do with its files.
     pub restrict: Restrictions,
 }
@@ -111,6 +113,7 @@ impl MountConfig {
             max_waiting: 4_096,
             profile: Profile::Auto,
             passthrough: true,
+            quick_wake: true,
             restrict: Restrictions::default(),
         }
     }
@@ -248,7 +251,8 @@ fn kernel(
         device,
     });
     let waiting = Arc::new(Semaphore::new(config.max_waiting.max(1)));
-    (Kernel { shared: Arc::clone(&shared), runtime, waiting, linger: Linger::new() }, shared)
+    let awake = Awake::new(config.quick_wake);
+    (Kernel { shared: Arc::clone(&shared), runtime, waiting, awake }, shared)
 }
 
 fn run(

@@ -15,14 +15,15 @@ use super::gather::{AHEAD_WAITS, Gathered, MANY_MIN_BYTES, READ_WAITS};
 use super::providers::{self, Provider};
 use super::task::{Driver, Message, PeerReply, TaskLinks};
 use crate::ambient;
-use crate::model::{ChunkRef, Class, ContentId, NodeId, RepositoryName, Time};
+use crate::model::limits::{STRATUM_CALL_REQUESTS, STRATUM_MAX_GAP, STRATUM_REQUESTS};
+use crate::model::{ChunkRef, Class, ContentId, NodeId, Place, RepositoryName, Time};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
 
@@ -35,8 +36,9 @@ const UPSTREAM_MAX_CHUNKS: usize = 1_024;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Bytes between two frames that are fetched for nothing rather than by another call (guess: a round trip).
 const UPSTREAM_MAX_GAP: u64 = 256 << 10;
-/// Calls for the strata that run at once; the core bounds their bytes.
-const UPSTREAM_CALLS: usize = 16;
+/// Requests of the calls that run at once for what nobody waits for, of all that a stratum is asked at once: a quarter is
+/// left for reads (guess).
+const AHEAD_REQUESTS: usize = STRATUM_REQUESTS - STRATUM_REQUESTS / 4;
 
 /// An ask under way.
 struct Asked {
@@ -66,8 +68,48 @@ struct Fetching {
 struct Call {
     wanted: AtomicUsize,
     stop: CancellationToken,
+    /// Whether somebody waited for one of its chunks when it was made.
+    is_read: bool,
+    /// Whether its turn has come, or never will.
+    begun: AtomicBool,
     /// When the core heard of its progress last.
     told: AtomicU64,
+}
+
+/// Whose turn it is to ask the strata. Calls take as many turns as they make requests, so that these do not wait again where
+/// nobody tells them apart.
+struct Turns {
+    all: Semaphore,
+    /// Taken first by what nobody waits for, which so never has all turns.
+    ahead: Semaphore,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { all: Semaphore::new(STRATUM_REQUESTS), ahead: Semaphore::new(AHEAD_REQUESTS) }
+    }
+}
+
+impl Turns {
+    async fn take(
+        &self,
+        is_read: bool,
+        requests: u32,
+    ) -> Result<[Option<SemaphorePermit<'_>>; 2], AcquireError> {
+        let ahead = if is_read { None } else { Some(self.ahead.acquire_many(requests).await?) };
+        Ok([ahead, Some(self.all.acquire_many(requests).await?)])
+    }
+}
+
+/// How many requests a call for these sorted places makes at once.
+fn requests(places: impl Iterator<Item = Place>) -> u32 {
+    let (mut end, mut requests) = (None, 0);
+    for place in places {
+        let is_near = end.is_some_and(|end| place.offset.saturating_sub(end) <= STRATUM_MAX_GAP);
+        requests += u32::from(!is_near);
+        end = place.end();
+    }
+    requests.clamp(1, STRATUM_CALL_REQUESTS)
 }
 
 /// Fetches from the strata under way. Each pins its chunk.
@@ -75,7 +117,7 @@ pub(super) struct UpstreamBook {
     by_chunk: HashMap<Chunk, Fetching>,
     by_number: HashMap<u64, Chunk>,
     next: u64,
-    calls: Arc<Semaphore>,
+    turns: Arc<Turns>,
     gathered: Gathered,
     /// What somebody waits for and is to travel with the rest of a read.
     reads: Gathered,
@@ -89,7 +131,7 @@ impl Default for UpstreamBook {
             by_chunk: HashMap::new(),
             by_number: HashMap::new(),
             next: 0,
-            calls: Arc::new(Semaphore::new(UPSTREAM_CALLS)),
+            turns: Arc::default(),
             gathered: Gathered::new(AHEAD_WAITS),
             reads: Gathered::new(READ_WAITS),
             ahead_bytes: 0,
@@ -349,13 +391,13 @@ impl Driver {
         self.call_for(gathered);
     }
 
-    /// Calls for chunks that somebody waits for. What was gathered and lies right behind one of them comes in the same request,
-    /// later than what is waited for.
+    /// Calls for chunks that somebody waits for. What was gathered and lies right behind the last of them in a segment comes in the
+    /// same request, later than what is waited for.
     fn call_with_followers(&mut self, mut wanted: Vec<Chunk>) {
-        for at in 0..wanted.len() {
-            if let Some(entry) = self.content.get(wanted[at]) {
-                wanted.extend(self.upstream.gathered.take_behind(&entry.chunk.place, UPSTREAM_MAX_BYTES));
-            }
+        let places =
+            wanted.iter().filter_map(|chunk| self.content.get(*chunk).map(|entry| entry.chunk.place));
+        for last in last_of_each_segment(places) {
+            wanted.extend(self.upstream.gathered.take_behind(&last, UPSTREAM_MAX_BYTES));
         }
         self.call_for(wanted);
     }
@@ -367,11 +409,38 @@ impl Driver {
         ahead.into_iter().chain(self.upstream.reads.due(now, 0)).min()
     }
 
-    /// Somebody waits now for what is perhaps being gathered: it goes at once.
+    /// Somebody waits now for what is perhaps being gathered, or stands in line with what nobody waits for: it goes at once.
     pub(super) fn hurry_upstream(&mut self, chunk: Chunk) {
+        self.recall(chunk);
         if self.upstream.gathered.remove(chunk) {
             self.call_with_followers(vec![chunk]);
         }
+    }
+
+    /// If a chunk's call stands in line with those that nobody waits for, all of it is gathered again.
+    fn recall(&mut self, chunk: Chunk) {
+        let Some(fetching) = self.upstream.by_chunk.get(&chunk) else { return };
+        let call = Arc::clone(&fetching.call);
+        // Whoever is first: this, or its turn.
+        if call.is_read || call.begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let now = ambient::now();
+        for chunk in self.chunks_of(&call) {
+            self.cancel_upstream(chunk);
+            if let Some(entry) = self.content.get(chunk) {
+                self.upstream.gathered.add(chunk, entry.chunk.place, now);
+            }
+        }
+    }
+
+    /// The chunks of a call that have not come yet, in their order.
+    fn chunks_of(&self, call: &Arc<Call>) -> Vec<Chunk> {
+        let under_way = self.upstream.by_chunk.iter();
+        let same = under_way.filter(|(_, fetching)| Arc::ptr_eq(&fetching.call, call));
+        let mut chunks: Vec<(u64, Chunk)> = same.map(|(chunk, fetching)| (fetching.number, *chunk)).collect();
+        chunks.sort_unstable();
+        chunks.into_iter().map(|(_, chunk)| chunk).collect()
     }
 
     /// Calls for chunks, neighbours in one call.
@@ -395,9 +464,14 @@ impl Driver {
     }
 
     fn call_upstream(&mut self, repository: RepositoryName, chunks: &[(RepositoryName, ChunkRef, Chunk)]) {
+        let is_read = |(_, _, chunk): &(RepositoryName, ChunkRef, Chunk)| {
+            self.core.class_of(*chunk).is_none_or(|class| class == Class::Read)
+        };
         let call = Arc::new(Call {
             wanted: AtomicUsize::new(chunks.len()),
             stop: CancellationToken::new(),
+            is_read: chunks.iter().any(is_read),
+            begun: AtomicBool::new(false),
             told: AtomicU64::new(0),
         });
         let mut numbers = Vec::with_capacity(chunks.len());
@@ -425,12 +499,18 @@ impl Driver {
         let request =
             tracing::debug_span!(parent: parent, "request", repo = %repository, chunks = chunks.len());
         let chunks: Vec<ChunkRef> = chunks.iter().map(|(_, chunk, _)| *chunk).collect();
-        let (links, calls) = (self.links.for_task(), Arc::clone(&self.upstream.calls));
+        let (links, turns) = (self.links.for_task(), Arc::clone(&self.upstream.turns));
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = call.stop.cancelled() => {}
-                () = fetch(&links, &calls, repository, chunks, numbers, spans).instrument(request) => {}
+                () = async {
+                    let turn = turns.take(call.is_read, requests(chunks.iter().map(|chunk| chunk.place))).await;
+                    if turn.is_ok() && !call.begun.swap(true, Ordering::Relaxed) {
+                        fetch(&links, repository, chunks, numbers, spans).await;
+                    }
+                }
+                .instrument(request) => {}
             }
         });
     }
@@ -480,16 +560,7 @@ impl Driver {
             return;
         }
         call.told.store(now.as_nanos(), Ordering::Relaxed);
-        let same = |fetching: &&Fetching| Arc::ptr_eq(&fetching.call, call);
-        let mut behind: Vec<(u64, Chunk)> = self
-            .upstream
-            .by_chunk
-            .values()
-            .filter(same)
-            .filter_map(|fetching| Some((fetching.number, *self.upstream.by_number.get(&fetching.number)?)))
-            .collect();
-        behind.sort_unstable();
-        for (_, chunk) in behind {
+        for chunk in self.chunks_of(call) {
             self.input(Input::Progress { chunk });
         }
     }
@@ -534,6 +605,18 @@ impl Driver {
     }
 }
 
+/// Of these places, the last in each segment, in the order of segments.
+fn last_of_each_segment(places: impl Iterator<Item = Place>) -> Vec<Place> {
+    let mut last: BTreeMap<ContentId, Place> = BTreeMap::new();
+    for place in places {
+        let known = last.entry(place.segment).or_insert(place);
+        if place.offset > known.offset {
+            *known = place;
+        }
+    }
+    last.into_values().collect()
+}
+
 /// How many of the sorted wishes from the first on one call takes.
 fn call_len<'a>(wanted: impl Iterator<Item = (&'a RepositoryName, &'a ChunkRef)>) -> usize {
     let mut first: Option<(&RepositoryName, ContentId, u64)> = None;
@@ -560,13 +643,11 @@ fn call_len<'a>(wanted: impl Iterator<Item = (&'a RepositoryName, &'a ChunkRef)>
 /// Runs one call for the strata and reports each chunk.
 async fn fetch(
     links: &TaskLinks,
-    calls: &Semaphore,
     repository: RepositoryName,
     chunks: Vec<ChunkRef>,
     numbers: Vec<u64>,
     spans: Vec<Span>,
 ) {
-    let Ok(_running) = calls.acquire().await else { return };
     let report = async |position: usize, result| {
         let (number, chunk) = (numbers[position], chunks[position]);
         spans[position].in_scope(|| tracing::debug!(ok = Result::is_ok(&result), "the strata answered"));
@@ -695,11 +776,42 @@ async fn exchange(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Place;
+    use futures::FutureExt as _;
 
     fn chunk(segment: u8, offset: u64, stored_len: u32) -> ChunkRef {
         let place = Place { segment: ContentId::of(&[segment]), ordinal: 0, offset, stored_len };
         ChunkRef { id: ContentId::of(&offset.to_le_bytes()), plain_len: 1, place }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_leaves_turns_to_those_who_wait() {
+        let turns = Turns::default();
+        let take = |is_read, requests| turns.take(is_read, requests).now_or_never().map(Result::unwrap);
+        let ahead: Vec<_> = std::iter::from_fn(|| take(false, 2)).collect();
+        assert_eq!(ahead.len(), AHEAD_REQUESTS / 2);
+        let reads: Vec<_> = std::iter::from_fn(|| take(true, 1)).collect();
+        assert_eq!(reads.len(), STRATUM_REQUESTS - AHEAD_REQUESTS);
+        drop(ahead);
+        assert!(take(true, 4).is_some());
+    }
+
+    #[test]
+    fn a_call_takes_a_turn_for_each_request_that_it_makes() {
+        let count =
+            |places: &[(u64, u32)]| requests(places.iter().map(|(at, len)| chunk(1, *at, *len).place));
+        assert_eq!(count(&[(0, 10), (10, 10), (20 + STRATUM_MAX_GAP, 10)]), 1);
+        assert_eq!(count(&[(0, 10), (11 + STRATUM_MAX_GAP, 10)]), 2);
+        let far: Vec<_> = (0..9).map(|n| (n << 20, 10)).collect();
+        assert_eq!(count(&far), 4, "more do not run at once");
+    }
+
+    #[test]
+    fn nothing_goes_along_in_front_of_what_somebody_waits_for() {
+        let places = [(1, 50), (2, 5), (1, 10), (1, 30)].map(|(segment, at)| chunk(segment, at, 1).place);
+        let mut last: Vec<u64> =
+            last_of_each_segment(places.into_iter()).iter().map(|place| place.offset).collect();
+        last.sort_unstable();
+        assert_eq!(last, [5, 50]);
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub(in crate::mesh) struct Stratum {
     /// The first fetch of each chunk fails, and every fetch takes long.
     struggles: AtomicBool,
     failed: Mutex<HashSet<ContentId>>,
+    /// Nothing is answered for now.
+    silent: AtomicBool,
+    /// What was asked for, in order.
+    asked: Mutex<Vec<ContentId>>,
     /// In which repository a chunk lies; the others lie in all.
     lies_in: Mutex<HashMap<ContentId, RepositoryName>>,
 }
@@ -104,6 +108,10 @@ impl Local for Memory {
         arrived: &'a (dyn Fn(usize, &Bytes) + Send + Sync),
     ) -> BoxFuture<'a, Vec<Result<(), UpstreamFailure>>> {
         async move {
+            self.stratum.asked.lock().unwrap().extend(chunks.iter().map(|chunk| chunk.id));
+            while self.stratum.silent.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             let struggles = self.stratum.struggles.load(Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(if struggles { 1_500 } else { 20 })).await;
             let one = |(position, chunk): (usize, &ChunkRef)| {
@@ -313,6 +321,35 @@ async fn a_node_without_a_mesh_takes_everything_from_the_strata() {
     mesh.shutdown().await;
     let stopped = mesh.obtain(&repository(), chunk(4), Class::Read, deadline).await;
     assert_eq!(stopped, Err(ObtainError::Stopping));
+}
+
+#[tokio::test]
+async fn a_read_waits_behind_nothing_that_is_fetched_ahead() {
+    // A call each: no two of them lie in one segment.
+    const AHEAD: u64 = 40;
+    let stratum = Stratum::with(32 * AHEAD);
+    stratum.silent.store(true, Ordering::Relaxed);
+    let local = Arc::new(Memory { stratum: stratum.clone(), ..Memory::default() });
+    let start = MeshStart { local, network: None, settings: Settings::default(), record: None };
+    let mesh = Arc::new(Mesh::start(start).unwrap());
+    let deadline = ambient::now() + Duration::from_secs(120);
+    let obtain = |n, class| {
+        let mesh = mesh.clone();
+        tokio::spawn(async move { mesh.obtain(&repository(), chunk(n), class, deadline).await })
+    };
+    let asked = |n| stratum.asked.lock().unwrap().contains(&chunk(n).id);
+    let ahead: Vec<_> = (0..AHEAD).map(|segment| obtain(32 * segment, Class::Prefetch)).collect();
+    eventually("all turns are taken", || async { stratum.asked.lock().unwrap().len() >= 12 }).await;
+    let waiting = (0..AHEAD).map(|segment| 32 * segment).find(|n| !asked(*n)).unwrap();
+    // One that stands in line already, and one that nobody wished for.
+    let reads = [waiting, 1].map(|n| obtain(n, Class::Read));
+    eventually("the reads go", || async { asked(waiting) && asked(1) }).await;
+    stratum.silent.store(false, Ordering::Relaxed);
+    for read in reads.into_iter().chain(ahead) {
+        read.await.unwrap().unwrap();
+    }
+    assert_eq!(stratum.given(waiting), 1, "it was taken out of its place in line");
+    mesh.shutdown().await;
 }
 
 #[tokio::test]

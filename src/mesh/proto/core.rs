@@ -1,10 +1,10 @@
 //! The core of a running agent: a [`Node`] with its tables, fed by [`Event`]s that can be recorded and replayed.
 
 use super::{
-    AuditError, ContentTable, ContentUpdate, Counts, Event, Input, Nearness, Node, NumberTooLarge, Outbox,
-    Peer, PeerTable, PeerUpdate, Peers, Settings, Usage,
+    AuditError, Chunk, ContentTable, ContentUpdate, Counts, Event, Input, Nearness, Node, NumberTooLarge,
+    Outbox, Peer, PeerTable, PeerUpdate, Peers, Settings, Usage,
 };
-use crate::model::{Generator, Time};
+use crate::model::{Class, Generator, Time};
 use serde::{Deserialize, Serialize};
 
 /// All that a core begins with. The same start and the same events give the same outputs to the byte.
@@ -105,6 +105,11 @@ impl Core {
     /// What was decided how often.
     pub fn counts(&self) -> Counts {
         self.node.counts()
+    }
+
+    /// How urgent a chunk is that is being fetched; `None` when it is not.
+    pub fn class_of(&self, chunk: Chunk) -> Option<Class> {
+        self.node.class_of(chunk)
     }
 
     /// The view of the mesh.

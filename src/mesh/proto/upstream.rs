@@ -119,6 +119,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         found.map(|(_, index)| index)
     }
 
+    /// How urgent a chunk is that is being fetched; `None` when it is not.
+    pub fn class_of(&self, chunk: Chunk) -> Option<Class> {
+        let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
+        self.fetches.get(slot).map(Fetch::class)
+    }
+
     /// [`Timer::Origin`], and whenever there is room: lets the most urgent in line go, as far as the budget allows.
     pub(super) fn fill_upstream(&mut self, out: &mut Outbox) {
         while let Some(index) = self.next_in_line() {
