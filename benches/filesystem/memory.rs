@@ -97,5 +97,8 @@ pub(crate) fn run(options: &Options) -> (bool, Value) {
             })
         })
         .collect();
-    (holds, json!({ "profile": world.columns[0].name, "steps": steps, "growth_mib": growth_mib, "holds": holds }))
+    (
+        holds,
+        json!({ "profile": world.columns[0].name, "steps": steps, "growth_mib": growth_mib, "holds": holds }),
+    )
 }
