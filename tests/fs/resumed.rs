@@ -118,9 +118,9 @@ impl Revisions {
         for name in [&b"lib"[..], b"x"] {
             directory = tree.lookup(directory, name).await.unwrap().unwrap().inode;
         }
-        let foo = tree.lookup(directory, b"foo").await.unwrap().unwrap().inode;
+        let found = tree.lookup(directory, b"foo").await.unwrap().unwrap().inode;
         let same = tree.lookup(directory, b"same").await.unwrap().unwrap().inode;
-        [directory, foo, same]
+        [directory, found, same]
     }
 
     fn resume(&self, revisions: &[u64], shown: u64) -> (FileSystem, Arc<Told>) {
