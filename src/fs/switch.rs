@@ -21,7 +21,7 @@ use super::table::{Generation, Place};
 use crate::catalog::{DirectoryEntry, FileKind, Inode, Tree, TreeError};
 use futures::future::BoxFuture;
 use std::cmp;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -100,7 +100,7 @@ impl FileSystem {
                 Ok(Ok(stale)) => Some(stale),
                 Ok(Err(_)) | Err(_) => None,
             };
-            let stale = judged(stale, (*directory, place), &before.1, deadline, &mut switched).await;
+            let stale = judged(stale, (*directory, place), [&before.1, &next.1], deadline, &mut switched).await;
             if *directory == Inode::ROOT && before.1.attributes(Inode::ROOT).await.ok() != Some(attributes) {
                 self.tell(vec![Stale::Attributes(Inode::ROOT)], &mut switched).await;
             }
@@ -165,7 +165,7 @@ impl FileSystem {
                 }
                 Ok(Err(_)) | Err(_) => None,
             };
-            let stale = judged(compared, (directory, place), old, deadline, switched).await;
+            let stale = judged(compared, (directory, place), [old, &next.1], deadline, switched).await;
             self.tell(stale, switched).await;
         }
     }
@@ -239,7 +239,7 @@ fn directories(entries: &[DirectoryEntry]) -> impl Iterator<Item = &DirectoryEnt
 async fn judged(
     compared: Option<Vec<Stale>>,
     (directory, place): (Inode, Option<Place>),
-    old: &Arc<dyn Tree>,
+    trees: [&Arc<dyn Tree>; 2],
     deadline: Instant,
     switched: &mut Switched,
 ) -> Vec<Stale> {
@@ -248,10 +248,15 @@ async fn judged(
         return stale;
     }
     switched.dropped += 1;
-    // Its old list was read before; should it be gone, names in use stay, and the others go with the directory.
-    let was = timeout_at(deadline + LIST_AGAIN, old.list(directory)).await;
-    let was = was.ok().and_then(Result::ok).unwrap_or_default();
-    let names = was.iter().map(|entry| Stale::Entry { directory, name: Arc::clone(&entry.name) });
+    // Names that were there, and such as were known to be absent. One of the lists could be had mostly; should both be gone, names in use
+    // stay, and the others go with the directory.
+    let mut names = BTreeSet::new();
+    for tree in trees {
+        let list = timeout_at(deadline + LIST_AGAIN, tree.list(directory)).await;
+        let list = list.ok().and_then(Result::ok).unwrap_or_default();
+        names.extend(list.iter().map(|entry| Arc::clone(&entry.name)));
+    }
+    let names = names.into_iter().map(|name| Stale::Entry { directory, name });
     let own = place.map(|(directory, name)| Stale::Entry { directory, name });
     names.chain([Stale::Listing(directory)]).chain(own).collect()
 }
