@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::mapping::Mapping;
 use common::{Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, skipped};
 use rustix::fs::{Advice, fadvise};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -297,40 +298,6 @@ fn flipped_bits_in_all_that_is_cached_are_never_delivered() {
     world.read_all();
     world.assert_no_read_failed();
     world.node.stop();
-}
-
-/// A file in memory, as the kernel maps it.
-struct Mapping {
-    at: *mut libc::c_void,
-    len: usize,
-}
-
-impl Mapping {
-    fn of(file: &File) -> Self {
-        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        // SAFETY: a new mapping, wherever the kernel likes; nobody writes to the file.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        assert_ne!(at, libc::MAP_FAILED);
-        Self { at, len }
-    }
-
-    /// Its bytes, read again by the kernel as far as it can be made to.
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the range is mapped as long as this lives.
-        unsafe {
-            libc::madvise(self.at, self.len, libc::MADV_DONTNEED);
-            std::slice::from_raw_parts(self.at.cast(), self.len)
-        }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by this, and borrowed by nobody any more.
-        unsafe { libc::munmap(self.at, self.len) };
-    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, reason = "a shared module of several programs")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+pub mod mapping;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
