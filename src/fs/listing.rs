@@ -13,6 +13,9 @@ const ENTRY_BITS: u32 = 32;
 /// Generations that an offset tells apart; an offset is a signed number of 64 bits for the kernel.
 const GENERATIONS: u64 = 1 << (63 - ENTRY_BITS);
 
+/// The entry behind the last one, in every listing: who has read all names is at the end, whatever was published meanwhile.
+const END: u64 = (1 << ENTRY_BITS) - 1;
+
 /// Where a reader of a directory stands: in the directory of which generation of the tree, before which entry. As a number
 /// it is what the kernel and `telldir` carry around, so no handle is needed to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,11 @@ impl Position {
 
     fn to_offset(self) -> u64 {
         (self.generation % GENERATIONS) << ENTRY_BITS | self.entry
+    }
+
+    /// Whether nothing comes there any more.
+    pub(super) fn is_end(self) -> bool {
+        self.entry == END
     }
 
     /// Whether it is meant for a listing of this generation.
@@ -72,7 +80,9 @@ impl Listing {
         let dots = dots.skip(skip);
         let names = self.entries.get(skip.saturating_sub(2)..).unwrap_or_default();
         let names = names.iter().map(|entry| (&*entry.name, entry.attributes, false));
-        (skip as u64 + 1..).zip(dots.chain(names)).map(|(entry, (name, attributes, is_dot))| {
+        let last = self.entries.len() as u64 + 2;
+        (skip as u64 + 1..).zip(dots.chain(names)).map(move |(number, (name, attributes, is_dot))| {
+            let entry = if number == last { END } else { number };
             let next = Position { generation: self.generation, entry };
             ListedEntry { next_offset: next.to_offset(), name, attributes, is_dot }
         })

@@ -548,6 +548,9 @@ impl FileSystem {
             let current = self.bring_along(directory).await?;
             return Ok(Arc::new(self.list(directory, current).await?));
         };
+        if position.is_end() {
+            return Ok(Arc::new(self.nothing_more(directory)));
+        }
         let kept = lock(&self.listings).find(directory, position);
         if let Some(listing) = kept {
             return Ok(listing);
@@ -556,6 +559,23 @@ impl FileSystem {
         let meant = if position.is_of(own.0) { Some(own) } else { self.table().generation_at(position) };
         let listing = self.list(directory, meant.ok_or(FsError::Stale(directory))?).await?;
         Ok(Arc::new(listing))
+    }
+
+    /// What there is behind the last entry of any listing.
+    fn nothing_more(&self, directory: Inode) -> Listing {
+        let (generation, tree) = self.table().current();
+        let directory = Attributes {
+            inode: directory,
+            kind: FileKind::Directory,
+            permissions: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            links: 0,
+            mtime_s: 0,
+            mtime_ns: 0,
+        };
+        Listing { generation, tree, directory, parent: Inode::ROOT, entries: Arc::default() }
     }
 
     /// Entries of `listing` went to the kernel, up to before `offset`; if that is not the end, it will want the next ones.
