@@ -98,7 +98,7 @@ fn inode_of(path: &[u8], node: &Node) -> Inode {
 
 impl MemoryTree {
     /// Builds the tree and puts its chunks into `source`.
-    pub(crate) fn new(naive: &Naive, source: &MemorySource) -> Self {
+    pub(crate) fn new(naive: &Naive, source: &impl Shelf) -> Self {
         let resolve = |path: &Vec<u8>| match &naive[path].body {
             Body::HardLink(target) => target.clone(),
             _ => path.clone(),
@@ -238,6 +238,25 @@ impl Tree for MemoryTree {
     }
 }
 
+/// What trees and their bytes come from.
+pub(crate) trait Shelf: ChunkSource {
+    /// Cuts a file into chunks of this length, and has them from now on.
+    fn store(&self, bytes: &[u8], cut: usize) -> Vec<ChunkRef>;
+
+    /// The naive tree behind the port.
+    fn tree(&self, naive: &Naive) -> Arc<dyn Tree>;
+
+    /// Whether an I/O error is excused.
+    fn is_troubled(&self) -> bool {
+        false
+    }
+
+    /// Has something happen to it, or end.
+    fn disturb(&self, random: &mut Generator) {
+        let _ = random;
+    }
+}
+
 /// Chunks in memory. Some calls are answered at once, the others from another task.
 #[derive(Default)]
 pub(crate) struct MemorySource {
@@ -247,7 +266,7 @@ pub(crate) struct MemorySource {
     bodies: Mutex<Option<PathBuf>>,
 }
 
-impl MemorySource {
+impl Shelf for MemorySource {
     fn store(&self, bytes: &[u8], cut: usize) -> Vec<ChunkRef> {
         let mut chunks = self.chunks.lock().unwrap();
         bytes
@@ -262,6 +281,12 @@ impl MemorySource {
             .collect()
     }
 
+    fn tree(&self, naive: &Naive) -> Arc<dyn Tree> {
+        Arc::new(MemoryTree::new(naive, self))
+    }
+}
+
+impl MemorySource {
     /// Loses every chunk: from now on every read times out.
     pub(crate) fn lose_everything(&self) {
         self.chunks.lock().unwrap().clear();

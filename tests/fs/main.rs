@@ -8,5 +8,6 @@ mod double;
 mod model;
 mod mounted;
 mod resumed;
+mod sources;
 mod spans;
 mod view;
