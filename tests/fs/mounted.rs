@@ -53,7 +53,7 @@ impl World {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let source = Arc::new(MemorySource::default());
-        let tree = Arc::new(MemoryTree::new(naive, &source));
+        let tree = Arc::new(MemoryTree::new(naive, &*source));
         let fs = Arc::new(FileSystem::new("test.example.org", tree, Arc::clone(&source) as _));
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("mnt")).unwrap();
@@ -74,7 +74,7 @@ impl World {
     }
 
     fn switch(&self, naive: &Naive) {
-        let tree = Arc::new(MemoryTree::new(naive, &self.source));
+        let tree = Arc::new(MemoryTree::new(naive, &*self.source));
         self.runtime.block_on(self.fs.switch(tree)).unwrap();
     }
 
@@ -325,6 +325,29 @@ fn switch_and_keep(profile: Profile) {
     assert_eq!(text, "old content");
     assert_eq!(open.metadata().unwrap().len(), 11);
     assert_eq!(fs::read(world.at(b"kept")).unwrap(), b"new content!");
+}
+
+#[test]
+fn names_of_an_earlier_revision_are_listed_to_the_end_but_nobody_believes_them() {
+    if !can_mount() {
+        return;
+    }
+    let naive = rich_tree();
+    let world = World::new(&naive);
+    let mut reading = fs::read_dir(world.at(b"many")).unwrap();
+    let begun: Vec<_> = reading.by_ref().take(100).map(|entry| entry.unwrap().path()).collect();
+    let mut next = naive.clone();
+    next.retain(|path, _| !path.starts_with(b"many/"));
+    next.insert(b"many/new".to_vec(), node(Body::File(b"new".to_vec(), 5)));
+    world.switch(&next);
+    let rest: Vec<_> = reading.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(begun.len() + rest.len(), 10_000);
+    for path in begun.iter().chain(&rest) {
+        let error = fs::metadata(path).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}", path.display());
+    }
+    let names: Vec<_> = fs::read_dir(world.at(b"many")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["new"]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ async fn each_directory_of_a_random_tree_is_shown_as_if_it_were_all_with_the_own
     for seed in 0..SEEDS {
         let naive = random_tree(&mut Generator::stream(seed, 1));
         let source = Arc::new(MemorySource::default());
-        let tree: Arc<dyn Tree> = Arc::new(MemoryTree::new(&naive, &source));
+        let tree: Arc<dyn Tree> = Arc::new(MemoryTree::new(&naive, &*source));
         for (path, _) in all(&*tree, Inode::ROOT).await {
             let Ok(path) = String::from_utf8(path) else { continue };
             let mut at = tree.attributes(Inode::ROOT).await.unwrap();
