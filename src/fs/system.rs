@@ -563,7 +563,7 @@ impl FileSystem {
 
     /// What there is behind the last entry of any listing.
     fn nothing_more(&self, directory: Inode) -> Listing {
-        let (generation, tree) = self.table().current();
+        let generation = self.table().current().0;
         let directory = Attributes {
             inode: directory,
             kind: FileKind::Directory,
@@ -575,7 +575,7 @@ impl FileSystem {
             mtime_s: 0,
             mtime_ns: 0,
         };
-        Listing { generation, tree, directory, parent: Inode::ROOT, entries: Arc::default() }
+        Listing { generation, directory, parent: Inode::ROOT, entries: Arc::default() }
     }
 
     /// Entries of `listing` went to the kernel, up to before `offset`; if that is not the end, it will want the next ones.

@@ -57,7 +57,7 @@ fn what_is_here_is_answered_however_many_wait_for_what_is_not() {
         return;
     }
     let (runtime, folder, source) = (runtime(), tempfile::tempdir().unwrap(), Arc::new(Silent::default()));
-    let tree = Arc::new(MemoryTree::new(&tree_of("old"), &source.inner));
+    let tree = Arc::new(MemoryTree::new(&tree_of("old"), &*source.inner));
     let fs = Arc::new(FileSystem::new("test.example.org", tree, source.clone()));
     let config = MountConfig { max_waiting: 3, threads: 2, ..MountConfig::new(folder.path()) };
     let mounted = mount(&config, fs, runtime.handle().clone()).unwrap();
@@ -102,13 +102,13 @@ fn who_lists_a_directory_during_a_switch_makes_nobody_believe_in_what_was_before
     let (runtime, folder, source) =
         (runtime(), tempfile::tempdir().unwrap(), Arc::new(MemorySource::default()));
     let (old, new) = (tree_of("old"), tree_of("another content"));
-    let tree = Arc::new(MemoryTree::new(&old, &source));
+    let tree = Arc::new(MemoryTree::new(&old, &*source));
     let fs = Arc::new(FileSystem::new("test.example.org", tree, source.clone()));
     let mounted = mount(&MountConfig::new(folder.path()), fs.clone(), runtime.handle().clone()).unwrap();
     let at = folder.path().join("many");
     let mut listing = fs::read_dir(&at).unwrap();
     let first = listing.next().unwrap().unwrap();
-    runtime.block_on(fs.switch(Arc::new(MemoryTree::new(&new, &source)))).unwrap();
+    runtime.block_on(fs.switch(Arc::new(MemoryTree::new(&new, &*source)))).unwrap();
     let mut names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
     names.push(first.file_name());
     assert_eq!(names.len(), 3_000, "he gets all the names that there were");

@@ -108,7 +108,7 @@ impl Revisions {
     }
 
     fn tree(&self, revision: u64) -> Arc<dyn Tree> {
-        Arc::new(MemoryTree::new(&Self::naive(revision), &self.source))
+        Arc::new(MemoryTree::new(&Self::naive(revision), &*self.source))
     }
 
     /// What the kernel has from a process that showed it a revision: the directory, the file, and another that stays.
@@ -230,7 +230,7 @@ async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
     let revisions = Revisions::new();
     let [x, _, _] = revisions.inodes(1).await;
     let naive = Revisions::naive(2);
-    let holed = || Arc::new(Holed { inner: MemoryTree::new(&naive, &revisions.source), hole: x });
+    let holed = || Arc::new(Holed { inner: MemoryTree::new(&naive, &*revisions.source), hole: x });
     for is_resumed in [false, true] {
         let fs = if is_resumed {
             revisions.resume(&[1], 1).0
@@ -257,7 +257,7 @@ async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
 async fn what_one_tree_has_here_is_found_although_another_cannot_be_searched() {
     let revisions = Revisions::new();
     let [_, foo, _] = revisions.inodes(1).await;
-    let inner = MemoryTree::new(&Revisions::naive(2), &revisions.source);
+    let inner = MemoryTree::new(&Revisions::naive(2), &*revisions.source);
     let newer: Arc<dyn Tree> = Arc::new(Holed { inner, hole: Inode(0) });
     let trees = vec![(1, revisions.tree(1)), (2, newer)];
     let fs = FileSystem::resume("resumed", trees, 2, revisions.source.clone());
