@@ -36,6 +36,10 @@ const LIST_AGAIN: Duration = Duration::from_secs(5);
 /// Most directories that are compared although nobody knows whether the kernel knows them: 16 MiB of numbers (guess).
 const WALKED_MAX: usize = 1 << 20;
 
+/// How often a directory is compared when it cannot be, and the pause before it is compared again (guesses).
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// What the kernel must no longer believe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stale {
@@ -94,7 +98,16 @@ impl FileSystem {
         let mut switched = Switched::default();
         let deadline = Instant::now() + COMPARE;
         for (directory, before) in &directories {
-            let compared = timeout_at(deadline, self.compare(*directory, before, &next)).await;
+            let compared = async {
+                for _ in 1..ATTEMPTS {
+                    if let Ok(stale) = self.compare(*directory, before, &next).await {
+                        return Ok(stale);
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                self.compare(*directory, before, &next).await
+            };
+            let compared = timeout_at(deadline, compared).await;
             let place = self.table().place(*directory);
             let stale = match compared {
                 Ok(Ok(stale)) => Some(stale),
@@ -139,11 +152,12 @@ impl FileSystem {
         deadline: Instant,
         switched: &mut Switched,
     ) {
-        let mut open = VecDeque::from([(Inode::ROOT, None)]);
-        while let Some((directory, place)) = open.pop_front() {
+        // Directory, place, and whether the new tree has it.
+        let mut open = VecDeque::from([(Inode::ROOT, None, true)]);
+        while let Some((directory, place, is_there)) = open.pop_front() {
             let comparing = async {
                 let was = old.list(directory).await?;
-                let is = next.1.list(directory).await?;
+                let is = if is_there { next.1.list(directory).await? } else { Arc::default() };
                 Ok::<_, TreeError>((was, is))
             };
             let compared = match timeout_at(deadline, comparing).await {
@@ -151,12 +165,12 @@ impl FileSystem {
                     self.bring_files_along(&is, next);
                     let stays: HashSet<Inode> =
                         directories(&is).map(|entry| entry.attributes.inode).collect();
-                    for entry in directories(&was).filter(|entry| stays.contains(&entry.attributes.inode)) {
+                    for entry in directories(&was) {
                         let inode = entry.attributes.inode;
-                        let place = (directory, Arc::clone(&entry.name));
+                        let (place, stays) = ((directory, Arc::clone(&entry.name)), stays.contains(&inode));
                         if old.is_here(inode) && open.len() < WALKED_MAX {
-                            open.push_back((inode, Some(place)));
-                        } else {
+                            open.push_back((inode, Some(place), stays));
+                        } else if stays {
                             // Nobody can have been inside lately.
                             self.tell(vec![Stale::Entry { directory, name: place.1 }], switched).await;
                         }
@@ -200,7 +214,7 @@ impl FileSystem {
         }
     }
 
-    /// What changed in `directory`; nothing when it is gone, for then its parent's names changed.
+    /// What changed in `directory`; all of it when it is gone.
     async fn compare(
         &self,
         directory: Inode,
@@ -208,11 +222,12 @@ impl FileSystem {
         next: &Generation,
     ) -> Result<Vec<Stale>, FsError> {
         let (generation, _) = self.bring_along(directory).await?;
-        if generation != next.0 {
-            return Ok(Vec::new());
-        }
         let of_directory = |cause| FsError::of_tree(directory, cause);
         let old = before.1.list(directory).await.map_err(of_directory)?;
+        if generation != next.0 {
+            // The kernel takes its name away, but what is open below stays below, and would come back with it in a later revision.
+            return Ok(differences(directory, &old, &[]));
+        }
         let new = next.1.list(directory).await.map_err(of_directory)?;
         self.bring_files_along(&new, next);
         Ok(differences(directory, &old, &new))

@@ -585,6 +585,12 @@ impl FileSystem {
         }
     }
 
+    /// Whether a directory is shown as the newest revision has it, and not as it was before it went.
+    pub fn is_directory_shown(&self, directory: Inode) -> bool {
+        let table = self.table();
+        table.tree_of(directory).is_ok_and(|own| own.0 == table.current().0)
+    }
+
     /// Whether a listing is of the revision that is shown. What an older one says of a name, nobody may believe any more.
     pub fn is_shown(&self, listing: &Listing) -> bool {
         self.table().current().0 == listing.generation

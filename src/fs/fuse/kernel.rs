@@ -319,9 +319,12 @@ impl Filesystem for Kernel {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name) = (Arc::clone(&self.shared.fs), name.as_bytes().to_vec());
         self.serve(async move {
-            match fs.lookup(Inode(parent.0), &name).await {
-                Ok(Some(found)) => reply.entry(&TTL, &attr(&found), Generation(0)),
-                Ok(None) => reply.entry(&TTL, &nothing(), Generation(0)),
+            let found = fs.lookup(Inode(parent.0), &name).await;
+            // In a directory that is gone nobody tells what changes, should it come back.
+            let ttl = if fs.is_directory_shown(Inode(parent.0)) { TTL } else { Duration::ZERO };
+            match found {
+                Ok(Some(found)) => reply.entry(&ttl, &attr(&found), Generation(0)),
+                Ok(None) => reply.entry(&ttl, &nothing(), Generation(0)),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
