@@ -5,6 +5,7 @@
 
 mod busy;
 mod double;
+mod live;
 mod model;
 mod mounted;
 mod resumed;
