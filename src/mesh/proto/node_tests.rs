@@ -19,7 +19,7 @@ impl One {
     }
 
     /// The same with slices of so many chunks.
-    fn with_chunks(members: u32, chunks_per_slice: u32, settings: Settings) -> Self {
+    pub(super) fn with_chunks(members: u32, chunks_per_slice: u32, settings: Settings) -> Self {
         let start = Start { me: Peer(0), settings, generator: Generator::new(2) };
         let mut one = Self { core: Core::new(start), now: Time::ZERO };
         for peer in (0..members).map(Peer) {

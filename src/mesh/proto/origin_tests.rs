@@ -62,6 +62,30 @@ fn a_read_does_not_wait_for_room_at_the_strata_behind_prefetches() {
 }
 
 #[test]
+fn what_is_wanted_soon_travels_with_what_is_under_way_of_its_slice_whatever_the_room() {
+    let settings =
+        Settings { upstream_min: 1, upstream_first_bytes: 1, upstream_max: 4, ..Settings::default() };
+    let mut one = One::with_chunks(1, 4, settings);
+    assert_eq!(fetched(&one.want(Chunk(0), Class::Prefetch)), [0]);
+    assert_eq!(fetched(&one.want(Chunk(4), Class::Prefetch)), [0; 0], "of another slice");
+    assert_eq!(fetched(&one.want(Chunk(1), Class::Fill)), [0; 0], "wanted some time");
+    assert_eq!(fetched(&one.want(Chunk(2), Class::Prefetch)), [2]);
+    assert_eq!(fetched(&one.want(Chunk(3), Class::Prefetch)), [3]);
+    assert_eq!(
+        fetched(&one.want(Chunk(1), Class::Prefetch)),
+        [0; 0],
+        "a quarter of the bound is left to reads"
+    );
+    assert_eq!(fetched(&one.want(Chunk(1), Class::Read)), [1]);
+    one.input(Input::Arrived { chunk: Chunk(0), from: Source::Strata });
+    assert_eq!(fetched(&one.want(Chunk(5), Class::Read)), [0; 0], "of another slice, beside a read");
+    for chunk in [1, 2] {
+        let went = fetched(&one.input(Input::Arrived { chunk: Chunk(chunk), from: Source::Strata }));
+        assert_eq!(went, if chunk == 1 { vec![5] } else { vec![4] }, "with room, and then with company");
+    }
+}
+
+#[test]
 fn a_chunk_that_the_budget_holds_back_is_taken_from_a_holder_that_appears() {
     let mut one = One::new(20, budget(1, MIB));
     let first = one.ranked(0);
