@@ -118,9 +118,9 @@ impl Revisions {
         for name in [&b"lib"[..], b"x"] {
             directory = tree.lookup(directory, name).await.unwrap().unwrap().inode;
         }
-        let found = tree.lookup(directory, b"foo").await.unwrap().unwrap().inode;
+        let changing = tree.lookup(directory, b"foo").await.unwrap().unwrap().inode;
         let same = tree.lookup(directory, b"same").await.unwrap().unwrap().inode;
-        [directory, found, same]
+        [directory, changing, same]
     }
 
     fn resume(&self, revisions: &[u64], shown: u64) -> (FileSystem, Arc<Told>) {
@@ -143,11 +143,11 @@ fn entry(directory: Inode, name: &str) -> Stale {
 #[tokio::test]
 async fn a_file_that_was_opened_before_keeps_its_content_through_the_first_switches() {
     let revisions = Revisions::new();
-    let [_, foo, _] = revisions.inodes(1).await;
+    let [_, changing, _] = revisions.inodes(1).await;
     let (fs, _) = revisions.resume(&[1], 1);
     for revision in 2..5 {
         fs.switch(revisions.tree(revision)).await.unwrap();
-        assert_eq!(text(&fs, foo).await.unwrap(), "content of 1", "after the switch to {revision}");
+        assert_eq!(text(&fs, changing).await.unwrap(), "content of 1", "after the switch to {revision}");
     }
 }
 
@@ -155,7 +155,7 @@ async fn a_file_that_was_opened_before_keeps_its_content_through_the_first_switc
 async fn a_file_that_the_kernel_has_keeps_its_content_however_many_revisions_come_and_however_it_is_opened() {
     let revisions = Revisions::new();
     for is_resumed in [false, true] {
-        let [x, foo, _] = revisions.inodes(1).await;
+        let [x, changing, _] = revisions.inodes(1).await;
         let fs = if is_resumed {
             revisions.resume(&[1], 1).0
         } else {
@@ -167,7 +167,7 @@ async fn a_file_that_the_kernel_has_keeps_its_content_however_many_revisions_com
             fs.lookup(x, b"foo").await.unwrap().unwrap();
         }
         // Nobody says that it is open. A successor hears of it when somebody asks about it.
-        let size = fs.attributes(foo).await.unwrap().size;
+        let size = fs.attributes(changing).await.unwrap().size;
         let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
         for revision in 2..30 {
             fs.switch(revisions.tree(revision)).await.unwrap();
@@ -176,10 +176,13 @@ async fn a_file_that_the_kernel_has_keeps_its_content_however_many_revisions_com
             fs.lookup(lib, name.as_bytes()).await.unwrap().unwrap();
         }
         assert_eq!(fs.statistics().old_trees, 8);
-        assert_eq!(text(&fs, foo).await.unwrap(), "content of 1");
-        assert_eq!(fs.attributes(foo).await.unwrap().size, size);
-        fs.forget(foo, 1);
-        assert!(matches!(fs.attributes(foo).await, Err(FsError::Stale(_))), "for nobody has it any more");
+        assert_eq!(text(&fs, changing).await.unwrap(), "content of 1");
+        assert_eq!(fs.attributes(changing).await.unwrap().size, size);
+        fs.forget(changing, 1);
+        assert!(
+            matches!(fs.attributes(changing).await, Err(FsError::Stale(_))),
+            "for nobody has it any more"
+        );
     }
 }
 
@@ -256,13 +259,13 @@ async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
 #[tokio::test(start_paused = true)]
 async fn what_one_tree_has_here_is_found_although_another_cannot_be_searched() {
     let revisions = Revisions::new();
-    let [_, foo, _] = revisions.inodes(1).await;
+    let [_, changing, _] = revisions.inodes(1).await;
     let inner = MemoryTree::new(&Revisions::naive(2), &*revisions.source);
     let newer: Arc<dyn Tree> = Arc::new(Holed { inner, hole: Inode(0) });
     let trees = vec![(1, revisions.tree(1)), (2, newer)];
     let fs = FileSystem::resume("resumed", trees, 2, revisions.source.clone());
     let begun = tokio::time::Instant::now();
-    assert_eq!(text(&fs, foo).await.unwrap(), "content of 1");
+    assert_eq!(text(&fs, changing).await.unwrap(), "content of 1");
     assert_eq!(begun.elapsed(), Duration::ZERO, "nobody is waited for");
     // What nobody has is no error of anybody's only if all could be searched; and that is bounded over all trees.
     assert!(matches!(fs.attributes(Inode(5)).await, Err(FsError::Metadata { .. })));

@@ -75,7 +75,7 @@ pub(super) fn begin<K: Filesystem>(
 }
 
 /// Begins a session on a mount that another process has served, and has the kernel send again what that one left
-/// unanswered. Call [`resend`] once the session runs.
+/// unanswered. Call [`resend`] before the session runs.
 ///
 /// # Errors
 /// When fuser refuses.

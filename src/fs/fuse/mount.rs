@@ -211,10 +211,11 @@ pub fn take_over(
         let (kernel, shared) =
             kernel((config, profile), fs, runtime, device.try_clone()?, modes, passthrough);
         let session = handshake::take_over(kernel, device.as_fd(), &held.agreement, settings(config))?;
-        let mounted = run(session, config, &path, shared, held.agreement)?;
+        // Before it runs: what this process has taken itself must not be sent again, for its answer would be to no question.
         if let Err(error) = handshake::resend(device.as_fd()) {
             tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
         }
+        let mounted = run(session, config, &path, shared, held.agreement)?;
         let shared = Arc::clone(&mounted.shared);
         background.spawn(async move { shared.look_at_inherited().await });
         Ok(mounted)
