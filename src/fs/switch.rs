@@ -113,7 +113,8 @@ impl FileSystem {
                 Ok(Ok(stale)) => Some(stale),
                 Ok(Err(_)) | Err(_) => None,
             };
-            let stale = judged(stale, (*directory, place), [&before.1, &next.1], deadline, &mut switched).await;
+            let stale =
+                judged(stale, (*directory, place), [&before.1, &next.1], deadline, &mut switched).await;
             if *directory == Inode::ROOT && before.1.attributes(Inode::ROOT).await.ok() != Some(attributes) {
                 self.tell(vec![Stale::Attributes(Inode::ROOT)], &mut switched).await;
             }
