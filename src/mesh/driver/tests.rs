@@ -330,8 +330,10 @@ async fn a_read_waits_behind_nothing_that_is_fetched_ahead() {
     let stratum = Stratum::with(32 * AHEAD);
     stratum.silent.store(true, Ordering::Relaxed);
     let local = Arc::new(Memory { stratum: stratum.clone(), ..Memory::default() });
-    let start = MeshStart { local, network: None, settings: Settings::default(), record: None };
-    let mesh = Arc::new(Mesh::start(start).unwrap());
+    // Of a link of which nothing is known the core asks little at once.
+    let settings = Settings { upstream_first_bytes: 64 << 20, ..Settings::default() };
+    let mesh = Mesh::start(MeshStart { local, network: None, settings, record: None }).unwrap();
+    let mesh = Arc::new(mesh);
     let deadline = ambient::now() + Duration::from_secs(120);
     let obtain = |n, class| {
         let mesh = mesh.clone();
@@ -340,6 +342,8 @@ async fn a_read_waits_behind_nothing_that_is_fetched_ahead() {
     let asked = |n| stratum.asked.lock().unwrap().contains(&chunk(n).id);
     let ahead: Vec<_> = (0..AHEAD).map(|segment| obtain(32 * segment, Class::Prefetch)).collect();
     eventually("all turns are taken", || async { stratum.asked.lock().unwrap().len() >= 12 }).await;
+    // Time enough for the others to stand in line.
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let waiting = (0..AHEAD).map(|segment| 32 * segment).find(|n| !asked(*n)).unwrap();
     // One that stands in line already, and one that nobody wished for.
     let reads = [waiting, 1].map(|n| obtain(n, Class::Read));
