@@ -136,7 +136,7 @@ pub struct Replay {
 impl Replay {
     const NAME: &'static str = "replay";
 
-    /// A replay of the first [`REPLAYED_CHUNKS_MAX`] different ones of `chunks`.
+    /// A replay of the first `REPLAYED_CHUNKS_MAX` different ones of `chunks`.
     pub fn new(chunks: impl IntoIterator<Item = ChunkRef>) -> Self {
         let mut seen = HashSet::new();
         let chunks =
