@@ -5,7 +5,6 @@
 
 mod busy;
 mod double;
-mod live;
 mod model;
 mod mounted;
 mod resumed;
