@@ -341,8 +341,8 @@ fn build(top: &Path, steps: &[Step]) {
             path.push(format!("d{}", part % 3));
         }
         fs::create_dir_all(&path).unwrap();
-        let name =
-            [&b"n\xf0"[..], &letter.to_string().into_bytes(), &position.to_string().into_bytes()].concat();
+        // Without the sign between them, 1 and 10 would be the same name as 11 and 0.
+        let name = [&b"n\xf0"[..], format!("{letter}-{position}").as_bytes()].concat();
         path.push(OsStr::from_bytes(&name));
         match kind % 4 {
             0 => symlink(format!("target-{size}"), &path).unwrap(),
