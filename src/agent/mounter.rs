@@ -61,7 +61,8 @@ impl ChunkSource for Watched {
                 && class == Class::Read
             {
                 self.book.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(repository = %self.repository, %error, "a read failed");
+                // Who reads is told, and what he is told stands in the log.
+                tracing::debug!(repository = %self.repository, %error, "a read failed");
             }
             result
         }

@@ -92,7 +92,7 @@ impl FileSystem {
         let unknown = self.unknown().clone();
         let _ = tokio::time::timeout(LOAD_AHEAD, self.load_ahead(&unknown, &*tree)).await;
 
-        let _ = tokio::time::timeout(LOAD_AHEAD, self.hold_what_goes()).await;
+        self.hold_what_goes(LOAD_AHEAD).await;
         let (next, directories) = self.table().advance(tree);
         self.foresight.show(&*next.1);
         let mut switched = Switched::default();

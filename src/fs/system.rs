@@ -14,9 +14,11 @@ use crate::catalog::{
 };
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{Class, ContentId};
+use crate::seldom::Seldom;
 use bytes::{Bytes, BytesMut};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use std::fs::File;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::Instrument as _;
@@ -27,6 +29,8 @@ pub(super) const NAME_MAX_BYTES: usize = 255;
 const RECALL_WITHIN: Duration = Duration::from_secs(25);
 /// How long each tree is searched at least, so that all have their turn.
 const RECALL_AT_LEAST: Duration = Duration::from_millis(100);
+/// Of a mount's warnings that readers get an I/O error, one passes in this time (guess: a sample is enough for who looks for the cause).
+const IO_ERRORS_PAUSE: Duration = Duration::from_secs(2);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
 
@@ -61,6 +65,8 @@ pub enum ExtendedAttribute {
 /// [`FileSystem::forget`] takes back.
 pub struct FileSystem {
     label: String,
+    /// Of errors that readers get.
+    io_errors: Seldom,
     /// The tag by which its revision was chosen.
     tag: Option<String>,
     source: Arc<dyn ChunkSource>,
@@ -113,6 +119,7 @@ impl FileSystem {
         let foresight = Foresight::new(&*table.current().1, REPLAY_MAX_BYTES);
         Self {
             label,
+            io_errors: Seldom::new(IO_ERRORS_PAUSE),
             tag: None,
             source,
             table: Mutex::new(table),
@@ -296,26 +303,36 @@ impl FileSystem {
         counted
     }
 
-    /// Has files stay readable that are in use, although the revision from which they are is about to go.
-    pub(super) async fn hold_what_goes(&self) {
+    /// Has files stay readable that are in use, although the revision from which they are is about to go. Ends after
+    /// `patience`: what could not be held by then is stale, and the log says of how many files that is true.
+    pub(super) async fn hold_what_goes(&self, patience: Duration) {
         let going = self.table().about_to_go();
-        let mut lost = 0;
-        for inode in going.iter().take(HELD_MAX) {
+        let held = AtomicUsize::new(0);
+        // All at once: a catalog that nobody has must not keep the files of the others waiting.
+        let all = stream::iter(going.iter().take(HELD_MAX)).for_each_concurrent(None, |inode| async {
             let is_held = match self.file(*inode).await {
                 Ok(_) => lock(&self.files).hold(*inode),
                 // A link: who has it has read it.
                 Err(FsError::WrongKind(_)) => true,
                 Err(_) => false,
             };
-            lost += usize::from(!is_held);
-        }
-        lost += going.len().saturating_sub(HELD_MAX);
+            held.fetch_add(usize::from(is_held), Ordering::Relaxed);
+        });
+        let _ = tokio::time::timeout(patience, all).await;
+        let lost = going.len() - held.load(Ordering::Relaxed);
         if lost > 0 {
             tracing::warn!(
                 repository = self.label,
                 files = lost,
                 "an old revision is in use but no longer kept, and not all of its files could be: these are stale"
             );
+        }
+    }
+
+    /// Says in the log why a reader gets an I/O error. Who reads in a loop fills no log: one line passes in a while.
+    pub(super) fn tell_io_error(&self, why: impl std::fmt::Display) {
+        if let Some(held_back) = self.io_errors.pass() {
+            tracing::warn!(repository = self.label, held_back, "a reader gets an I/O error: {why}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod busy;
 mod double;
+mod held;
 mod model;
 mod mounted;
 mod resumed;

@@ -193,8 +193,7 @@ impl Kernel {
         }
         let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
             // This thread must not wait as well: what is here is to be read on. Without an answer, the reader gets an I/O error.
-            let repository = self.shared.fs.label();
-            tracing::warn!(repository, "a reader gets an I/O error: too many wait for an answer already");
+            self.shared.fs.tell_io_error("too many wait for an answer already");
             return drop(answer);
         };
         self.runtime.spawn(async move {
@@ -215,7 +214,7 @@ fn errno(fs: &FileSystem, error: &FsError) -> Errno {
         FsError::TooManyOpen(_) => Errno::ENFILE,
         FsError::Metadata { cause: TreeError::UnknownInode(_), .. } => Errno::from_i32(libc::ESTALE),
         FsError::Content { .. } | FsError::Metadata { .. } => {
-            tracing::warn!(repository = fs.label(), "a reader gets an I/O error: {error}");
+            fs.tell_io_error(error);
             Errno::EIO
         }
     }
