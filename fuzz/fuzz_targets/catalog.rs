@@ -12,15 +12,10 @@ fn good() -> &'static [u8] {
         for n in 1..200 {
             let name = format!("link-{n:03}");
             let attributes = Attributes {
-                inode: Inode(n + 1),
-                kind: FileKind::Symlink,
                 permissions: 0o777,
-                uid: 0,
-                gid: 0,
                 size: 6,
                 links: 1,
-                mtime_s: 0,
-                mtime_ns: 0,
+                ..Attributes::blank(Inode(n + 1), FileKind::Symlink)
             };
             let content = NewContent::Symlink(b"target");
             let entry =

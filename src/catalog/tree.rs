@@ -56,6 +56,13 @@ pub struct Attributes {
     pub mtime_ns: u32,
 }
 
+impl Attributes {
+    /// Those of an inode of which nothing but its number and kind is told: all else is 0.
+    pub const fn blank(inode: Inode, kind: FileKind) -> Self {
+        Self { inode, kind, permissions: 0, uid: 0, gid: 0, size: 0, links: 0, mtime_s: 0, mtime_ns: 0 }
+    }
+}
+
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryEntry {

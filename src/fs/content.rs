@@ -175,17 +175,8 @@ mod tests {
     }
 
     fn file(lens: &[u32], size: u64) -> Result<Content, TreeError> {
-        let attributes = Attributes {
-            inode: Inode(7),
-            kind: FileKind::File,
-            permissions: 0o644,
-            uid: 0,
-            gid: 0,
-            size,
-            links: 1,
-            mtime_s: 0,
-            mtime_ns: 0,
-        };
+        let attributes =
+            Attributes { permissions: 0o644, size, links: 1, ..Attributes::blank(Inode(7), FileKind::File) };
         Content::new(attributes, lens.iter().enumerate().map(|(i, len)| chunk(i, *len)).collect())
     }
 

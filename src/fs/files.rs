@@ -143,15 +143,10 @@ mod tests {
         let id = ContentId::of(b"x");
         let place = Place { segment: id, ordinal: 0, offset: 0, stored_len: 1 };
         let attributes = Attributes {
-            inode: Inode(inode),
-            kind: FileKind::File,
             permissions: 0o644,
-            uid: 0,
-            gid: 0,
             size: chunks as u64,
             links: 1,
-            mtime_s: 0,
-            mtime_ns: 0,
+            ..Attributes::blank(Inode(inode), FileKind::File)
         };
         let chunks = std::iter::repeat_n(ChunkRef { id, plain_len: 1, place }, chunks).collect();
         OpenFile::new(Content::new(attributes, chunks).unwrap())

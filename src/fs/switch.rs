@@ -327,17 +327,8 @@ mod tests {
     use crate::catalog::Attributes;
 
     fn entry(name: &str, inode: u64, permissions: u16) -> DirectoryEntry {
-        let attributes = Attributes {
-            inode: Inode(inode),
-            kind: FileKind::File,
-            permissions,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            links: 1,
-            mtime_s: 0,
-            mtime_ns: 0,
-        };
+        let attributes =
+            Attributes { permissions, links: 1, ..Attributes::blank(Inode(inode), FileKind::File) };
         DirectoryEntry { name: name.as_bytes().into(), attributes }
     }
 

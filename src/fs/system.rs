@@ -581,17 +581,7 @@ impl FileSystem {
     /// What there is behind the last entry of any listing.
     fn nothing_more(&self, directory: Inode) -> Listing {
         let generation = self.table().current().0;
-        let directory = Attributes {
-            inode: directory,
-            kind: FileKind::Directory,
-            permissions: 0,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            links: 0,
-            mtime_s: 0,
-            mtime_ns: 0,
-        };
+        let directory = Attributes::blank(directory, FileKind::Directory);
         Listing { generation, directory, parent: Inode::ROOT, entries: Arc::default() }
     }
 

@@ -104,15 +104,10 @@ mod tests {
         let entry = |name: &[u8], kind, content, mtime_s| Entry {
             name: name.into(),
             attributes: Attributes {
-                inode: Inode(0),
-                kind,
                 permissions: 0o644,
-                uid: 0,
-                gid: 0,
-                size: 0,
                 links: 1,
                 mtime_s,
-                mtime_ns: 0,
+                ..Attributes::blank(Inode(0), kind)
             },
             xattrs: Xattrs::from([]),
             content,

@@ -63,15 +63,10 @@ pub(in crate::agent) fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot
     let content: Vec<_> = (0..10_u8).map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
     let size = 10 * u64::from(CHUNK_BYTES);
     let attributes = |inode, kind, size| Attributes {
-        inode: Inode(inode),
-        kind,
         permissions: 0o755,
-        uid: 0,
-        gid: 0,
         size,
         links: 1,
-        mtime_s: 0,
-        mtime_ns: 0,
+        ..Attributes::blank(Inode(inode), kind)
     };
     let mut writer = CatalogWriter::new().unwrap();
     for (parent, name, attributes, content) in [

@@ -258,18 +258,7 @@ fn attr(of: &Attributes) -> FileAttr {
 
 /// "There is no such name", worth remembering: an entry without an inode.
 fn nothing() -> FileAttr {
-    let inode = Inode(0);
-    attr(&Attributes {
-        inode,
-        kind: FileKind::File,
-        permissions: 0,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        links: 0,
-        mtime_s: 0,
-        mtime_ns: 0,
-    })
+    attr(&Attributes::blank(Inode(0), FileKind::File))
 }
 
 /// The protocol asks twice: how long, then what.
