@@ -4,165 +4,41 @@
 //! one after the other; different directories wait for nobody, for a stratum may be silent for long. What must happen later because it could not happen now (a stratum that does
 //! not answer when the machine boots, a catalog that no neighbour sends yet) is tried again by
 //! [`MountTable::tend`], which the agent calls every [`TEND_EVERY`].
+//!
+//! Here is the table and what it is asked for. `port` has what it asks of others, `turns` who may change a directory, `tend` what
+//! happens without being asked for, `revision` what is shown, `list` what is remembered, `leave` how it ends.
 
 use super::api::{Choice, MountOptions, MountRequest, MountStatus, Refusal, RefusalKind};
-use super::fill::{Fill, FillParts};
-use super::shown::{Shown, choose};
+use super::fill::Fill;
+use super::shown::Shown;
 use crate::ambient;
-use crate::catalog::{History, PastRevision, RecordedTrace, Tree, ViewError};
 use crate::chunk::ChunkSource;
-use crate::fs::{Belongs, MountError, Profile, real_path};
-use crate::model::{ChunkRef, ContentId, RepositoryName, Revision};
-use crate::trust::{Repositories, VerifiedRoot};
-use futures::future::{BoxFuture, join_all};
-use futures::{FutureExt as _, StreamExt as _};
+use crate::fs::{Profile, real_path};
+use crate::model::{ContentId, RepositoryName};
+use crate::trust::Repositories;
 use list::Remembered;
-use std::collections::{BTreeMap, BTreeSet};
+pub(super) use port::{Left, Life, Mounted, Mounter, OpenError};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+pub(super) use tend::TEND_EVERY;
 
-/// How often mounts that lag or failed are tried again: soon for a person, rare for a stratum (a guess).
-pub(super) const TEND_EVERY: Duration = Duration::from_secs(10);
+mod leave;
+mod list;
+mod port;
+mod revision;
+mod tend;
+mod turns;
+
 /// Most mounts of one agent: each is a FUSE session with its threads (a guess).
 const MOUNTS_MAX: usize = 256;
-/// Repositories whose strata are asked at once for a newer root (guess).
-const ASKED_AT_ONCE: usize = 8;
 /// Time for one unmount before the mount is detached under its users (a guess).
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(5);
 /// What people are told of a mount of a repository that is not theirs among the members.
 const OUT_OF_SCOPE: &str = "this node's certificate does not cover the repository: no member gives it anything of it, all is read from the strata";
-mod list;
-
-/// What became of a mount without the agent's doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
-    /// It is there.
-    Live,
-    /// The kernel has ended it, and its remains are in the way.
-    Dead,
-    /// Somebody has unmounted it.
-    Unmounted,
-}
-
-/// What became of a mount that a predecessor of this agent may have left.
-#[expect(clippy::large_enum_variant, reason = "it is looked at once and goes")]
-pub(super) enum Left {
-    /// There is none, or it could not be kept: it is to be mounted anew.
-    Nothing,
-    /// It goes on, with the revision that it showed.
-    Resumed(Arc<dyn Mounted>, Shown),
-    /// Somebody has unmounted it since.
-    Unmounted,
-    /// It is there, and who is inside waits, for it cannot be taken over yet.
-    NotYet(String),
-}
-
-/// Why a tree was not opened.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum OpenError {
-    /// Its catalogs could not be had.
-    #[error("{0}")]
-    Catalogs(String),
-    /// It has no such directory as was asked for.
-    #[error("{0}")]
-    Path(ViewError),
-}
-
-/// Opens trees and mounts them.
-pub(super) trait Mounter: Send + Sync + 'static {
-    /// Asks the strata for the newest root of a repository, because none is known yet, or nobody is there to tell of a newer
-    /// one. The registry has judged and adopted it then. An error says who was asked.
-    fn find_root<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<(), String>>;
-
-    /// What a root says of the revisions before it, and of tags.
-    fn history<'a>(&'a self, root: &'a VerifiedRoot) -> BoxFuture<'a, Result<History, String>>;
-
-    /// Opens the tree of a revision, seen as the options say: fetches its root catalog.
-    fn open<'a>(
-        &'a self,
-        shown: &'a Shown,
-        options: &'a MountOptions,
-    ) -> BoxFuture<'a, Result<Arc<dyn Tree>, OpenError>>;
-
-    /// Whether this node's certificate leaves the repository out, so that no member gives it anything of it.
-    fn is_out_of_scope(&self, repository: &RepositoryName) -> bool;
-
-    /// What a background fill of the repository works with.
-    fn fill_parts(&self, repository: &RepositoryName) -> FillParts;
-
-    /// Goes on with the mount that a predecessor of this agent has left on a directory.
-    fn resume<'a>(
-        &'a self,
-        repository: &'a RepositoryName,
-        directory: &'a Path,
-        options: &'a MountOptions,
-    ) -> BoxFuture<'a, Left>;
-
-    /// Ends mounts that a predecessor has left, but for those on these directories.
-    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()>;
-
-    /// Clears away what a predecessor that was killed has left on a directory, if nobody serves it any more.
-    fn clear<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()>;
-
-    /// Mounts a tree, that of the revision, on an empty directory. What a predecessor that was killed has left there is cleared.
-    fn mount<'a>(
-        &'a self,
-        shown: &'a Shown,
-        directory: &'a Path,
-        options: &'a MountOptions,
-        tree: Arc<dyn Tree>,
-    ) -> BoxFuture<'a, Result<Arc<dyn Mounted>, MountError>>;
-}
-
-/// A live mount.
-pub(super) trait Mounted: Send + Sync + 'static {
-    /// Shows another tree from now on, as a whole. Open files stay with theirs. After an error it shows
-    /// the tree that it showed before.
-    fn switch<'a>(&'a self, shown: &'a Shown, tree: Arc<dyn Tree>) -> BoxFuture<'a, Result<(), String>>;
-
-    /// Whether the kernel still has it: somebody may have unmounted it by hand.
-    fn life(&self) -> Life;
-
-    /// What it is tuned for.
-    fn profile(&self) -> Profile {
-        Profile::default()
-    }
-
-    /// Begins to record, for a process, what some tasks read; its number, or `None` when too many run.
-    fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
-        drop((process, belongs));
-        None
-    }
-
-    /// Ends the recordings whose process is gone.
-    fn end_orphaned_recordings(&self) {}
-
-    /// Ends a recording; `None` when there is none such. Whether the trace lacks something because of its bounds.
-    fn end_recording(
-        &self,
-        number: u64,
-        name: String,
-    ) -> BoxFuture<'_, Result<Option<(RecordedTrace, bool)>, String>> {
-        drop((number, name));
-        async { Ok(None) }.boxed()
-    }
-
-    /// Sees to it that a successor of this agent can take it over, if that is wanted and was lost.
-    fn keep(&self) {}
-
-    /// Leaves it to a successor of this agent, if one can take it over: from now on nobody is answered here, and whoever reads
-    /// waits. False when it must be unmounted.
-    fn leave(&self) -> bool;
-
-    /// Unmounts if nobody uses it; whether that was done.
-    fn unmount_if_idle(&self) -> BoxFuture<'_, bool>;
-
-    /// Unmounts; a mount that is still in use after `patience` is detached under its users.
-    fn unmount(&self, patience: Duration) -> BoxFuture<'_, io::Result<()>>;
-}
 
 /// One line of the table.
 struct Entry {
@@ -231,25 +107,6 @@ pub(super) struct MountTable {
     stopping: AtomicBool,
 }
 
-/// Held over a change of one directory, so that changes of it do not overlap.
-struct Changing<'a> {
-    table: &'a MountTable,
-    directory: PathBuf,
-    /// `None` only while it is dropped.
-    turn: Option<tokio::sync::OwnedMutexGuard<()>>,
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let mut changing = self.table.all_changing();
-        self.turn = None;
-        // Those who wait have it, too, and those who come take it from here.
-        if changing.get(&self.directory).is_some_and(|lock| Arc::strong_count(lock) == 1) {
-            changing.remove(&self.directory);
-        }
-    }
-}
-
 impl MountTable {
     /// A table that remembers its mounts in `file`. What the file holds is in the table at once, as
     /// failed; [`Self::tend`] mounts it.
@@ -312,26 +169,6 @@ impl MountTable {
         drop(entries);
         self.remember();
         Ok(())
-    }
-
-    fn all_changing(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>> {
-        // Each change is one call.
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until nobody changes a directory any more.
-    async fn change(&self, directory: &Path) -> Changing<'_> {
-        let lock = self.all_changing().entry(directory.to_owned()).or_default().clone();
-        let turn = Some(lock.lock_owned().await);
-        Changing { table: self, directory: directory.to_owned(), turn }
-    }
-
-    /// The turn at a directory, if nobody else has it.
-    fn try_change(&self, directory: &Path) -> Option<Changing<'_>> {
-        let mut changing = self.all_changing();
-        let lock = changing.entry(directory.to_owned()).or_default().clone();
-        let turn = Some(lock.try_lock_owned().ok()?);
-        Some(Changing { table: self, directory: directory.to_owned(), turn })
     }
 
     /// All mounts, by directory.
@@ -414,33 +251,6 @@ impl MountTable {
         Ok(mounted)
     }
 
-    /// Forgets a mount that somebody has unmounted by hand, unless the agent was started with it.
-    async fn notice_unmounted(&self, directory: &Path) {
-        let found = self
-            .lock()
-            .get(directory)
-            .and_then(|entry| Some((entry.mounted()?, entry.declared, entry.automatic)));
-        let Some((mounted, declared, automatic)) = found else { return };
-        let life = mounted.life();
-        let is_over = match life {
-            Life::Live => false,
-            Life::Unmounted => !declared,
-            // It is mounted anew when somebody looks.
-            Life::Dead => automatic,
-        };
-        if !is_over {
-            return;
-        }
-        tracing::info!(directory = %directory.display(), "was unmounted by hand and is forgotten");
-        // Its session is over; what is left of it is tidied up.
-        let _ = mounted.unmount(Duration::ZERO).await;
-        if life == Life::Dead {
-            self.mounter.clear(directory).await;
-        }
-        self.lock().remove(directory);
-        self.remember();
-    }
-
     /// Unmounts what was mounted because somebody looked, if nobody uses it; whether it is gone.
     pub(super) async fn unmount_idle(&self, directory: &Path) -> bool {
         // Whoever enters it meanwhile waits: what takes long is not waited for, and this is asked again.
@@ -487,99 +297,14 @@ impl MountTable {
         Ok(shown)
     }
 
-    /// Switches lagging mounts to the newest root, mounts what failed, and notices mounts that were
-    /// taken away by hand. What is being changed by somebody else, an earlier call of this one too, is left alone.
-    pub(super) async fn tend(&self) {
-        // It may be over by now.
-        if self.trouble().is_some() {
-            self.remember();
-        }
-        let directories: Vec<_> = self.lock().keys().cloned().collect();
-        let look = async |directory: PathBuf| {
-            if let Some(_changing) = self.try_change(&directory) {
-                self.tend_one(&directory).await;
-            }
-        };
-        join_all(directories.into_iter().map(look)).await;
-    }
-
-    async fn tend_one(&self, directory: &Path) {
-        self.notice_unmounted(directory).await;
-        let Some(looked_at) = self.lock().get(directory).map(LookedAt::of) else { return };
-        let changed = match looked_at.active.clone() {
-            Some((mounted, _)) if mounted.life() != Life::Live => {
-                tracing::warn!(directory = %directory.display(), "was ended by somebody else");
-                let _ = mounted.unmount(Duration::ZERO).await;
-                Some(State::Failed { problem: "was ended by somebody else".into() })
-            }
-            Some((mounted, shown)) => {
-                mounted.keep();
-                mounted.end_orphaned_recordings();
-                // What was chosen stays.
-                let stays = looked_at.chosen.is_some();
-                if stays { None } else { self.catch_up(directory, &looked_at, mounted, shown).await }
-            }
-            None => self.retry(directory, &looked_at).await,
-        };
-        let Some(state) = changed else { return };
-        if self.is_stopping() {
-            // It came too late to be left with the others.
-            if let State::Active { mounted, .. } = state
-                && !mounted.leave()
-            {
-                let _ = mounted.unmount(Duration::ZERO).await;
-            }
-            return;
-        }
-        if looked_at.automatic && matches!(state, State::Failed { .. }) {
-            // It is mounted again when somebody looks again.
-            self.lock().remove(directory);
-            self.remember();
-            return;
-        }
-        let is_chosen = looked_at.chosen.is_some() || looked_at.options.show == Choice::Newest;
-        if let Some(entry) = self.lock().get_mut(directory) {
-            if let (State::Active { shown, .. }, false) = (&state, is_chosen) {
-                entry.chosen = Some(shown.clone());
-            }
-            entry.state = state;
-            entry.lag = None;
-            self.fill(entry);
-        }
-        if !is_chosen {
-            self.remember();
-        }
+    /// Ends what a predecessor has left and the list does not name any more.
+    pub(super) async fn let_go_others(&self) {
+        let directories = self.lock().keys().cloned().collect();
+        self.mounter.let_go_but(&directories).await;
     }
 
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
-    }
-
-    /// Asks the strata for newer roots of repositories that are mounted, several at once: of all, or of those of which no member
-    /// tells this node. Whether there is one.
-    pub(super) async fn ask_strata(&self, all: bool) -> bool {
-        let mounted: BTreeSet<_> = self.lock().values().map(|entry| entry.repository.clone()).collect();
-        let asked = mounted.into_iter().filter(|name| all || !self.is_told(name));
-        let newest = |name: &RepositoryName| self.registry.newest_root(name).map(|root| root.id());
-        let ask = async |repository: RepositoryName| {
-            let before = newest(&repository);
-            match self.mounter.find_root(&repository).await {
-                Ok(()) => newest(&repository) != before,
-                Err(problem) => {
-                    tracing::debug!(%repository, problem, "asking the strata for a newer root");
-                    false
-                }
-            }
-        };
-        let answers: Vec<bool> =
-            futures::stream::iter(asked.map(ask)).buffer_unordered(ASKED_AT_ONCE).collect().await;
-        answers.contains(&true)
-    }
-
-    /// Whether members tell this node newer roots of a repository: its card went through the mesh, so that they know it, and
-    /// this node's certificate covers it.
-    fn is_told(&self, repository: &RepositoryName) -> bool {
-        self.registry.is_spread(repository) && !self.mounter.is_out_of_scope(repository)
     }
 
     /// The mount on a directory, if it is live, and its profile.
@@ -597,259 +322,9 @@ impl MountTable {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends what a predecessor has left and the list does not name any more.
-    pub(super) async fn let_go_others(&self) {
-        let directories = self.lock().keys().cloned().collect();
-        self.mounter.let_go_but(&directories).await;
-    }
-
-    /// Leaves all mounts to a successor where one can take them over, unmounts the others, all at once, and remembers them for
-    /// the next start.
-    pub(super) async fn leave_all(&self, patience: Duration) {
-        self.stopping.store(true, Ordering::SeqCst);
-        let until = ambient::now() + patience;
-        let all: Vec<_> = self.lock().keys().cloned().collect();
-        for directory in all {
-            // Who changes it is not waited for beyond that.
-            let left = until.since(ambient::now());
-            let _changing = tokio::time::timeout(left, self.change(&directory)).await;
-            let mounted = self.lock().get(&directory).and_then(Entry::mounted);
-            if mounted.is_some_and(|mounted| mounted.leave()) {
-                self.lock().remove(&directory);
-            }
-        }
-        self.unmount_all(until.since(ambient::now())).await;
-    }
-
-    /// Unmounts everything, all at once, and remembers it for the next start.
-    pub(super) async fn unmount_all(&self, patience: Duration) {
-        self.stopping.store(true, Ordering::SeqCst);
-        let active: Vec<_> = self
-            .lock()
-            .iter()
-            .filter_map(|(directory, entry)| Some((directory.clone(), entry.mounted()?)))
-            .collect();
-        join_all(active.iter().map(|(directory, mounted)| async move {
-            match mounted.unmount(patience).await {
-                Ok(()) => tracing::info!(directory = %directory.display(), "unmounted"),
-                Err(error) => {
-                    tracing::error!(directory = %directory.display(), %error, "could not be unmounted");
-                }
-            }
-        }))
-        .await;
-        *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.lock().clear();
-    }
-
-    async fn catch_up(
-        &self,
-        directory: &Path,
-        looked_at: &LookedAt,
-        mounted: Arc<dyn Mounted>,
-        shown: Shown,
-    ) -> Option<State> {
-        let repository = &looked_at.repository;
-        let newest = Shown::newest(&self.registry.newest_root(repository)?);
-        let (revision, directory_shown) = (newest.revision(), directory.display());
-        if let Some(since) = newest.expired_at(ambient::unix_now()) {
-            if self.first_warning(directory, &newest) {
-                tracing::warn!(
-                    %repository, directory = %directory_shown, %revision, %since,
-                    "the newest root has expired: the mount goes on with what it shows"
-                );
-            }
-            return None;
-        }
-        if newest.of.root == shown.of.root {
-            return None;
-        }
-        if revision == shown.revision() {
-            // The same revision, signed again: nothing to switch but the expiry.
-            return Some(State::Active { mounted, shown: newest });
-        }
-        let switched = match self.mounter.open(&newest, &looked_at.options).await {
-            Ok(tree) => mounted.switch(&newest, tree).await,
-            Err(problem) => Err(problem.to_string()),
-        };
-        match switched {
-            Ok(()) => {
-                tracing::info!(
-                    %repository, directory = %directory_shown, from = %shown.revision(), to = %revision,
-                    "switched"
-                );
-                Some(State::Active { mounted, shown: newest })
-            }
-            Err(problem) => {
-                let from = shown.revision();
-                let lag = format!(
-                    "it goes on showing revision {from}, for revision {revision} could not be shown: {problem}"
-                );
-                if self.first_warning(directory, &newest) {
-                    tracing::warn!(%repository, directory = %directory_shown, "{lag}");
-                }
-                if let Some(entry) = self.lock().get_mut(directory) {
-                    entry.lag = Some(lag);
-                }
-                None
-            }
-        }
-    }
-
-    /// Whether nothing was said yet about this root at this mount.
-    fn first_warning(&self, directory: &Path, newest: &Shown) -> bool {
-        let root = newest.of.root;
-        self.lock().get_mut(directory).is_some_and(|entry| entry.warned.replace(root) != Some(root))
-    }
-
-    /// Tries to mount what failed. An expired root does not hinder it: a mount that was there before
-    /// the restart goes on reading.
-    async fn retry(&self, directory: &Path, looked_at: &LookedAt) -> Option<State> {
-        let LookedAt { repository, options, chosen, .. } = looked_at;
-        let left = match self.mounter.resume(repository, directory, options).await {
-            Left::NotYet(problem) => {
-                let problem = format!("who is inside waits, for it cannot be taken over yet: {problem}");
-                if !self.has_problem(directory, &problem) {
-                    tracing::warn!(%repository, directory = %directory.display(), "{problem}");
-                }
-                return Some(State::Left { problem });
-            }
-            Left::Unmounted if !looked_at.declared => {
-                tracing::info!(directory = %directory.display(), "was unmounted by hand and is forgotten");
-                self.lock().remove(directory);
-                self.remember();
-                return None;
-            }
-            Left::Resumed(mounted, shown) => Some(State::Active { mounted, shown }),
-            Left::Nothing | Left::Unmounted => None,
-        };
-        let attempt = async {
-            if let Some(resumed) = left {
-                return Ok(resumed);
-            }
-            if looked_at.automatic {
-                self.mounter.clear(directory).await;
-                return Err(Refusal::new(RefusalKind::Unavailable, "it is mounted when somebody looks"));
-            }
-            let shown = match chosen {
-                Some(chosen) => chosen.clone(),
-                None => self.choose(self.newest_root(repository).await?, &options.show).await?,
-            };
-            self.activate(directory, options, &shown).await
-        };
-        match attempt.await {
-            Ok(state) => {
-                tracing::info!(%repository, directory = %directory.display(), "mounted again");
-                Some(state)
-            }
-            Err(refusal) => {
-                let problem = refusal.to_string();
-                if !self.has_problem(directory, &problem) && !looked_at.automatic {
-                    tracing::warn!(%repository, directory = %directory.display(), problem, "not mounted");
-                }
-                Some(State::Failed { problem })
-            }
-        }
-    }
-
-    fn has_problem(&self, directory: &Path, problem: &str) -> bool {
-        let entries = self.lock();
-        let state = entries.get(directory).map(|entry| &entry.state);
-        matches!(state, Some(State::Failed { problem: known } | State::Left { problem: known }) if known == problem)
-    }
-
-    /// The revision that is to be shown. What is not known yet the strata are asked for.
-    async fn choose(&self, newest: VerifiedRoot, choice: &Choice) -> Result<Shown, Refusal> {
-        if *choice == Choice::Newest {
-            return Ok(Shown::newest(&newest));
-        }
-        let repository = newest.root().repository.clone();
-        let refusal = match self.choose_from(&newest, choice).await {
-            Err(refusal) if refusal.kind == RefusalKind::NotFound => refusal,
-            chosen => return chosen,
-        };
-        // It may have been published a moment ago.
-        let asked = self.mounter.find_root(&repository).await;
-        match self.registry.newest_root(&repository) {
-            Some(newer) if asked.is_ok() && newer.id() != newest.id() => {
-                self.choose_from(&newer, choice).await
-            }
-            _ => Err(refusal),
-        }
-    }
-
-    async fn choose_from(&self, newest: &VerifiedRoot, choice: &Choice) -> Result<Shown, Refusal> {
-        let history = self.mounter.history(newest).await.map_err(|problem| {
-            let name = &newest.root().repository;
-            Refusal::new(RefusalKind::Unavailable, format!("the history of {name}: {problem}"))
-                .hint("is a stratum up, or a neighbour that has it? see `starling status`")
-        })?;
-        choose(newest, &history, choice)
-    }
-
-    async fn newest_root(&self, repository: &RepositoryName) -> Result<VerifiedRoot, Refusal> {
-        if self.registry.card(repository).is_none() {
-            let message = format!("repository {repository} is not known here");
-            let add = format!("starling repo add {repository}@FINGERPRINT --stratum URL");
-            return Err(Refusal::new(RefusalKind::NotFound, message).hint(
-                if self.mounter.is_out_of_scope(repository) {
-                    format!(
-                        "this node's certificate does not cover it: join again with a ticket that does, or read it from its strata only, with {add}"
-                    )
-                } else {
-                    format!("make it known: {add}")
-                },
-            ));
-        }
-        if let Some(root) = self.registry.newest_root(repository) {
-            return Ok(root);
-        }
-        let unavailable = |detail: String| {
-            Refusal::new(RefusalKind::Unavailable, format!("no root of {repository} could be had: {detail}"))
-                .hint("is a stratum up, and is something published? `starling repo list` shows the strata")
-        };
-        self.mounter.find_root(repository).await.map_err(unavailable)?;
-        self.registry.newest_root(repository).ok_or_else(|| unavailable("nobody has one".into()))
-    }
-
-    async fn activate(
-        &self,
-        directory: &Path,
-        options: &MountOptions,
-        shown: &Shown,
-    ) -> Result<State, Refusal> {
-        let (repository, revision) = (&shown.repository, shown.revision());
-        let tree = self.mounter.open(shown, options).await.map_err(|problem| match problem {
-            OpenError::Path(error) => {
-                let refused =
-                    Refusal::new(RefusalKind::NotFound, format!("{repository} revision {revision}: {error}"));
-                match error {
-                    ViewError::Link { .. } => refused.hint("give the directory itself"),
-                    _ => refused,
-                }
-            }
-            OpenError::Catalogs(problem) => {
-                let message = format!("the root catalog of {repository} revision {revision}: {problem}");
-                Refusal::new(RefusalKind::Unavailable, message)
-                    .hint("is a stratum up, or a neighbour that has it? see `starling status`")
-            }
-        })?;
-        let mounted = self.mounter.mount(shown, directory, options, tree).await.map_err(|error| {
-            let kind = match error {
-                MountError::NotThere { .. } => RefusalKind::NotFound,
-                MountError::NotADirectory { .. }
-                | MountError::NotEmpty { .. }
-                | MountError::AlreadyMounted { .. } => RefusalKind::Conflict,
-                MountError::NoDevice { .. } | MountError::NotPermitted { .. } | MountError::Failed { .. } => {
-                    RefusalKind::Internal
-                }
-            };
-            Refusal::new(kind, error)
-        })?;
-        if self.mounter.is_out_of_scope(repository) {
-            tracing::warn!(%repository, directory = %directory.display(), "{OUT_OF_SCOPE}");
-        }
-        Ok(State::Active { mounted, shown: shown.clone() })
+    /// Where the chunks of a repository come from.
+    pub(super) fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
+        self.mounter.fill_parts(repository).source
     }
 
     /// Begins the fill of what `entry` shows, if one was asked for and is not under way.
@@ -864,50 +339,6 @@ impl MountTable {
             }
             State::Active { .. } | State::Failed { .. } | State::Left { .. } => entry.fill = None,
         }
-    }
-
-    /// The tree of the newest revision of a repository that is known here.
-    ///
-    /// # Errors
-    /// A [`Refusal`] when there is none, or its root catalog cannot be had.
-    pub(super) async fn newest_tree(
-        &self,
-        repository: &RepositoryName,
-    ) -> Result<(Arc<dyn Tree>, Revision), Refusal> {
-        let root = self.newest_root(repository).await?;
-        let unavailable = |problem: OpenError| Refusal::new(RefusalKind::Unavailable, problem);
-        let opened = self.mounter.open(&Shown::newest(&root), &MountOptions::default()).await;
-        let tree = opened.map_err(unavailable)?;
-        Ok((tree, root.root().revision))
-    }
-
-    /// The newest revision of a repository that is known here.
-    pub(super) fn newest_revision(&self, repository: &RepositoryName) -> Option<Revision> {
-        self.registry.newest_root(repository).map(|root| root.root().revision)
-    }
-
-    /// The list of all catalogs of that revision.
-    pub(super) fn catalog_index(&self, repository: &RepositoryName) -> Option<(Revision, ChunkRef)> {
-        self.registry.newest_root(repository).map(|root| (root.root().revision, root.root().catalog_index))
-    }
-
-    /// The repositories whose newest revision is mounted.
-    pub(super) fn following(&self) -> Vec<RepositoryName> {
-        let entries = self.lock();
-        let follows = |entry: &&Entry| entry.chosen.is_none() && entry.mounted().is_some();
-        entries.values().filter(follows).map(|entry| entry.repository.clone()).collect()
-    }
-
-    /// The revisions that are mounted for good.
-    pub(super) fn chosen(&self) -> Vec<(RepositoryName, PastRevision)> {
-        let entries = self.lock();
-        let chosen = entries.values().filter_map(|entry| entry.chosen.as_ref());
-        chosen.map(|shown| (shown.repository.clone(), shown.of.clone())).collect()
-    }
-
-    /// Where the chunks of a repository come from.
-    pub(super) fn source(&self, repository: &RepositoryName) -> Arc<dyn ChunkSource> {
-        self.mounter.fill_parts(repository).source
     }
 
     fn status(&self, directory: &Path, entry: &Entry) -> MountStatus {
@@ -936,38 +367,6 @@ impl MountTable {
         shown
     }
 
-    /// Writes the list. What is mounted does not hang on it: a failure is told, and it is tried again.
-    fn remember(&self) {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.is_stopping() {
-            return;
-        }
-        let trouble = self.write().err().map(|error| {
-            let file = self.file.display();
-            format!("the next start will not mount what is mounted now, for the list cannot be written: {file}: {error}")
-        });
-        let before = std::mem::replace(
-            &mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner),
-            trouble.clone(),
-        );
-        if let Some(trouble) = trouble.filter(|trouble| before.as_ref() != Some(trouble)) {
-            tracing::error!("{trouble}");
-        }
-    }
-
-    fn write(&self) -> io::Result<()> {
-        let remembered = |(directory, entry): (&PathBuf, &Entry)| Remembered {
-            repository: entry.repository.clone(),
-            directory: directory.clone(),
-            fill: entry.wants_fill,
-            options: entry.options.clone(),
-            chosen: entry.chosen.clone(),
-            automatic: entry.automatic,
-        };
-        let mounts = self.lock().iter().map(remembered).collect();
-        list::write(&self.file, mounts)
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Entry>> {
         // Entries are replaced whole, so a panic elsewhere leaves no half of one.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -978,33 +377,6 @@ impl MountTable {
 async fn real_path_of(directory: PathBuf) -> PathBuf {
     let as_written = directory.clone();
     tokio::task::spawn_blocking(move || real_path(&directory)).await.unwrap_or(as_written)
-}
-
-/// What a look at a line of the table needs to know of it.
-struct LookedAt {
-    repository: RepositoryName,
-    options: MountOptions,
-    chosen: Option<Shown>,
-    automatic: bool,
-    declared: bool,
-    active: Option<(Arc<dyn Mounted>, Shown)>,
-}
-
-impl LookedAt {
-    fn of(entry: &Entry) -> Self {
-        let active = match &entry.state {
-            State::Active { mounted, shown } => Some((mounted.clone(), shown.clone())),
-            State::Failed { .. } | State::Left { .. } => None,
-        };
-        Self {
-            repository: entry.repository.clone(),
-            options: entry.options.clone(),
-            chosen: entry.chosen.clone(),
-            automatic: entry.automatic,
-            declared: entry.declared,
-            active,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The list of mounts, as it is remembered over restarts.
 
-use super::MOUNTS_MAX;
+use super::{Entry, MOUNTS_MAX, MountTable};
 use crate::agent::api::{MountOptions, MountRequest};
 use crate::agent::shown::Shown;
 use crate::model::RepositoryName;
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 /// Version of the file that remembers mounts.
 const VERSION: u32 = 1;
@@ -77,5 +78,39 @@ pub(super) fn write(path: &Path, mounts: Vec<Remembered>) -> io::Result<()> {
     match path.parent() {
         Some(folder) => fs::File::open(folder)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+impl MountTable {
+    /// Writes the list. What is mounted does not hang on it: a failure is told, and it is tried again.
+    pub(super) fn remember(&self) {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_stopping() {
+            return;
+        }
+        let trouble = self.write().err().map(|error| {
+            let file = self.file.display();
+            format!("the next start will not mount what is mounted now, for the list cannot be written: {file}: {error}")
+        });
+        let before = std::mem::replace(
+            &mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner),
+            trouble.clone(),
+        );
+        if let Some(trouble) = trouble.filter(|trouble| before.as_ref() != Some(trouble)) {
+            tracing::error!("{trouble}");
+        }
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let remembered = |(directory, entry): (&PathBuf, &Entry)| Remembered {
+            repository: entry.repository.clone(),
+            directory: directory.clone(),
+            fill: entry.wants_fill,
+            options: entry.options.clone(),
+            chosen: entry.chosen.clone(),
+            automatic: entry.automatic,
+        };
+        let mounts = self.lock().iter().map(remembered).collect();
+        write(&self.file, mounts)
     }
 }

@@ -1,11 +1,14 @@
 use super::*;
-use crate::catalog::{Attributes, DirectoryEntry, Inode, TreeError};
-use crate::chunk::{ChunkSource, Chunking, Piece, SourceError};
-use crate::model::{ChunkRef, Class, ContentId, Place, UnixTime};
-use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedCard, SignedRoot};
+use crate::agent::fill::FillParts;
+use crate::catalog::{Attributes, DirectoryEntry, History, Inode, PastRevision, Tree, TreeError, ViewError};
+use crate::chunk::{Chunking, Piece, SourceError};
+use crate::fs::MountError;
+use crate::model::{ChunkRef, Class, Place, Revision, UnixTime};
+use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedCard, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 /// A tree that nobody looks into: its totals tell which revision it belongs to.
