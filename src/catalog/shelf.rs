@@ -77,7 +77,7 @@ pub(super) struct Shelf {
     /// [`Asked`] of all catalogs that were ever loaded.
     asked: AtomicU8,
     kept: Mutex<Kept>,
-    nearby: Mutex<Nearby>,
+    nearby: Arc<Mutex<Nearby>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,7 +108,7 @@ impl Shelf {
             inodes: RwLock::default(),
             asked: AtomicU8::new(0),
             kept: Mutex::default(),
-            nearby: Mutex::new(Nearby::new(EAGERNESS)),
+            nearby: Arc::new(Mutex::new(Nearby::new(EAGERNESS))),
         }
     }
 
@@ -224,24 +224,29 @@ impl Shelf {
     /// Has catalogs fetched that lie beside one that is being loaded, if others near it had to be fetched before: a walk takes
     /// many in one request.
     fn fetch_beside(&self, chunk: &ChunkRef, is_missing: bool) {
+        // Before anything is noted: what nobody fetches must not count as asked for.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let segment = chunk.place.segment;
         let runs = lock(&self.nearby).read(&chunk.place, is_missing, ambient::now());
-        let Some(runtime) = tokio::runtime::Handle::try_current().ok().filter(|_| !runs.is_empty()) else {
+        if runs.is_empty() {
             return;
-        };
+        }
         let catalogs = self.index.catalogs();
         let is_near = |other: &&ChunkRef| {
             let place = &other.place;
-            place.segment == chunk.place.segment
+            place.segment == segment
                 && other.plain_len <= BESIDE_MAX_BYTES
                 && runs.iter().any(|run| run.contains(&place.offset))
         };
         let mut near: Vec<ChunkRef> = catalogs.iter().filter(is_near).copied().collect();
         near.sort_unstable_by_key(|other| other.place.offset);
         let pieces = near.into_iter().map(Piece::touch).collect();
-        let source = Arc::clone(&self.source);
+        let (source, nearby) = (Arc::clone(&self.source), Arc::clone(&self.nearby));
         runtime.spawn(async move {
-            // A failure shows when it is needed.
-            let _ = source.read(pieces, Class::Prefetch).await;
+            // Nobody is told of a failure: it shows when it is needed.
+            if source.read(pieces, Class::Prefetch).await.is_err() {
+                lock(&nearby).failed(&segment, &runs, ambient::now());
+            }
         });
     }
 

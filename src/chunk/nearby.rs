@@ -4,7 +4,8 @@
 //! others of it. A segment is looked at in blocks. The first fetch in a segment takes few blocks around, each further one
 //! twice as many: one file that is read costs little for nothing, and a program that reads thousands soon has all of them in a
 //! few requests. Who reads on in the order in which it was laid is run ahead of in the same way. No block is asked for twice, until nothing
-//! was read of its segment for a while: by then what was fetched may have been dropped.
+//! was read of its segment for a while: by then what was fetched may have been dropped. What could not be had does not count as asked
+//! for, and its segment rests for a moment, so that a source that has nothing is not asked at every read.
 
 use crate::model::{ContentId, Place, Time};
 use std::collections::HashMap;
@@ -19,6 +20,9 @@ const BLOCKS_MAX: u64 = 1_024;
 const SEGMENTS_MAX: usize = 256;
 /// After so long without a read, nothing is known of a segment any more (guess).
 const FRESH: Duration = Duration::from_secs(60);
+
+/// After a fetch that failed, nothing is fetched ahead in its segment for so long (guess: readers find out by themselves meanwhile).
+const REST: Duration = Duration::from_secs(5);
 
 /// How much is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ struct Segment {
     /// Fetches so far.
     fetches: u32,
     read_at: Time,
+    /// When a fetch failed last.
+    failed_at: Option<Time>,
 }
 
 impl Segment {
@@ -66,6 +72,15 @@ impl Segment {
             }
         }
         runs
+    }
+
+    /// These blocks count as not asked for.
+    fn take_back(&mut self, run: &Range<u64>) {
+        for block in run.start / BLOCK_BYTES..run.end.div_ceil(BLOCK_BYTES).min(BLOCKS_MAX) {
+            if let Some(word) = self.asked.get_mut(usize::try_from(block / 64).unwrap_or(usize::MAX)) {
+                *word &= !(1 << (block % 64));
+            }
+        }
     }
 }
 
@@ -101,6 +116,9 @@ impl Nearby {
             *segment = Segment::default();
         }
         segment.read_at = now;
+        if segment.failed_at.is_some_and(|failed| now.since(failed) < REST) {
+            return Vec::new();
+        }
         let warmth = segment.fetches.saturating_sub(patience);
         let bytes = first_bytes.saturating_mul(1 << warmth.min(16)).min(most_bytes);
         let blocks = (bytes / BLOCK_BYTES).max(1);
@@ -119,6 +137,14 @@ impl Nearby {
         }
         segment.fetches = segment.fetches.saturating_add(1);
         segment.ask(block..ahead + blocks)
+    }
+
+    /// What [`Nearby::read`] said of a segment could not be fetched, or not all of it.
+    pub fn failed(&mut self, segment: &ContentId, runs: &[Range<u64>], now: Time) {
+        if let Some(segment) = self.segments.get_mut(segment) {
+            segment.failed_at = Some(now);
+            runs.iter().for_each(|run| segment.take_back(run));
+        }
     }
 
     fn make_room(&mut self) {
@@ -197,6 +223,35 @@ mod tests {
         let behind = nearby.read(&place(1, 0), true, at(2));
         assert!(behind.iter().all(|run| run.start >= BLOCK_BYTES), "that block is on its way: {behind:?}");
         assert!(!nearby.read(&place(1, 0), true, at(100)).is_empty());
+    }
+
+    #[test]
+    fn what_failed_is_asked_for_again_after_a_rest_and_what_came_is_not() {
+        let mut nearby = Nearby::new(EAGERNESS);
+        let first = nearby.read(&place(1, 0), true, at(1));
+        let far = nearby.read(&place(1, 8 << 20), true, at(1));
+        nearby.failed(&place(1, 0).segment, &first, at(2));
+        for offset in [0, 1, 16 << 20] {
+            assert!(nearby.read(&place(1, offset), true, at(3)).is_empty(), "it rests");
+        }
+        assert!(!nearby.read(&place(2, 0), true, at(3)).is_empty(), "others do not");
+        let again = nearby.read(&place(1, 0), true, at(2) + REST);
+        assert!(again.first().is_some_and(|run| run.start == 0), "{again:?}");
+        let near = nearby.read(&place(1, 8 << 20), true, at(2) + REST);
+        let far = far.first().unwrap();
+        assert!(near.iter().all(|run| run.end <= far.start || run.start >= far.end), "{near:?}");
+        // However often it fails and is read: once in so long.
+        let mut fetches = 0;
+        for ms in 0..20_000 {
+            let now = at(20) + Duration::from_millis(ms);
+            let runs = nearby.read(&place(3, 0), true, now);
+            if !runs.is_empty() {
+                fetches += 1;
+                nearby.failed(&place(3, 0).segment, &runs, now);
+            }
+        }
+        assert_eq!(fetches, 4);
+        nearby.failed(&ContentId::of(b"nobody reads it"), &[0..u64::MAX], at(1));
     }
 
     proptest! {

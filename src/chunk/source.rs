@@ -76,7 +76,7 @@ pub enum SourceError {
 /// returned future is then ready at its first poll.
 pub trait ChunkSource: Send + Sync + 'static {
     /// The bytes of `pieces`, in their order. What of them is held does not keep chunks in memory of which little is wanted. A
-    /// prefetch's touch that fails is passed over: should the chunk be read, that read tells.
+    /// prefetch's touch that fails is passed over: the others are fetched all the same, and the first failure is told at the end.
     fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>>;
 
     /// A file that holds exactly the plain bytes of `chunks`, verified in this run, for the kernel to read by itself; or

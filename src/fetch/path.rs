@@ -252,12 +252,14 @@ impl ChunkSource for FetchPath {
             let mut found = Vec::with_capacity(pieces.len());
             let mut missing = Vec::new();
             let passes_over = |piece: &Piece| class == Class::Prefetch && piece.is_touch();
+            let mut passed_over = None;
             for (position, piece) in pieces.into_iter().enumerate() {
                 if class != Class::Read && position % LOOKS_AT_ONCE == LOOKS_AT_ONCE - 1 {
                     tokio::task::yield_now().await;
                 }
                 match check(&piece) {
-                    Err(_) if passes_over(&piece) => {
+                    Err(error) if passes_over(&piece) => {
+                        passed_over.get_or_insert(error);
                         found.push(Bytes::new());
                         continue;
                     }
@@ -273,16 +275,21 @@ impl ChunkSource for FetchPath {
                 .map(|(position, piece)| async move {
                     match fetcher.fetch(&self.repository, piece, class).await {
                         Err(SourceError::Stopping) => Err(SourceError::Stopping),
-                        Err(_) if passes_over(&piece) => Ok((position, Bytes::new())),
-                        fetched => fetched.map(|bytes| (position, bytes)),
+                        Err(error) if passes_over(&piece) => Ok((position, Err(error))),
+                        fetched => fetched.map(|bytes| (position, Ok(bytes))),
                     }
                 })
                 .buffer_unordered(fetcher.settings.at_once(class).max(1));
-            while let Some((position, bytes)) = fetches.try_next().await? {
-                found[position] = bytes;
+            while let Some((position, fetched)) = fetches.try_next().await? {
+                match fetched {
+                    Ok(bytes) => found[position] = bytes,
+                    Err(error) => {
+                        passed_over.get_or_insert(error);
+                    }
+                }
             }
             drop(fetches);
-            Ok(found)
+            passed_over.map_or(Ok(found), Err)
         }
         .boxed()
     }

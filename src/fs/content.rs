@@ -69,7 +69,7 @@ impl Content {
     }
 
     /// The chunks in `range`, to be fetched and stored.
-    fn touches(&self, range: Range<usize>) -> Vec<Piece> {
+    pub(super) fn touches(&self, range: Range<usize>) -> Vec<Piece> {
         self.chunks[range].iter().copied().map(Piece::touch).collect()
     }
 }
@@ -91,6 +91,8 @@ struct Progress {
     in_a_row: u32,
     /// Number of the first chunk that was not yet asked for ahead.
     ahead: usize,
+    /// Number of the first chunk that was asked for ahead and could not be had. It is asked for again with the next ones.
+    failed: Option<usize>,
     /// When it read last, counted in reads of the file.
     read_at: u64,
 }
@@ -114,9 +116,9 @@ impl OpenFile {
         Self { content, readers: Mutex::default() }
     }
 
-    /// Notes a read and says what a sequential reader will want next; often nothing. If that may not be fetched now, it is said at
+    /// Notes a read and says which chunks a sequential reader will want next; often none. If that may not be fetched now, it is said at
     /// a later read.
-    pub(super) fn foresee(&self, offset: u64, len: u32, may_fetch: bool) -> Vec<Piece> {
+    pub(super) fn foresee(&self, offset: u64, len: u32, may_fetch: bool) -> Range<usize> {
         let content = &self.content;
         let stop = offset.saturating_add(u64::from(len));
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,21 +129,33 @@ impl OpenFile {
         progress.in_a_row = if continues { progress.in_a_row.saturating_add(1) } else { 0 };
         progress.next = if continues { progress.next.max(stop) } else { stop };
         if progress.in_a_row < SEQUENTIAL_READS {
-            progress.ahead = 0;
-            return Vec::new();
+            (progress.ahead, progress.failed) = (0, None);
+            return 0..0;
         }
         let stop = progress.next;
         // Requests that arrive the wrong way round leave gaps, which are wanted next: it goes on where it ended.
         let first = if progress.ahead == 0 { content.chunk_at(stop) } else { progress.ahead };
         let last = content.chunk_at(stop.saturating_add(AHEAD_BYTES));
-        // In runs of at least half the window, so that one request carries several chunks.
+        // In runs of at least half the window, so that one request carries several chunks. What failed changes nothing about that: a
+        // source that has nothing is asked no more often than one that has all.
         let asked_to = first.checked_sub(1).map_or(0, |number| content.ends[number]);
         let near = asked_to < stop.saturating_add(AHEAD_BYTES / 2);
         if first >= last || !near || !may_fetch {
-            return Vec::new();
+            return 0..0;
         }
         progress.ahead = last;
-        content.touches(first..last)
+        // What the reader has passed by now he had to fetch himself.
+        let failed = progress.failed.take().map(|failed| failed.max(content.chunk_at(stop)));
+        failed.map_or(first, |failed| failed.min(first))..last
+    }
+
+    /// What a read foresaw could not be fetched, or not all of it.
+    pub(super) fn failed(&self, chunks: &Range<usize>) {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of all whom it concerns: what is here costs nothing when it is asked for again.
+        for one in readers.progress.iter_mut().filter(|one| one.ahead >= chunks.end) {
+            one.failed = Some(one.failed.map_or(chunks.start, |failed| failed.min(chunks.start)));
+        }
     }
 }
 
@@ -196,13 +210,12 @@ mod tests {
         for request in 0..64 {
             let ahead = reader.foresee(request << 20, 1 << 20, true);
             assert!(ahead.len() <= 4, "a bounded window");
-            asked.extend(ahead.iter().map(|piece| piece.chunk.id));
+            asked.extend(ahead);
         }
-        let wanted: Vec<_> = (2..64).map(|number| reader.content.chunks[number].id).collect();
-        assert_eq!(asked, wanted, "each chunk once, in order");
+        assert_eq!(asked, (2..64).collect::<Vec<_>>(), "each chunk once, in order");
         let random = OpenFile::new(wide());
         for at in [5_u64, 60, 3, 40, 20, 50] {
-            assert_eq!(random.foresee(at << 20, 4096, true), []);
+            assert_eq!(random.foresee(at << 20, 4096, true), 0..0);
         }
     }
 
@@ -210,11 +223,33 @@ mod tests {
     fn what_could_not_be_fetched_ahead_is_asked_for_at_a_later_read() {
         let reader = OpenFile::new(file(&[1 << 20; 64], 64 << 20).unwrap());
         for request in 0..8 {
-            assert_eq!(reader.foresee(request << 20, 1 << 20, false), []);
+            assert_eq!(reader.foresee(request << 20, 1 << 20, false), 0..0);
         }
-        let ahead = reader.foresee(8 << 20, 1 << 20, true);
-        let wanted: Vec<_> = (9..13).map(|number| Piece::touch(reader.content.chunks[number])).collect();
-        assert_eq!(ahead, wanted);
+        assert_eq!(reader.foresee(8 << 20, 1 << 20, true), 9..13);
+        let touched = reader.content.touches(9..13);
+        assert!(touched.iter().all(Piece::is_touch) && touched[0].chunk == reader.content.chunks[9]);
+    }
+
+    #[test]
+    fn what_was_asked_for_ahead_and_failed_is_asked_for_again_with_what_comes_next() {
+        let reader = OpenFile::new(file(&[1 << 20; 64], 64 << 20).unwrap());
+        let mut asked = Vec::new();
+        for request in 0..64 {
+            let ahead = reader.foresee(request << 20, 1 << 20, true);
+            if !ahead.is_empty() {
+                // All fails until chunk 30 is asked for, and then nothing does.
+                if ahead.end <= 30 {
+                    reader.failed(&ahead);
+                }
+                asked.push(ahead);
+            }
+        }
+        assert!(asked.len() <= 32, "no more often than if all came: {asked:?}");
+        for (before, next) in asked.iter().zip(&asked[1..]) {
+            let lost = before.end <= 30;
+            assert!(next.len() <= 4, "a bounded window: {next:?}");
+            assert_eq!(next.start < before.end, lost, "{before:?}, {next:?}");
+        }
     }
 
     #[test]
@@ -226,11 +261,11 @@ mod tests {
                 // The kernel asks for two ranges at once, and they arrive the wrong way round now and then.
                 let request = if request > 4 { request ^ 1 } else { request };
                 let ahead = reader.foresee((from + request) << 20, 1 << 20, true);
-                asked.extend(ahead.iter().map(|piece| piece.chunk.id));
+                asked.extend(ahead);
             }
         }
         for number in (6..18).chain(38..50) {
-            assert!(asked.contains(&reader.content.chunks[number].id), "chunk {number}");
+            assert!(asked.contains(&number), "chunk {number}");
         }
     }
 

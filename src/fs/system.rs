@@ -481,8 +481,9 @@ impl FileSystem {
         }
         let leave = self.foresight.leave();
         let ahead = file.foresee(offset, len, leave.is_some());
-        if let Some(leave) = leave {
-            leave.fetch(ahead, &self.source, &self.label);
+        if let Some(leave) = leave.filter(|_| !ahead.is_empty()) {
+            let (pieces, reader) = (file.content.touches(ahead.clone()), Arc::clone(&file));
+            leave.fetch(pieces, &self.source, &self.label, move || reader.failed(&ahead));
         }
         let got = match ready {
             Some(got) => got,

@@ -3,6 +3,7 @@
 #![cfg(feature = "node")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod ahead;
 mod busy;
 mod double;
 mod held;
