@@ -279,11 +279,17 @@ fn load(folder: &Path, files: &Arc<Files>) -> io::Result<(Index, u32)> {
     let mut last_is_whole = false;
     for number in &numbers {
         // One bad pack must not keep the others from serving.
-        let loaded = load_pack(folder, *number, &mut index);
-        last_is_whole = loaded.is_ok();
-        if let Err(error) = loaded {
-            tracing::warn!(cache = %folder.display(), number, "a pack, or what follows in it, is left out: {error}");
-        }
+        last_is_whole = match Pack::open(folder, *number) {
+            Ok(pack) => load_pack(pack, &mut index)
+                .inspect_err(|error| {
+                    tracing::warn!(cache = %folder.display(), number, "a pack, or what follows in it, is left out: {error}");
+                })
+                .is_ok(),
+            Err(error) => {
+                leave_unopened(folder, *number, &mut index, &error);
+                false
+            }
+        };
     }
     // Packs of earlier runs are not appended to when full; the last one usually is not.
     if let Some(last) = index.newest().filter(|pack| last_is_whole && pack.bytes() < PACK_TARGET_BYTES) {
@@ -292,8 +298,20 @@ fn load(folder: &Path, files: &Arc<Files>) -> io::Result<(Index, u32)> {
     Ok((index, numbers.last().map_or(0, |last| last + 1)))
 }
 
-fn load_pack(folder: &Path, number: u32, index: &mut Index) -> io::Result<()> {
-    let pack = Pack::open(folder, number)?;
+/// A pack that cannot be opened may be mended by somebody, so it stays; and what is on the disk counts.
+fn leave_unopened(folder: &Path, number: u32, index: &mut Index, error: &io::Error) {
+    let bytes = Pack::bytes_unopened(folder, number);
+    if let Some(bytes) = bytes {
+        index.add_unopened(number, bytes);
+    }
+    tracing::warn!(
+        cache = %folder.display(), number, counted_bytes = bytes.unwrap_or_default(),
+        "a pack cannot be opened and is left alone, but counted in the quota until the next start: {error}"
+    );
+}
+
+fn load_pack(pack: Pack, index: &mut Index) -> io::Result<()> {
+    let number = pack.number;
     let mut slots = Vec::new();
     let scanned = pack.scan(|found| {
         // Only BLAKE3 can be verified here. Others are fetched again.

@@ -5,7 +5,7 @@ use super::files::Files;
 use super::pack::Pack;
 use super::policy::{Totals, UnitKind, UnitUse};
 use super::unit::Unit;
-use crate::model::{ContentId, NumberIndex, Rows};
+use crate::model::{ContentId, NumberIndex, Rows, Time, UnixTime};
 use crate::store::Origin;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -144,6 +144,8 @@ pub(super) struct Index {
     entries: Rows<Entry>,
     by_key: NumberIndex,
     packs: BTreeMap<u32, Arc<Pack>>,
+    /// Bytes of packs that cannot be opened: they are on the disk all the same, and stay.
+    unopened: BTreeMap<u32, u64>,
     bodies: BTreeMap<u32, Arc<Body>>,
     files: Arc<Files>,
     /// Further copies of chunks that lie in a body, in the same or other bodies: key, body, number.
@@ -158,6 +160,7 @@ impl Index {
             entries: Rows::default(),
             by_key: NumberIndex::default(),
             packs: BTreeMap::new(),
+            unopened: BTreeMap::new(),
             bodies: BTreeMap::new(),
             files,
             copies: BTreeSet::new(),
@@ -351,6 +354,11 @@ impl Index {
         self.packs.insert(pack.number, pack);
     }
 
+    /// Counts a pack that cannot be opened.
+    pub(super) fn add_unopened(&mut self, number: u32, bytes: u64) {
+        self.unopened.insert(number, bytes);
+    }
+
     pub(super) fn add_body(&mut self, body: &Arc<Body>) {
         body.count();
         self.bodies.insert(body.number, Arc::clone(body));
@@ -387,9 +395,10 @@ impl Index {
 
     /// What all units come to.
     pub(super) fn totals(&self) -> Totals {
+        let in_packs = self.packs.values().map(|pack| pack.bytes()).chain(self.unopened.values().copied());
         Totals {
-            bytes: self.packs.values().map(|pack| pack.bytes()).sum::<u64>() + self.files.bytes(),
-            packs: self.packs.len(),
+            bytes: in_packs.sum::<u64>() + self.files.bytes(),
+            packs: self.packs.len() + self.unopened.len(),
             bodies: self.bodies.len(),
         }
     }
@@ -404,6 +413,14 @@ impl Index {
             last_used: pack.last_used(),
             stays: self.active == Some(pack.number),
         });
+        let unopened = self.unopened.iter().map(|(number, bytes)| UnitUse {
+            number: u64::from(*number),
+            kind: UnitKind::Pack,
+            bytes: *bytes,
+            written: UnixTime(0),
+            last_used: Time::ZERO,
+            stays: true,
+        });
         let bodies = self.bodies.values().map(|body| UnitUse {
             number: u64::from(body.number),
             kind: UnitKind::Body,
@@ -412,7 +429,7 @@ impl Index {
             last_used: body.last_used(),
             stays: body.is_in_use() || body.is_pinned(),
         });
-        packs.chain(bodies).collect()
+        packs.chain(unopened).chain(bodies).collect()
     }
 }
 

@@ -186,7 +186,7 @@ impl Inner {
         unverified.chain(numbers.iter().map(|number| (*number, true))).collect()
     }
 
-    /// Removes every unit that is neither pinned nor in use.
+    /// Removes every unit that is neither pinned nor in use and can be opened.
     pub(super) fn clean(&self) -> Cleaned {
         let mut gone = Vec::new();
         let cleaned = {

@@ -114,11 +114,11 @@ pub enum CacheError {
 pub struct CacheStatistics {
     /// Chunks that are here.
     pub entries: u64,
-    /// Bytes on disk, headers and dead chunks included.
+    /// Bytes on disk, headers, dead chunks and packs that could not be opened included.
     pub bytes: u64,
     /// Most bytes on disk.
     pub quota_bytes: u64,
-    /// Pack files, each of which is open.
+    /// Pack files, each of which is open, but for those that could not be opened.
     pub packs: u64,
     /// Bodies on disk.
     pub bodies: u64,
@@ -237,7 +237,7 @@ pub struct Cleaned {
     pub units: u64,
     /// Their bytes on disk.
     pub bytes: u64,
-    /// Those that are pinned or in use.
+    /// Those that are pinned or in use, or could not be opened.
     pub kept_units: u64,
     /// Their bytes on disk.
     pub kept_bytes: u64,

@@ -62,6 +62,12 @@ impl Pack {
         Ok(Self::new(number, path, file, metadata.len(), written))
     }
 
+    /// The length of a pack of an earlier run that cannot be opened; `None` when that cannot be told, or it is no file.
+    pub(super) fn bytes_unopened(folder: &Path, number: u32) -> Option<u64> {
+        let metadata = std::fs::metadata(folder.join(Self::file_name(number))).ok()?;
+        metadata.is_file().then(|| metadata.len())
+    }
+
     fn new(number: u32, path: PathBuf, file: File, len: u64, written: UnixTime) -> Self {
         Self { number, path, file, len: AtomicU64::new(len), last_used: AtomicU64::new(0), written }
     }

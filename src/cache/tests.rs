@@ -2,9 +2,10 @@ use super::{CacheConfig, CacheError, DiskCache};
 use crate::model::{ChunkRef, ContentId, Generator, Place, Rng};
 use crate::store::{ChunkStore, Origin, StoreError, conformance};
 use bytes::Bytes;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
@@ -296,6 +297,73 @@ fn what_lies_in_the_way_of_a_pack_stops_no_caching() {
     let cache = DiskCache::open(folder.path(), config(8 << 20)).unwrap();
     assert_eq!(cache.read_all(&first.0).unwrap(), first.1);
     assert_eq!(cache.read_all(&second.0).unwrap(), second.1);
+}
+
+/// A file that cannot be opened for writing, by root either, as long as this lives.
+struct Sealed {
+    file: File,
+    flags: IFlags,
+}
+
+impl Sealed {
+    fn new(path: &Path) -> Option<Self> {
+        let file = File::open(path).unwrap();
+        let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
+        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        let is_open = || OpenOptions::new().read(true).write(true).open(path).is_ok();
+        let sealed = !is_open() || ioctl_setflags(&file, flags | IFlags::IMMUTABLE).is_ok() && !is_open();
+        let made = Self { file, flags };
+        if !sealed {
+            let why = "a file cannot be kept from being opened";
+            assert!(std::env::var_os("STARLING_REQUIRE_ALL").is_none(), "skipped: {why}");
+            println!("skipped: {why}");
+        }
+        sealed.then_some(made)
+    }
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        let _ = ioctl_setflags(&self.file, self.flags);
+        let _ = self.file.set_permissions(fs::Permissions::from_mode(0o600));
+    }
+}
+
+#[test]
+fn a_pack_that_cannot_be_opened_counts_in_the_quota_and_is_left_alone() {
+    const QUOTA: u64 = 8 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let cache = DiskCache::open(folder.path(), config(QUOTA)).unwrap();
+    let chunks: Vec<_> = (0..3).map(|number| chunk(number, 1 << 20)).collect();
+    for (id, bytes) in &chunks {
+        cache.insert(id, bytes, Origin::Peers).unwrap();
+    }
+    let before = cache.statistics();
+    drop(cache);
+    let on_disk = || packs(folder.path()).iter().map(|pack| fs::metadata(pack).unwrap().len()).sum::<u64>();
+    assert_eq!((packs(folder.path()).len(), on_disk()), (3, before.bytes));
+    let sealed_path = packs(folder.path())[1].clone();
+    let sealed_bytes = fs::metadata(&sealed_path).unwrap().len();
+    let Some(sealed) = Sealed::new(&sealed_path) else { return };
+
+    let cache = DiskCache::open(folder.path(), config(QUOTA)).unwrap();
+    let now = cache.statistics();
+    assert_eq!((now.entries, now.packs, now.bytes), (2, 3, before.bytes));
+    for number in 10..40 {
+        let (id, bytes) = chunk(number, 1 << 20);
+        cache.insert(&id, &bytes, Origin::Peers).unwrap();
+        assert!(on_disk() <= QUOTA, "{} bytes", on_disk());
+    }
+    cache.scrub(u64::MAX);
+    assert_eq!(cache.statistics().bytes, on_disk());
+    let cleaned = cache.clean();
+    assert_eq!((cleaned.kept_units, cleaned.kept_bytes, on_disk()), (1, sealed_bytes, sealed_bytes));
+    drop(cache);
+
+    drop(sealed);
+    let cache = DiskCache::open(folder.path(), config(QUOTA)).unwrap();
+    assert_eq!(cache.statistics().bytes, sealed_bytes);
+    assert_eq!(cache.read_all(&chunks[1].0).unwrap(), chunks[1].1);
 }
 
 /// A tmpfs that is unmounted even when the test fails.
