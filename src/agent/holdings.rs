@@ -36,13 +36,17 @@ pub(super) struct Notes {
     /// Which of them is shown; it is being switched to those behind it. Notes of an earlier program do not say: there it is the last.
     #[serde(default)]
     shown: Option<u64>,
+    /// The greatest number that a tree had when it was written; 0 in notes of an earlier program.
+    #[serde(default)]
+    last: u64,
 }
 
 impl Notes {
     /// Those of a mount that begins with a tree.
     pub(super) fn new(options: MountOptions, agreement: Agreement, shown: Shown) -> Self {
         let repository = shown.repository.clone();
-        Self { version: VERSION, repository, options, agreement, trees: vec![(0, shown)], shown: Some(0) }
+        let trees = vec![(0, shown)];
+        Self { version: VERSION, repository, options, agreement, trees, shown: Some(0), last: 0 }
     }
 
     /// The tree that is shown, and its number.
@@ -54,9 +58,15 @@ impl Notes {
         shown.or(self.trees.last()).expect("a mount shows a tree")
     }
 
+    /// The greatest number that a tree ever had, whether it is kept or not: the kernel may have something of it.
+    pub(super) fn last(&self) -> u64 {
+        self.trees.iter().map(|(number, _)| *number).fold(self.last, u64::max)
+    }
+
     /// Adds a tree that the kernel may hear of from now on, and that is not shown before the kernel knows all that changes.
     pub(super) fn begin_switch(&mut self, number: u64, next: &Shown) {
         self.shown = Some(self.shown().0);
+        self.last = self.last().max(number);
         self.trees.push((number, next.clone()));
     }
 
@@ -192,14 +202,35 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_a_tree_that_is_lost_is_not_forgotten() {
+        let read = |notes: &Notes| -> Notes {
+            serde_json::from_str(&serde_json::to_string(notes).unwrap()).unwrap()
+        };
+        let mut notes = notes();
+        notes.begin_switch(1, &past(2));
+        // The agent was killed, and its successor could not open that tree, nor switch to the next one.
+        let mut notes = read(&notes);
+        assert_eq!(notes.last(), 1);
+        notes.begin_switch(2, &past(3));
+        notes.end_switch(0, &[0]);
+        let mut notes = read(&notes);
+        assert_eq!((notes.last(), notes.trees.len()), (2, 1));
+        notes.begin_switch(3, &past(3));
+        notes.end_switch(3, &[3]);
+        assert_eq!((read(&notes).last(), notes.shown()), (3, &(3, past(3))));
+    }
+
+    #[test]
     fn notes_of_an_earlier_program_are_read() {
         let mut value = serde_json::to_value(notes()).unwrap();
-        value.as_object_mut().unwrap().remove("shown").unwrap();
+        for later in ["shown", "last"] {
+            value.as_object_mut().unwrap().remove(later).unwrap();
+        }
         let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
         file.write_all_at(value.to_string().as_bytes(), 0).unwrap();
         let mut notes = read_notes(file.into()).unwrap();
         assert_eq!(*notes.shown(), (0, past(1)));
         notes.begin_switch(1, &past(2));
-        assert_eq!(*notes.shown(), (0, past(1)));
+        assert_eq!((notes.shown(), notes.last()), (&(0, past(1)), 1));
     }
 }

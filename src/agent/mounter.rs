@@ -146,7 +146,8 @@ impl KernelMounter {
     ) -> Result<(Arc<dyn Mounted>, Shown), String> {
         let (_, shown) = notes.shown().clone();
         let source = self.source(&notes.repository);
-        let file_system = FileSystem::resume(notes.repository.as_str(), trees, notes.shown().0, source);
+        let (name, number) = (notes.repository.as_str(), notes.shown().0);
+        let file_system = FileSystem::resume(name, trees, number, notes.last(), source);
         let file_system = tagged(file_system, &notes.options).with_replays_of(self.replay_max_bytes());
         let file_system = Arc::new(file_system);
         let config = self.config(directory, &notes.options);
@@ -404,7 +405,7 @@ impl KernelMount {
 impl Mounted for KernelMount {
     fn switch<'a>(&'a self, shown: &'a Shown, tree: Arc<dyn Tree>) -> BoxFuture<'a, Result<(), String>> {
         async move {
-            let next = self.file_system.generations().last().map_or(0, |last| last + 1);
+            let next = self.file_system.last() + 1;
             // A successor must know the tree before the kernel can have anything of it.
             tokio::task::block_in_place(|| self.note(|notes| notes.begin_switch(next, shown)));
             let switched = self.file_system.switch(tree).await.map(drop).map_err(|error| error.to_string());

@@ -95,7 +95,8 @@ impl FileSystem {
 
     /// Goes on where another process has ended: `trees` are those that it kept, by the numbers that it gave them, and `shown` is
     /// the number of the one that it showed. With one of a greater number, it was cut off while it switched to that one; the kernel
-    /// may have something of it, which [`FileSystem::settle`] takes back. Inodes that the kernel has from the other process are found when
+    /// may have something of it, which [`FileSystem::settle`] takes back. `last` is the greatest number that any of its trees had, those
+    /// that are lost included: no other tree gets one of these. Inodes that the kernel has from the other process are found when
     /// it asks about them.
     ///
     /// # Panics
@@ -104,10 +105,11 @@ impl FileSystem {
         label: impl Into<String>,
         trees: Vec<(u64, Arc<dyn Tree>)>,
         shown: u64,
+        last: u64,
         source: Arc<dyn ChunkSource>,
     ) -> Self {
         let unknown = trees.iter().filter(|(number, _)| *number >= shown).cloned().collect();
-        Self::over(label.into(), Table::resume(trees, shown), source, Some(unknown))
+        Self::over(label.into(), Table::resume(trees, shown, last), source, Some(unknown))
     }
 
     fn over(
@@ -187,7 +189,12 @@ impl FileSystem {
         self.table().current().0
     }
 
-    /// The numbers of the trees that are kept, oldest first. A tree that is shown later has the number after the last.
+    /// The greatest number that a tree of this mount ever had. The next tree that is shown has the number after it.
+    pub fn last(&self) -> u64 {
+        self.table().last()
+    }
+
+    /// The numbers of the trees that are kept, oldest first.
     pub fn generations(&self) -> Vec<u64> {
         self.table().generations().iter().rev().map(|(number, _)| *number).collect()
     }

@@ -45,6 +45,8 @@ pub(super) type Generation = (u64, Arc<dyn Tree>);
 /// Inodes that the kernel knows, and trees.
 pub(super) struct Table {
     current: u64,
+    /// The greatest number that a tree ever had: the kernel may hold something of each, kept or not, so none is given twice.
+    last: u64,
     trees: BTreeMap<u64, Kept>,
     known: HashMap<Inode, Known>,
     /// Of known directories but the root.
@@ -56,29 +58,36 @@ impl Table {
         let root = Known { generation: 0, lookups: 1 };
         Self {
             current: 0,
+            last: 0,
             trees: BTreeMap::from([(0, Kept { tree, bound: 1, inherited: false })]),
             known: HashMap::from([(Inode::ROOT, root)]),
             places: HashMap::new(),
         }
     }
 
-    /// What a predecessor has left: its trees by generation, and which of them it showed. They are kept whether an inode is bound to
-    /// them or not, for nobody knows which the kernel has.
+    /// What a predecessor has left: its trees by generation, which of them it showed, and the last number that it gave. They are kept
+    /// whether an inode is bound to them or not, for nobody knows which the kernel has.
     ///
     /// # Panics
     /// Without the tree that is shown.
-    pub(super) fn resume(trees: Vec<Generation>, current: u64) -> Self {
+    pub(super) fn resume(trees: Vec<Generation>, current: u64, last: u64) -> Self {
         let kept =
             |(number, tree)| (number, Kept { tree, bound: usize::from(number == current), inherited: true });
         let trees: BTreeMap<u64, Kept> = trees.into_iter().map(kept).collect();
         assert!(trees.contains_key(&current), "a mount shows a tree");
+        let last = trees.keys().copied().fold(last, u64::max);
         let root = Known { generation: current, lookups: 1 };
-        Self { current, trees, known: HashMap::from([(Inode::ROOT, root)]), places: HashMap::new() }
+        Self { current, last, trees, known: HashMap::from([(Inode::ROOT, root)]), places: HashMap::new() }
     }
 
     /// All kept trees, the newest first.
     pub(super) fn generations(&self) -> Vec<Generation> {
         self.trees.iter().rev().map(|(number, kept)| (*number, Arc::clone(&kept.tree))).collect()
+    }
+
+    /// The greatest number that a tree ever had.
+    pub(super) fn last(&self) -> u64 {
+        self.last
     }
 
     /// The tree that new look-ups see.
@@ -187,9 +196,8 @@ impl Table {
     /// tree that answered for it.
     pub(super) fn advance(&mut self, tree: Arc<dyn Tree>) -> (Generation, Vec<(Inode, Generation)>) {
         let directories = self.directories();
-        // A predecessor may have begun with a newer one than it showed.
-        let last = self.trees.last_key_value().map_or(self.current, |(number, _)| *number);
-        let next = (last + 1, tree);
+        self.last += 1;
+        let next = (self.last, tree);
         let before = std::mem::replace(&mut self.current, next.0);
         self.trees.insert(next.0, Kept { tree: Arc::clone(&next.1), bound: 0, inherited: false });
         self.rebind(Inode::ROOT, &next);

@@ -124,8 +124,13 @@ impl Revisions {
     }
 
     fn resume(&self, revisions: &[u64], shown: u64) -> (FileSystem, Arc<Told>) {
+        self.resume_after(revisions, shown, *revisions.last().unwrap())
+    }
+
+    /// `last`: the greatest number that the process before has given, perhaps to a tree that is lost.
+    fn resume_after(&self, revisions: &[u64], shown: u64, last: u64) -> (FileSystem, Arc<Told>) {
         let trees = revisions.iter().map(|revision| (*revision, self.tree(*revision))).collect();
-        let fs = FileSystem::resume("resumed", trees, shown, self.source.clone());
+        let fs = FileSystem::resume("resumed", trees, shown, last, self.source.clone());
         let told = Arc::new(Told::default());
         fs.set_notifier(Some(told.clone()));
         (fs, told)
@@ -229,6 +234,28 @@ async fn a_switch_that_was_cut_off_is_taken_back_and_the_next_one_takes_back_the
 }
 
 #[tokio::test]
+async fn the_number_of_a_tree_that_cannot_be_opened_any_more_is_not_given_to_another() {
+    let revisions = Revisions::new();
+    // Somebody has begun to read a directory of 2 when the process before had switched to it, but not said so yet.
+    let (before, _) = revisions.resume(&[1, 2], 2);
+    let lib = before.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+    let listing = before.read_directory(lib, 0).await.unwrap();
+    let offset = listing.from(0).nth(2).unwrap().next_offset;
+    drop(before);
+
+    let (fs, _) = revisions.resume_after(&[1], 1, 2);
+    assert_eq!((fs.shown(), fs.last(), fs.generations()), (1, 2, vec![1]));
+    fs.switch(revisions.tree(3)).await.unwrap();
+    assert_eq!((fs.shown(), fs.last()), (3, 3));
+    assert!(fs.lookup(Inode::ROOT, b"lib").await.unwrap().is_some());
+    let goes_on = fs.read_directory(lib, offset).await.map(drop);
+    assert!(
+        matches!(goes_on, Err(FsError::Stale(_))),
+        "the names of another revision would be wrong: {goes_on:?}"
+    );
+}
+
+#[tokio::test]
 async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
     let revisions = Revisions::new();
     let [x, _, _] = revisions.inodes(1).await;
@@ -263,7 +290,7 @@ async fn what_one_tree_has_here_is_found_although_another_cannot_be_searched() {
     let inner = MemoryTree::new(&Revisions::naive(2), &*revisions.source);
     let newer: Arc<dyn Tree> = Arc::new(Holed { inner, hole: Inode(0) });
     let trees = vec![(1, revisions.tree(1)), (2, newer)];
-    let fs = FileSystem::resume("resumed", trees, 2, revisions.source.clone());
+    let fs = FileSystem::resume("resumed", trees, 2, 2, revisions.source.clone());
     let begun = tokio::time::Instant::now();
     assert_eq!(text(&fs, changing).await.unwrap(), "content of 1");
     assert_eq!(begun.elapsed(), Duration::ZERO, "nobody is waited for");
