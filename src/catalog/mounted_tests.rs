@@ -24,6 +24,9 @@ struct Plain {
     chunks: HashMap<ContentId, Bytes>,
     reads: AtomicUsize,
     broken: AtomicBool,
+    /// Whether what is fetched ahead fails, and what was to be.
+    broken_ahead: AtomicBool,
+    ahead: std::sync::Mutex<Vec<ContentId>>,
     /// Whether it never answers.
     silent: AtomicBool,
     /// What is here, and read at once, even while it is silent.
@@ -40,9 +43,13 @@ impl Plain {
 }
 
 impl ChunkSource for Plain {
-    fn read(&self, pieces: Vec<Piece>, _: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>> {
+    fn read(&self, pieces: Vec<Piece>, class: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>> {
         Box::pin(async move {
             self.reads.fetch_add(1, Ordering::SeqCst);
+            let is_ahead = class == Class::Prefetch;
+            if is_ahead {
+                self.ahead.lock().unwrap().extend(pieces.iter().map(|piece| piece.chunk.id));
+            }
             // A tree looks first whether it is here at once, and waits then.
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
@@ -50,7 +57,8 @@ impl ChunkSource for Plain {
             if self.silent.load(Ordering::SeqCst) && !is_here {
                 std::future::pending::<()>().await;
             }
-            if self.broken.load(Ordering::SeqCst) {
+            let is_broken_ahead = is_ahead && self.broken_ahead.load(Ordering::SeqCst);
+            if is_broken_ahead || self.broken.load(Ordering::SeqCst) {
                 let chunk = pieces[0].chunk.id;
                 return Err(SourceError::Unavailable { chunk, detail: "told to fail".to_owned() });
             }
@@ -63,8 +71,13 @@ impl ChunkSource for Plain {
     }
 }
 
-/// A root directory with `nested` nested catalogs `n0`, `n1`, …, each with one file.
+/// A root directory with `nested` nested catalogs `n0`, `n1`, …, each with one file and in a segment of its own.
 fn sample(nested: u64) -> (Arc<Plain>, Root) {
+    sample_at(nested, |_, chunk| chunk.place)
+}
+
+/// The same with catalogs at other places.
+fn sample_at(nested: u64, place: impl Fn(u64, &ChunkRef) -> Place) -> (Arc<Plain>, Root) {
     let mut source = Plain::default();
     let mut catalogs = Vec::new();
     let directory = |inode| attributes(inode, FileKind::Directory, 0);
@@ -78,7 +91,8 @@ fn sample(nested: u64) -> (Arc<Plain>, Root) {
     for n in 0..nested {
         let mut writer = CatalogWriter::new().unwrap();
         add(&mut writer, 1, b"file", attributes(1000 + n, FileKind::File, 0), NewContent::File(&[]));
-        let chunk = source.add(writer.finish().unwrap());
+        let mut chunk = source.add(writer.finish().unwrap());
+        chunk.place = place(n, &chunk);
         catalogs.push(chunk);
         add(&mut top, 1, format!("n{n:03}").as_bytes(), directory(10 + n), NewContent::Nested(chunk.id));
     }
@@ -130,6 +144,38 @@ async fn a_catalog_is_loaded_once_however_many_wait() {
     let found = futures::future::join_all((0..50).map(|_| tree.lookup(Inode(10), b"file"))).await;
     assert!(found.iter().all(|found| matches!(found, Ok(Some(_)))));
     assert_eq!(source.reads.load(Ordering::SeqCst), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn catalogs_that_could_not_be_fetched_ahead_are_fetched_ahead_again_after_a_rest() {
+    // A block of 64 KiB for each.
+    let at = |n: u64, chunk: &ChunkRef| {
+        let (segment, ordinal) = (ContentId::of(b"catalogs"), u32::try_from(n).unwrap());
+        Place { segment, ordinal, offset: n << 16, ..chunk.place }
+    };
+    let (source, root) = sample_at(20, at);
+    let tree = mount(&source, &root, MountedTree::BUDGET_BYTES).await;
+    tree.list(Inode::ROOT).await.unwrap();
+    // What entering a directory has fetched ahead, by the numbers of the directories.
+    let enter = async |n: u64| -> Vec<usize> {
+        tree.list(Inode(10 + n)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let ahead = std::mem::take(&mut *source.ahead.lock().unwrap());
+        let index = &source.chunks[&root.catalog_index.id];
+        let index = CatalogIndex::from_bytes(index).unwrap();
+        let place_of = |id: &ContentId| index.catalogs()[index.position(id).unwrap()].place.offset >> 16;
+        ahead.iter().map(|id| usize::try_from(place_of(id)).unwrap()).collect()
+    };
+    source.broken_ahead.store(true, Ordering::SeqCst);
+    assert!(enter(0).await.is_empty() && enter(1).await.is_empty(), "two are no walk");
+    assert_eq!(enter(2).await, [1, 2, 3, 4, 5]);
+    assert!(enter(3).await.is_empty(), "it failed a moment ago");
+    source.broken_ahead.store(false, Ordering::SeqCst);
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let again = enter(4).await;
+    assert!(again.contains(&5), "{again:?}");
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert!(!enter(5).await.contains(&6), "that is here");
 }
 
 #[tokio::test]
