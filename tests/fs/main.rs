@@ -7,6 +7,8 @@ mod ahead;
 mod busy;
 mod double;
 mod held;
+mod live;
+mod mapped;
 mod model;
 mod mounted;
 mod resumed;
