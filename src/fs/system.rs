@@ -31,6 +31,9 @@ const RECALL_WITHIN: Duration = Duration::from_secs(25);
 const RECALL_AT_LEAST: Duration = Duration::from_millis(100);
 /// Of a mount's warnings that readers get an I/O error, one passes in this time (guess: a sample is enough for who looks for the cause).
 const IO_ERRORS_PAUSE: Duration = Duration::from_secs(2);
+/// How often the catalog is asked for of a file that is in use and whose revision goes, and the pause before it is asked for again (guesses).
+const HOLD_ATTEMPTS: usize = 5;
+const HOLD_PAUSE: Duration = Duration::from_millis(100);
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
 
@@ -317,7 +320,7 @@ impl FileSystem {
         let held = AtomicUsize::new(0);
         // All at once: a catalog that nobody has must not keep the files of the others waiting.
         let all = stream::iter(going.iter().take(HELD_MAX)).for_each_concurrent(None, |inode| async {
-            let is_held = match self.file(*inode).await {
+            let is_held = match self.file_that_goes(*inode).await {
                 Ok(_) => lock(&self.files).hold(*inode),
                 // A link: who has it has read it.
                 Err(FsError::WrongKind(_)) => true,
@@ -341,6 +344,19 @@ impl FileSystem {
         if let Some(held_back) = self.io_errors.pass() {
             tracing::warn!(repository = self.label, held_back, "a reader gets an I/O error: {why}");
         }
+    }
+
+    /// The content of a file whose revision is about to go: there is no later time at which to ask again.
+    async fn file_that_goes(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
+        for _ in 1..HOLD_ATTEMPTS {
+            match self.file(inode).await {
+                Err(FsError::Metadata { cause: TreeError::Source(_), .. }) => {
+                    tokio::time::sleep(HOLD_PAUSE).await;
+                }
+                decided => return decided,
+            }
+        }
+        self.file(inode).await
     }
 
     /// The tree that answers for an inode of any kind.
@@ -613,13 +629,16 @@ impl FileSystem {
 
     /// An entry of a listing went to the kernel with its attributes: a reference more, but for dots.
     pub fn remember_listed(&self, listing: &Listing, entry: &ListedEntry<'_>) {
-        if !entry.is_dot {
-            // Of a revision that is gone, the kernel has nothing that it believes, and what has not changed is in the one that is shown.
-            let tree = {
-                let table = self.table();
-                table.generation(listing.generation).unwrap_or_else(|| table.current())
-            };
-            self.remember(&tree, listing.directory.inode, entry.name, &entry.attributes);
+        if entry.is_dot {
+            return;
+        }
+        let (directory, attributes) = (listing.directory.inode, &entry.attributes);
+        let is_directory = attributes.kind == FileKind::Directory;
+        let place = is_directory.then(|| (directory, Arc::from(entry.name)));
+        let mut table = self.table();
+        match table.generation(listing.generation) {
+            Some(tree) => table.remember(attributes.inode, &tree, place),
+            None => table.remember_gone(attributes.inode, listing.generation, place),
         }
     }
 

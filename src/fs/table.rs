@@ -145,6 +145,16 @@ impl Table {
         }
     }
 
+    /// Counts one look-up of `inode`, of a tree that is no longer kept. The kernel believes nothing of it and looks it up before it uses it;
+    /// who has it open is answered as before, which no other tree could do.
+    pub(super) fn remember_gone(&mut self, inode: Inode, generation: u64, place: Option<Place>) {
+        if let (Some(place), true) = (place, inode != Inode::ROOT) {
+            self.places.insert(inode, place);
+        }
+        let known = self.known.entry(inode).or_insert(Known { generation, lookups: 0 });
+        known.lookups += 1;
+    }
+
     /// Notes an inode that the kernel has from a predecessor: how many references, nobody knows, so none is counted.
     pub(super) fn inherit(&mut self, inode: Inode, from: &Generation, place: Option<Place>) {
         let lookups = self.known.get(&inode).map_or(0, |known| known.lookups);

@@ -293,25 +293,25 @@ impl Live {
         self.held.push(held);
     }
 
-    /// Reads some of a mapping, which lives as long as its file is held, or until it is killed.
+    /// Reads some of a mapping, which lives as long as its file is held, or until somebody is killed for it.
     fn read_mapped(&mut self, held: &mut Held) {
         let right = &held.right;
         if right.is_empty() {
             return;
         }
-        if held.mapped.is_none() {
-            let mapped = Mapped::of(&held.file);
-            held.mapped = self.answer("mapping", b"", mapped);
-        }
-        let Some(mapped) = &mut held.mapped else { return };
         let from = self.random.below(right.len());
         let len = [right.len() - from, self.random.below(right.len() - from) + 1][self.random.below(2)];
+        let what = format!("{len} bytes at {from} of {}", right.len());
+        if held.mapped.is_none() {
+            let mapped = Mapped::of(&held.file);
+            held.mapped = self.answer("mapping", what.as_bytes(), mapped);
+        }
+        let Some(mapped) = &mut held.mapped else { return };
         if let Some(got) = mapped.bytes(from, len) {
-            assert!(got == right[from..from + len], "{len} bytes at {from} of {}, mapped", right.len());
+            assert!(got == right[from..from + len], "{what}, mapped");
             self.mapped += 1;
         } else {
-            let what = format!("{len} bytes at {from} of {}, mapped", right.len());
-            assert!(self.stack.is_troubled(), "{what}: killed");
+            assert!(self.stack.is_troubled(), "{what}, mapped: killed");
             held.mapped = None;
             self.killed += 1;
         }

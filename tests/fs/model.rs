@@ -1,7 +1,9 @@
 //! Random operations on random trees, compared with the naive answer, without FUSE: over a source that has everything, and over a
 //! node whose strata fail and lie, whose cache drops things, and whose disk rots.
 
-use crate::double::{Body, MemorySource, Naive, Shelf, base, content, next_revision, parent, random_tree};
+use crate::double::{
+    Body, MemorySource, Naive, Shelf, base, content, next_revision, node, parent, random_tree,
+};
 use crate::sources::{Stack, Weather};
 use starling::catalog::{Attributes, FileKind, Inode, TreeError};
 use starling::fs::{FileSystem, FsError};
@@ -365,6 +367,86 @@ async fn an_open_file_outlives_its_revision_and_an_inode_too_old_is_stale() {
     world.forget(&taken);
     assert_eq!(world.fs.attributes(inode).await, Err(FsError::Stale(inode)));
     assert_eq!(world.fs.lookup(Inode(4711), b"x").await, Err(FsError::Stale(Inode(4711))));
+}
+
+#[tokio::test]
+async fn who_reads_on_in_a_directory_of_a_revision_that_is_gone_takes_no_open_file_from_others() {
+    let mut world = World::new(1);
+    let revision = |round: usize| {
+        let mut naive = Naive::from([(Vec::new(), node(Body::Directory))]);
+        for name in [&b"a"[..], b"b", b"c"] {
+            naive.insert(name.to_vec(), node(Body::File(format!("{round}").into_bytes(), 5)));
+        }
+        // Stays as it is.
+        naive.insert(b"d".to_vec(), node(Body::File(b"d".to_vec(), 5)));
+        naive
+    };
+    world.naive = revision(0);
+    world.fs.switch(world.source.tree(&world.naive)).await.unwrap();
+    let (found, taken) = world.walk(b"b").await.unwrap();
+    let open = found.unwrap();
+    world.fs.open(open.inode).await.unwrap();
+    let (offset, _) = world.read_names(Inode::ROOT, 0, 3).await.unwrap();
+    let mut others = Vec::new();
+    for round in 1..=10 {
+        world.naive = revision(round);
+        world.fs.switch(world.source.tree(&world.naive)).await.unwrap();
+        others.extend(world.walk(b"a").await.unwrap().1);
+    }
+    let listing = world.fs.read_directory(Inode::ROOT, offset).await.unwrap();
+    let mut listed = Vec::new();
+    for entry in listing.from(offset) {
+        world.fs.remember_listed(&listing, &entry);
+        listed.push((entry.name.to_vec(), entry.attributes.inode));
+    }
+    let names: Vec<&[u8]> = listed.iter().map(|(name, _)| &name[..]).collect();
+    assert_eq!((names, listed[0].1), (vec![&b"b"[..], b"c", b"d"], open.inode));
+    assert_eq!(world.fs.attributes(open.inode).await, Ok(open));
+    assert_eq!(world.fs.read(open.inode, 0, 9).await.unwrap(), &b"0"[..]);
+    // What did not change is looked up again by the kernel, and answers.
+    let (found, again) = world.walk(b"d").await.unwrap();
+    assert_eq!(world.fs.attributes(listed[2].1).await, Ok(found.unwrap()));
+    world.fs.close(open.inode);
+    let listed = listed.into_iter().map(|(_, inode)| inode).collect();
+    [taken, others, listed, again].iter().for_each(|taken| world.forget(taken));
+    let left = world.fs.statistics();
+    assert_eq!((left.known_inodes, left.old_trees), (1, 0), "{left:?}");
+}
+
+#[tokio::test]
+async fn files_in_use_outlive_their_revision_where_catalogs_fail_now_and_then() {
+    const FILES: usize = 60;
+    let stack = Stack::new(1, false);
+    let mut world = World::over(1, Arc::clone(&stack));
+    let name = |number: usize| format!("file{number}").into_bytes();
+    let content_in = |round: usize, number: usize| format!("{number} in {round}").into_bytes();
+    let revision = |round| {
+        let file = |number| (name(number), node(Body::File(content_in(round, number), 10)));
+        Naive::from_iter((0..FILES).map(file).chain([(Vec::new(), node(Body::Directory))]))
+    };
+    let mut first = Vec::new();
+    for round in 0..=10 {
+        stack.set_weather(Weather::Mixed);
+        loop {
+            match world.fs.switch(stack.tree(&revision(round))).await {
+                Ok(_) => break,
+                Err(error) => assert!(matches!(error, FsError::Metadata { .. }), "{error}"),
+            }
+        }
+        stack.set_weather(Weather::Fair);
+        world.naive = revision(round);
+        // Of each revision something is in use; of the first, all of it, and nothing was opened or read.
+        for number in 0..if round == 0 { FILES } else { 1 } {
+            let (found, _) = world.walk(&name(number)).await.unwrap();
+            if round == 0 {
+                first.push(found.unwrap().inode);
+            }
+        }
+    }
+    assert_eq!(world.fs.statistics().old_trees, 8, "the first is gone");
+    for (number, inode) in first.into_iter().enumerate() {
+        assert_eq!(world.fs.read(inode, 0, 100).await.unwrap(), content_in(0, number));
+    }
 }
 
 #[tokio::test]
