@@ -15,3 +15,4 @@ mod resumed;
 mod sources;
 mod spans;
 mod view;
+mod watchdog;
