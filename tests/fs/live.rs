@@ -67,7 +67,7 @@ struct Live {
     /// Mappings that were read, and processes that were killed for a page that could not be had.
     mapped: u64,
     killed: u64,
-    folder: Arc<TempDir>,
+    folder: TempDir,
     runtime: Runtime,
 }
 
@@ -114,7 +114,7 @@ fn add_many(naive: &mut Naive, random: &mut Generator, count: usize) {
 }
 
 impl Live {
-    fn new(seed: u64, verify_always: bool, profile: Profile, folder: Arc<TempDir>) -> Self {
+    fn new(seed: u64, verify_always: bool, profile: Profile, folder: TempDir) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut random = Generator::stream(seed, 5);
@@ -392,7 +392,7 @@ fn through_a_mount_too_the_answer_is_the_naive_one_or_an_io_error() {
         let _seed = Seed(seed);
         // Where each byte is checked at each read, the disk rots as well; elsewhere the kernel reads large files itself.
         let profile = if seed % 3 == 0 { Profile::SmallFiles } else { Profile::LargeFiles };
-        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let folder = tempfile::tempdir().unwrap();
         let watchdog = Watchdog::over(
             format!("seed {seed} (STARLING_SEED={seed} runs it alone)"),
             folder.path(),

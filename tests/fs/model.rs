@@ -21,12 +21,12 @@ type HalfRead = (Inode, u64, Vec<Vec<u8>>, Vec<Inode>);
 /// What was found at a path, and every reference that was taken.
 type Walked = (Option<Attributes>, Vec<Inode>);
 
-/// The seeds to run: `STARLING_SEEDS` asks for more or fewer, `STARLING_SEED` for one.
+/// The seeds to run: `STARLING_SEEDS` asks for more, `STARLING_SEED` for one.
 pub(crate) fn seeds(all: u64) -> Range<u64> {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     match number("STARLING_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("STARLING_SEEDS").unwrap_or(all),
+        None => 0..number("STARLING_SEEDS").unwrap_or(all).max(all),
     }
 }
 
