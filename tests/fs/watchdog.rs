@@ -80,7 +80,11 @@ fn a_mount_that_does_not_answer_is_cut_off_and_who_waits_there_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let _mounted = mount(&MountConfig::new(folder.path()), fs, runtime.handle().clone()).unwrap();
     let file = File::open(folder.path().join("file")).unwrap();
-    let watchdog = Watchdog::over("what must not".to_owned(), folder.path(), Duration::from_millis(500));
+    let watchdog = Watchdog::over(
+        "a mount that is mute on purpose".to_owned(),
+        folder.path(),
+        Duration::from_millis(500),
+    );
     let mut mapped = Mapped::of(&file).unwrap();
     assert_eq!(mapped.bytes(0, 5), None, "who maps it is killed");
     let error = file.read_at(&mut [0; 5], 0).unwrap_err().raw_os_error().unwrap();
