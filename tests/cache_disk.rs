@@ -47,6 +47,31 @@ impl Disk {
         Some(Self(at))
     }
 
+    /// The same on a file with holes, which cannot grow as soon as [`Disk::fill`] has filled the disk in memory that it lies on.
+    fn on_a_thin_disk(at: PathBuf, beneath: &Self, test: &str) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let image = beneath.0.join("image");
+        File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        // Without a journal, which would fail first and end all writing.
+        let made = ran(Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"])
+            .arg(&image))
+            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        if !made {
+            skipped(test, "it needs mkfs.ext4 and a loop device");
+            return None;
+        }
+        Some(Self(at))
+    }
+
+    /// Nothing finds room on it any more.
+    fn fill(&self) {
+        rustix::fs::sync();
+        let mut ballast = File::create(self.0.join("ballast")).unwrap();
+        while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
+    }
+
     /// The disk gives up writing, as after an error of its journal, whoever has files of it open.
     fn make_read_only(&self) {
         let done = Command::new("mount").args(["-o", "remount,abort"]).arg(&self.0).status().unwrap();
@@ -259,6 +284,49 @@ fn a_failing_disk_is_bypassed_and_reported_once() {
     world.restart();
     world.read_all();
     assert_eq!(world.count_in_log("the cache's disk cannot be used"), 1);
+    world.assert_no_read_failed();
+    world.node.stop();
+}
+
+#[test]
+fn what_a_disk_did_not_take_after_all_is_never_delivered() {
+    if !can_mount("cache_disk_thin") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let beneath = Disk::in_memory(base.path().join("beneath"), 64 << 20);
+    let Some(disk) = Disk::on_a_thin_disk(base.path().join("disk"), &beneath, "cache_disk_thin") else {
+        return;
+    };
+    let mut world = World::new(|node| node.with_setting("cache_dir", disk.0.join("cache")));
+    // Every write succeeds, and none of it stays.
+    beneath.fill();
+    fs::write(disk.0.join("more"), b"x").unwrap();
+    world.read_all();
+    let told = (0..300).any(|_| {
+        std::thread::sleep(Duration::from_millis(200));
+        world.count_in_log("the disk did not take what was written") > 0
+    });
+    assert!(told, "half a minute, and it was not noticed");
+    let drop_all = || {
+        rustix::fs::sync();
+        drop_pages(&disk.0);
+    };
+    for _ in 0..2 {
+        drop_all();
+        world.read_all();
+    }
+    assert!(!is_passed(&world.node, &File::open(world.at.join("large")).unwrap()));
+    assert!(
+        world.node.metric("starling_cache_damaged_chunks_total") > 10.0,
+        "nothing was lost: this shows nothing"
+    );
+    assert_eq!(world.count_in_log("the cache cannot store"), 1);
+    world.assert_no_read_failed();
+    // Nor after a restart.
+    world.restart();
+    drop_all();
+    world.read_all();
     world.assert_no_read_failed();
     world.node.stop();
 }

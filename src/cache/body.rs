@@ -17,7 +17,7 @@
 //! power cut may keep it and lose the chunk: what lies in a hole counts as absent whatever its byte says, and wrong
 //! bytes are found by their hash.
 
-use super::files::{Files, open_existing};
+use super::files::{Files, drop_pages, open_existing, write_out};
 use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId, Time, UnixTime, limits};
 use rustix::io::ReadWriteFlags;
@@ -229,6 +229,8 @@ enum Stage {
 struct Handle {
     stage: Stage,
     open: Option<Arc<Open>>,
+    /// What was written by, until the disk has taken it: only this descriptor is sure to be told when it does not.
+    unflushed: Option<Arc<Open>>,
     /// What was handed out, as long as somebody has it.
     handed: Weak<File>,
 }
@@ -247,6 +249,10 @@ pub(super) struct Body {
     written: UnixTime,
     /// Whether something was written that was not synced.
     dirty: AtomicBool,
+    /// How often it was written; what an earlier run wrote is once.
+    writes: AtomicU64,
+    /// How many of these the disk is known to have taken.
+    flushed: AtomicU64,
     /// Whether it may not be evicted.
     pinned: AtomicBool,
 }
@@ -278,10 +284,12 @@ impl Body {
             list,
             files,
             state: Mutex::new(state),
-            handle: Mutex::new(Handle { stage, open: None, handed: Weak::new() }),
+            handle: Mutex::new(Handle { stage, open: None, unflushed: None, handed: Weak::new() }),
             last_used: AtomicU64::new(0),
             written,
             dirty: AtomicBool::new(false),
+            writes: AtomicU64::new(u64::from(stage == Stage::Made)),
+            flushed: AtomicU64::new(0),
             pinned: AtomicBool::new(false),
         }
     }
@@ -375,9 +383,28 @@ impl Body {
         }
     }
 
-    /// Whether all of the file is there, and each chunk was verified in this run.
+    /// Whether all of the file is there, each chunk was verified in this run, and the disk has taken it.
     pub(super) fn is_verified(&self) -> bool {
-        lock(&self.state).unverified == 0
+        lock(&self.state).unverified == 0 && self.is_flushed()
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.flushed.load(Ordering::Acquire) >= self.writes.load(Ordering::Acquire)
+    }
+
+    /// Whether it would be whole and verified, but that it is not known that the disk has taken it.
+    pub(super) fn lacks_flush_alone(&self) -> bool {
+        lock(&self.state).unverified == 0 && !self.is_flushed()
+    }
+
+    /// Whether something of it is delivered unhashed of which it is not known that the disk has taken it.
+    pub(super) fn needs_flush(&self) -> bool {
+        !self.is_flushed() && lock(&self.state).unverified < self.len()
+    }
+
+    /// Whether it may be written now, as far as open files go.
+    pub(super) fn may_be_written(&self) -> bool {
+        !self.files.many_unflushed() || lock(&self.handle).unflushed.is_some()
     }
 
     /// Bytes on disk, as far as chunks and list go.
@@ -460,14 +487,18 @@ impl Body {
             if let Some(open) = &handle.open {
                 return Ok(Arc::clone(open));
             }
+            let unflushed = handle.unflushed.as_ref().map(Arc::clone);
             // Under the lock: by the same name there may soon be another body, whose holes would be read as bytes.
             if handle.stage != Stage::Made {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            let open = Arc::new(Open {
-                plain: open_existing(&self.path())?,
-                list: open_existing(&self.files.list_path(&self.list.name))?,
-            });
+            let open = match unflushed {
+                Some(open) => open,
+                None => Arc::new(Open {
+                    plain: open_existing(&self.path())?,
+                    list: open_existing(&self.files.list_path(&self.list.name))?,
+                }),
+            };
             handle.open = Some(Arc::clone(&open));
             open
         };
@@ -511,6 +542,13 @@ impl Body {
         open.plain.write_all_at(bytes, self.list.range(number).start)?;
         open.list.write_all_at(&[WRITTEN], self.list.mark_at(number))?;
         self.dirty.store(true, Ordering::Relaxed);
+        {
+            let mut handle = lock(&self.handle);
+            self.writes.fetch_add(1, Ordering::Release);
+            if handle.stage == Stage::Made && handle.unflushed.replace(open).is_none() {
+                self.files.note_unflushed(true);
+            }
+        }
         self.set(number, Content::Verified);
         self.touch();
         Ok(())
@@ -543,14 +581,52 @@ impl Body {
         lock(&self.handle).handed.strong_count() > 0
     }
 
+    /// Has the disk take what was written to the file. After an error, and until [`Body::doubt`], wrong bytes may be read.
+    pub(super) fn flush(self: &Arc<Self>) -> io::Result<()> {
+        let writes = self.writes.load(Ordering::Acquire);
+        if self.is_flushed() || self.is_gone() {
+            return Ok(());
+        }
+        write_out(&self.open()?.plain)?;
+        self.note_flushed(writes);
+        Ok(())
+    }
+
+    fn note_flushed(&self, writes: u64) {
+        self.flushed.fetch_max(writes, Ordering::Release);
+        let mut handle = lock(&self.handle);
+        if self.is_flushed() && handle.unflushed.take().is_some() {
+            self.files.note_unflushed(false);
+        }
+    }
+
+    /// What was written may be lost, whatever is in memory: from now on everything is hashed before it is delivered again. Where this is
+    /// called twice, and what is in memory dropped in between, nobody has hashed only that.
+    pub(super) fn doubt(&self) {
+        self.writes.fetch_add(1, Ordering::Release);
+        let doubted = |now| if now == Content::Verified { Content::Unverified } else { now };
+        (0..self.len()).for_each(|number| self.change(number, doubted));
+    }
+
+    /// Drops what the kernel has of the file in memory.
+    pub(super) fn drop_pages(self: &Arc<Self>) {
+        if let Ok(open) = self.open() {
+            drop_pages(&open.plain);
+        }
+    }
+
     /// Makes what was written survive a power cut.
     pub(super) fn sync(self: &Arc<Self>) -> io::Result<()> {
+        let writes = self.writes.load(Ordering::Acquire);
         if !self.dirty.swap(false, Ordering::Relaxed) || self.is_gone() {
             return Ok(());
         }
-        let open = self.open()?;
-        open.plain.sync_data()?;
-        open.list.sync_data()
+        let synced = self.open().and_then(|open| open.plain.sync_data().and_then(|()| open.list.sync_data()));
+        match &synced {
+            Ok(()) => self.note_flushed(writes),
+            Err(_) => self.dirty.store(true, Ordering::Relaxed),
+        }
+        synced
     }
 
     /// Removes its files. Those who have them open read on.
@@ -558,6 +634,9 @@ impl Body {
         let removed = {
             let mut handle = lock(&self.handle);
             handle.open = None;
+            if handle.unflushed.take().is_some() {
+                self.files.note_unflushed(false);
+            }
             if std::mem::replace(&mut handle.stage, Stage::Gone) == Stage::Made {
                 let plain = std::fs::remove_file(self.path());
                 std::fs::remove_file(self.files.list_path(&self.list.name)).and(plain)

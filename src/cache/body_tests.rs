@@ -172,6 +172,7 @@ fn after_a_kill_a_body_is_there_and_is_verified_before_it_is_handed_out() {
     for (id, bytes) in &whole.chunks {
         assert_eq!(third.read_all(id).unwrap(), bytes);
     }
+    third.settle();
     assert_eq!(content(&third.body(&whole.list).unwrap()), whole.plain);
     // And the other goes on where it was.
     assert!(body(&again, &partial).is_none());

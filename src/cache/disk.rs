@@ -2,6 +2,7 @@
 
 use super::books::Books;
 use super::files::Files;
+use super::flush::FLUSH_EVERY;
 use super::index::{Index, Slot, State};
 use super::inner::{Inner, Writer, lock};
 use super::look::Scrub;
@@ -10,6 +11,7 @@ use super::pack::Pack;
 use super::pins::Pins;
 use super::room::PACK_TARGET_BYTES;
 use super::{CacheConfig, CacheError, CacheStatistics, Checked, Cleaned, PinError, PinInfo, UnitInfo};
+use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId};
 use crate::store::{ChunkStore, Origin, StoreError};
 use bytes::Bytes;
@@ -83,6 +85,7 @@ impl DiskCache {
             listener: Mutex::default(),
             read_warned: Mutex::default(),
             unreadable_at: AtomicU64::new(0),
+            flush_at: Mutex::new(ambient::now() + FLUSH_EVERY),
             _lock: lock,
         });
         if inner._lock.is_some()

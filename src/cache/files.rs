@@ -2,15 +2,20 @@
 
 use super::body::Body;
 use crate::model::ContentId;
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Most bodies whose files the cache itself has open, two descriptors each (guess: more than are read by peers at once).
 /// What is handed out is not counted: it is open as long as a reader has the file open.
 const MAX_OPEN: usize = 64;
+/// Most bodies that are held open because the disk has not taken yet what was written to them, two descriptors each (guess:
+/// large files that are written in parts within half a minute). What comes in for others meanwhile goes into packs.
+const MAX_UNFLUSHED: usize = 256;
 
 /// Opens a file of the cache for reading and writing, or for reading alone where the disk allows no more.
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
@@ -20,18 +25,46 @@ pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Has the disk take what was written to `file`, and says whether it took all since this was asked last. Unlike `fdatasync` it waits
+/// for no journal and empties no memory of the disk itself: it costs no more than the writing that the kernel would do later.
+pub(super) fn write_out(file: &File) -> io::Result<()> {
+    let all =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes numbers alone, and the descriptor stays open as long as `file` is borrowed.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, all) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    // Containers may forbid what they do not know.
+    let is_unknown =
+        [Errno::NOSYS, Errno::PERM].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    if is_unknown { file.sync_data() } else { Err(error) }
+}
+
+/// Drops what the kernel has of `file` in memory, so that the next read shows what the disk has.
+pub(super) fn drop_pages(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
 /// What all bodies of a cache share.
 pub(super) struct Files {
     folder: PathBuf,
     /// Bytes of all bodies that are on disk.
     bytes: AtomicU64,
     open: Mutex<Vec<Arc<Body>>>,
+    /// Bodies that are held open until the disk has taken what was written.
+    unflushed: AtomicUsize,
 }
 
 impl Files {
     /// Bodies in the folder `bodies` of the cache in `folder`.
     pub(super) fn new(folder: &Path) -> Arc<Self> {
-        Arc::new(Self { folder: folder.join("bodies"), bytes: AtomicU64::new(0), open: Mutex::default() })
+        Arc::new(Self {
+            folder: folder.join("bodies"),
+            bytes: AtomicU64::new(0),
+            open: Mutex::default(),
+            unflushed: AtomicUsize::new(0),
+        })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -79,6 +112,20 @@ impl Files {
     pub(super) fn close_all(&self) {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
         open.iter().for_each(|body| body.close());
+    }
+
+    /// One more body is held open until the disk has taken what was written, or one less.
+    pub(super) fn note_unflushed(&self, is_one_more: bool) {
+        if is_one_more {
+            self.unflushed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.unflushed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether as many are held open as may be.
+    pub(super) fn many_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed) >= MAX_UNFLUSHED
     }
 
     /// Bodies whose files are open.

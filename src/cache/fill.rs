@@ -149,25 +149,34 @@ impl Inner {
         loop {
             let body = {
                 let mut noted = lock(&self.noted);
-                loop {
-                    noted.busy = false;
-                    if self.stopping.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if let Some(body) = noted.next() {
-                        noted.busy = true;
-                        break body;
-                    }
-                    noted = self.wake.wait(noted).unwrap_or_else(PoisonError::into_inner);
+                noted.busy = false;
+                if self.stopping.load(Ordering::Relaxed) {
+                    return;
                 }
+                let body = noted.next();
+                if body.is_some() {
+                    noted.busy = true;
+                } else {
+                    let until_flush = self.until_flush();
+                    drop(self.wake.wait_timeout(noted, until_flush).unwrap_or_else(PoisonError::into_inner));
+                }
+                body
             };
-            self.complete(&body);
+            if let Some(body) = body {
+                self.complete(&body);
+            }
+            self.flush_if_due();
         }
     }
 
     /// Copies and verifies what is left to do for `body`.
     fn complete(&self, body: &Arc<Body>) {
         let outcome = self.complete_chunks(body);
+        // Not before the disk has taken it does it count as whole: the kernel would read what the disk has.
+        let unit = Unit::Body(Arc::clone(body));
+        if self.taken(&unit, unit.flush()).is_err() {
+            self.flush_soon();
+        }
         let mut noted = lock(&self.noted);
         match outcome {
             Err(Stop::Lacking) if !body.is_gone() => {
@@ -192,6 +201,7 @@ impl Inner {
             if self.stopping.load(Ordering::Relaxed) || body.is_gone() {
                 return Err(Stop::GivenUp);
             }
+            self.flush_if_due();
             let is_right = match body.content(number) {
                 Content::Verified => Some(true),
                 Content::Unverified => self.verify_in(body, number),
@@ -247,6 +257,15 @@ impl Inner {
         copied
     }
 
+    /// What lies at `number` of a body is right. With the last of it the worker makes the disk take it, so that it counts as whole.
+    pub(super) fn note_verified_in(&self, body: &Arc<Body>, number: usize) {
+        body.verified(number);
+        if body.lacks_flush_alone() {
+            lock(&self.noted).enqueue(body);
+            self.wake.notify_one();
+        }
+    }
+
     /// Hashes what lies at `number` of a body. False when it was wrong, and is dropped; `None` when it could not be told.
     pub(super) fn verify_in(&self, body: &Arc<Body>, number: usize) -> Option<bool> {
         let (id, plain_len) = (body.list.id(number), body.list.plain_len(number));
@@ -263,7 +282,7 @@ impl Inner {
         let slot = self.read_index().points_at(body, number);
         match (why, slot) {
             (None, Some(slot)) => self.note_verified(&id, slot, &unit),
-            (None, None) => body.verified(number),
+            (None, None) => self.note_verified_in(body, number),
             (Some(why), Some(slot)) => {
                 self.drop_damaged(&id, slot, &why, &unit);
                 return Some(false);

@@ -246,6 +246,20 @@ impl Index {
         }
     }
 
+    /// All chunks in a unit are to be verified anew.
+    pub(super) fn doubt(&mut self, unit: u32) {
+        for row in 0..self.entries.end() {
+            if let Some(entry) = self.entries.get_mut(row).filter(|entry| entry.slot.unit == unit) {
+                entry.slot = entry.slot.with(State::Unverified);
+            }
+        }
+    }
+
+    /// Whether a chunk lies in that unit and was verified in this run.
+    pub(super) fn is_verified_in(&self, id: &ContentId, unit: u32) -> bool {
+        self.slot(id).is_some_and(|slot| slot.unit == unit && slot.state() != State::Unverified)
+    }
+
     /// Whether a chunk is here and was verified in this run.
     pub(super) fn is_verified(&self, id: &ContentId) -> bool {
         self.slot(id).is_some_and(|slot| slot.state() != State::Unverified)
@@ -382,6 +396,13 @@ impl Index {
 
     pub(super) fn bodies(&self) -> impl Iterator<Item = &Arc<Body>> {
         self.bodies.values()
+    }
+
+    /// Units of which something is delivered unhashed of which it is not known that the disk has taken it.
+    pub(super) fn unflushed(&self) -> Vec<Unit> {
+        let packs = self.packs.values().map(|pack| Unit::Pack(Arc::clone(pack)));
+        let bodies = self.bodies.values().map(|body| Unit::Body(Arc::clone(body)));
+        packs.chain(bodies).filter(Unit::needs_flush).collect()
     }
 
     /// The pack that was begun last.

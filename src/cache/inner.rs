@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// At least this long between two warnings about the disk (guess).
 const WARN_EVERY: Duration = Duration::from_secs(300);
 /// How long after the disk could not be read the kernel is given no file of it (guess): it would hand the error on.
-const DISTRUST: Duration = Duration::from_secs(300);
+pub(super) const DISTRUST: Duration = Duration::from_secs(300);
 
 type Listener = Arc<dyn Fn(&ContentId) + Send + Sync>;
 
@@ -55,6 +55,8 @@ pub(super) struct Inner {
     pub(super) read_warned: Mutex<Option<Time>>,
     /// When the disk could not be read last, in nanoseconds; 0: never in this run.
     pub(super) unreadable_at: AtomicU64,
+    /// When the disk is next to take what was written.
+    pub(super) flush_at: Mutex<Time>,
     /// Locked as long as the cache is open. `None` when the disk could not be used at all: then there is nothing in it.
     pub(super) _lock: Option<File>,
 }
@@ -97,6 +99,11 @@ impl Writer {
     #[cfg(test)]
     pub(super) fn go_on(&mut self) {
         self.paused_until = None;
+    }
+
+    /// Nothing is written for so long, or longer.
+    pub(super) fn pause_for(&mut self, span: Duration) {
+        self.paused_until = self.paused_until.max(Some(ambient::now() + span));
     }
 
     /// For how long nothing is written.
@@ -152,16 +159,6 @@ impl Inner {
             scrub_rounds: books.scrub_rounds,
             writing_paused,
         }
-    }
-
-    pub(super) fn sync(&self) -> io::Result<()> {
-        let (active, bodies) = {
-            let index = self.read_index();
-            (index.active(), index.bodies().map(Arc::clone).collect::<Vec<_>>())
-        };
-        // The others, too, when one fails.
-        let bodies = bodies.iter().map(|body| body.sync()).fold(Ok(()), io::Result::and);
-        active.map_or(Ok(()), |pack| pack.sync()).and(bodies)
     }
 
     /// The slice of the chunk, verified, or `None` and everything that follows from that.
@@ -247,7 +244,7 @@ impl Inner {
     /// The bytes in `slot` are right.
     pub(super) fn note_verified(&self, id: &ContentId, slot: Slot, unit: &Unit) {
         if let Unit::Body(body) = unit {
-            body.verified(slot.place as usize);
+            self.note_verified_in(body, slot.place as usize);
         }
         if self.write_index().verified(id, slot) {
             lock(&self.books).note_stored(id, slot.plain_len(), Origin::Cache);
@@ -353,7 +350,7 @@ impl Inner {
                 Ok(_) => writer.paused_until = None,
                 Err(Refusal::NoRoom(error)) => self.warn(&mut writer, error),
                 Err(Refusal::Disk(error)) => {
-                    writer.paused_until = Some(ambient::now() + PAUSE);
+                    writer.pause_for(PAUSE);
                     self.warn(&mut writer, error);
                 }
             }
@@ -362,10 +359,9 @@ impl Inner {
             })
         };
         self.tell_removed(&gone);
-        if let Some(closed) = stored?
-            && let Err(error) = closed.sync()
-        {
-            tracing::warn!(pack = %closed.path().display(), "a full pack could not be synced: {error}");
+        if let Some(closed) = stored?.map(Unit::Pack) {
+            // What follows from an error is done; this chunk has its bytes from elsewhere.
+            let _ = self.taken(&closed, closed.sync());
         }
         lock(&self.books).note_stored(id, header.plain_len, origin);
         let mut noted = lock(&self.noted);
@@ -387,7 +383,7 @@ impl Inner {
         gone: &mut Vec<ContentId>,
     ) -> Result<Option<Arc<Pack>>, Refusal> {
         let wanted = lock(&self.noted).place_of(&header.id, header.plain_len);
-        if let Some((body, number)) = wanted {
+        if let Some((body, number)) = wanted.filter(|(body, _)| body.may_be_written()) {
             match self.write_into(&body, number, bytes, gone) {
                 Ok(()) => {
                     let slot = Slot::in_body(&body, number, State::inserted(origin));

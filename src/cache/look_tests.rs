@@ -83,6 +83,7 @@ fn the_scrub_begins_with_what_is_unverified_and_goes_round() {
     assert_eq!(cache.statistics().obtained.cache.chunks, 6);
     let first = cache.statistics().scrubbed;
     assert_eq!(first.chunks, 7, "everything once, and nothing twice so far");
+    cache.settle();
     assert_eq!(content(&cache.body(&made.list).expect("verified by the scrub")), made.plain);
     assert!(cache.units().iter().any(|unit| unit.idle.is_none()), "a scrub is no use of a pack");
     // Later rot is found, too.

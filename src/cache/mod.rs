@@ -17,6 +17,10 @@
 //! next start, and one with the right length and wrong bytes is found by its hash. It costs a
 //! refetch, never a wrong byte.
 //!
+//! **What the disk does not take.** The kernel takes a write before the disk does, and when the disk then fails it forgets the
+//! bytes as if they were there. So the disk is made to take what was written: a body before it counts as whole, all else
+//! every half minute (`flush.rs`). What it may not have taken is hashed before it is delivered again.
+//!
 //! **A full or failing disk** never fails a reader: `insert` returns the error, writing pauses for a
 //! while, and the bytes go to the reader all the same. A read-only disk serves what it has; one that cannot be used at all
 //! when the cache is opened is left alone, and the cache stays empty. While the disk cannot be read, no body is handed
@@ -29,6 +33,9 @@ mod books;
 mod disk;
 mod files;
 mod fill;
+mod flush;
+#[cfg(test)]
+mod flush_tests;
 mod index;
 mod inner;
 mod look;

@@ -1,7 +1,7 @@
 //! One pack: an append-only file of records. Read with `pread`, never mapped: a failing disk must
 //! cost a refetch, not a SIGBUS.
 
-use super::files::open_existing;
+use super::files::{drop_pages, open_existing, write_out};
 use super::index::{BODY, Slot};
 use super::record::{HEADER_BYTES, HEADER_BYTES_U64, Header};
 use crate::ambient;
@@ -22,6 +22,8 @@ pub(super) struct Pack {
     file: File,
     /// Bytes of whole records. Only the writer moves it, under its lock.
     len: AtomicU64,
+    /// How many of these the disk is known to have taken.
+    flushed: AtomicU64,
     last_used: AtomicU64,
     written: UnixTime,
 }
@@ -69,7 +71,15 @@ impl Pack {
     }
 
     fn new(number: u32, path: PathBuf, file: File, len: u64, written: UnixTime) -> Self {
-        Self { number, path, file, len: AtomicU64::new(len), last_used: AtomicU64::new(0), written }
+        Self {
+            number,
+            path,
+            file,
+            len: AtomicU64::new(len),
+            flushed: AtomicU64::new(0),
+            last_used: AtomicU64::new(0),
+            written,
+        }
     }
 
     /// Calls `each` for every whole record from the start on, and returns where they end: at the end
@@ -173,9 +183,35 @@ impl Pack {
         Time::from_nanos(self.last_used.load(Ordering::Relaxed))
     }
 
+    /// Whether it was used in this run, and it is not known that the disk has taken all of it.
+    pub(super) fn needs_flush(&self) -> bool {
+        self.flushed.load(Ordering::Acquire) < self.bytes() && self.last_used() != Time::ZERO
+    }
+
+    /// Has the disk take what was appended. After an error, and until [`Pack::doubt`], wrong bytes may be read.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let len = self.bytes();
+        write_out(&self.file)?;
+        self.flushed.fetch_max(len, Ordering::Release);
+        Ok(())
+    }
+
+    /// What was appended may be lost, whatever is in memory.
+    pub(super) fn doubt(&self) {
+        self.flushed.store(0, Ordering::Release);
+    }
+
+    /// Drops what the kernel has of the file in memory.
+    pub(super) fn drop_pages(&self) {
+        drop_pages(&self.file);
+    }
+
     /// Makes what was appended survive a power cut.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let len = self.bytes();
+        self.file.sync_data()?;
+        self.flushed.fetch_max(len, Ordering::Release);
+        Ok(())
     }
 
     /// Removes the file from its folder. Readers that hold the pack read on.

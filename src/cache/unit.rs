@@ -56,6 +56,67 @@ impl Unit {
         }
     }
 
+    /// Its number, which no other has.
+    pub(super) fn number(&self) -> u32 {
+        match self {
+            Self::Pack(pack) => pack.number,
+            Self::Body(body) => body.number,
+        }
+    }
+
+    /// Whether something of it is delivered unhashed of which it is not known that the disk has taken it.
+    pub(super) fn needs_flush(&self) -> bool {
+        match self {
+            Self::Pack(pack) => pack.needs_flush(),
+            Self::Body(body) => body.needs_flush(),
+        }
+    }
+
+    /// Has the disk take what was written.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Pack(pack) => pack.flush(),
+            Self::Body(body) => body.flush(),
+        }
+    }
+
+    /// Makes what was written survive a power cut.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self {
+            Self::Pack(pack) => pack.sync(),
+            Self::Body(body) => body.sync(),
+        }
+    }
+
+    /// What was written may be lost, whatever is in memory. The table of chunks is up to the caller.
+    pub(super) fn doubt(&self) {
+        match self {
+            Self::Pack(pack) => pack.doubt(),
+            Self::Body(body) => body.doubt(),
+        }
+    }
+
+    /// Drops what the kernel has of the file in memory.
+    pub(super) fn drop_pages(&self) {
+        match self {
+            Self::Pack(pack) => pack.drop_pages(),
+            Self::Body(body) => body.drop_pages(),
+        }
+    }
+
+    /// The names of the chunks in it, as far as they can be read.
+    pub(super) fn chunks(&self) -> Vec<ContentId> {
+        match self {
+            Self::Pack(pack) => {
+                let mut names = Vec::new();
+                // Who asks makes do with those before an error.
+                let _ = pack.scan(|found| names.push(found.header.id));
+                names
+            }
+            Self::Body(body) => (0..body.len()).map(|number| body.list.id(number)).collect(),
+        }
+    }
+
     /// The file, for messages.
     pub(super) fn path(&self) -> PathBuf {
         match self {
