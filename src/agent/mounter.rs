@@ -69,7 +69,7 @@ impl ChunkSource for Watched {
         .boxed()
     }
 
-    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> BoxFuture<'_, Option<Arc<File>>> {
         self.source.body(chunks)
     }
 

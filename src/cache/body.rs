@@ -20,7 +20,8 @@
 use super::files::{Files, drop_pages, open_existing, write_out};
 use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId, Time, UnixTime, limits};
-use rustix::io::ReadWriteFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
@@ -562,18 +563,36 @@ impl Body {
         }
     }
 
-    /// The whole, verified file, to be read from the kernel or elsewhere. The caller knows that it is verified.
-    pub(super) fn hand_out(&self) -> io::Result<Arc<File>> {
-        let mut handle = lock(&self.handle);
-        if let Some(file) = handle.handed.upgrade() {
-            return Ok(file);
+    /// The whole, verified file, to be read from the kernel or elsewhere, of which a byte could be read. The caller knows that it is
+    /// verified. [`io::ErrorKind::WouldBlock`] where that would perhaps wait for the disk and may not.
+    pub(super) fn hand_out(&self, may_wait: bool) -> io::Result<Arc<File>> {
+        let probe = |file: &File| {
+            let flags = if may_wait { ReadWriteFlags::empty() } else { ReadWriteFlags::NOWAIT };
+            match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, flags) {
+                Ok(1) => Ok(()),
+                Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+                // Where the file system cannot tell, it refuses the flag.
+                Err(Errno::OPNOTSUPP) if !may_wait => Err(io::ErrorKind::WouldBlock.into()),
+                Err(error) => Err(io::Error::from(error)),
+            }
+        };
+        // Who may wait does so without the lock: others must not wait for him.
+        let held = lock(&self.handle).handed.upgrade();
+        if let Some(file) = held {
+            return probe(&file).map(|()| file);
         }
+        let opened = Arc::new(open_to_hand_out(&self.path(), may_wait)?);
+        probe(&opened)?;
+        let mut handle = lock(&self.handle);
+        // By the same name there may be another body by now.
         if handle.stage != Stage::Made {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let file = Arc::new(File::open(self.path())?);
-        handle.handed = Arc::downgrade(&file);
-        Ok(file)
+        if let Some(file) = handle.handed.upgrade() {
+            return Ok(file);
+        }
+        handle.handed = Arc::downgrade(&opened);
+        Ok(opened)
     }
 
     /// Whether somebody has the file that was handed out.
@@ -651,6 +670,20 @@ impl Body {
         }
         removed
     }
+}
+
+/// Opens a file for reading. Without waiting it is found only if the kernel knows the whole way to it.
+fn open_to_hand_out(path: &Path, may_wait: bool) -> io::Result<File> {
+    if may_wait {
+        return File::open(path);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED);
+    // An older kernel, or a container, may not know that.
+    opened.map(File::from).map_err(|error| match error {
+        Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::AGAIN => io::ErrorKind::WouldBlock.into(),
+        error => error.into(),
+    })
 }
 
 /// The holes of a file, ascending. None where the file system knows of none.

@@ -13,7 +13,7 @@ use super::room::PACK_TARGET_BYTES;
 use super::{CacheConfig, CacheError, CacheStatistics, Checked, Cleaned, PinError, PinInfo, UnitInfo};
 use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId};
-use crate::store::{ChunkStore, Origin, StoreError};
+use crate::store::{ChunkStore, MayWait, Origin, StoreError};
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -222,7 +222,11 @@ impl ChunkStore for DiskCache {
     }
 
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
-        self.inner.body(chunks)
+        self.inner.body(chunks, true).ok().flatten()
+    }
+
+    fn body_now(&self, chunks: &Arc<[ChunkRef]>) -> Result<Option<Arc<File>>, MayWait> {
+        self.inner.body(chunks, false)
     }
 
     fn insert(&self, id: &ContentId, bytes: &Bytes, origin: Origin) -> Result<(), StoreError> {

@@ -6,11 +6,10 @@ use super::inner::{Inner, Refusal, Writer, is_shortage, lock};
 use super::pins::KEPT_PERCENT;
 use super::unit::Unit;
 use crate::model::{ChunkRef, ContentId};
-use crate::store::{Origin, StoreError};
+use crate::store::{MayWait, Origin, StoreError};
 use bytes::Bytes;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -27,14 +26,14 @@ enum Stop {
 
 impl Inner {
     /// The file of this list, whole and verified; else it is noted.
-    pub(super) fn body(&self, chunks: &[ChunkRef]) -> Option<Arc<File>> {
+    pub(super) fn body(&self, chunks: &[ChunkRef], may_wait: bool) -> Result<Option<Arc<File>>, MayWait> {
         if self.config.verify_always {
-            return None;
+            return Ok(None);
         }
-        let list = List::of(chunks).filter(|list| list.total() <= self.config.quota_bytes / QUOTA_PART)?;
-        let body = self.note(list)?;
+        let list = List::of(chunks).filter(|list| list.total() <= self.config.quota_bytes / QUOTA_PART);
+        let Some(body) = list.and_then(|list| self.note(list)) else { return Ok(None) };
         let may = body.is_verified() && !self.distrusts_the_disk() && self.may_stay(&body);
-        if may { self.hand_out(&body) } else { None }
+        if may { self.hand_out(&body, may_wait) } else { Ok(None) }
     }
 
     /// Whether enough would be left to evict if `body` could not be.
@@ -81,10 +80,13 @@ impl Inner {
         numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok().map(|number| number | BODY)
     }
 
-    fn hand_out(&self, body: &Arc<Body>) -> Option<Arc<File>> {
+    fn hand_out(&self, body: &Arc<Body>, may_wait: bool) -> Result<Option<Arc<File>>, MayWait> {
         // A disk that is gone shows at the first byte, which is read next in most cases.
-        let probed = body.hand_out().and_then(|file| file.read_exact_at(&mut [0], 0).map(|()| file));
-        match probed {
+        let probed = match body.hand_out(may_wait) {
+            Err(error) if !may_wait && error.kind() == io::ErrorKind::WouldBlock => return Err(MayWait),
+            probed => probed,
+        };
+        Ok(match probed {
             Ok(file) => Some(file),
             // It was evicted just now, or somebody else removed the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound || is_shortage(&error) => {
@@ -101,7 +103,7 @@ impl Inner {
                 }
                 None
             }
-        }
+        })
     }
 
     /// A chunk of `body` was lost. It is wanted again, if the body still belongs to the cache.

@@ -135,7 +135,8 @@ impl Inner {
     }
 
     pub(super) fn statistics(&self) -> CacheStatistics {
-        let writing_paused = lock(&self.writer).pause().is_some();
+        // Who writes just now does not pause; and he is not waited for, as his disk may have stalled.
+        let writing_paused = self.writer.try_lock().is_ok_and(|writer| writer.pause().is_some());
         let (entries, totals, complete) = {
             let index = self.read_index();
             let complete = index.bodies().filter(|body| body.is_verified()).count();

@@ -81,9 +81,9 @@ pub trait ChunkSource: Send + Sync + 'static {
 
     /// A file that holds exactly the plain bytes of `chunks`, verified in this run, for the kernel to read by itself; or
     /// `None` when there is none (yet), after having taken note that one is wanted. Fetches nothing.
-    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> BoxFuture<'_, Option<Arc<File>>> {
         let _ = chunks;
-        None
+        Box::pin(std::future::ready(None))
     }
 
     /// Where a chunk that is here came from, in a word; `None` when it is not here, or that is not known. Takes no waiting.

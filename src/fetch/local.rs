@@ -1,5 +1,6 @@
 //! The node under the mesh: its store, its strata, its judgement of signed documents.
 
+use super::disk::Disk;
 use crate::ambient;
 use crate::mesh::{Local, MeshTrust, News, NewsVerdict, UpstreamFailure};
 use crate::model::{ChunkRef, ContentId, RepositoryName};
@@ -13,6 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// How long the store's disk may take for one chunk, and to let it begin (guess). A neighbour waits no longer, and what is not stored in that
+/// time has its reader all the same.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long other strata may still answer with a newer root when one has answered.
 const ROOT_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -55,6 +59,9 @@ struct Strata {
 /// Implements [`Local`] over a store, the registry of repositories and an HTTP client.
 pub struct LocalNode {
     store: Arc<dyn ChunkStore>,
+    /// To read and to write: a chunk that waits to be written keeps nobody from reading.
+    reading: Disk,
+    writing: Disk,
     books: Arc<dyn Books>,
     repositories: Arc<Repositories>,
     /// Whose signature counts on repository cards; `None` for a node outside a mesh.
@@ -75,7 +82,8 @@ impl LocalNode {
         http: HttpClient,
         options: StrataOptions,
     ) -> Self {
-        Self { store, books, repositories, trust, http, options, strata: Mutex::default() }
+        let (reading, writing) = (Disk::new(DISK_PATIENCE), Disk::new(DISK_PATIENCE));
+        Self { store, reading, writing, books, repositories, trust, http, options, strata: Mutex::default() }
     }
 
     /// Asks all strata of a repository for its root and judges what they have. Returns at the
@@ -160,7 +168,7 @@ impl Local for LocalNode {
     fn load(&self, id: ContentId) -> BoxFuture<'_, Option<Bytes>> {
         // It may have to wait for the disk, so it is never read on the caller's thread.
         let store = self.store.clone();
-        async move { tokio::task::spawn_blocking(move || store.read_all(&id)).await.ok().flatten() }.boxed()
+        async move { self.reading.ask(move || store.read_all(&id)).await.flatten() }.boxed()
     }
 
     fn read_now(&self, id: &ContentId, plain_len: u32, offset: u32, buffer: &mut [u8]) -> bool {
@@ -169,16 +177,19 @@ impl Local for LocalNode {
 
     fn keep(&self, id: ContentId, bytes: Bytes, from_strata: bool) -> BoxFuture<'_, bool> {
         let origin = if from_strata { Origin::Strata } else { Origin::Peers };
-        let (store, books) = (self.store.clone(), self.books.clone());
-        let keep = move || match store.insert(&id, &bytes, origin) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(chunk = %id, %error, "not stored");
-                books.note_obtained(&id, u32::try_from(bytes.len()).unwrap_or(u32::MAX), origin);
-                false
-            }
-        };
-        async move { tokio::task::spawn_blocking(keep).await.unwrap_or(false) }.boxed()
+        let (store, plain_len) = (self.store.clone(), u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        let insert = move || store.insert(&id, &bytes, origin);
+        async move {
+            let refused = match self.writing.ask(insert).await {
+                Some(Ok(())) => return true,
+                Some(Err(error)) => error.to_string(),
+                None => "the disk does not answer".to_owned(),
+            };
+            tracing::debug!(chunk = %id, "not stored: {refused}");
+            self.books.note_obtained(&id, plain_len, origin);
+            false
+        }
+        .boxed()
     }
 
     fn fetch_upstream<'a>(

@@ -6,6 +6,7 @@
 //!   its judgement of signed documents.
 //! * [`Books`] is where obtained bytes are counted: by the disk cache, nowhere else.
 
+mod disk;
 mod flight;
 mod local;
 mod path;

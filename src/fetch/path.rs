@@ -1,12 +1,13 @@
 //! Reads: the store first, then one shared fetch through the mesh.
 
+use super::disk::Disk;
 use super::flight::{Flight, Flights};
 use super::recent::Recent;
 use crate::ambient;
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::mesh::{Exchange, ObtainError};
 use crate::model::{ChunkRef, Class, ContentId, RepositoryName, Time};
-use crate::store::{ChunkStore, Origin};
+use crate::store::{ChunkStore, MayWait, Origin};
 use crate::upstream::check_row;
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -20,7 +21,7 @@ use tracing::field::{Empty, display};
 
 /// The unit in which bytes under way are counted: every fetch costs at least one.
 const UNIT_BYTES: u32 = 64 << 10;
-/// Bytes up to which the store is read on the caller's thread: the page cache has them, or one disk access.
+/// Bytes up to which what is in the kernel's memory is copied on the caller's thread.
 const INLINE_READ_MAX_BYTES: u32 = 1 << 20;
 /// Bytes up to which a piece of a chunk is copied (guess: a page). A slice would keep the whole chunk in memory.
 const SHORT_BYTES: u32 = 4 << 10;
@@ -32,8 +33,11 @@ const JOINS_MAX: usize = 8;
 /// Bounds of the fetch path.
 #[derive(Clone, Debug)]
 pub struct FetchSettings {
-    /// How long a reader waits. Default 30 s.
+    /// How long a reader waits for a fetch. Default 30 s.
     pub read_deadline: Duration,
+    /// How long any of them waits for the store's disk before, at most twice: for its turn, and for the answer. Then the chunk is
+    /// fetched. Default 10 s (guess: what a disk needs that had come to rest).
+    pub disk_deadline: Duration,
     /// How long a prefetch waits, from when it has its part of what may be wished for at once. Default 60 s (guess).
     pub prefetch_deadline: Duration,
     /// How long a fill waits. Default 600 s (guess: its window of a quarter gibibyte at 4 Mbit/s).
@@ -54,6 +58,7 @@ impl Default for FetchSettings {
     fn default() -> Self {
         Self {
             read_deadline: Duration::from_secs(30),
+            disk_deadline: Duration::from_secs(10),
             prefetch_deadline: Duration::from_secs(60),
             fill_deadline: Duration::from_secs(600),
             chunks_at_once: 64,
@@ -81,6 +86,7 @@ impl FetchSettings {
 /// What all repositories of the process share: the store, the mesh, and the fetches under way.
 pub struct Fetcher {
     store: Arc<dyn ChunkStore>,
+    disk: Disk,
     exchange: Arc<dyn Exchange>,
     settings: FetchSettings,
     flights: Mutex<Flights>,
@@ -104,6 +110,7 @@ impl Fetcher {
         };
         Arc::new(Self {
             store,
+            disk: Disk::new(settings.disk_deadline),
             exchange,
             flights: Mutex::default(),
             recent: Mutex::new(Recent::new(settings.recent_bytes)),
@@ -125,11 +132,19 @@ impl Fetcher {
             let is_here = self.store.contains(&id) || lock(&self.recent).get(&id).is_some();
             return is_here.then(Bytes::new);
         }
-        let stored = if len <= INLINE_READ_MAX_BYTES {
-            self.store.read(&id, offset, len)
+        if len <= INLINE_READ_MAX_BYTES {
+            let mut buffer = vec![0; len as usize];
+            if self.store.read_now(&id, piece.chunk.plain_len, offset, &mut buffer) {
+                return Some(buffer.into());
+            }
+        }
+        let store = self.store.clone();
+        let stored = if store.contains(&id) {
+            // Whoever asks may be one of the few threads that answer a mount: it must not wait.
+            self.disk.ask(move || store.read(&id, offset, len)).await.flatten()
         } else {
-            let store = self.store.clone();
-            tokio::task::spawn_blocking(move || store.read(&id, offset, len)).await.ok().flatten()
+            // It only counts the miss; should it have come just now, the kernel has it in memory.
+            store.read(&id, offset, len)
         };
         if stored.is_some() {
             return stored;
@@ -237,8 +252,8 @@ impl Fetcher {
 
 /// The fetch path of one repository. Cheap to clone.
 ///
-/// A read of what is here is ready at its first poll, unless a piece is larger than 1 MiB: those
-/// are read on a thread that may block.
+/// A read of what is here is ready at its first poll if the kernel has it in memory, it was verified before, and no piece is larger
+/// than 1 MiB. All else is read on a thread that may wait for the disk.
 #[derive(Clone)]
 pub struct FetchPath {
     fetcher: Arc<Fetcher>,
@@ -294,8 +309,22 @@ impl ChunkSource for FetchPath {
         .boxed()
     }
 
-    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
-        self.fetcher.store.body(chunks)
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> BoxFuture<'_, Option<Arc<File>>> {
+        let chunks = chunks.clone();
+        async move {
+            let fetcher = &*self.fetcher;
+            if fetcher.disk.is_ignored() {
+                return None;
+            }
+            match fetcher.store.body_now(&chunks) {
+                Ok(body) => body,
+                Err(MayWait) => {
+                    let store = fetcher.store.clone();
+                    fetcher.disk.ask(move || store.body(&chunks)).await.flatten()
+                }
+            }
+        }
+        .boxed()
     }
 
     fn origin(&self, chunk: &ContentId) -> Option<&'static str> {

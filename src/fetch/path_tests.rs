@@ -79,6 +79,11 @@ impl ChunkStore for FullStore {
     fn read_all(&self, id: &ContentId) -> Option<Bytes> {
         self.0.get(id).cloned()
     }
+    fn read_now(&self, id: &ContentId, _: u32, offset: u32, buffer: &mut [u8]) -> bool {
+        let Some(bytes) = self.0.get(id) else { return false };
+        buffer.copy_from_slice(&bytes[offset as usize..offset as usize + buffer.len()]);
+        true
+    }
     fn insert(&self, _: &ContentId, bytes: &Bytes, _: Origin) -> Result<(), StoreError> {
         Err(StoreError::Full { wanted_bytes: bytes.len() as u64, detail: "always".into() })
     }
@@ -307,4 +312,89 @@ async fn a_reference_that_lies_about_the_place_does_not_share_the_fetch_of_an_ho
     let (lying, good, ()) = tokio::join!(read(ChunkRef { place, ..honest }), read(honest), opened);
     assert_eq!((lying.unwrap(), good.unwrap()), (vec![bytes.clone()], vec![bytes]));
     assert_eq!(script.begun(), 2);
+}
+
+/// A store whose disk says nothing to who asks it, until the test ends; what is in memory can be read.
+#[derive(Default)]
+struct StalledStore {
+    in_memory: Vec<u8>,
+    asked: Arc<AtomicUsize>,
+    ended: Arc<(Mutex<bool>, std::sync::Condvar)>,
+}
+
+impl StalledStore {
+    fn stall(&self) {
+        self.asked.fetch_add(1, SeqCst);
+        let (ended, told) = &*self.ended;
+        // For ever, but that a test that has failed does not hang.
+        let most = Duration::from_secs(20);
+        drop(told.wait_timeout_while(lock(ended), most, |ended| !*ended).unwrap());
+    }
+}
+
+impl ChunkStore for StalledStore {
+    fn contains(&self, id: &ContentId) -> bool {
+        (0..20).any(|n| chunk(n).0.id == *id)
+    }
+    fn read(&self, _: &ContentId, _: u32, _: u32) -> Option<Bytes> {
+        self.stall();
+        None
+    }
+    fn read_all(&self, _: &ContentId) -> Option<Bytes> {
+        self.stall();
+        None
+    }
+    fn read_now(&self, id: &ContentId, _: u32, offset: u32, buffer: &mut [u8]) -> bool {
+        let Some(n) = self.in_memory.iter().find(|n| chunk(**n).0.id == *id) else { return false };
+        buffer.copy_from_slice(&chunk(*n).1[offset as usize..offset as usize + buffer.len()]);
+        true
+    }
+    fn body(&self, _: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+        self.stall();
+        None
+    }
+    fn insert(&self, _: &ContentId, _: &Bytes, _: Origin) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn on_removal(&self, _: Box<dyn Fn(&ContentId) + Send + Sync>) {}
+}
+
+#[tokio::test]
+async fn a_disk_that_stalls_keeps_neither_who_asks_nor_many_threads() {
+    let script = Arc::new(Script::default());
+    (0..20).for_each(|n| drop(lock(&script.chunks).insert(chunk(n).0.id, chunk(n).1)));
+    script.open();
+    let store = StalledStore { in_memory: vec![7], ..StalledStore::default() };
+    let (asked, ended) = (store.asked.clone(), store.ended.clone());
+    let settings = FetchSettings { disk_deadline: Duration::from_millis(300), ..FetchSettings::default() };
+    let fetcher = Fetcher::new(Arc::new(store), script.clone(), settings);
+    let path = fetcher.repository("sw.example.org".parse().unwrap());
+    let list: Arc<[ChunkRef]> = [chunk(1).0].into();
+    // On the thread that asks, as those of a mount do.
+    let began = ambient::now();
+    let mut first = path.read(vec![Piece::whole(chunk(1).0)], Class::Read);
+    assert!((&mut first).now_or_never().is_none());
+    assert!(path.body(&list).now_or_never().is_none());
+    assert!(ambient::now().since(began) < Duration::from_secs(5), "the thread itself has waited");
+    let many: Vec<_> = (0..200)
+        .map(|n| {
+            let path = path.clone();
+            tokio::spawn(async move { path.read(vec![Piece::whole(chunk(n % 7).0)], Class::Read).await })
+        })
+        .collect();
+    assert_eq!(first.await.unwrap(), [chunk(1).1]);
+    for (n, one) in (0..).zip(many) {
+        assert_eq!(one.await.unwrap().unwrap(), [chunk(n % 7).1]);
+    }
+    assert!(ambient::now().since(began) < Duration::from_secs(10));
+    let lost = asked.load(SeqCst);
+    assert!(lost <= 33, "{lost} threads wait for the disk");
+    // It is not asked again; what is in memory needs no disk.
+    assert_eq!(path.read(vec![Piece::whole(chunk(2).0)], Class::Read).await.unwrap(), [chunk(2).1]);
+    assert!(path.body(&list).await.is_none());
+    let warm = path.read(vec![Piece::whole(chunk(7).0)], Class::Read).now_or_never();
+    assert_eq!(warm.unwrap().unwrap(), [chunk(7).1]);
+    assert_eq!(asked.load(SeqCst), lost);
+    *lock(&ended.0) = true;
+    ended.1.notify_all();
 }

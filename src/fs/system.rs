@@ -480,7 +480,7 @@ impl FileSystem {
     /// As [`FileSystem::open`].
     pub async fn body(&self, inode: Inode) -> Result<Option<Arc<File>>, FsError> {
         let file = self.file(inode).await?;
-        Ok(self.source.body(file.content.chunks()))
+        Ok(self.source.body(file.content.chunks()).await)
     }
 
     /// `len` bytes from `offset` of a file, which need not be open; fewer only where the file ends.

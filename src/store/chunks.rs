@@ -49,6 +49,10 @@ pub enum StoreError {
     },
 }
 
+/// The answer to a call that must not wait for a disk, and would perhaps have to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MayWait;
+
 /// Plain chunks by name. Calls block for a disk access at most.
 ///
 /// `insert` is given bytes that the caller verified. What was found at start is verified by the
@@ -80,6 +84,15 @@ pub trait ChunkStore: Send + Sync + 'static {
     fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
         let _ = chunks;
         None
+    }
+
+    /// The same, if that takes no waiting for a disk.
+    ///
+    /// # Errors
+    /// [`MayWait`]: only [`ChunkStore::body`] can tell.
+    fn body_now(&self, chunks: &Arc<[ChunkRef]>) -> Result<Option<Arc<File>>, MayWait> {
+        let _ = chunks;
+        Err(MayWait)
     }
 
     /// Where a chunk that is here was first obtained in this run, if that is known. Takes no waiting.

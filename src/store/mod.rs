@@ -12,7 +12,7 @@ mod memory_chunks;
 mod objects;
 mod stored;
 
-pub use chunks::{ChunkStore, Origin, StoreError};
+pub use chunks::{ChunkStore, MayWait, Origin, StoreError};
 pub use directory::{DirectoryObjects, PublisherLock};
 pub use memory::MemoryObjects;
 pub use memory_chunks::MemoryChunks;

@@ -322,15 +322,18 @@ impl ChunkSource for MemorySource {
         .boxed()
     }
 
-    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
-        let folder = self.bodies.lock().unwrap().clone()?;
-        let pieces = chunks.iter().map(|chunk| self.get(&Piece::whole(*chunk)));
-        let bytes = pieces.collect::<Result<Vec<_>, _>>().ok()?.concat();
-        (bytes.len() >= BODY_MIN_BYTES).then(|| {
-            let path = folder.join(ContentId::of(&bytes).to_string());
-            std::fs::write(&path, bytes).unwrap();
-            Arc::new(File::open(path).unwrap())
-        })
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> BoxFuture<'_, Option<Arc<File>>> {
+        let made = || {
+            let folder = self.bodies.lock().unwrap().clone()?;
+            let pieces = chunks.iter().map(|chunk| self.get(&Piece::whole(*chunk)));
+            let bytes = pieces.collect::<Result<Vec<_>, _>>().ok()?.concat();
+            (bytes.len() >= BODY_MIN_BYTES).then(|| {
+                let path = folder.join(ContentId::of(&bytes).to_string());
+                std::fs::write(&path, bytes).unwrap();
+                Arc::new(File::open(path).unwrap())
+            })
+        };
+        std::future::ready(made()).boxed()
     }
 }
 

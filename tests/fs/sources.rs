@@ -202,7 +202,7 @@ impl ChunkSource for Stack {
         if is_storm { self.hasty.read(pieces, class) } else { self.patient.read(pieces, class) }
     }
 
-    fn body(&self, chunks: &Arc<[ChunkRef]>) -> Option<Arc<File>> {
+    fn body(&self, chunks: &Arc<[ChunkRef]>) -> BoxFuture<'_, Option<Arc<File>>> {
         self.patient.body(chunks)
     }
 }
