@@ -332,6 +332,23 @@ fn what_a_disk_did_not_take_after_all_is_never_delivered() {
 }
 
 #[test]
+fn an_agent_may_have_as_many_files_open_as_the_system_allows() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let base = tempfile::tempdir().unwrap();
+    let before = getrlimit(Resource::Nofile);
+    // What most processes are begun with.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(1_000), ..before }).unwrap();
+    let mut node = Node::new(base.path().join("node"));
+    node.start();
+    setrlimit(Resource::Nofile, before).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid().unwrap())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = [3, 4].map(|column| line.split_whitespace().nth(column).unwrap());
+    assert!(soft == hard && soft != "1000", "{line}");
+    node.stop();
+}
+
+#[test]
 fn flipped_bits_in_all_that_is_cached_are_never_delivered() {
     if !can_mount("cache_disk_bits") {
         return;

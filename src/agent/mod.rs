@@ -10,6 +10,7 @@ mod cached;
 mod client;
 mod company;
 mod contacts;
+mod descriptors;
 mod error;
 mod fill;
 mod holdings;
@@ -31,6 +32,7 @@ mod why;
 
 pub use crate::mesh::Tamper;
 pub use client::{AgentAddress, Client, ClientError};
+pub use descriptors::allow_many_files;
 pub use error::AgentError;
 pub use keeper::keep;
 pub use lifecycle::{Options, run};

@@ -591,6 +591,9 @@ impl Body {
         if let Some(file) = handle.handed.upgrade() {
             return Ok(file);
         }
+        if !self.files.may_hand_out(&opened) {
+            return Err(Errno::MFILE.into());
+        }
         handle.handed = Arc::downgrade(&opened);
         Ok(opened)
     }

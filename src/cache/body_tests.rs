@@ -413,6 +413,33 @@ fn descriptors_do_not_grow_with_the_number_of_bodies() {
 }
 
 #[test]
+fn no_more_bodies_are_handed_out_than_leave_room_for_other_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    cache.inner.files.set_most_handed_out(3);
+    let made: Vec<_> = (0..6).map(|number| file(&[(number, 128 << 10)])).collect();
+    let mut held: Vec<_> = made
+        .iter()
+        .filter_map(|made| {
+            assert!(cache.body(&made.list).is_none());
+            insert(&cache, &made.chunks);
+            cache.body(&made.list)
+        })
+        .collect();
+    assert_eq!(held.len(), 3);
+    // What is handed out once more is no further file, and what is refused is here all the same.
+    assert!(Arc::ptr_eq(&cache.body(&made[1].list).unwrap(), &held[1]));
+    assert!(cache.body(&made[5].list).is_none());
+    assert_eq!(cache.read_all(&made[5].chunks[0].0).unwrap(), made[5].chunks[0].1);
+    held.remove(0);
+    held.push(cache.body(&made[5].list).expect("somebody has closed his"));
+    assert!(cache.body(&made[4].list).is_none());
+    drop(held);
+    let again: Vec<_> = made.iter().filter_map(|made| cache.body(&made.list)).collect();
+    assert_eq!(again.len(), 3);
+}
+
+#[test]
 fn notes_are_bounded_and_the_oldest_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path());

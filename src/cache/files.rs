@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Most bodies whose files the cache itself has open, two descriptors each (guess: more than are read by peers at once).
 /// What is handed out is not counted: it is open as long as a reader has the file open.
@@ -16,6 +16,21 @@ const MAX_OPEN: usize = 64;
 /// Most bodies that are held open because the disk has not taken yet what was written to them, two descriptors each (guess:
 /// large files that are written in parts within half a minute). What comes in for others meanwhile goes into packs.
 const MAX_UNFLUSHED: usize = 256;
+
+/// Most files of bodies that are handed out at once: half of what the process may have open. Without a bound they would take
+/// the place of all else, until what is here cannot be opened any more.
+fn most_handed_out() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit / 2).ok()).unwrap_or(usize::MAX)
+}
+
+/// What was handed out.
+struct Handed {
+    /// Those that somebody has, and others, until they are swept.
+    files: Vec<Weak<File>>,
+    sweep_at: usize,
+    most: usize,
+}
 
 /// Opens a file of the cache for reading and writing, or for reading alone where the disk allows no more.
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
@@ -54,6 +69,7 @@ pub(super) struct Files {
     open: Mutex<Vec<Arc<Body>>>,
     /// Bodies that are held open until the disk has taken what was written.
     unflushed: AtomicUsize,
+    handed: Mutex<Handed>,
 }
 
 impl Files {
@@ -64,6 +80,7 @@ impl Files {
             bytes: AtomicU64::new(0),
             open: Mutex::default(),
             unflushed: AtomicUsize::new(0),
+            handed: Mutex::new(Handed { files: Vec::new(), sweep_at: 0, most: most_handed_out() }),
         })
     }
 
@@ -112,6 +129,27 @@ impl Files {
     pub(super) fn close_all(&self) {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
         open.iter().for_each(|body| body.close());
+    }
+
+    /// Counts a file that is handed out, as long as somebody has it. False when there are too many.
+    pub(super) fn may_hand_out(&self, file: &Arc<File>) -> bool {
+        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        // When the list has doubled: constant work for each.
+        if handed.files.len() >= handed.sweep_at.min(handed.most) {
+            handed.files.retain(|file| file.strong_count() > 0);
+            handed.sweep_at = 64.max(2 * handed.files.len());
+        }
+        let may = handed.files.len() < handed.most;
+        if may {
+            handed.files.push(Arc::downgrade(file));
+        }
+        may
+    }
+
+    /// As if the process might have twice as many files open.
+    #[cfg(test)]
+    pub(super) fn set_most_handed_out(&self, most: usize) {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner).most = most;
     }
 
     /// One more body is held open until the disk has taken what was written, or one less.

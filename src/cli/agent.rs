@@ -4,7 +4,7 @@ use super::CliError;
 use super::first_start::FirstStart;
 use super::mount_options::{Wanted, parse_list};
 use crate::agent::api::MountRequest;
-use crate::agent::{AgentError, Options, Tamper, run as run_agent};
+use crate::agent::{AgentError, Options, Tamper, allow_many_files, run as run_agent};
 use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings};
 use crate::mesh::proto;
 use std::collections::HashMap;
@@ -79,6 +79,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
 pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
     start_logging(&settings)?;
+    allow_many_files();
     for mount in &args.mounts {
         make_mount_point(&mount.directory)
             .map_err(|error| CliError::failed(format!("{}: {error}", mount.directory.display())))?;

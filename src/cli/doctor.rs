@@ -33,8 +33,9 @@ pub(super) struct Args {
 const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
 /// Oldest kernel on which directories need not be opened, which the mount relies on.
 const KERNEL_SINCE: (u32, u32) = (5, 1);
-/// Descriptors that an agent may need: packs, bodies, connections and mounts at their bounds.
-const FILES_NEEDED: u64 = 4_096;
+/// Descriptors that an agent may need: half of them for the 8 192 bodies that may be handed out, the other half for 1 024 packs, 64
+/// bodies in use and 256 that wait for the disk at two each, mounts, and connections.
+const FILES_NEEDED: u64 = 16_384;
 /// What the data plane asks of the system for each socket, in bytes (`mesh/socket.rs`).
 const SOCKET_BUFFER_BYTES: u64 = 2 << 20;
 /// Number of `CAP_SYS_ADMIN`.
@@ -120,7 +121,8 @@ fn examine(args: &Args) -> Vec<Finding> {
         device(),
         may_mount(is_root, has_helper(), &fs::read_to_string("/etc/fuse.conf").unwrap_or_default()),
         passthrough(&status),
-        open_files(getrlimit(Resource::Nofile).current),
+        // The agent raises its own limit so far.
+        open_files(getrlimit(Resource::Nofile).maximum),
         udp_buffers(buffer("rmem_max"), buffer("wmem_max")),
         clock(),
     ];
@@ -295,7 +297,10 @@ fn open_files(limit: Option<u64>) -> Finding {
             "open files",
             Verdict::Weak,
             format!("at most {limit}"),
-            format!("allow {FILES_NEEDED} (`ulimit -n`; systemd: LimitNOFILE={FILES_NEEDED})"),
+            format!(
+                "of many large files that are open at once, those beyond half of it are read through the agent: allow {FILES_NEEDED} \
+                 (`ulimit -Hn`; systemd: LimitNOFILE={FILES_NEEDED})"
+            ),
         ),
         Some(limit) => Finding::good("open files", format!("at most {limit}")),
         None => Finding::good("open files", "as many as are wanted"),
@@ -454,7 +459,8 @@ mod tests {
         let all = "Name:\tx\nCapEff:\t000001ffffffffff\n";
         let none = "CapEff:\t0000000000000000\n";
         assert_eq!((passthrough(all).verdict, passthrough(none).verdict), (Verdict::Good, Verdict::Weak));
-        assert_eq!(open_files(Some(1024)).verdict, Verdict::Weak);
+        assert_eq!(open_files(Some(4_096)).verdict, Verdict::Weak);
+        assert_eq!(open_files(Some(65_536)).verdict, Verdict::Good);
         assert_eq!(open_files(None).verdict, Verdict::Good);
         let small = Some(212_992);
         assert_eq!(udp_buffers(small, small).verdict, Verdict::Weak);
