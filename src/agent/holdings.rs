@@ -87,7 +87,7 @@ pub(super) struct Holdings {
 }
 
 impl Holdings {
-    /// Reaches the keeper, or starts one that holds mounts for `patience` without an agent. Where there is none, it is looked for
+    /// Reaches the keeper, or starts one that holds mounts that nobody serves for `patience`. Where there is none, it is looked for
     /// again when there is something to hold.
     pub(super) fn open(socket: &Path, patience: Duration) -> Self {
         let (keeper, found) = Keeper::reach(socket, patience).unwrap_or_else(|error| {
@@ -114,9 +114,14 @@ impl Holdings {
         read_notes(file).map(Some)
     }
 
-    /// Takes what a predecessor has left of a mount, once.
+    /// Takes what a predecessor has left of a mount, once, to serve it.
     pub(super) fn take(&self, directory: &Path, notes: &Notes) -> Option<Held> {
-        let [device, open_files, _] = self.left().remove(directory)?;
+        let parts = self.left().remove(directory)?;
+        // For the keeper, its readers wait until it hears of it.
+        if let Err(error) = self.keeper.hold(directory, &parts.each_ref().map(OwnedFd::as_fd)) {
+            tracing::warn!(directory = %directory.display(), "the keeper was not told who serves a mount: {error}");
+        }
+        let [device, open_files, _] = parts;
         Some(Held { device, open_files, agreement: notes.agreement.clone() })
     }
 

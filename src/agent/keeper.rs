@@ -3,7 +3,12 @@
 //! The kernel ends a mount when the last descriptor of it is closed. The keeper has one of each mount, so an agent may be
 //! killed, restarted or upgraded: who reads meanwhile waits, and the next agent takes the mounts over and answers. The keeper
 //! knows nothing about them; it holds for each a few descriptors and the path, and gives them to who comes next. When nobody
-//! has come for as long as the agent has told it, it closes the descriptors, detaches what is dead by that, and ends, so that readers get an error instead of waiting for ever.
+//! has served a mount for as long as the agent has told it, it closes the descriptors and detaches what is dead by that, so that
+//! readers get an error instead of waiting for ever. When nothing is left to be held, it ends.
+//!
+//! A mount is served from when an agent has it held (a new one, or one that it has taken over) until that agent is gone. Time in which
+//! nobody does is added up: agents that come and crash do not keep readers waiting for longer than none. Nothing is ended while an
+//! agent is there, which has all descriptors, too: it may take long to start, and ends by itself what it cannot serve.
 //!
 //! One agent talks to it at a time, over a socket in the agent's state folder, in packets: a letter and a path, with descriptors
 //! beside them. Who has these descriptors can answer in the agent's name, so they are given to nobody but its user and root. Should the
@@ -22,6 +27,7 @@ use rustix::net::{
     listen, recv, recvmsg, sendmsg, socket_with,
 };
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -35,6 +41,9 @@ use std::time::Duration;
 
 /// How long a keeper that holds nothing waits for its agent.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// A mount that was served for so long without a break, or for the patience if that is shorter, is in no crash loop: who reads
+/// has had an answer meanwhile, or an error (`read_deadline_ms`: 60 s). What it was without service before is forgotten (guess).
+const SERVED_LONG: Duration = Duration::from_secs(120);
 /// How long an agent waits for an answer of the keeper, which only touches memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a keeper that has just been started, and how many there are.
@@ -54,7 +63,7 @@ pub(super) type Parts = [OwnedFd; PARTS];
 
 /// First letter of a packet.
 mod word {
-    /// From the agent: hold this.
+    /// From the agent: hold this, which I serve.
     pub(super) const HOLD: u8 = b'H';
     /// From the agent: let this go.
     pub(super) const RELEASE: u8 = b'R';
@@ -109,8 +118,51 @@ fn send(socket: BorrowedFd<'_>, letter: u8, path: &Path, parts: &[BorrowedFd<'_>
     Ok(())
 }
 
-/// Runs a keeper that listens on `path` until nothing is left to be kept. It ends mounts for which no agent has come
-/// within `patience`.
+/// A mount that is held, and for how long its readers have waited.
+struct HeldMount {
+    parts: Parts,
+    /// How long nobody served it, up to `since`.
+    unserved: Duration,
+    /// Since when it is served, or is not.
+    since: Time,
+    is_served: bool,
+}
+
+impl HeldMount {
+    /// One that an agent gives to be held, and serves.
+    fn new(parts: Parts, now: Time) -> Self {
+        Self { parts, unserved: Duration::ZERO, since: now, is_served: true }
+    }
+
+    /// An agent that serves it gives it to be held, in the place of what was held of it.
+    fn serve(&mut self, parts: Parts, now: Time) {
+        if !self.is_served {
+            self.unserved += now.since(self.since);
+            (self.since, self.is_served) = (now, true);
+        }
+        self.parts = parts;
+    }
+
+    /// The agent is gone.
+    fn end_service(&mut self, now: Time, patience: Duration) {
+        if !self.is_served {
+            return;
+        }
+        if now.since(self.since) >= SERVED_LONG.min(patience) {
+            self.unserved = Duration::ZERO;
+        }
+        (self.since, self.is_served) = (now, false);
+    }
+
+    /// How much longer its readers may wait.
+    fn left(&self, now: Time, patience: Duration) -> Duration {
+        let waiting = if self.is_served { Duration::ZERO } else { now.since(self.since) };
+        patience.saturating_sub(self.unserved + waiting)
+    }
+}
+
+/// Runs a keeper that listens on `path` until nothing is left to be kept. It ends mounts that were without service for
+/// `patience`, all in all.
 ///
 /// # Errors
 /// When the socket cannot be made. Mounts that are held then are let go, which ends them.
@@ -135,28 +187,41 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Serves one agent after the other until nothing is held, or nobody has come for long.
+/// Serves one agent after the other until nothing is held.
 fn keep_for(listener: &OwnedFd, patience: Duration) {
-    let mut held: BTreeMap<PathBuf, Parts> = BTreeMap::new();
+    let mut held: BTreeMap<PathBuf, HeldMount> = BTreeMap::new();
     loop {
-        let patience = if held.is_empty() { FIRST_PATIENCE } else { patience };
-        let timed = set_socket_timeout(listener, Timeout::Recv, Some(patience));
+        let now = ambient::now();
+        let left = held.values().map(|mount| mount.left(now, patience)).min().unwrap_or(FIRST_PATIENCE);
+        // The system takes no time at all for no bound.
+        let timed = set_socket_timeout(listener, Timeout::Recv, Some(left.max(Duration::from_millis(1))));
         match timed.and_then(|()| accept_with(listener, SocketFlags::CLOEXEC)) {
             Ok(agent) if is_trusted(&agent) => {
                 // An agent that talks nonsense or is gone is like one that has ended: its mounts stay for the next.
                 let _ = serve(&agent, listener, &mut held);
+                let now = ambient::now();
+                held.values_mut().for_each(|mount| mount.end_service(now, patience));
             }
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if !held.is_empty() => {}
             Err(_) => break,
         }
+        let now = ambient::now();
+        end_mounts(&mut held, |mount| mount.left(now, patience).is_zero());
         if held.is_empty() {
             break;
         }
     }
+    end_mounts(&mut held, |_| true);
+}
+
+/// Ends some of the mounts: who reads there gets an error.
+fn end_mounts(held: &mut BTreeMap<PathBuf, HeldMount>, which: impl Fn(&HeldMount) -> bool) {
+    let over: Vec<_> =
+        held.iter().filter(|(_, mount)| which(mount)).map(|(path, _)| path.clone()).collect();
     // Closed first: then what is ours is dead, and nothing else is touched that may be mounted there by now.
-    let directories: Vec<_> = std::mem::take(&mut held).into_keys().collect();
-    for directory in directories {
+    held.retain(|_, mount| !which(mount));
+    for directory in over {
         let _ = clear_dead(&directory);
     }
 }
@@ -181,7 +246,7 @@ fn is_next(agent: BorrowedFd<'_>, listener: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts>) -> io::Result<()> {
+fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, HeldMount>) -> io::Result<()> {
     // Who does not take its answers keeps no other from being served.
     set_socket_timeout(agent, Timeout::Send, Some(ANSWER_WITHIN))?;
     let agent = agent.as_fd();
@@ -191,7 +256,13 @@ fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts
             word::HOLD => match <Parts>::try_from(descriptors) {
                 Ok(_) if held.len() >= HELD_MAX && !held.contains_key(&path) => word::FULL,
                 Ok(parts) => {
-                    held.insert(path, parts);
+                    let now = ambient::now();
+                    match held.entry(path) {
+                        Entry::Occupied(mut mount) => mount.get_mut().serve(parts, now),
+                        Entry::Vacant(place) => {
+                            place.insert(HeldMount::new(parts, now));
+                        }
+                    }
                     word::DONE
                 }
                 Err(_) => return Err(io::Error::from(io::ErrorKind::InvalidData)),
@@ -201,8 +272,8 @@ fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts
                 word::DONE
             }
             word::LIST => {
-                for (path, parts) in &*held {
-                    send(agent, word::HELD, path, &parts.each_ref().map(|part| part.as_fd()))?;
+                for (path, mount) in &*held {
+                    send(agent, word::HELD, path, &mount.parts.each_ref().map(|part| part.as_fd()))?;
                 }
                 word::DONE
             }
@@ -216,7 +287,7 @@ fn serve(agent: &OwnedFd, listener: &OwnedFd, held: &mut BTreeMap<PathBuf, Parts
 /// An agent's end of the talk with its keeper.
 pub(super) struct Keeper {
     path: PathBuf,
-    /// How long one that is started holds mounts without an agent.
+    /// How long one that is started holds mounts that nobody serves.
     patience: Duration,
     connection: Mutex<Connection>,
 }
@@ -479,5 +550,92 @@ mod tests {
         drop(second);
         keeper.join().unwrap();
         assert_eq!(first.current(), None);
+    }
+
+    fn some_parts() -> Parts {
+        [some_file("a"), some_file("b"), some_file("c")].map(OwnedFd::from)
+    }
+
+    #[test]
+    fn time_without_service_adds_up_until_a_mount_was_served_for_long() {
+        let second = |s| Time::ZERO + Duration::from_secs(s);
+        let patience = Duration::from_secs(300);
+        let left = |mount: &HeldMount, now| mount.left(second(now), patience).as_secs();
+        let mut mount = HeldMount::new(some_parts(), second(0));
+        assert_eq!(left(&mount, 10), 300, "it is served");
+        mount.end_service(second(10), patience);
+        assert_eq!(left(&mount, 110), 200);
+        // An agent that ends before it serves the mount changes nothing.
+        mount.end_service(second(120), patience);
+        assert_eq!(left(&mount, 130), 180);
+        mount.serve(some_parts(), second(130));
+        mount.serve(some_parts(), second(200));
+        assert_eq!(left(&mount, 249), 180);
+        mount.end_service(second(249), patience);
+        assert_eq!(left(&mount, 249), 180, "119 s of service are not long");
+        assert_eq!(left(&mount, 250), 179);
+        mount.serve(some_parts(), second(250));
+        mount.end_service(second(370), patience);
+        assert_eq!(left(&mount, 370), 300, "120 s are");
+        assert_eq!((left(&mount, 670), left(&mount, 999)), (0, 0));
+        // Nobody must serve for longer than the patience is.
+        let patience = Duration::from_secs(5);
+        mount.serve(some_parts(), second(1000));
+        mount.end_service(second(1005), patience);
+        assert_eq!(mount.left(second(1005), patience), patience);
+    }
+
+    #[test]
+    fn agents_that_come_and_crash_keep_readers_waiting_no_longer_than_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, Duration::from_secs(2)));
+        let file = some_file("x");
+        let parts = [file.as_fd(), file.as_fd(), file.as_fd()];
+        {
+            let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+            first.hold(Path::new("/mnt/a"), &parts).unwrap();
+            first.hold(Path::new("/mnt/b"), &parts).unwrap();
+        }
+        let begun = ambient::now();
+        let mut rounds = 0;
+        while let Ok(connection) = connect_to(&path) {
+            assert!(ambient::now().since(begun) < Duration::from_secs(20), "it is held after {rounds} rounds");
+            rounds += 1;
+            // Some say that they serve one of them.
+            if rounds % 3 == 0 {
+                let _ = send(connection.as_fd(), word::HOLD, Path::new("/mnt/a"), &parts);
+                let _ = receive(connection.as_fd());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(rounds > 3, "{rounds}");
+        keeper.join().unwrap();
+    }
+
+    #[test]
+    fn a_mount_that_waits_is_not_ended_while_an_agent_is_there_and_is_once_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, Duration::from_secs(1)));
+        let file = some_file("x");
+        let parts = [file.as_fd(), file.as_fd(), file.as_fd()];
+        let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        first.hold(Path::new("/mnt/a"), &parts).unwrap();
+        first.hold(Path::new("/mnt/b"), &parts).unwrap();
+        drop(first);
+        let (slow, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        slow.hold(Path::new("/mnt/a"), &parts).unwrap();
+        std::thread::sleep(Duration::from_millis(1200));
+        drop(slow);
+        // The other one was without service for too long by then.
+        let (next, found) = Keeper::reach(&path, PATIENCE).unwrap();
+        assert_eq!(found.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>(), [Path::new("/mnt/a")]);
+        next.release(Path::new("/mnt/a")).unwrap();
+        drop(next);
+        keeper.join().unwrap();
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(super) struct Args {
     /// Where it listens for its agent.
     socket: PathBuf,
-    /// How many seconds it holds mounts without an agent.
+    /// How many seconds it holds a mount that no agent serves.
     patience_s: u64,
 }
 
