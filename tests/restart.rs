@@ -9,7 +9,7 @@ use common::{
 };
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -92,7 +92,9 @@ fn restart_under_readers(profile: &str) {
     make_tree(&tree, 21, 150, 12 << 20);
     let made = publish(&tree, "restart.test", &to, &base.path().join("keys"), &[]);
     let stratum = Stratum::serve(&to, base.path());
-    let mut node = Node::new(base.path().join("node")).keeping_mounts();
+    // What is without service adds up over restarts that follow each other fast.
+    let keep_s = (60 + 5 * restarts()).to_string();
+    let mut node = Node::new(base.path().join("node")).with_setting("keep_mounts_s", keep_s);
     node.start();
     node.add_repository(&at_fingerprint(&made), &stratum.url);
     let at = node.mount_with("restart.test", "mnt", &["--profile", profile]);
@@ -242,6 +244,44 @@ impl World {
             .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         all.filter(|pid| is_it(*pid)).filter_map(rustix::process::Pid::from_raw).collect()
     }
+
+    /// Whether somebody is connected to the keeper, or is about to be.
+    fn keeper_is_reached(&self) -> bool {
+        let socket = self.node.state().join("keeper.sock");
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+        // Number, references, protocol, flags, type, state (3: connected), inode, path.
+        sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
+            fields.get(5) == Some(&"03") && fields.get(7).is_some_and(|path| Path::new(path) == socket)
+        })
+    }
+
+    /// Has the next starts of the agent hang when its cache is read, until [`Self::let_start`]: a file that it opens then has nobody at
+    /// its other end.
+    fn hinder_start(&self) {
+        let contacts = self.node.state().join("contacts.json");
+        let _ = fs::remove_file(&contacts);
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &contacts, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    }
+
+    /// Lets the agent that starts go on.
+    fn let_start(&self) {
+        let contacts = self.node.state().join("contacts.json");
+        let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let open = || File::options().write(true).custom_flags(without_waiting).open(&contacts).ok();
+        let opened = wait_for("an agent that reads it", Duration::from_secs(20), open);
+        fs::remove_file(&contacts).unwrap();
+        drop(opened);
+    }
+
+    /// Reads all of a file beside the test, without what the kernel has of it.
+    fn read_beside(&self) -> std::thread::JoinHandle<std::io::Result<Vec<u8>>> {
+        let at = self.at.join("large");
+        std::thread::spawn(move || {
+            rustix::fs::fadvise(&File::open(&at)?, 0, None, rustix::fs::Advice::DontNeed)?;
+            fs::read(&at)
+        })
+    }
 }
 
 /// When the kernel closes the first file of a mount, it asks whether it may tell so. Who starts an agent here has files of the mount
@@ -380,6 +420,67 @@ fn a_switch_that_is_cut_off_leaves_no_mixture() {
         let same = || (listing(&world.at) == expected).then_some(());
         wait_for("all of the new revision", Duration::from_secs(30), same);
     }
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
+}
+
+#[test]
+fn an_agent_that_takes_long_to_start_finds_its_mounts_and_readers_see_no_error() {
+    if !can_mount("restart_slow_start") {
+        return;
+    }
+    let mut world = World::new(35, |node| node.with_setting("keep_mounts_s", "3"));
+    let right = fs::read(world.base.path().join("tree/large")).unwrap();
+    world.node.kill();
+    world.hinder_start();
+    world.node.begin_start();
+    wait_for("an agent at its keeper", Duration::from_secs(10), || world.keeper_is_reached().then_some(()));
+    let reader = world.read_beside();
+    // Longer than mounts are kept without an agent.
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(!reader.is_finished(), "{:?}", reader.join().unwrap().map(|bytes| bytes.len()));
+    world.let_start();
+    world.node.end_start();
+    assert!(reader.join().unwrap().unwrap() == right);
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
+}
+
+#[test]
+fn agents_that_crash_at_their_start_keep_readers_waiting_no_longer_than_none() {
+    if !can_mount("restart_crash_loop") {
+        return;
+    }
+    let mut world = World::new(36, |node| node.with_setting("keep_mounts_s", "3"));
+    world.node.kill();
+    world.hinder_start();
+    let reader = world.read_beside();
+    let mut rounds = 0;
+    while !reader.is_finished() {
+        assert!(rounds < 40, "readers wait for ever");
+        rounds += 1;
+        world.node.begin_start();
+        wait_for("an agent at its keeper", Duration::from_secs(10), || {
+            (world.keeper_is_reached() || reader.is_finished()).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        world.node.kill();
+    }
+    assert!(rounds > 2, "they were given up after {rounds} agents");
+    let error = reader.join().unwrap().unwrap_err();
+    let errno = rustix::io::Errno::from_io_error(&error);
+    assert!(
+        matches!(errno, Some(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)),
+        "what it had asked is given up: {error}"
+    );
+    // The next agent that lives mounts anew.
+    fs::remove_file(world.node.state().join("contacts.json")).unwrap();
+    world.node.start();
+    let right = fs::read(world.base.path().join("tree/large")).unwrap();
+    let read = || fs::read(world.at.join("large")).ok();
+    assert!(wait_for("the mount", Duration::from_secs(30), read) == right);
     let at = world.at.clone();
     world.node.umount(&at);
     world.node.stop();

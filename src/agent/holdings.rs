@@ -4,6 +4,7 @@ use super::api::MountOptions;
 use super::keeper::{Keeper, Parts};
 use super::shown::Shown;
 use crate::ambient;
+use crate::fs::clear_dead;
 use crate::fs::fuse::{Agreement, Held};
 use crate::model::{RepositoryName, Time};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -82,8 +83,9 @@ pub(super) struct Holdings {
     keeper: Keeper,
     /// What a predecessor has left and nobody has taken over yet.
     left: Mutex<BTreeMap<PathBuf, Parts>>,
-    /// Until when who is inside of it may be kept waiting.
-    wait_until: Time,
+    patience: Duration,
+    /// Until when who is inside of it may be kept waiting. `None` while the agent starts.
+    wait_until: Mutex<Option<Time>>,
 }
 
 impl Holdings {
@@ -95,7 +97,7 @@ impl Holdings {
             (Keeper::unreached(socket, patience), Vec::new())
         });
         let left = Mutex::new(found.into_iter().collect());
-        Self { keeper, left, wait_until: ambient::now() + patience }
+        Self { keeper, left, patience, wait_until: Mutex::new(None) }
     }
 
     fn left(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Parts>> {
@@ -125,9 +127,33 @@ impl Holdings {
         Some(Held { device, open_files, agreement: notes.agreement.clone() })
     }
 
-    /// Whether a mount that cannot be taken over yet may be tried again: who is inside waits as long as without an agent.
+    fn wait_until(&self) -> MutexGuard<'_, Option<Time>> {
+        self.wait_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent can take mounts over from now on.
+    pub(super) fn end_start(&self) {
+        *self.wait_until() = Some(ambient::now() + self.patience);
+    }
+
+    /// Whether the agent is not there yet that could take mounts over.
+    pub(super) fn is_starting(&self) -> bool {
+        self.wait_until().is_none()
+    }
+
+    /// Whether a mount that cannot be taken over yet may be tried again: once the agent has started, who is inside waits as long as
+    /// without an agent.
     pub(super) fn may_wait(&self) -> bool {
-        ambient::now() < self.wait_until
+        self.wait_until().is_none_or(|until| ambient::now() < until)
+    }
+
+    /// Ends all mounts that a predecessor has left and nobody has taken over.
+    pub(super) fn end_leftovers(&self) {
+        for directory in self.leftovers() {
+            // With the last descriptor it is dead, and what is dead is cleared away.
+            self.release(&directory);
+            let _ = clear_dead(&directory);
+        }
     }
 
     /// Directories of mounts that a predecessor has left and nobody has taken over.
@@ -180,6 +206,7 @@ fn read_notes(file: OwnedFd) -> io::Result<Notes> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keeper::{keep_for, listen_on};
     use super::super::shown::tests::past;
     use super::*;
 
@@ -237,5 +264,33 @@ mod tests {
         assert_eq!(*notes.shown(), (0, past(1)));
         notes.begin_switch(1, &past(2));
         assert_eq!((notes.shown(), notes.last()), (&(0, past(1)), 1));
+    }
+
+    /// What an agent has of a mount.
+    fn held() -> Held {
+        let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+        Held { device: file(), open_files: file(), agreement: notes().agreement }
+    }
+
+    #[test]
+    fn who_is_inside_waits_for_the_start_and_what_is_given_up_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, patience) = (dir.path().join("keeper.sock"), Duration::from_secs(60));
+        // It listens before it is reached: whoever finds nobody starts a process.
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, patience));
+        let (first, at) = (Holdings::open(&path, patience), Path::new("/mnt/a"));
+        first.hold(at, &held(), &notes()).unwrap();
+        drop(first);
+        let second = Holdings::open(&path, Duration::ZERO);
+        assert_eq!(second.notes(at).unwrap(), Some(notes()));
+        assert!(second.is_starting() && second.may_wait());
+        second.end_start();
+        assert!(!second.is_starting() && !second.may_wait(), "its patience is over at once");
+        assert_eq!(second.leftovers(), [at]);
+        second.end_leftovers();
+        assert!(second.leftovers().is_empty() && second.take(at, &notes()).is_none());
+        drop(second);
+        keeper.join().unwrap();
     }
 }

@@ -174,7 +174,7 @@ pub fn keep(path: &Path, patience: Duration) -> io::Result<()> {
     Ok(())
 }
 
-fn listen_on(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn listen_on(path: &Path) -> io::Result<OwnedFd> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -188,7 +188,7 @@ fn listen_on(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Serves one agent after the other until nothing is held.
-fn keep_for(listener: &OwnedFd, patience: Duration) {
+pub(super) fn keep_for(listener: &OwnedFd, patience: Duration) {
     let mut held: BTreeMap<PathBuf, HeldMount> = BTreeMap::new();
     loop {
         let now = ambient::now();

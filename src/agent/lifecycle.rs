@@ -1,6 +1,6 @@
 //! From start to stop: what is opened in which order, and how it is left.
 //!
-//! The order is from the bottom up: state folder, socket, registry, cache, strata, mesh, mounts, and at
+//! The order is from the bottom up: state folder, keeper of the mounts, socket, registry, cache, strata, mesh, mounts, and at
 //! last the answers of the control API. Stopping goes the other way round. Each step of it has a
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
@@ -45,6 +45,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long readiness waits for the mounts of the last run: those that take longer come later.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long those who are inside of mounts of the agent before wait at most for this one's start (guess): to read the headers of 20 GiB
+/// of small chunks may take a slow disk half of it.
+const START_MAX: Duration = Duration::from_secs(3_600);
 /// Looks at the mounts that may be under way, each with mounts that take long (guess).
 const ROUNDS_MAX: usize = 64;
 /// Time for answers under way when the agent stops.
@@ -98,6 +101,8 @@ impl Agent {
         memory::keep_small();
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
+        // Before all that may take long, as the cache does: the keeper ends no mount while an agent is there.
+        let holdings = holdings(&settings);
         let socket = ControlSocket::open(&settings.socket)?;
         let open_listener = open_http(&settings).await?;
         let registry = Arc::new(Repositories::open(&state.repositories())?);
@@ -154,7 +159,7 @@ impl Agent {
             offers: Offers::new(mesh.clone(), cache.clone()),
             book: reads.clone(),
             identity: membership.as_ref().map(|membership| membership.identity.clone()),
-            holdings: holdings(&settings),
+            holdings: holdings.clone(),
             replay_bytes: settings.replay_bytes.0,
             verify_always: settings.verify == Verify::Always,
             quick_wake: settings.quick_wake,
@@ -183,7 +188,7 @@ impl Agent {
             wake: Arc::new(Notify::new()),
             reads,
         });
-        restore(&node).await;
+        restore(&node, holdings.as_deref()).await;
         let before = known_before(&node, &contacts);
         let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
         tokio::spawn(keep_company(node.clone(), before, ending.clone()));
@@ -227,7 +232,10 @@ impl Agent {
 }
 
 /// Goes on with the mounts of the last run.
-async fn restore(node: &Arc<Node>) {
+async fn restore(node: &Arc<Node>, holdings: Option<&Holdings>) {
+    if let Some(holdings) = holdings {
+        holdings.end_start();
+    }
     node.mounts.let_go_others().await;
     let restoring = node.clone();
     let restored = tokio::spawn(async move { restoring.mounts.tend().await });
@@ -266,10 +274,23 @@ fn look_after_the_cache(node: &Node, ending: &CancellationToken) {
     tokio::spawn(cached::scrub(node.cache.clone(), scrub_rate, ending.clone()));
 }
 
-/// The keeper of this agent's mounts, if they are to be kept.
+/// The keeper of this agent's mounts, if they are to be kept. What it holds does not wait for ever for the end of the start, which hangs
+/// where a disk does.
 fn holdings(settings: &Settings) -> Option<Arc<Holdings>> {
     let patience = settings.keep_mounts()?;
-    Some(Arc::new(Holdings::open(&settings.state_dir.join("keeper.sock"), patience)))
+    let holdings = Arc::new(Holdings::open(&settings.state_dir.join("keeper.sock"), patience));
+    let starting = Arc::downgrade(&holdings);
+    tokio::spawn(async move {
+        tokio::time::sleep(START_MAX).await;
+        let Some(holdings) = starting.upgrade().filter(|holdings| holdings.is_starting()) else { return };
+        tracing::error!(
+            "the start takes longer than {} s: who is inside of the last run's mounts waits no longer, and gets errors; \
+             does a disk hang?",
+            START_MAX.as_secs()
+        );
+        let _ = tokio::task::spawn_blocking(move || holdings.end_leftovers()).await;
+    });
+    Some(holdings)
 }
 
 fn cache_config(settings: &Settings) -> CacheConfig {

@@ -207,7 +207,8 @@ impl Node {
     /// Its mounts outlive its agent, for a while.
     #[must_use]
     pub fn keeping_mounts(mut self) -> Self {
-        self.keep_mounts_s = 20;
+        // Longer than all restarts of a test take together: what it is without service adds up.
+        self.keep_mounts_s = 120;
         self
     }
 
@@ -277,12 +278,18 @@ impl Node {
 
     /// Starts the agent and waits until it answers.
     pub fn start(&mut self) {
+        self.begin_start();
+        self.end_start();
+    }
+
+    /// Starts the agent and does not wait for it.
+    pub fn begin_start(&mut self) {
         let mut command = Command::new(STARLING);
         if let Some(user) = self.user {
             give(&self.dir, user);
             command.uid(user).gid(user);
         }
-        let mut child = command
+        let child = command
             .arg("agent")
             .arg("--state")
             .arg(self.state())
@@ -297,21 +304,27 @@ impl Node {
             .stderr(File::options().create(true).append(true).open(self.dir.join("agent.log")).unwrap())
             .spawn()
             .unwrap();
+        self.agent = Some(Process(child));
+    }
+
+    /// Waits until the agent that was started answers.
+    pub fn end_start(&mut self) {
         for _ in 0..1000 {
             let status = [OsStr::new("status"), "--json".as_ref(), "--socket".as_ref()];
             let answer = starling(&[&status[..], &[self.socket().as_ref()]].concat());
             if answer.status.success() {
                 let status: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
                 self.listen = status["mesh"]["address"].as_str().map(str::to_owned);
-                self.agent = Some(Process(child));
                 return;
             }
-            if let Some(status) = child.try_wait().unwrap() {
+            let Process(agent) = self.agent.as_mut().expect("the agent was started");
+            if let Some(status) = agent.try_wait().unwrap() {
+                self.agent = None;
                 panic!("the agent ended with {status}:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = child.kill();
+        self.kill();
         panic!("the agent does not answer:\n{}", self.log());
     }
 
