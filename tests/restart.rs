@@ -255,23 +255,30 @@ impl World {
         })
     }
 
-    /// Has the next starts of the agent hang when its cache is read, until [`Self::let_start`]: a file that it opens then has nobody at
-    /// its other end.
-    fn hinder_start(&self) {
-        let contacts = self.node.state().join("contacts.json");
-        let _ = fs::remove_file(&contacts);
+    /// Has the next starts of the agent hang where it reads a file of its state, which has nobody at its other end, until
+    /// [`Self::let_start`].
+    fn hinder_start(&self, file: &str) {
+        let path = self.node.state().join(file);
+        let _ = fs::rename(&path, path.with_extension("aside"));
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &contacts, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     }
 
-    /// Lets the agent that starts go on.
-    fn let_start(&self) {
-        let contacts = self.node.state().join("contacts.json");
+    /// Lets the agent that starts go on, as if the file were empty.
+    fn let_start(&self, file: &str) {
+        let path = self.node.state().join(file);
         let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let open = || File::options().write(true).custom_flags(without_waiting).open(&contacts).ok();
+        let open = || File::options().write(true).custom_flags(without_waiting).open(&path).ok();
         let opened = wait_for("an agent that reads it", Duration::from_secs(20), open);
-        fs::remove_file(&contacts).unwrap();
+        self.hinder_no_start(file);
         drop(opened);
+    }
+
+    /// The file is as before.
+    fn hinder_no_start(&self, file: &str) {
+        let path = self.node.state().join(file);
+        fs::remove_file(&path).unwrap();
+        let _ = fs::rename(path.with_extension("aside"), &path);
     }
 
     /// Reads all of a file beside the test, without what the kernel has of it.
@@ -433,14 +440,15 @@ fn an_agent_that_takes_long_to_start_finds_its_mounts_and_readers_see_no_error()
     let mut world = World::new(35, |node| node.with_setting("keep_mounts_s", "3"));
     let right = fs::read(world.base.path().join("tree/large")).unwrap();
     world.node.kill();
-    world.hinder_start();
+    // What is read right after the cache.
+    world.hinder_start("contacts.json");
     world.node.begin_start();
     wait_for("an agent at its keeper", Duration::from_secs(10), || world.keeper_is_reached().then_some(()));
     let reader = world.read_beside();
     // Longer than mounts are kept without an agent.
     std::thread::sleep(Duration::from_secs(5));
     assert!(!reader.is_finished(), "{:?}", reader.join().unwrap().map(|bytes| bytes.len()));
-    world.let_start();
+    world.let_start("contacts.json");
     world.node.end_start();
     assert!(reader.join().unwrap().unwrap() == right);
     let at = world.at.clone();
@@ -455,7 +463,7 @@ fn agents_that_crash_at_their_start_keep_readers_waiting_no_longer_than_none() {
     }
     let mut world = World::new(36, |node| node.with_setting("keep_mounts_s", "3"));
     world.node.kill();
-    world.hinder_start();
+    world.hinder_start("mounts.json");
     let reader = world.read_beside();
     let mut rounds = 0;
     while !reader.is_finished() {
@@ -476,11 +484,43 @@ fn agents_that_crash_at_their_start_keep_readers_waiting_no_longer_than_none() {
         "what it had asked is given up: {error}"
     );
     // The next agent that lives mounts anew.
-    fs::remove_file(world.node.state().join("contacts.json")).unwrap();
+    world.hinder_no_start("mounts.json");
     world.node.start();
     let right = fs::read(world.base.path().join("tree/large")).unwrap();
     let read = || fs::read(world.at.join("large")).ok();
     assert!(wait_for("the mount", Duration::from_secs(30), read) == right);
+    let at = world.at.clone();
+    world.node.umount(&at);
+    world.node.stop();
+}
+
+#[test]
+fn an_agent_that_had_no_answer_from_its_keeper_asks_again_and_readers_go_on() {
+    if !can_mount("restart_silent_keeper") {
+        return;
+    }
+    let mut world = World::new(37, |node| node);
+    let right = fs::read(world.base.path().join("tree/large")).unwrap();
+    let [keeper] = world.keepers()[..] else { panic!("{:?}", world.keepers()) };
+    world.node.kill();
+    rustix::process::kill_process(keeper, rustix::process::Signal::STOP).unwrap();
+    world.node.begin_start();
+    let said = || world.node.log().contains("mounts end with this agent").then_some(());
+    wait_for("the end of its patience", Duration::from_secs(20), said);
+    rustix::process::kill_process(keeper, rustix::process::Signal::CONT).unwrap();
+    let reader = world.read_beside();
+    world.node.end_start();
+    let process = format!("/proc/{}/task", world.node.pid().unwrap());
+    let is_probe = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "starling-probe")
+    };
+    wait_for("an answer", Duration::from_secs(60), || {
+        let tasks = fs::read_dir(&process).unwrap().map(|task| task.unwrap());
+        assert!(tasks.filter(is_probe).count() < 2, "one thread looks whether somebody serves the mount");
+        reader.is_finished().then_some(())
+    });
+    assert!(reader.join().unwrap().unwrap() == right);
+    assert_eq!(world.mounts().len(), 1);
     let at = world.at.clone();
     world.node.umount(&at);
     world.node.stop();

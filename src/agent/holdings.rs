@@ -9,7 +9,7 @@ use crate::fs::fuse::{Agreement, Held};
 use crate::model::{RepositoryName, Time};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -78,11 +78,19 @@ impl Notes {
     }
 }
 
+/// Whose the mounts are that the keeper holds.
+#[derive(Default)]
+struct Mounts {
+    /// What a predecessor has left and nobody has taken over yet.
+    left: BTreeMap<PathBuf, Parts>,
+    /// What this agent serves and has had held.
+    own: BTreeSet<PathBuf>,
+}
+
 /// The agent's use of its keeper. Calls block for a moment, at most for seconds.
 pub(super) struct Holdings {
     keeper: Keeper,
-    /// What a predecessor has left and nobody has taken over yet.
-    left: Mutex<BTreeMap<PathBuf, Parts>>,
+    mounts: Mutex<Mounts>,
     patience: Duration,
     /// Until when who is inside of it may be kept waiting. `None` while the agent starts.
     wait_until: Mutex<Option<Time>>,
@@ -92,16 +100,43 @@ impl Holdings {
     /// Reaches the keeper, or starts one that holds mounts that nobody serves for `patience`. Where there is none, it is looked for
     /// again when there is something to hold.
     pub(super) fn open(socket: &Path, patience: Duration) -> Self {
-        let (keeper, found) = Keeper::reach(socket, patience).unwrap_or_else(|error| {
-            tracing::warn!("mounts end with this agent, unless a keeper can be started later: {error}");
-            (Keeper::unreached(socket, patience), Vec::new())
-        });
-        let left = Mutex::new(found.into_iter().collect());
-        Self { keeper, left, patience, wait_until: Mutex::new(None) }
+        let keeper = Keeper::new(socket, patience);
+        if let Err(error) = keeper.reach() {
+            tracing::warn!(
+                "mounts end with this agent, and those of the agent before wait, unless a keeper can be reached or started \
+                 later: {error}"
+            );
+        }
+        let holdings = Self { keeper, mounts: Mutex::default(), patience, wait_until: Mutex::new(None) };
+        holdings.gather();
+        holdings
     }
 
-    fn left(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Parts>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Reaches the keeper where there is no connection to it. What it has of a predecessor can be taken over then.
+    pub(super) fn look_again(&self) {
+        if self.keeper.current().is_some() {
+            return;
+        }
+        match self.keeper.reach() {
+            Ok(()) => tracing::info!("the keeper of the mounts is reached again"),
+            Err(error) => tracing::debug!("the keeper of the mounts is not reached: {error}"),
+        }
+        self.gather();
+    }
+
+    fn mounts(&self) -> MutexGuard<'_, Mounts> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks through what the keeper said it holds, should it have been reached a moment ago: what this agent does not serve, a
+    /// predecessor has left. Descriptors of its own mounts are closed, lest they live on in them.
+    fn gather(&self) {
+        let mut mounts = self.mounts();
+        for (directory, parts) in self.keeper.found() {
+            if !mounts.own.contains(&directory) {
+                mounts.left.insert(directory, parts);
+            }
+        }
     }
 
     /// What a predecessor has written down of a mount that nobody has taken over yet.
@@ -109,7 +144,7 @@ impl Holdings {
     /// # Errors
     /// When it cannot be read; then the mount is lost.
     pub(super) fn notes(&self, directory: &Path) -> io::Result<Option<Notes>> {
-        let file = match self.left().get(directory) {
+        let file = match self.mounts().left.get(directory) {
             Some([_, _, notes]) => notes.try_clone()?,
             None => return Ok(None),
         };
@@ -118,11 +153,17 @@ impl Holdings {
 
     /// Takes what a predecessor has left of a mount, once, to serve it.
     pub(super) fn take(&self, directory: &Path, notes: &Notes) -> Option<Held> {
-        let parts = self.left().remove(directory)?;
+        let parts = {
+            let mut mounts = self.mounts();
+            let parts = mounts.left.remove(directory)?;
+            mounts.own.insert(directory.to_owned());
+            parts
+        };
         // For the keeper, its readers wait until it hears of it.
         if let Err(error) = self.keeper.hold(directory, &parts.each_ref().map(OwnedFd::as_fd)) {
             tracing::warn!(directory = %directory.display(), "the keeper was not told who serves a mount: {error}");
         }
+        self.gather();
         let [device, open_files, _] = parts;
         Some(Held { device, open_files, agreement: notes.agreement.clone() })
     }
@@ -158,7 +199,7 @@ impl Holdings {
 
     /// Directories of mounts that a predecessor has left and nobody has taken over.
     pub(super) fn leftovers(&self) -> Vec<PathBuf> {
-        self.left().keys().cloned().collect()
+        self.mounts().left.keys().cloned().collect()
     }
 
     /// Has the keeper hold a mount, or hold it with other notes. As long as [`Holdings::current`] is the number that is
@@ -170,7 +211,15 @@ impl Holdings {
         let written = memfd_create("starling-mount-notes", MemfdFlags::CLOEXEC)?;
         let written = File::from(written);
         written.write_all_at(&serde_json::to_vec(notes)?, 0)?;
-        self.keeper.hold(directory, &[held.device.as_fd(), held.open_files.as_fd(), written.as_fd()])
+        let parts = [held.device.as_fd(), held.open_files.as_fd(), written.as_fd()];
+        let told = self.keeper.hold(directory, &parts);
+        if told.is_ok() {
+            let mut mounts = self.mounts();
+            mounts.left.remove(directory);
+            mounts.own.insert(directory.to_owned());
+        }
+        self.gather();
+        told
     }
 
     /// Names the keeper that there is.
@@ -180,10 +229,13 @@ impl Holdings {
 
     /// Has the keeper let a mount go.
     pub(super) fn release(&self, directory: &Path) {
-        self.left().remove(directory);
         if let Err(error) = self.keeper.release(directory) {
             tracing::warn!(directory = %directory.display(), "the keeper did not let a mount go: {error}");
         }
+        self.gather();
+        let mut mounts = self.mounts();
+        mounts.left.remove(directory);
+        mounts.own.remove(directory);
     }
 }
 
@@ -292,5 +344,45 @@ mod tests {
         assert!(second.leftovers().is_empty() && second.take(at, &notes()).is_none());
         drop(second);
         keeper.join().unwrap();
+    }
+
+    #[test]
+    fn what_was_left_is_found_when_the_keeper_is_reached_late_and_own_mounts_are_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, patience) = (dir.path().join("keeper.sock"), Duration::from_secs(60));
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, patience));
+        let (first, left) = (Holdings::open(&path, patience), Path::new("/mnt/left"));
+        first.hold(left, &held(), &notes()).unwrap();
+        // Another agent is served, and this one finds that its connection has ended.
+        let (second, own) = (Holdings::open(&path, patience), Path::new("/mnt/own"));
+        assert_eq!(second.leftovers(), [left]);
+        second.hold(own, &held(), &notes()).unwrap();
+        second.look_again();
+        let third = Holdings::open(&path, patience);
+        assert_eq!(third.leftovers(), [left, own]);
+        third.hold(Path::new("/mnt/third"), &held(), &notes()).unwrap();
+        drop(third);
+        wait_until_gone(&second);
+        second.look_again();
+        assert_eq!(second.leftovers(), [left, Path::new("/mnt/third")]);
+        assert!(second.take(left, &notes()).is_some() && second.take(own, &notes()).is_none());
+        // What is let go is nobody's: should it be there still, it is somebody else's.
+        for at in [left, own, Path::new("/mnt/third")] {
+            second.release(at);
+        }
+        assert!(second.leftovers().is_empty());
+        drop(second);
+        keeper.join().unwrap();
+    }
+
+    fn wait_until_gone(holdings: &Holdings) {
+        for _ in 0..500 {
+            if holdings.current().is_none() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("its connection lives");
     }
 }

@@ -49,8 +49,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a keeper that has just been started, and how many there are.
 const REACH_PAUSE: Duration = Duration::from_millis(20);
 const REACH_ATTEMPTS: usize = 250;
-/// How long after one could not be reached or started that is not tried again (guess).
-const REACH_AGAIN: Duration = Duration::from_secs(60);
+/// How long after one could not be reached or started that is not tried again: each attempt may take seconds (guess).
+const REACH_AGAIN: Duration = Duration::from_secs(20);
 /// Most mounts that are held: as many as an agent may have.
 const HELD_MAX: usize = 256;
 /// Descriptors of a mount: the kernel's end of it, its open files, and what the agent has written down.
@@ -202,7 +202,8 @@ pub(super) fn keep_for(listener: &OwnedFd, patience: Duration) {
                 let now = ambient::now();
                 held.values_mut().for_each(|mount| mount.end_service(now, patience));
             }
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) if !held.is_empty() => {}
             Err(_) => break,
         }
@@ -217,8 +218,7 @@ pub(super) fn keep_for(listener: &OwnedFd, patience: Duration) {
 
 /// Ends some of the mounts: who reads there gets an error.
 fn end_mounts(held: &mut BTreeMap<PathBuf, HeldMount>, which: impl Fn(&HeldMount) -> bool) {
-    let over: Vec<_> =
-        held.iter().filter(|(_, mount)| which(mount)).map(|(path, _)| path.clone()).collect();
+    let over: Vec<_> = held.iter().filter(|(_, mount)| which(mount)).map(|(path, _)| path.clone()).collect();
     // Closed first: then what is ours is dead, and nothing else is touched that may be mounted there by now.
     held.retain(|_, mount| !which(mount));
     for directory in over {
@@ -300,6 +300,8 @@ struct Connection {
     number: u64,
     /// When none could be had.
     failed: Option<Time>,
+    /// What the keeper answered when it was made, until somebody takes it.
+    found: Vec<(PathBuf, Parts)>,
 }
 
 impl Connection {
@@ -314,32 +316,23 @@ impl Connection {
 }
 
 impl Keeper {
-    /// Reaches the keeper that listens on `path`, or starts one; what it holds from agents before.
-    ///
-    /// # Errors
-    /// When none can be reached or started.
-    pub(super) fn reach(path: &Path, patience: Duration) -> io::Result<(Self, Vec<(PathBuf, Parts)>)> {
-        let connection = connect_or_start(path, patience)?;
-        let mut found = Vec::new();
-        send(connection.as_fd(), word::LIST, Path::new(""), &[])?;
-        loop {
-            match receive(connection.as_fd())? {
-                Some((word::HELD, directory, parts)) if found.len() < HELD_MAX => {
-                    let parts = <Parts>::try_from(parts).map_err(|_| nonsense())?;
-                    found.push((directory, parts));
-                }
-                Some((word::DONE, ..)) => break,
-                _ => return Err(nonsense()),
-            }
-        }
-        let connection = Mutex::new(Connection { socket: Some(connection), number: 0, failed: None });
-        Ok((Self { path: path.to_owned(), patience, connection }, found))
+    /// The keeper that listens on `path`, or is to. It is reached when there is something to say.
+    pub(super) fn new(path: &Path, patience: Duration) -> Self {
+        let connection = Connection { socket: None, number: 0, failed: None, found: Vec::new() };
+        Self { path: path.to_owned(), patience, connection: Mutex::new(connection) }
     }
 
-    /// One that could not be reached. It is tried again later, and holds nothing from agents before.
-    pub(super) fn unreached(path: &Path, patience: Duration) -> Self {
-        let connection = Mutex::new(Connection { socket: None, number: 0, failed: Some(ambient::now()) });
-        Self { path: path.to_owned(), patience, connection }
+    /// Sees to it that there is a connection to the keeper, and starts one if need be.
+    ///
+    /// # Errors
+    /// When none can be reached or started, or that was so a moment ago.
+    pub(super) fn reach(&self) -> io::Result<()> {
+        self.reached().map(drop)
+    }
+
+    /// What the keeper held when it was reached, by an agent before or by this one. Given out once.
+    pub(super) fn found(&self) -> Vec<(PathBuf, Parts)> {
+        std::mem::take(&mut self.connection().found)
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -373,24 +366,35 @@ impl Keeper {
         self.ask(word::RELEASE, directory, &[]).map(drop)
     }
 
+    /// A live connection. A new one begins with the question what is there: whoever is connected has all descriptors, and answers for
+    /// those who wait.
+    fn reached(&self) -> io::Result<MutexGuard<'_, Connection>> {
+        let mut connection = self.connection();
+        if connection.is_live() {
+            return Ok(connection);
+        }
+        if connection.failed.is_some_and(|at| ambient::now().since(at) < REACH_AGAIN) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "there was no keeper a moment ago"));
+        }
+        connection.socket = None;
+        let reached = connect_or_start(&self.path, self.patience)
+            .and_then(|socket| list(socket.as_fd()).map(|found| (socket, found)));
+        match reached {
+            Ok((socket, found)) => {
+                (connection.socket, connection.found, connection.failed) = (Some(socket), found, None);
+                connection.number += 1;
+                Ok(connection)
+            }
+            Err(error) => {
+                connection.failed = Some(ambient::now());
+                Err(error)
+            }
+        }
+    }
+
     /// The answer, and the number of the connection over which it came.
     fn ask(&self, letter: u8, directory: &Path, parts: &[BorrowedFd<'_>]) -> io::Result<(u8, u64)> {
-        let mut connection = self.connection();
-        if !connection.is_live() {
-            if connection.failed.is_some_and(|at| ambient::now().since(at) < REACH_AGAIN) {
-                return Err(io::Error::new(io::ErrorKind::NotConnected, "there was no keeper a moment ago"));
-            }
-            connection.socket = None;
-            match connect_or_start(&self.path, self.patience) {
-                Ok(socket) => connection.socket = Some(socket),
-                Err(error) => {
-                    connection.failed = Some(ambient::now());
-                    return Err(error);
-                }
-            }
-            connection.number += 1;
-            connection.failed = None;
-        }
+        let mut connection = self.reached()?;
         let socket = connection.socket.take().ok_or_else(nonsense)?;
         send(socket.as_fd(), letter, directory, parts)?;
         let Some((answer, ..)) = receive(socket.as_fd())? else {
@@ -398,6 +402,23 @@ impl Keeper {
         };
         connection.socket = Some(socket);
         Ok((answer, connection.number))
+    }
+}
+
+/// Asks a keeper what it holds.
+fn list(socket: BorrowedFd<'_>) -> io::Result<Vec<(PathBuf, Parts)>> {
+    let mut found = Vec::new();
+    send(socket, word::LIST, Path::new(""), &[])?;
+    loop {
+        match receive(socket)? {
+            Some((word::HELD, directory, parts)) if found.len() < HELD_MAX => {
+                // There are fewer where this process has no room for them.
+                let parts = <Parts>::try_from(parts).map_err(|_| nonsense())?;
+                found.push((directory, parts));
+            }
+            Some((word::DONE, ..)) => return Ok(found),
+            _ => return Err(nonsense()),
+        }
     }
 }
 
@@ -453,6 +474,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
+    fn reach(path: &Path) -> (Keeper, Vec<(PathBuf, Parts)>) {
+        let keeper = Keeper::new(path, PATIENCE);
+        keeper.reach().unwrap();
+        let found = keeper.found();
+        (keeper, found)
+    }
+
     fn some_file(text: &str) -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
@@ -477,7 +505,7 @@ mod tests {
         let files = [some_file("device"), some_file("open"), some_file("notes")];
         let parts = files.each_ref().map(|file| file.as_fd());
         {
-            let (first, found) = Keeper::reach(&path, PATIENCE).unwrap();
+            let (first, found) = reach(&path);
             assert!(found.is_empty());
             first.hold(Path::new("/mnt/a"), &parts).unwrap();
             first.hold(Path::new("/mnt/b"), &parts).unwrap();
@@ -486,7 +514,7 @@ mod tests {
             assert!(first.hold(&long, &parts).is_err());
         }
         drop(files);
-        let (second, found) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (second, found) = reach(&path);
         let shown: Vec<_> = found
             .iter()
             .map(|(path, parts)| (path.to_str().unwrap(), parts.each_ref().map(text_of)))
@@ -520,7 +548,7 @@ mod tests {
             receive(agent.as_fd()).unwrap().unwrap();
             send(agent.as_fd(), word::DONE, Path::new(""), &[]).unwrap();
         });
-        let (agent, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (agent, _) = reach(&path);
         let before = agent.connection().number;
         dying.join().unwrap();
         assert_eq!(agent.current(), None);
@@ -535,16 +563,48 @@ mod tests {
     }
 
     #[test]
+    fn what_the_keeper_holds_is_asked_for_again_by_whoever_had_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        let agent = Keeper::new(&path, PATIENCE);
+        // One that is asked, and does not answer.
+        let silent = std::thread::spawn(move || {
+            drop(accept_with(&listener, SocketFlags::CLOEXEC).unwrap());
+            listener
+        });
+        assert!(agent.reach().is_err() && agent.found().is_empty());
+        let listener = silent.join().unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, PATIENCE));
+        let file = some_file("x");
+        let parts = [file.as_fd(), file.as_fd(), file.as_fd()];
+        reach(&path).0.hold(Path::new("/mnt/a"), &parts).unwrap();
+        let again = agent.reach().unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::NotConnected, "not at once: {again}");
+        assert_eq!(agent.current(), None);
+        // As if time had passed. Whatever is said first, the question goes before it.
+        agent.connection().failed = None;
+        agent.hold(Path::new("/mnt/b"), &parts).unwrap();
+        let found = agent.found();
+        assert_eq!(found.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>(), [Path::new("/mnt/a")]);
+        assert!(agent.found().is_empty());
+        agent.release(Path::new("/mnt/a")).unwrap();
+        agent.release(Path::new("/mnt/b")).unwrap();
+        drop(agent);
+        keeper.join().unwrap();
+    }
+
+    #[test]
     fn an_agent_that_says_nothing_keeps_no_other_from_being_served() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keeper.sock");
         let listener = listen_on(&path).unwrap();
         let keeper = std::thread::spawn(move || keep_for(&listener, PATIENCE));
         let file = some_file("x");
-        let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (first, _) = reach(&path);
         first.hold(Path::new("/mnt/a"), &[file.as_fd(), file.as_fd(), file.as_fd()]).unwrap();
         // It lives, and holds on to its connection.
-        let (second, found) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (second, found) = reach(&path);
         assert_eq!(found.len(), 1);
         second.release(Path::new("/mnt/a")).unwrap();
         drop(second);
@@ -594,14 +654,17 @@ mod tests {
         let file = some_file("x");
         let parts = [file.as_fd(), file.as_fd(), file.as_fd()];
         {
-            let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+            let (first, _) = reach(&path);
             first.hold(Path::new("/mnt/a"), &parts).unwrap();
             first.hold(Path::new("/mnt/b"), &parts).unwrap();
         }
         let begun = ambient::now();
         let mut rounds = 0;
         while let Ok(connection) = connect_to(&path) {
-            assert!(ambient::now().since(begun) < Duration::from_secs(20), "it is held after {rounds} rounds");
+            assert!(
+                ambient::now().since(begun) < Duration::from_secs(20),
+                "it is held after {rounds} rounds"
+            );
             rounds += 1;
             // Some say that they serve one of them.
             if rounds % 3 == 0 {
@@ -622,17 +685,17 @@ mod tests {
         let keeper = std::thread::spawn(move || keep_for(&listener, Duration::from_secs(1)));
         let file = some_file("x");
         let parts = [file.as_fd(), file.as_fd(), file.as_fd()];
-        let (first, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (first, _) = reach(&path);
         first.hold(Path::new("/mnt/a"), &parts).unwrap();
         first.hold(Path::new("/mnt/b"), &parts).unwrap();
         drop(first);
-        let (slow, _) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (slow, _) = reach(&path);
         std::thread::sleep(Duration::from_millis(1500));
         slow.hold(Path::new("/mnt/a"), &parts).unwrap();
         std::thread::sleep(Duration::from_millis(1200));
         drop(slow);
         // The other one was without service for too long by then.
-        let (next, found) = Keeper::reach(&path, PATIENCE).unwrap();
+        let (next, found) = reach(&path);
         assert_eq!(found.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>(), [Path::new("/mnt/a")]);
         next.release(Path::new("/mnt/a")).unwrap();
         drop(next);

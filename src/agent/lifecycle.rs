@@ -190,7 +190,7 @@ impl Agent {
         });
         restore(&node, holdings.as_deref()).await;
         let before = known_before(&node, &contacts);
-        let tending = tokio::spawn(tend(node.clone(), contacts, ending.clone()));
+        let tending = tokio::spawn(tend(node.clone(), holdings, contacts, ending.clone()));
         tokio::spawn(keep_company(node.clone(), before, ending.clone()));
         tokio::spawn(look_at_interfaces(node.clone(), ending.clone()));
         look_after_the_cache(&node, &ending);
@@ -519,7 +519,12 @@ async fn keep_company(node: Arc<Node>, before: BTreeSet<NodeId>, ending: Cancell
 
 /// Looks after the mounts whenever there is news, and every [`TEND_EVERY`] in any case; then also
 /// remembers who is alive.
-async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken) {
+async fn tend(
+    node: Arc<Node>,
+    holdings: Option<Arc<Holdings>>,
+    mut contacts: Contacts,
+    ending: CancellationToken,
+) {
     let mut news = node.mesh.news_changed();
     let mut ticks = tokio::time::interval(TEND_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -540,8 +545,17 @@ async fn tend(node: Arc<Node>, mut contacts: Contacts, ending: CancellationToken
         }
         // Not waited for: a mount that takes long must not keep the others from their news. It is not touched twice at a time.
         if rounds.len() < ROUNDS_MAX {
-            let node = node.clone();
-            rounds.spawn(async move { node.mounts.tend().await });
+            let (node, holdings, ending) = (node.clone(), holdings.clone(), ending.clone());
+            rounds.spawn(async move {
+                if let Some(holdings) = holdings {
+                    let _ = tokio::task::spawn_blocking(move || holdings.look_again()).await;
+                    // What is left at the end is the successor's.
+                    if !ending.is_cancelled() {
+                        node.mounts.let_go_others().await;
+                    }
+                }
+                node.mounts.tend().await;
+            });
         }
     }
 }

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The file system's type, as `mount` shows it after `fuse.`.
@@ -182,7 +184,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 /// to it, may not answer: then, and where nothing is there, the path stays as it is.
 pub fn real_path(path: &Path) -> PathBuf {
     let asked = path.to_owned();
-    let found = within_alive(move || {
+    let found = within_alive("where it is", path, move || {
         let (Some(parent), Some(name)) = (asked.parent(), asked.file_name()) else {
             return asked.canonicalize();
         };
@@ -193,11 +195,47 @@ pub fn real_path(path: &Path) -> PathBuf {
     found.and_then(Result::ok).unwrap_or_else(|| path.to_owned())
 }
 
-/// Asks something to which a mount that nobody serves may give no answer, on another thread; `None` without an answer in time.
-fn within_alive<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// What is being asked about which path, each by a thread of its own, which ends with the answer.
+static PROBES: Mutex<BTreeSet<(&str, PathBuf)>> = Mutex::new(BTreeSet::new());
+/// One of them has its answer.
+static ANSWERED: Condvar = Condvar::new();
+
+/// A line of [`PROBES`], as long as it is asked.
+struct Probe(&'static str, PathBuf);
+
+impl Probe {
+    /// `None` when what was asked before has no answer in time: then another thread would only hang beside the one that does.
+    fn begin(what: &'static str, path: &Path) -> Option<Self> {
+        let line = (what, path.to_owned());
+        let asking = PROBES.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = ANSWERED.wait_timeout_while(asking, ALIVE_WITHIN, |asking| asking.contains(&line));
+        let (mut asking, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        asking.insert(line).then(|| Self(what, path.to_owned()))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        let line = (self.0, std::mem::take(&mut self.1));
+        PROBES.lock().unwrap_or_else(PoisonError::into_inner).remove(&line);
+        ANSWERED.notify_all();
+    }
+}
+
+/// Asks something of a path to which a mount that nobody serves may give no answer, on another thread; `None` without an answer in
+/// time. A question that hangs is not asked a second time beside.
+fn within_alive<T: Send + 'static>(
+    what: &'static str,
+    path: &Path,
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let probe = Probe::begin(what, path)?;
     let (answer, asked) = sync_channel(1);
     let thread = std::thread::Builder::new().name("starling-probe".to_owned()).spawn(move || {
-        let _ = answer.send(ask());
+        let found = ask();
+        // Before the answer: whoever has it may ask again at once.
+        drop(probe);
+        let _ = answer.send(found);
     });
     thread.ok().and_then(|_| asked.recv_timeout(ALIVE_WITHIN).ok())
 }
@@ -252,8 +290,9 @@ fn clear_stale(path: &Path) -> Result<(), MountError> {
 /// Whether nobody serves the mount at `path`. Asked by `statfs`, which the kernel never answers from
 /// its caches, and from another thread, since a stopped server does not answer at all.
 fn is_dead(path: &Path) -> bool {
-    let path = path.to_owned();
-    within_alive(move || rustix::fs::statfs(&path).err() == Some(Errno::NOTCONN)).unwrap_or(false)
+    let asked = path.to_owned();
+    let is_dead = move || rustix::fs::statfs(&asked).err() == Some(Errno::NOTCONN);
+    within_alive("who serves it", path, is_dead).unwrap_or(false)
 }
 
 /// Opens the kernel's FUSE device. Anything else in its place, as in a container that has a file of that name, would be found
@@ -385,6 +424,8 @@ pub(super) fn detach(path: &Path, lazily: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     const LINES: &[u8] = b"36 35 98:0 / / rw - ext4 /dev/root rw\n\
         40 36 0:50 / /mnt/with\\040space ro,relatime shared:1 - fuse.starling starling:a ro\n\
@@ -412,6 +453,28 @@ mod tests {
             let error = open_device(path, Path::new("/mnt")).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("modprobe fuse"), "{}: {error}", path.display());
         }
+    }
+
+    #[test]
+    fn one_thread_waits_for_a_path_that_gives_no_answer_and_once_it_does_it_is_asked_again() {
+        let (asked, begun) = (Path::new("/no/where/hung"), Arc::new(AtomicUsize::new(0)));
+        let (answer, answered) = sync_channel::<()>(0);
+        let answered = Arc::new(Mutex::new(answered));
+        let ask = || {
+            let (begun, answered) = (begun.clone(), answered.clone());
+            let hang = move || {
+                begun.fetch_add(1, Ordering::SeqCst);
+                answered.lock().unwrap().recv().is_err()
+            };
+            within_alive("test", asked, hang)
+        };
+        assert_eq!((ask(), ask()), (None, None));
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+        assert_eq!(within_alive("test", Path::new("/no/where/else"), || 1), Some(1));
+        assert_eq!(within_alive("something else", asked, || 2), Some(2));
+        drop(answer);
+        assert_eq!((ask(), ask()), (Some(true), Some(true)));
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
     }
 
     #[test]
