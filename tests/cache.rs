@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Node, Stratum, at_fingerprint, fails, make_tree, ok, publish, wait_for};
+use common::{Node, Stratum, at_fingerprint, fails, make_tree, ok, publish, starling, wait_for};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -87,7 +87,11 @@ fn what_is_pinned_is_brought_stays_and_is_mended() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 17).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 17).unwrap();
-    assert!(fails(&cache(&["verify"], &node)).contains("1 chunks were damaged"));
+    let found = starling(&cache(&["verify", "--json"], &node));
+    let said = String::from_utf8(found.stderr).unwrap();
+    assert!(found.status.code() == Some(1) && said.contains("1 chunks were damaged"), "{said}");
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert_eq!(found["damaged_chunks"], 1, "{found}");
     assert!(ok(&cache(&["verify"], &node)).contains("were hashed"), "it was dropped");
 
     // It is fetched again and everything is whole.

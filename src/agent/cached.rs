@@ -7,12 +7,24 @@ use crate::cache::policy::UnitKind;
 use crate::cache::{DiskCache, UnitInfo};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes that the scrub reads at once (guess: a sixteenth of a pack, so that a slow disk is not held up for long).
 const SCRUB_STEP_BYTES: u64 = 4 << 20;
 /// How long the scrub waits when there is nothing to read (guess).
 const SCRUB_PAUSE: Duration = Duration::from_secs(60);
+
+/// Plain bytes that one request hashes at most (guess: four packs. Each request goes through the whole table of chunks once,
+/// so that small ones would cost more than the hashing).
+const VERIFY_STEP_BYTES: u64 = 256 << 20;
+/// How long one request hashes, up to the end of the chunk that it is at, so that who watches sees it go on (guess).
+const VERIFY_STEP: Duration = Duration::from_secs(1);
+/// How long a request waits for those before it (guess: more commands than anybody starts at once).
+const VERIFY_PATIENCE: Duration = Duration::from_secs(60);
+/// Who hashes, and behind it all others in the order in which they came: several together would take the disk from the readers. One
+/// process is one agent with one cache.
+static VERIFY_TURN: Mutex<()> = Mutex::const_new(());
 
 /// What the cache holds and has done.
 pub(super) fn report(node: &Node) -> CacheReport {
@@ -69,13 +81,32 @@ fn unit(unit: UnitInfo) -> CacheUnit {
     }
 }
 
-/// Hashes all of a unit.
+/// Hashes some of a unit, one request at a time.
 pub(super) async fn verify(cache: Arc<DiskCache>, request: VerifyRequest) -> Result<Verified, Refusal> {
+    let busy = |_| {
+        let waited = VERIFY_PATIENCE.as_secs();
+        let message = format!("other checks of the cache are under way; waited for {waited} s");
+        Refusal::new(RefusalKind::Conflict, message)
+            .hint("let them end and try again; if nobody else checks it, its disk does not answer")
+    };
+    let turn = tokio::time::timeout(VERIFY_PATIENCE, VERIFY_TURN.lock()).await.map_err(busy)?;
     let unit = request.unit.clone();
-    let checked = blocking(move || cache.verify(&unit)).await?.ok_or_else(|| {
+    let most_bytes = request.most_bytes.min(VERIFY_STEP_BYTES);
+    let part = blocking(move || {
+        // Until it is done, though whoever asked may be gone by then.
+        let _turn = turn;
+        cache.verify(&unit, request.from, most_bytes, VERIFY_STEP)
+    });
+    let part = part.await?.ok_or_else(|| {
         Refusal::new(RefusalKind::NotFound, format!("the cache has no {}: it may have left", request.unit))
     })?;
-    Ok(Verified { chunks: checked.chunks, bytes: checked.bytes, damaged_chunks: checked.damaged })
+    let checked = part.checked;
+    Ok(Verified {
+        chunks: checked.chunks,
+        bytes: checked.bytes,
+        damaged_chunks: checked.damaged,
+        next: part.next,
+    })
 }
 
 /// Removes what is neither pinned nor in use.
@@ -112,5 +143,40 @@ pub(super) async fn scrub(cache: Arc<DiskCache>, bytes_per_s: u64, ending: Cance
             0 => SCRUB_PAUSE,
             bytes => Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheConfig;
+    use crate::model::ContentId;
+    use crate::store::{ChunkStore as _, Origin};
+    use bytes::Bytes;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cache_is_checked_in_parts_and_by_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Arc::new(DiskCache::open(folder.path(), CacheConfig::default()).unwrap());
+        for number in 0..3_u8 {
+            let bytes = Bytes::from(vec![number; 1000]);
+            cache.insert(&ContentId::of(&bytes), &bytes, Origin::Peers).unwrap();
+        }
+        let unit = units(&cache).units.remove(0).name;
+        let part = |from| verify(cache.clone(), VerifyRequest { unit: unit.clone(), from, most_bytes: 1500 });
+        let first = part(0).await.unwrap();
+        assert_eq!((first.chunks, first.bytes), (2, 2000));
+        let rest = part(first.next.unwrap()).await.unwrap();
+        assert_eq!((rest.chunks, rest.next), (1, None));
+        // Another that does not end, as on a disk that hangs.
+        let other = VERIFY_TURN.lock().await;
+        let refused = part(0).await.unwrap_err();
+        assert_eq!(refused.kind, RefusalKind::Conflict);
+        assert!(refused.message.contains("are under way"), "{refused}");
+        let waiting = tokio::spawn(part(0));
+        tokio::time::sleep(VERIFY_PATIENCE / 2).await;
+        assert!(!waiting.is_finished());
+        drop(other);
+        assert_eq!(waiting.await.unwrap().unwrap(), first);
     }
 }

@@ -245,7 +245,7 @@ impl Client {
         self.json(Method::GET, "/v1/cache/units", Bytes::new()).await
     }
 
-    /// Has all chunks of a pack or body hashed.
+    /// Has some chunks of a pack or body hashed.
     ///
     /// # Errors
     /// [`ClientError`]; `Refused` when it is not there (any more).
@@ -530,7 +530,9 @@ mod tests {
         }
         fn cache_verify(&self, request: VerifyRequest) -> BoxFuture<'_, Result<Verified, Refusal>> {
             let bytes = request.unit.len() as u64;
-            Box::pin(async move { Ok(Verified { chunks: 1, bytes, damaged_chunks: 0 }) })
+            Box::pin(
+                async move { Ok(Verified { chunks: 1, bytes, damaged_chunks: 0, next: Some(request.from) }) },
+            )
         }
         fn cache_clean(&self) -> BoxFuture<'_, Result<CacheCleaned, Refusal>> {
             Box::pin(async { Ok(CacheCleaned { freed_bytes: 5, kept_bytes: 6 }) })
@@ -601,8 +603,9 @@ mod tests {
             assert!(client.authority().await.is_err());
             assert_eq!(client.cache().await.unwrap(), double.cache());
             assert_eq!(client.cache_units().await.unwrap(), double.cache_units());
-            let verify = VerifyRequest { unit: "00000001.pack".into() };
-            assert_eq!(client.cache_verify(&verify).await.unwrap().bytes, 13);
+            let verify = VerifyRequest { unit: "00000001.pack".into(), from: 7, most_bytes: 9 };
+            let verified = client.cache_verify(&verify).await.unwrap();
+            assert_eq!((verified.bytes, verified.next), (13, Some(7)));
             assert_eq!(client.cache_clean().await.unwrap().freed_bytes, 5);
             let pin = PinRequest { repository: "a.b".parse().unwrap(), path: "/x".into() };
             let pinned = client.pin(&pin).await.unwrap();

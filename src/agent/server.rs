@@ -68,7 +68,7 @@ pub trait Control: Send + Sync + 'static {
     fn cache(&self) -> CacheReport;
     /// The packs and bodies of the cache.
     fn cache_units(&self) -> CacheUnits;
-    /// Hashes all chunks of a pack or body.
+    /// Hashes some chunks of a pack or body.
     fn cache_verify(&self, request: VerifyRequest) -> BoxFuture<'_, Result<Verified, Refusal>>;
     /// Removes from the cache what is neither pinned nor in use.
     fn cache_clean(&self) -> BoxFuture<'_, Result<CacheCleaned, Refusal>>;

@@ -10,7 +10,9 @@ use super::noted::Noted;
 use super::pack::Pack;
 use super::pins::Pins;
 use super::room::PACK_TARGET_BYTES;
-use super::{CacheConfig, CacheError, CacheStatistics, Checked, Cleaned, PinError, PinInfo, UnitInfo};
+use super::{
+    CacheConfig, CacheError, CacheStatistics, Checked, CheckedPart, Cleaned, PinError, PinInfo, UnitInfo,
+};
 use crate::ambient;
 use crate::model::{Algorithm, ChunkRef, ContentId};
 use crate::store::{ChunkStore, MayWait, Origin, StoreError};
@@ -23,6 +25,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Plain chunks of all repositories on this machine's disk.
 pub struct DiskCache {
@@ -128,10 +131,11 @@ impl DiskCache {
         self.inner.units()
     }
 
-    /// Hashes every chunk of the unit with this name, as [`DiskCache::units`] has it; `None` when there is none. What is
-    /// damaged is dropped, and fetched again when it is read next. Takes as long as the disk needs.
-    pub fn verify(&self, unit: &str) -> Option<Checked> {
-        self.inner.verify(unit)
+    /// Hashes the chunks of the unit with this name, as [`DiskCache::units`] has it; `None` when there is none. What is
+    /// damaged is dropped, and fetched again when it is read next. Begins at `from`: 0, or what the part before named. Ends with
+    /// the chunk with which `most_bytes` were hashed or `most_time` is over.
+    pub fn verify(&self, unit: &str, from: u32, most_bytes: u64, most_time: Duration) -> Option<CheckedPart> {
+        self.inner.verify(unit, from, most_bytes, most_time)
     }
 
     /// Goes on with the scrub, until about `most_bytes` were read: first what was not verified in this run, then

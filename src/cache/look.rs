@@ -5,11 +5,12 @@ use super::index::State;
 use super::inner::{Inner, is_shortage, lock};
 use super::policy::{UnitKind, UnitUse};
 use super::unit::Unit;
-use super::{Checked, Cleaned, UnitInfo};
+use super::{Checked, CheckedPart, Cleaned, UnitInfo};
 use crate::ambient;
 use crate::model::{ContentId, Time};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// What the scrub is at.
 #[derive(Default)]
@@ -65,20 +66,31 @@ impl Inner {
         units.find(|unit| unit.path().file_name().is_some_and(|file| file == name))
     }
 
-    /// Hashes every chunk of a unit. What is wrong is dropped. `None`: there is no such unit.
-    pub(super) fn verify(&self, name: &str) -> Option<Checked> {
+    /// Hashes the chunks of a unit from a place on, at least one, until `most_bytes` were hashed or `most_time` is over. What is
+    /// wrong is dropped. `None`: there is no such unit.
+    pub(super) fn verify(
+        &self,
+        name: &str,
+        from: u32,
+        most_bytes: u64,
+        most_time: Duration,
+    ) -> Option<CheckedPart> {
         let unit = self.unit_named(name)?;
+        let until = ambient::now() + most_time;
+        let places = self.places(&unit);
+        let mut places = places.into_iter().skip_while(|place| *place < from);
         let mut checked = Checked::default();
-        for place in self.places(&unit) {
-            if self.stopping.load(Ordering::Relaxed) {
+        while let Some(place) = places.next() {
+            checked.add(self.check(&unit, place, true));
+            let is_enough = checked.bytes >= most_bytes || ambient::now() >= until;
+            if is_enough || self.stopping.load(Ordering::Relaxed) {
                 break;
             }
-            checked.add(self.check(&unit, place, true));
         }
-        Some(checked)
+        Some(CheckedPart { checked, next: places.next() })
     }
 
-    /// Where chunks lie in a unit.
+    /// Where chunks lie in a unit, ascending.
     fn places(&self, unit: &Unit) -> Vec<u32> {
         match unit {
             Unit::Pack(pack) => self.read_index().places_in(pack.number),

@@ -2,10 +2,21 @@
 
 use super::body_tests::{Made, bodies, body, content, insert, ordinary};
 use super::tests::{as_after_a_kill, chunk, config, flip_a_bit, open, packs};
-use super::{DiskCache, PinError};
+use super::{Checked, DiskCache, PinError};
 use crate::store::{ChunkStore, Origin};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
+
+/// Longer than any check takes here.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Hashes a unit in one part.
+fn all_of(cache: &DiskCache, unit: &str) -> Checked {
+    let part = cache.verify(unit, 0, u64::MAX, LONG).unwrap();
+    assert_eq!(part.next, None);
+    part.checked
+}
 
 /// A pack with three chunks and a body with four.
 fn filled(folder: &Path) -> (DiskCache, Made) {
@@ -49,12 +60,12 @@ fn verify_hashes_everything_and_drops_what_is_damaged() {
     let check = |cache: &DiskCache| {
         let units = cache.units();
         units.iter().fold((0, 0), |(chunks, damaged), unit| {
-            let checked = cache.verify(&unit.name).unwrap();
+            let checked = all_of(cache, &unit.name);
             (chunks + checked.chunks, damaged + checked.damaged)
         })
     };
     assert_eq!(check(&cache), (7, 0));
-    assert!(cache.verify("nothing").is_none());
+    assert!(cache.verify("nothing", 0, u64::MAX, LONG).is_none());
     // Under the agent: a plain byte in the pack, one in the body, and a header.
     flip_a_bit(&packs(folder.path())[0], super::record::HEADER_BYTES_U64 + 5);
     flip_a_bit(&packs(folder.path())[0], super::record::HEADER_BYTES_U64 + 40_000 + 20);
@@ -65,6 +76,31 @@ fn verify_hashes_everything_and_drops_what_is_damaged() {
     assert!(body(&cache, &made).is_none(), "a chunk of it is missing");
     insert(&cache, &made.chunks[..1]);
     assert_eq!(content(&cache.body(&made.list).unwrap()), made.plain);
+}
+
+#[test]
+fn a_unit_is_verified_in_parts_of_so_many_bytes_and_so_much_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, _) = filled(folder.path());
+    flip_a_bit(&bodies(folder.path())[0], 175_000);
+    let units = cache.units();
+    let [pack, body] = &units[..] else { panic!() };
+    let parts = |unit: &str, most_bytes, most_time| {
+        let (mut parts, mut from) = (Vec::new(), Some(0));
+        while let Some(place) = from {
+            let part = cache.verify(unit, place, most_bytes, most_time).unwrap();
+            assert!(part.next.is_none_or(|next| next > place));
+            parts.push((part.checked.chunks, part.checked.damaged));
+            from = part.next;
+        }
+        parts
+    };
+    // Chunks of 40 000 bytes, and of 70 001, 50 003, 999 and 60 007, in the last of which the bit was.
+    assert_eq!(parts(&pack.name, 1, LONG), [(1, 0); 3]);
+    assert_eq!(parts(&pack.name, 40_001, LONG), [(2, 0), (1, 0)]);
+    assert_eq!(parts(&pack.name, u64::MAX, Duration::ZERO), [(1, 0); 3]);
+    assert_eq!(parts(&body.name, 120_005, LONG), [(3, 0), (1, 1)]);
+    assert_eq!(parts(&body.name, 0, LONG), [(1, 0), (1, 0), (1, 0), (0, 0)], "it was dropped");
 }
 
 #[test]

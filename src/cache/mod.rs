@@ -189,6 +189,15 @@ pub struct Checked {
     pub damaged: u64,
 }
 
+/// How far a check of a unit came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckedPart {
+    /// What was found.
+    pub checked: Checked,
+    /// Where the next part begins; `None`: that was the last.
+    pub next: Option<u32>,
+}
+
 /// What is kept from eviction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinInfo {

@@ -39,9 +39,11 @@ last use; `-`: none since the agent started.")]
     /// Hash everything in the cache. What is damaged is dropped, and fetched again when it is read.
     #[command(after_help = "Examples:
   starling cache verify
+  starling cache verify --json | jq .damaged_chunks
 
-The exit code is 0 when everything was right and 1 when something was damaged. The agent does the same slowly by itself
-(`cache_scrub_bytes_per_s`).")]
+The exit code is 0 when everything was right and 1 when something was damaged. On a terminal a bar shows how far it is. Who
+interrupts it ends it; of several at once the agent serves one after the other, a second at a time. It does the same slowly by
+itself (`cache_scrub_bytes_per_s`).")]
     Verify(Common),
     /// Remove everything that is neither pinned nor in use.
     #[command(after_help = "Examples:
@@ -120,24 +122,21 @@ fn show<T: Serialize>(common: &Common, answer: &T, human: impl FnOnce(&T) -> Str
     Ok(())
 }
 
-/// One unit after the other, so that no request takes long.
+/// Plain bytes that are asked for at once (guess; the agent answers after a second at the latest).
+const VERIFY_BYTES: u64 = 256 << 20;
+
+/// Part after part of one unit after the other, so that no request takes long.
 fn verify(common: &Common) -> Result<(), CliError> {
-    let total = ask(common, async |client| {
-        let mut total = Verified::default();
-        for CacheUnit { name: unit, .. } in client.cache_units().await?.units {
-            match client.cache_verify(&VerifyRequest { unit }).await {
-                Ok(part) => {
-                    total.chunks += part.chunks;
-                    total.bytes += part.bytes;
-                    total.damaged_chunks += part.damaged_chunks;
-                }
-                // It left meanwhile.
-                Err(ClientError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(total)
-    })?;
+    let client = common.agent.client();
+    let style = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}";
+    let style = indicatif::ProgressStyle::with_template(style).map_err(CliError::failed)?;
+    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let total = block_on(async {
+        let units = client.cache_units().await?.units;
+        verify_all(&units, &bar, async |request| client.cache_verify(&request).await).await
+    });
+    bar.finish_and_clear();
+    let total = total?;
     show(common, &total, |total| {
         format!("{} chunks, {} were hashed\n", total.chunks, ByteSize(total.bytes))
     })?;
@@ -146,6 +145,46 @@ fn verify(common: &Common) -> Result<(), CliError> {
         damaged => Err(CliError::failed(format!("{damaged} chunks were damaged; they were dropped"))
             .hint("they are fetched again when they are read; if it goes on, the disk is failing")),
     }
+}
+
+async fn verify_all(
+    units: &[CacheUnit],
+    bar: &indicatif::ProgressBar,
+    mut ask: impl AsyncFnMut(VerifyRequest) -> Result<Verified, ClientError>,
+) -> Result<Verified, CliError> {
+    bar.set_length(units.iter().map(|unit| unit.bytes).sum());
+    let mut total = Verified::default();
+    let mut before = 0;
+    for unit in units {
+        let (mut from, mut here) = (0, 0_u64);
+        loop {
+            let request = VerifyRequest { unit: unit.name.clone(), from, most_bytes: VERIFY_BYTES };
+            let part = match ask(request).await {
+                Ok(part) => part,
+                // It left meanwhile.
+                Err(ClientError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => break,
+                Err(error) => return Err(error.into()),
+            };
+            total.chunks += part.chunks;
+            total.bytes += part.bytes;
+            total.damaged_chunks += part.damaged_chunks;
+            here += part.bytes;
+            bar.set_position(before + here.min(unit.bytes));
+            match part.next {
+                None => break,
+                Some(next) if next > from => from = next,
+                Some(next) => {
+                    let name = &unit.name;
+                    return Err(CliError::failed(format!(
+                        "the agent goes back from {from} to {next} in {name}"
+                    )));
+                }
+            }
+        }
+        before += unit.bytes;
+        bar.set_position(before);
+    }
+    Ok(total)
 }
 
 fn human(report: &CacheReport) -> String {
@@ -229,6 +268,7 @@ fn unit_table(units: &[CacheUnit]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::api::Refusal;
     use crate::model::{Revision, UnixTime};
 
     fn pin() -> PinStatus {
@@ -275,9 +315,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_list_tells_what_each_file_is() {
-        let pack = CacheUnit {
+    fn pack() -> CacheUnit {
+        CacheUnit {
             name: "00000001.pack".into(),
             kind: "pack".into(),
             bytes: 1 << 20,
@@ -289,7 +328,39 @@ mod tests {
             idle_s: Some(9),
             in_use: true,
             pinned: false,
-        };
+        }
+    }
+
+    #[test]
+    fn a_unit_is_verified_in_as_many_parts_as_it_takes_and_the_bar_moves_with_each() {
+        let units =
+            ["large", "gone", "small"].map(|name| CacheUnit { name: name.into(), bytes: 100, ..pack() });
+        let bar = indicatif::ProgressBar::hidden();
+        let mut asked = Vec::new();
+        let total = block_on(verify_all(&units, &bar, async |request| {
+            asked.push((request.unit.clone(), request.from, bar.position()));
+            let part = |next| Ok(Verified { chunks: 2, bytes: 40, damaged_chunks: 1, next });
+            match (request.unit.as_str(), request.from) {
+                ("large", 0) => part(Some(7)),
+                ("large", 7) => part(Some(9)),
+                ("gone", _) => Err(ClientError::Refused(Refusal::new(RefusalKind::NotFound, "it left"))),
+                _ => part(None),
+            }
+        }));
+        assert_eq!(total.unwrap(), Verified { chunks: 8, bytes: 160, damaged_chunks: 4, next: None });
+        let asked: Vec<_> = asked.iter().map(|(unit, from, bar)| (unit.as_str(), *from, *bar)).collect();
+        let parts =
+            [("large", 0, 0), ("large", 7, 40), ("large", 9, 80), ("gone", 0, 100), ("small", 0, 200)];
+        assert_eq!(asked, parts);
+        assert_eq!((bar.position(), bar.length()), (300, Some(300)));
+        let endless =
+            verify_all(&units, &bar, async |_| Ok(Verified { next: Some(0), ..Verified::default() }));
+        assert!(block_on(endless).unwrap_err().to_string().contains("goes back"));
+    }
+
+    #[test]
+    fn the_list_tells_what_each_file_is() {
+        let pack = pack();
         let body = CacheUnit {
             file_bytes: Some(2 << 20),
             complete: true,

@@ -97,12 +97,17 @@ pub struct CacheUnit {
     pub pinned: bool,
 }
 
-/// `POST /v1/cache/verify`: hashes every chunk of a unit.
+/// `POST /v1/cache/verify`: hashes the chunks of a unit, as many as one answer may take. Who wants all of them asks again, from
+/// where the answer says. Of all who ask, one is served at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
     /// Its name, as `GET /v1/cache/units` has it.
     pub unit: String,
+    /// Where to begin in it: 0, or [`Verified::next`] of the answer before.
+    pub from: u32,
+    /// Plain bytes after which an answer is wished for. The agent has a bound of its own, in bytes and in time.
+    pub most_bytes: u64,
 }
 
 /// Answer to `POST /v1/cache/verify`.
@@ -114,6 +119,9 @@ pub struct Verified {
     pub bytes: u64,
     /// Those that were wrong or could not be read. They were dropped and are fetched again when they are read.
     pub damaged_chunks: u64,
+    /// Where to go on in the unit; `None`: that was the rest of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
 }
 
 /// Answer to `POST /v1/cache/clean`, which removes what is neither pinned nor in use.
