@@ -50,6 +50,7 @@ pub(super) fn report(node: &Node) -> CacheReport {
         scrub_rounds: cache.scrub_rounds,
         writing_paused: cache.writing_paused,
         pins: node.pins.list(),
+        pins_problem: node.cache.pins_problem(),
     }
 }
 

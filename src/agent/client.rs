@@ -523,6 +523,7 @@ mod tests {
                 scrub_rounds: 12,
                 writing_paused: true,
                 pins: Vec::new(),
+                pins_problem: None,
             }
         }
         fn cache_units(&self) -> CacheUnits {

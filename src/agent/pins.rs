@@ -22,15 +22,19 @@ use tokio_util::sync::CancellationToken;
 
 /// How often pins are looked after without being asked (guess).
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// Plain bytes from which on a file has a list of its own: the cache's own bound for bodies.
-const LARGE_BYTES: u64 = 128 << 10;
-/// Most plain bytes of small files that share a list (guess: a pack's worth).
-const SHARED_BYTES: u64 = 64 << 20;
-/// Most chunks in one list of small files.
-const SHARED_CHUNKS: usize = 1 << 14;
-/// One in so many small files, chosen by its content, ends a list (guess: some 16 MiB of source code): so a file that is added or
-/// removed changes the list that it lies in and no other.
-const SHARED_FILES: u16 = 1 << 11;
+/// Plain bytes from which on a file has a list of its own in a small cache: the cache's own bound for bodies.
+const ALONE_MIN_BYTES: u64 = 128 << 10;
+/// Most lists of one file each, of all pins: half of the bodies that pins may have.
+const ALONE_MAX: u64 = DiskCache::MAX_PINNED_BODIES as u64 / 2;
+/// Plain bytes of a list of several files in the mean, in a small cache (guess).
+const SHARED_MIN_BYTES: u64 = 16 << 20;
+/// Lists of several files, of all pins, in the mean: a quarter of the bodies. What is left of them is for the last list of each pin,
+/// for chance, and for lists that end by their chunks.
+const SHARED_MEAN: u64 = DiskCache::MAX_PINNED_BODIES as u64 / 4;
+/// Chunks of a list of several files in the mean, where they are so small that the bytes do not count.
+const SHARED_CHUNKS: u64 = 1 << 13;
+/// A list of several files ends at the latest with so many times its mean of bytes or chunks: one in fifty gets there.
+const SHARED_MOST: u64 = 4;
 /// Most chunks of one pin, about 100 bytes each while it is looked after (guess: 64 GiB of ordinary files).
 const CHUNKS_MAX: usize = 1 << 20;
 /// Chunks that are fetched at once for a pin.
@@ -111,7 +115,7 @@ impl Pins {
         let path = normal(&request.path);
         let name = name_of(&request.repository, Some(&path));
         let (tree, revision) = self.mounts.newest_tree(&request.repository).await?;
-        let lists = lists(&*tree, &path).await?;
+        let lists = lists(&*tree, &path, self.cache.pinned_max_bytes()).await?;
         self.set(&name, revision, &lists).await?;
         self.note(&name, None);
         self.wake.notify_one();
@@ -126,10 +130,14 @@ impl Pins {
         pinned.map_err(|error| match error {
             PinError::TooLarge { .. } => Refusal::new(RefusalKind::Conflict, error)
                 .hint("pin less, end another pin (`starling cache unpin`), or raise `cache_quota_bytes`"),
-            PinError::TooMany { .. } => {
-                Refusal::new(RefusalKind::Conflict, error).hint("pin whole directories")
-            }
+            PinError::TooManyPins { .. } => Refusal::new(RefusalKind::Conflict, error).hint(
+                "end some (`starling cache unpin`), and pin one directory in place of several that lie in it",
+            ),
+            PinError::TooManyBodies { .. } => Refusal::new(RefusalKind::Conflict, error)
+                .hint("pin less, or end another pin (`starling cache unpin`)"),
             PinError::Unfit => Refusal::new(RefusalKind::Invalid, error),
+            PinError::Unread(_) => Refusal::new(RefusalKind::Internal, error)
+                .hint("mend the cache's disk, or move that file away: it says what else is pinned"),
             PinError::Disk(_) => Refusal::new(RefusalKind::Internal, error),
         })
     }
@@ -181,10 +189,9 @@ impl Pins {
             return Ok(());
         }
         let (tree, revision) = self.mounts.newest_tree(repository).await?;
-        let lists = lists(&*tree, path).await?;
-        if revision != Revision(pin.version) {
-            self.set(&pin.name, revision, &lists).await?;
-        }
+        let lists = lists(&*tree, path, self.cache.pinned_max_bytes()).await?;
+        // Also of the same revision: with another quota, or by another version of this program, it is laid out otherwise.
+        self.set(&pin.name, revision, &lists).await?;
         let source = self.mounts.source(repository);
         // What cannot be had holds up nothing else; the first problem is told.
         let mut brought = Ok(());
@@ -307,12 +314,12 @@ async fn fetch_all(source: &dyn ChunkSource, chunks: Vec<ChunkRef>) -> Result<()
     brought
 }
 
-/// The chunks of everything below `path`: a list for each large file, and others for the small ones together.
-async fn lists(tree: &dyn Tree, path: &str) -> Result<Vec<Arc<[ChunkRef]>>, Refusal> {
+/// The chunks of everything below `path` in lists, where at most so many bytes may be pinned.
+async fn lists(tree: &dyn Tree, path: &str, pinned_max_bytes: u64) -> Result<Vec<Arc<[ChunkRef]>>, Refusal> {
     let unavailable = |error| Refusal::new(RefusalKind::Unavailable, error);
     let mut todo = vec![find(tree, path).await?];
     let mut seen: BTreeSet<Inode> = BTreeSet::new();
-    let (mut lists, mut shared) = (Vec::new(), Shared::default());
+    let mut layout = Layout::new(pinned_max_bytes);
     let mut count = 0;
     while let Some(at) = todo.pop() {
         match at.kind {
@@ -326,53 +333,95 @@ async fn lists(tree: &dyn Tree, path: &str) -> Result<Vec<Arc<[ChunkRef]>>, Refu
                 count += chunks.len();
                 if count > CHUNKS_MAX {
                     let message = format!("{path} has more than {CHUNKS_MAX} chunks");
-                    return Err(Refusal::new(RefusalKind::Invalid, message).hint("pin parts of it"));
+                    return Err(
+                        Refusal::new(RefusalKind::Invalid, message).hint("pin the parts of it one by one")
+                    );
                 }
-                if at.size >= LARGE_BYTES {
-                    lists.push(chunks);
-                } else {
-                    lists.extend(shared.add(&chunks));
-                }
+                layout.add(at.size, chunks);
             }
             FileKind::File | FileKind::Symlink => {}
         }
     }
-    lists.extend(shared.finish());
+    let lists = layout.finish();
     if lists.is_empty() {
         return Err(Refusal::new(RefusalKind::Invalid, format!("there is no content at {path}")));
     }
     Ok(lists)
 }
 
-/// Gathers the chunks of small files, each once.
-#[derive(Default)]
-struct Shared {
+/// Lays the files of a pin out in lists, each of which becomes a body in the cache.
+///
+/// There may be so many bodies, whatever the sizes of files. So what a list holds goes by the bytes that may be pinned: a file
+/// of at least a 2 048th of them has a list of its own, and there is room for no more than 2 048 such files. The others lie one
+/// after the other in lists of a 1 024th in the mean. Whatever fits by its bytes fits by its bodies, for one pin as for all
+/// together, unless it is chunks of next to nothing.
+///
+/// Where a shared list ends, the content of the file that stands there decides, with a chance that grows with its bytes: a file
+/// that comes, goes or changes changes the list that it lies in, and at most the next.
+struct Layout {
+    alone_bytes: u64,
+    shared_bytes: u64,
+    lists: Vec<Arc<[ChunkRef]>>,
+    /// The list that has not ended yet.
     chunks: Vec<ChunkRef>,
-    bytes: u64,
+    weight: u64,
+    /// Each chunk is in one shared list.
     seen: BTreeSet<ContentId>,
 }
 
-impl Shared {
-    /// Adds a file's chunks, and gives a list where one ends.
-    fn add(&mut self, chunks: &[ChunkRef]) -> Option<Arc<[ChunkRef]>> {
-        for chunk in chunks {
-            if self.seen.insert(chunk.id) {
-                self.bytes += u64::from(chunk.plain_len);
-                self.chunks.push(*chunk);
-            }
+impl Layout {
+    fn new(pinned_max_bytes: u64) -> Self {
+        Self {
+            alone_bytes: (pinned_max_bytes / ALONE_MAX).max(ALONE_MIN_BYTES),
+            shared_bytes: (pinned_max_bytes / SHARED_MEAN).max(SHARED_MIN_BYTES),
+            lists: Vec::new(),
+            chunks: Vec::new(),
+            weight: 0,
+            seen: BTreeSet::new(),
         }
-        let is_full = self.bytes >= SHARED_BYTES || self.chunks.len() >= SHARED_CHUNKS;
-        let ends_here = |chunk: &ChunkRef| {
-            let digest = chunk.id.digest();
-            u16::from_le_bytes([digest[0], digest[1]]).is_multiple_of(SHARED_FILES)
-        };
-        if is_full || chunks.last().is_some_and(ends_here) { self.finish() } else { None }
     }
 
-    fn finish(&mut self) -> Option<Arc<[ChunkRef]>> {
-        self.bytes = 0;
+    fn add(&mut self, size: u64, chunks: Arc<[ChunkRef]>) {
+        if size >= self.alone_bytes {
+            self.lists.push(chunks);
+            return;
+        }
+        let (mut weight, mut last) = (0, None);
+        for chunk in chunks.iter() {
+            if self.seen.insert(chunk.id) {
+                let of_chunk = u64::from(chunk.plain_len).max(self.shared_bytes / SHARED_CHUNKS);
+                self.chunks.push(*chunk);
+                self.weight += of_chunk;
+                (weight, last) = (weight + of_chunk, Some(chunk.id));
+                if self.weight >= SHARED_MOST * self.shared_bytes {
+                    self.end_list();
+                }
+            }
+        }
+        if last.is_some_and(|last| self.ends_with(&last, weight)) {
+            self.end_list();
+        }
+    }
+
+    /// Whether a list ends with a file of this weight, the last of whose new chunks this is. The digest is as good as a die.
+    fn ends_with(&self, last: &ContentId, weight: u64) -> bool {
+        let digest = last.digest();
+        let thrown = u64::from(u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]));
+        // Both sides are below 2^64: a quota has at most 2^40 bytes, so a list's mean has less than 2^32.
+        thrown * self.shared_bytes < weight.min(self.shared_bytes) << 32
+    }
+
+    fn end_list(&mut self) {
+        self.weight = 0;
         let chunks = std::mem::take(&mut self.chunks);
-        (!chunks.is_empty()).then(|| chunks.into())
+        if !chunks.is_empty() {
+            self.lists.push(chunks.into());
+        }
+    }
+
+    fn finish(mut self) -> Vec<Arc<[ChunkRef]>> {
+        self.end_list();
+        self.lists
     }
 }
 
@@ -428,39 +477,80 @@ mod tests {
         assert_eq!(source.0.lock().unwrap().len(), 300);
     }
 
-    #[test]
-    fn small_files_share_lists_and_no_chunk_is_in_two_of_them() {
+    fn chunk(number: u32, plain_len: u32) -> ChunkRef {
         let place = Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 1 };
-        let chunk =
-            |number: u32, plain_len| ChunkRef { id: ContentId::of(&number.to_le_bytes()), plain_len, place };
-        let mut shared = Shared::default();
-        assert_eq!(shared.add(&[chunk(1, 10), chunk(2, 10), chunk(1, 10)]), None);
-        let full = shared.add(&[chunk(2, 10), chunk(3, 64 << 20)]).unwrap();
-        assert_eq!(full.iter().map(|chunk| chunk.id).collect::<Vec<_>>(), [1, 2, 3].map(|n| chunk(n, 0).id));
-        assert_eq!(shared.add(&[chunk(3, 64 << 20), chunk(4, 1)]), None);
-        assert_eq!(shared.finish().unwrap().len(), 1);
-        assert_eq!(shared.finish(), None);
+        ChunkRef { id: ContentId::of(&number.to_le_bytes()), plain_len, place }
+    }
+
+    /// The lists of files of one chunk each, by number and size.
+    fn laid_out(pinned_max_bytes: u64, files: impl Iterator<Item = (u32, u32)>) -> Vec<Arc<[ChunkRef]>> {
+        let mut layout = Layout::new(pinned_max_bytes);
+        files.for_each(|(number, size)| layout.add(size.into(), [chunk(number, size)].into()));
+        layout.finish()
     }
 
     #[test]
-    fn a_file_that_is_added_changes_the_list_that_it_lies_in_and_no_other() {
-        let place = Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 1 };
-        let lists = |files: &mut dyn Iterator<Item = u32>| -> BTreeSet<Vec<ContentId>> {
-            let mut shared = Shared::default();
-            let chunk =
-                |number: u32| ChunkRef { id: ContentId::of(&number.to_le_bytes()), plain_len: 9_000, place };
-            let mut lists: Vec<_> = files.filter_map(|number| shared.add(&[chunk(number)])).collect();
-            lists.extend(shared.finish());
-            lists.iter().map(|list| list.iter().map(|chunk| chunk.id).collect()).collect()
-        };
-        let before = lists(&mut (0..40_000));
-        let after = lists(&mut (0..100).chain([1_000_000]).chain(100..40_000));
-        assert!(before.len() > 5, "{} lists", before.len());
-        assert!(
-            before.difference(&after).count() <= 3,
-            "{} of {}",
-            before.difference(&after).count(),
-            before.len()
-        );
+    fn small_files_share_lists_and_no_chunk_is_in_two_of_them() {
+        let mut layout = Layout::new(16 << 30);
+        let large: Arc<[ChunkRef]> = [chunk(1, 10), chunk(9, 8 << 20)].into();
+        layout.add(10 + (8 << 20), large.clone());
+        layout.add(30, [chunk(1, 10), chunk(2, 10), chunk(1, 10)].into());
+        layout.add(20, [chunk(2, 10), chunk(3, 10)].into());
+        let lists = layout.finish();
+        assert_eq!(lists[0], large);
+        assert_eq!(lists[1..].concat(), [chunk(1, 10), chunk(2, 10), chunk(3, 10)]);
+        // What never comes to an end by chance ends all the same.
+        let mut layout = Layout::new(16 << 30);
+        let ends = |number: &u32| layout.ends_with(&chunk(*number, 1).id, 7 << 20);
+        let never: Vec<u32> = (0..).filter(|number| !ends(number)).take(20).collect();
+        never.iter().for_each(|number| layout.add(7 << 20, [chunk(*number, 7 << 20)].into()));
+        let lengths: Vec<_> = layout.finish().iter().map(|list| list.len()).collect();
+        assert_eq!(lengths, [10, 10]);
+    }
+
+    #[test]
+    fn what_fits_by_its_bytes_fits_by_its_bodies_whatever_its_files_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let quota_bytes = 2 << 30;
+        let config = crate::cache::CacheConfig { quota_bytes, free_floor_bytes: 0, ..Default::default() };
+        let cache = DiskCache::open(folder.path(), config).unwrap();
+        let limit = cache.pinned_max_bytes();
+        let alone = u32::try_from(limit / ALONE_MAX).unwrap();
+        // Just below what has a list of its own, such, what once had one, and small ones; with room for the lists themselves.
+        for size in [alone - 1, alone, 128 << 10, 9_000, 1_000] {
+            let count = u32::try_from((limit - (32 << 20)) / u64::from(size)).unwrap().min(1 << 20);
+            let lists = laid_out(limit, (0..count).map(|number| (number, size)));
+            let chunks: usize = lists.iter().map(|list| list.len()).sum();
+            assert_eq!(chunks, count as usize);
+            cache.pin("a.b:/x", size.into(), &lists).unwrap();
+        }
+        for quota_bytes in [20_u64 << 30, 1 << 40] {
+            let limit = quota_bytes / 100 * 80;
+            let size = u32::try_from(limit / ALONE_MAX - 1).unwrap().min(64 << 20);
+            let count = u32::try_from(limit / u64::from(size)).unwrap();
+            let lists = laid_out(limit, (0..count).map(|number| (number, size)));
+            assert!(lists.len() < DiskCache::MAX_PINNED_BODIES / 2, "{} lists", lists.len());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_added_or_changed_changes_the_list_that_it_lies_in_and_hardly_another() {
+        for (files, size) in [(40_000, 9_000), (3_000, 3 << 20), (6_000, 200 << 10), (300_000, 10)] {
+            let lists = |files: &mut dyn Iterator<Item = u32>| -> BTreeSet<Arc<[ContentId]>> {
+                let lists = laid_out(16 << 30, files.map(|number| (number, size)));
+                lists.iter().map(|list| list.iter().map(|chunk| chunk.id).collect()).collect()
+            };
+            let before = lists(&mut (0..files));
+            assert!(before.len() > 5, "{} lists of {size}", before.len());
+            for at in [100, files / 2] {
+                let added = lists(&mut (0..at).chain([1_000_000]).chain(at..files));
+                let changed = lists(&mut (0..at).chain([1_000_000]).chain(at + 1..files));
+                for after in [added, changed] {
+                    let new: Vec<_> = after.difference(&before).collect();
+                    let bytes: usize = new.iter().map(|list| list.len()).sum::<usize>() * size as usize;
+                    assert!(new.len() <= 3 && bytes < 160 << 20, "{} of {}", new.len(), before.len());
+                }
+            }
+        }
     }
 }

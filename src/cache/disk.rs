@@ -171,7 +171,7 @@ impl DiskCache {
     /// Lets go of what was pinned under a name before, where all that is pinned under it now is there and verified.
     ///
     /// # Errors
-    /// [`PinError::Disk`].
+    /// [`PinError::Unread`] and [`PinError::Disk`].
     pub fn end_replaced(&self) -> Result<(), PinError> {
         self.inner.end_replaced()
     }
@@ -179,7 +179,7 @@ impl DiskCache {
     /// Ends a pin. False when there is none of that name. What was pinned stays until room is needed.
     ///
     /// # Errors
-    /// [`PinError::Disk`].
+    /// [`PinError::Unread`] and [`PinError::Disk`].
     pub fn unpin(&self, name: &str) -> Result<bool, PinError> {
         self.inner.unpin(name)
     }

@@ -3,9 +3,12 @@
 use super::body_tests::{Made, bodies, body, content, insert, ordinary};
 use super::tests::{as_after_a_kill, chunk, config, flip_a_bit, open, packs};
 use super::{Checked, DiskCache, PinError};
+use crate::model::{ChunkRef, ContentId, Place};
 use crate::store::{ChunkStore, Origin};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longer than any check takes here.
@@ -285,8 +288,86 @@ fn most_of_the_quota_may_be_pinned_and_not_all() {
 }
 
 #[test]
-fn a_list_of_pins_that_cannot_be_read_pins_nothing() {
+fn so_many_pins_and_bodies_may_be_and_the_error_says_which() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("pins.json"), b"{\"a\":").unwrap();
-    assert!(open(folder.path()).pins().is_empty());
+    let cache = open(folder.path());
+    let place = Place { segment: ContentId::of(b"s"), ordinal: 0, offset: 0, stored_len: 1 };
+    let list = |number: u32| -> Arc<[ChunkRef]> {
+        [ChunkRef { id: ContentId::of(&number.to_le_bytes()), plain_len: 1, place }].into()
+    };
+    let lists: Vec<_> = (0..4097).map(list).collect();
+    cache.pin("a.b:/few", 1, &lists[..97]).unwrap();
+    let refused = cache.pin("a.b:/many", 1, &lists[97..]).unwrap_err();
+    assert_eq!(refused, PinError::TooManyBodies { wanted: 4000, pinned: 97, limit: 4096 });
+    cache.pin("a.b:/many", 1, &lists[98..]).unwrap();
+    cache.unpin("a.b:/many").unwrap();
+    (1..256).for_each(|number| cache.pin(&format!("a.b:/{number}"), 1, &lists[..1]).unwrap());
+    assert_eq!(cache.pin("a.b:/one", 1, &lists[..1]), Err(PinError::TooManyPins { limit: 256 }));
+    cache.pin("a.b:/few", 2, &lists[..1]).unwrap();
+}
+
+/// The pins by name.
+fn pinned(cache: &DiskCache) -> Vec<String> {
+    cache.pins().into_iter().map(|pin| pin.name).collect()
+}
+
+#[test]
+fn a_damaged_list_of_pins_is_set_aside_before_another_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (list, aside) = (folder.path().join("pins.json"), |number: u32| {
+        folder.path().join(format!("pins.json.damaged.{number}"))
+    });
+    for (number, damaged) in [(1, &b"{\"a\":"[..]), (2, b"[]"), (3, &[b' '; (8 << 20) + 1])] {
+        fs::write(&list, damaged).unwrap();
+        let cache = open(folder.path());
+        assert!(pinned(&cache).is_empty() && cache.pins_problem().is_none());
+        cache.pin_catalogs("a.b", 1, std::slice::from_ref(&ordinary(0).list)).unwrap();
+        assert_eq!(fs::read(aside(number)).unwrap(), damaged);
+        drop(cache);
+        assert_eq!(pinned(&open(folder.path())), ["a.b"]);
+    }
+    assert_eq!(fs::read(aside(1)).unwrap(), b"{\"a\":", "it is not replaced by later ones");
+}
+
+#[test]
+fn a_list_of_pins_that_the_disk_does_not_give_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (list, kept) = (folder.path().join("pins.json"), folder.path().join("kept"));
+    let (old, new) = (ordinary(0), ordinary(10));
+    let pin =
+        |cache: &DiskCache, name: &str, made: &Made| cache.pin(name, 1, std::slice::from_ref(&made.list));
+    let cache = open(folder.path());
+    pin(&cache, "a.b:/old", &old).unwrap();
+    cache.gather(&old.list);
+    insert(&cache, &old.chunks);
+    drop(cache);
+    // A link to itself: root cannot read that either.
+    fs::rename(&list, &kept).unwrap();
+    std::os::unix::fs::symlink("pins.json", &list).unwrap();
+    let cache = open(folder.path());
+    assert!(cache.pins_problem().unwrap().contains("pins.json: "));
+    let refused = pin(&cache, "a.b:/new", &new).unwrap_err();
+    assert!(matches!(&refused, PinError::Unread(problem) if problem.contains("pins.json: ")), "{refused}");
+    assert!(cache.unpin("a.b:/old").is_err() && cache.end_replaced().is_err());
+    assert!(pinned(&cache).is_empty() && fs::symlink_metadata(&list).unwrap().is_symlink());
+    // Mended: what it says counts, and stays when something is added.
+    fs::rename(&kept, &list).unwrap();
+    pin(&cache, "a.b:/new", &new).unwrap();
+    assert_eq!((pinned(&cache), cache.pins_problem()), (vec!["a.b:/new".into(), "a.b:/old".into()], None));
+    cache.clean();
+    assert!(old.chunks.iter().all(|(id, _)| cache.contains(id)));
+    drop(cache);
+    assert_eq!(pinned(&open(folder.path())).len(), 2);
+}
+
+#[test]
+fn pinning_the_same_again_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    let pin = || cache.pin("a.b:/x", 1, std::slice::from_ref(&ordinary(0).list)).unwrap();
+    let written = || fs::metadata(folder.path().join("pins.json")).unwrap().ino();
+    pin();
+    let before = written();
+    pin();
+    assert_eq!(written(), before);
 }

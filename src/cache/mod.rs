@@ -230,17 +230,28 @@ pub enum PinError {
         /// The part of the quota that this is, in hundredths.
         percent: u64,
     },
-    /// There are too many pins or files.
-    #[error("there may be {pins} pins, in {bodies} bodies")]
-    TooMany {
+    /// There are as many pins as there may be.
+    #[error("there are {limit} pins, and no more may be")]
+    TooManyPins {
         /// Most pins.
-        pins: usize,
+        limit: usize,
+    },
+    /// It is too much in pieces.
+    #[error("it would take {wanted} bodies in the cache beside {pinned} of other pins: at most {limit}")]
+    TooManyBodies {
+        /// Bodies of it.
+        wanted: usize,
+        /// Bodies of all other pins.
+        pinned: usize,
         /// Most bodies of all pins.
-        bodies: usize,
+        limit: usize,
     },
     /// A list is empty, too long, or has chunks that cannot be verified here.
     #[error("a file in it has chunks that the cache cannot verify by itself")]
     Unfit,
+    /// The list of pins is there and cannot be read.
+    #[error("the list of pins cannot be read, and is left as it is: {0}")]
+    Unread(String),
     /// The list of pins cannot be written.
     #[error("the list of pins cannot be written: {0}")]
     Disk(String),

@@ -2,17 +2,18 @@
 //!
 //! Packs hold what came together, so a pack would be kept for one chunk in it. Instead the chunks of what is pinned are
 //! gathered in bodies: those of its large files, and others in which its small files lie one after the other. Exactly
-//! these stay. The list is one small file, `pins.json`, replaced as a whole; it survives kill -9 and power cuts.
+//! these stay. The list is one small file, `pins.json`, replaced as a whole; it survives kill -9 and power cuts. One that
+//! is damaged is kept beside the next one, and one that the disk does not give is not replaced.
 
 use super::body::{Body, List};
 use super::inner::{Inner, lock};
-use super::{PinError, PinInfo};
+use super::{DiskCache, PinError, PinInfo};
 use crate::model::{ChunkRef, ContentId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most pins (guess: more are made by programs, which should pin a directory).
@@ -27,6 +28,8 @@ const CATALOGS_PERCENT: u64 = 10;
 /// Most bytes of the list: names of 4 KiB and 65 digits a body, generously.
 const FILE_MAX_BYTES: u64 = 8 << 20;
 const FILE: &str = "pins.json";
+/// Most damaged lists that are kept (guess: somebody should have looked by then).
+const ASIDE_MAX: u32 = 99;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pin {
@@ -45,27 +48,66 @@ struct Pin {
 
 /// All pins, by name.
 #[derive(Debug, Default)]
-pub(super) struct Pins(BTreeMap<String, Pin>);
+pub(super) struct Pins {
+    by_name: BTreeMap<String, Pin>,
+    /// Why the list of the last run could not be read, so that none may be written in its place.
+    unread: Option<String>,
+}
 
 impl Pins {
-    /// Those of the last run. A list that cannot be read is said once, and pins nothing.
+    /// Those of the last run. When their list cannot be read that is said, and nothing is pinned.
     pub(super) fn load(folder: &Path) -> Self {
-        let path = folder.join(FILE);
-        let read = || -> io::Result<BTreeMap<String, Pin>> {
-            if fs::metadata(&path)?.len() > FILE_MAX_BYTES {
-                return Err(io::Error::other(format!("longer than {FILE_MAX_BYTES} bytes")));
-            }
-            serde_json::from_slice(&fs::read(&path)?).map_err(io::Error::other)
-        };
-        match read() {
-            Ok(pins) => Self(pins),
-            Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(file = %path.display(), "nothing is pinned: {error}");
-                }
-                Self::default()
+        match Self::read(folder) {
+            Ok(by_name) => Self { by_name, unread: None },
+            Err(problem) => {
+                tracing::error!(
+                    "the list of pins cannot be read, so nothing is pinned, and none is written in its place \
+                     until it can be: {problem}"
+                );
+                Self { by_name: BTreeMap::new(), unread: Some(problem) }
             }
         }
+    }
+
+    /// The list in `folder`. One that is damaged is set aside and counts as empty; an error means that nothing is known of it, or
+    /// that it could not be set aside.
+    fn read(folder: &Path) -> Result<BTreeMap<String, Pin>, String> {
+        let path = folder.join(FILE);
+        let failed = |error: io::Error| format!("{}: {error}", path.display());
+        let bytes = match fs::metadata(&path) {
+            Ok(found) if found.is_file() && found.len() > FILE_MAX_BYTES => None,
+            Ok(_) => Some(fs::read(&path).map_err(failed)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let parsed = bytes.map_or_else(
+            || Err(format!("it is longer than {FILE_MAX_BYTES} bytes")),
+            |bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+        );
+        parsed.or_else(|damage| {
+            let aside = Self::set_aside(folder).map_err(|error| {
+                format!("{}: {damage}; and it cannot be renamed: {error}", path.display())
+            })?;
+            tracing::error!(
+                file = %path.display(), aside = %aside.display(),
+                "the list of pins is damaged and was renamed; nothing is pinned until it is pinned anew: {damage}"
+            );
+            Ok(BTreeMap::new())
+        })
+    }
+
+    /// Renames the list, to a name that no other has.
+    fn set_aside(folder: &Path) -> io::Result<PathBuf> {
+        let mut names = (1..=ASIDE_MAX).map(|number| folder.join(format!("{FILE}.damaged.{number}")));
+        let is_free = |name: &PathBuf| {
+            fs::symlink_metadata(name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let too_many =
+            || io::Error::other(format!("{ASIDE_MAX} damaged lists are there already: remove some"));
+        let aside = names.find(is_free).ok_or_else(too_many)?;
+        fs::rename(folder.join(FILE), &aside)?;
+        File::open(folder)?.sync_all()?;
+        Ok(aside)
     }
 
     fn save(folder: &Path, pins: &BTreeMap<String, Pin>) -> io::Result<()> {
@@ -82,11 +124,30 @@ impl Pins {
         let of = |pin: &Pin| {
             pin.bodies.iter().chain(pin.before.iter().map(|(body, _)| body)).copied().collect::<Vec<_>>()
         };
-        self.0.values().flat_map(of).collect()
+        self.by_name.values().flat_map(of).collect()
     }
 }
 
 impl Inner {
+    /// Reads the list of the last run, if it could not be read before.
+    fn read_late(&self, pins: &mut Pins) -> Result<(), PinError> {
+        if pins.unread.is_none() {
+            return Ok(());
+        }
+        match Pins::read(&self.folder) {
+            Ok(by_name) => {
+                tracing::info!("the list of pins can be read again");
+                *pins = Pins { by_name, unread: None };
+                lock(&self.noted).set_pinned(pins.bodies());
+                Ok(())
+            }
+            Err(problem) => {
+                pins.unread = Some(problem.clone());
+                Err(PinError::Unread(problem))
+            }
+        }
+    }
+
     /// Pins the files of these lists under a name, in place of what was pinned under it: that stays until the new is there, as
     /// far as it fits.
     pub(super) fn pin(
@@ -97,7 +158,8 @@ impl Inner {
         catalogs: bool,
     ) -> Result<(), PinError> {
         let mut pins = lock(&self.pins);
-        let mut changed = pins.0.clone();
+        self.read_late(&mut pins)?;
+        let mut changed = pins.by_name.clone();
         let old = changed.remove(name);
         let mut pin =
             Pin { version, bytes: 0, bodies: Vec::with_capacity(lists.len()), catalogs, before: Vec::new() };
@@ -105,6 +167,11 @@ impl Inner {
             let list = List::of_any(chunks).ok_or(PinError::Unfit)?;
             pin.bytes += list.total() + list.list_bytes();
             pin.bodies.push(list.name);
+        }
+        let is_the_same =
+            |old: &Pin| (old.version, old.catalogs) == (version, catalogs) && old.bodies == pin.bodies;
+        if old.as_ref().is_some_and(is_the_same) {
+            return Ok(());
         }
         let others: u64 = changed.values().filter(|pin| pin.catalogs == catalogs).map(|pin| pin.bytes).sum();
         let percent = if catalogs { CATALOGS_PERCENT } else { KEPT_PERCENT };
@@ -117,9 +184,12 @@ impl Inner {
                 percent,
             });
         }
-        let bodies: usize = changed.values().map(|pin| pin.bodies.len()).sum();
-        if changed.len() >= MAX_PINS || bodies + pin.bodies.len() > MAX_PINNED_BODIES {
-            return Err(PinError::TooMany { pins: MAX_PINS, bodies: MAX_PINNED_BODIES });
+        if changed.len() >= MAX_PINS {
+            return Err(PinError::TooManyPins { limit: MAX_PINS });
+        }
+        let (wanted, pinned) = (pin.bodies.len(), changed.values().map(|pin| pin.bodies.len()).sum());
+        if pinned + wanted > MAX_PINNED_BODIES {
+            return Err(PinError::TooManyBodies { wanted, pinned, limit: MAX_PINNED_BODIES });
         }
         if let Some(old) = old {
             let noted = lock(&self.noted);
@@ -161,7 +231,8 @@ impl Inner {
     /// Lets go of what pins were made of before, where all of the new is there.
     pub(super) fn end_replaced(&self) -> Result<(), PinError> {
         let mut pins = lock(&self.pins);
-        let mut changed = pins.0.clone();
+        self.read_late(&mut pins)?;
+        let mut changed = pins.by_name.clone();
         let mut is_changed = false;
         for pin in changed.values_mut().filter(|pin| !pin.before.is_empty()) {
             let noted = lock(&self.noted);
@@ -177,7 +248,8 @@ impl Inner {
     /// Ends a pin. False when there is none of that name.
     pub(super) fn unpin(&self, name: &str) -> Result<bool, PinError> {
         let mut pins = lock(&self.pins);
-        let mut changed = pins.0.clone();
+        self.read_late(&mut pins)?;
+        let mut changed = pins.by_name.clone();
         let was = changed.remove(name).is_some();
         if was {
             self.set_pins(&mut pins, changed)?;
@@ -187,7 +259,7 @@ impl Inner {
 
     fn set_pins(&self, pins: &mut Pins, changed: BTreeMap<String, Pin>) -> Result<(), PinError> {
         Pins::save(&self.folder, &changed).map_err(|error| PinError::Disk(error.to_string()))?;
-        pins.0 = changed;
+        pins.by_name = changed;
         lock(&self.noted).set_pinned(pins.bodies());
         Ok(())
     }
@@ -217,6 +289,23 @@ impl Inner {
                 complete: found.len() == pin.bodies.len() && found.iter().all(|body| body.is_verified()),
             }
         };
-        pins.0.iter().map(info).collect()
+        pins.by_name.iter().map(info).collect()
+    }
+}
+
+impl DiskCache {
+    /// Most pins that there may be.
+    pub const MAX_PINS: usize = MAX_PINS;
+    /// Most lists of all pins together, each of which becomes a body.
+    pub const MAX_PINNED_BODIES: usize = MAX_PINNED_BODIES;
+
+    /// Most bytes on disk of all pins, those of catalogs apart.
+    pub fn pinned_max_bytes(&self) -> u64 {
+        self.inner.config.quota_bytes / 100 * KEPT_PERCENT
+    }
+
+    /// Why the list of pins could not be read, so that nothing is pinned and nothing can be. It is tried again.
+    pub fn pins_problem(&self) -> Option<String> {
+        lock(&self.inner.pins).unread.clone()
     }
 }

@@ -57,7 +57,9 @@ Readers do not notice: what they want is fetched again.")]
   starling cache pin sw.example.org:/            # all of it
 
 What is not there is fetched in the background, behind what readers want; `starling cache status` shows how far it is.
-The pin outlives restarts and follows the newest revision. At most 80 % of the cache's quota can be pinned.")]
+The pin outlives restarts and follows the newest revision. At most 80 % of the cache's quota can be pinned, in 256 pins of
+1048576 chunks each (64 GiB or so of ordinary files) and in 4096 bodies together, the files of the cache that hold them: what
+fits by its bytes takes no more, however many files it is.")]
     Pin {
         /// The file or directory, REPO:PATH.
         what: Target,
@@ -220,6 +222,9 @@ fn human(report: &CacheReport) -> String {
     for pin in &report.pins {
         let _ = writeln!(text, "pinned      {}", pin_line(pin));
     }
+    if let Some(problem) = &report.pins_problem {
+        let _ = writeln!(text, "pinned      nothing, for the list of pins cannot be read: {problem}");
+    }
     text
 }
 
@@ -269,6 +274,7 @@ fn unit_table(units: &[CacheUnit]) -> String {
 mod tests {
     use super::*;
     use crate::agent::api::Refusal;
+    use crate::cache::DiskCache;
     use crate::model::{Revision, UnixTime};
 
     fn pin() -> PinStatus {
@@ -302,6 +308,7 @@ mod tests {
             scrub_rounds: 0,
             writing_paused: true,
             pins: vec![pin(), PinStatus { path: None, complete: true, problem: None, ..pin() }],
+            pins_problem: Some("/cache/pins.json: no".into()),
         };
         let text = human(&report);
         for part in [
@@ -310,6 +317,7 @@ mod tests {
             "nothing is stored",
             "pinned      sw.example.org:/usr revision 3: 1 MiB of 4 MiB here; nobody has it",
             "pinned      sw.example.org (its catalogs) revision 3: 4 MiB, all of it here",
+            "cannot be read: /cache/pins.json: no",
         ] {
             assert!(text.contains(part), "no `{part}` in\n{text}");
         }
@@ -356,6 +364,21 @@ mod tests {
         let endless =
             verify_all(&units, &bar, async |_| Ok(Verified { next: Some(0), ..Verified::default() }));
         assert!(block_on(endless).unwrap_err().to_string().contains("goes back"));
+    }
+
+    #[test]
+    fn the_help_tells_how_much_can_be_pinned() {
+        let commands = <Command as clap::Subcommand>::augment_subcommands(clap::Command::new("cache"));
+        let help = commands.find_subcommand("pin").and_then(|pin| pin.get_after_help()).unwrap().to_string();
+        for bound in
+            [format!("{} pins", DiskCache::MAX_PINS), format!("{} bodies", DiskCache::MAX_PINNED_BODIES)]
+        {
+            assert!(
+                help.contains(&bound),
+                "no `{bound}` in
+{help}"
+            );
+        }
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub struct CacheReport {
     pub writing_paused: bool,
     /// What is kept from eviction.
     pub pins: Vec<PinStatus>,
+    /// Why the list of that could not be read, so that nothing is kept. It is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pins_problem: Option<String>,
 }
 
 /// Something that is kept from eviction.
