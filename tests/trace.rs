@@ -178,6 +178,90 @@ fn an_interrupted_command_is_recorded_and_a_killed_recorder_leaves_nothing_behin
     assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 1);
 }
 
+/// The names of the files in a folder that a recorder leaves there.
+fn traces(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("trace")).collect()
+}
+
+#[test]
+fn a_recorder_ends_as_its_command_does_and_keeps_what_was_there_when_it_records_nothing() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let (node, mount) = world.node("recorder");
+    let folder = world.path("traces");
+    fs::create_dir(&folder).unwrap();
+    let run = |out: &Path, more: &[&str], script: &str| {
+        let mut command = std::process::Command::new(STARLING);
+        command.args(["trace", "record", "--socket"]).arg(node.socket()).arg("--out").arg(out).args(more);
+        let ended = command.arg(&mount).args(["--", "sh", "-c", script]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (ended.status.code(), text(ended.stdout), text(ended.stderr))
+    };
+    let out = folder.join("start.trace");
+    let read = format!("cat {} >/dev/null", mount.join(file(1)).display());
+    for (end, expected) in [("exit 7", 7), ("exit 1", 1), ("kill -TERM $$", 143)] {
+        let (code, _, said) = run(&out, &[], &format!("{read}; {end}"));
+        assert!(code == Some(expected) && said.contains("is recorded all the same"), "{code:?}: {said}");
+        assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 1);
+        fs::remove_file(&out).unwrap();
+    }
+    // What the command prints does not get between.
+    let (code, printed, said) =
+        run(&out, &["--json", "--name", "x"], &format!("{read}; echo printed; exit 3"));
+    let report: Value = serde_json::from_str(&printed).unwrap();
+    assert!(code == Some(3) && said.contains("printed"), "{code:?}: {said}");
+    assert_eq!(
+        (&report["name"], &report["files"], &report["exit_code"]),
+        (&"x".into(), &1.into(), &3.into())
+    );
+    assert_eq!((report["file"].as_str(), report["mount"].as_str()), (out.to_str(), mount.to_str()));
+
+    let before = fs::read(&out).unwrap();
+    let (code, _, said) = run(&out, &[], "true");
+    assert!(code == Some(1) && said.contains("read nothing of the mount"), "{code:?}: {said}");
+    let (code, _, said) = run(&out, &[], "exit 5");
+    assert!(code == Some(5) && said.contains("read nothing of the mount"), "{code:?}: {said}");
+    // Where it cannot be written, the command does not begin.
+    let begun = world.path("begun");
+    let (code, _, said) = run(&folder.join("no/x.trace"), &[], &format!("touch {}", begun.display()));
+    assert!(code == Some(1) && said.contains("x.trace") && !begun.exists(), "{code:?}: {said}");
+    // A command that succeeds without anybody who tells what it read.
+    let (code, _, said) = run(&out, &[], &format!("{read}; kill -KILL {}", node.pid().unwrap()));
+    assert!(code == Some(1) && said.contains("error: "), "{code:?}: {said}");
+    assert_eq!((fs::read(&out).unwrap(), traces(&folder)), (before, vec!["start.trace".to_owned()]));
+}
+
+#[test]
+fn a_repository_is_recorded_on_a_mount_that_can_be() {
+    if !can_mount("trace") {
+        return;
+    }
+    let world = world();
+    let mut node = Node::new(world.path("recorder"));
+    node.start();
+    node.add_repository(&world.at, &world.stratum.url);
+    let socket = node.socket();
+    let out = world.path("start.trace");
+    let args = |mount: &Path| {
+        let read: PathBuf = mount.join(file(1));
+        let (out, socket) = (out.to_str().unwrap(), socket.to_str().unwrap());
+        let ours = ["trace", "record", "--json", "--out", out, "--socket", socket, NAME];
+        let all = [&ours[..], &["--", "cat", read.to_str().unwrap()]].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let small = node.mount_with(NAME, "a", &["--profile", "small-files"]);
+    let said = fails(&args(&small));
+    assert!(said.contains("small-files") && said.contains("--profile large-files"), "{said}");
+    // The other comes first by its name.
+    let large = node.mount_with(NAME, "b", &["--profile", "large-files"]);
+    let report: Value = serde_json::from_str(&ok(&args(&large))).unwrap();
+    assert_eq!(report["mount"].as_str(), large.to_str());
+    assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 1);
+}
+
 #[test]
 fn small_files_bring_those_that_lie_beside_them() {
     if !can_mount("trace") {

@@ -28,6 +28,14 @@ impl CliError {
         self
     }
 
+    /// Exits with this code: that of another command, which is passed on.
+    #[cfg(feature = "node")]
+    #[must_use]
+    pub(super) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         self.code

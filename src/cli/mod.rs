@@ -152,7 +152,7 @@ enum Command {
     CoreReplay(core_replay::Args),
 }
 
-/// Runs the program and tells its exit code: 0 done, 1 failed, 2 called wrongly.
+/// Runs the program and tells its exit code: 0 done, 1 failed, 2 called wrongly; `trace record` passes on its command's.
 pub fn main() -> ExitCode {
     #[cfg(feature = "node")]
     if mount_helper::is_called() {

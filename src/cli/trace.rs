@@ -2,12 +2,17 @@
 
 use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json};
-use crate::agent::Client;
-use crate::agent::api::MountStatus;
-use crate::agent::api::trace::{EndRecording, RecordRequest};
+use crate::agent::api::trace::{EndRecording, RecordRequest, Recorded};
+use crate::agent::api::{MountStatus, RefusalKind};
+use crate::agent::{Client, ClientError};
 use crate::catalog::{RECORDED_MAX_BYTES, RecordedTrace};
+use crate::fs::Profile;
+use serde::Serialize;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,9 +35,15 @@ pub(super) enum Command {
 
 Recorded is what the command and all processes that it starts read of the mount, whether it is in a cache or not; of other
 processes nothing. Who publishes the tree with the trace makes every node fetch all of it in a few requests as soon as one
-of its first files is opened.")]
+of its first files is opened.
+
+A mount with the profile `small-files` cannot be recorded. Of several mounts of a repository that is named, the first with
+`--profile large-files` is taken, or else the first that can be recorded; it is named with what was read.
+
+The exit code is the command's, or 128 and the number of the signal that ended it. When the command succeeded and could not
+be recorded, or read nothing of the mount, it is 1, and FILE is as it was before.")]
 pub(super) struct RecordArgs {
-    /// File for the trace [default: NAME.trace]
+    /// File for the trace, replaced when all of it is there [default: NAME.trace]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// What the trace is called: a later one of the same name takes its place in the tree [default: the command's name]
@@ -44,6 +55,9 @@ pub(super) struct RecordArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+    /// Print one JSON object. What the command prints goes to standard error then
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -82,93 +96,241 @@ pub(super) fn open(file: &Path) -> Result<RecordedTrace, CliError> {
     RecordedTrace::from_bytes(&bytes).map_err(|error| wrong(&error))
 }
 
+/// What is told of a recording.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The file with the trace.
+    file: PathBuf,
+    /// What the trace is called.
+    name: String,
+    /// The mount.
+    mount: PathBuf,
+    files: usize,
+    chunks: u64,
+    /// Whether more was read than a trace holds.
+    is_cut: bool,
+    /// How the command ended: one of the two.
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+}
+
 fn record(args: RecordArgs) -> Result<(), CliError> {
-    let RecordArgs { out, name, target, command, agent } = args;
+    let RecordArgs { out, name, target, command, json, agent } = args;
     let program = Path::new(&command[0]).file_name().unwrap_or(&command[0]).to_string_lossy();
     let printable: String = program.chars().filter(char::is_ascii_graphic).take(64).collect();
     let name = name.unwrap_or(if printable.is_empty() { "command".to_owned() } else { printable });
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.trace", name.replace('/', "_"))));
+    // Before the command, which may take hours.
+    let file = TraceFile::open(&out).map_err(|error| {
+        CliError::failed(format!("the trace cannot be written to {}: {error}", out.display()))
+    })?;
     // What it starts in the background and leaves behind stays recognisable as its own.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(std::io::Error::from)?;
     let client = agent.client();
-    let (trace, is_cut, status) = block_on(async {
-        let directory = mount_of(&client, &target).await?;
-        let request = RecordRequest { directory: directory.clone(), process: std::process::id() };
-        let number = client.record(&request).await?.number;
+    let (mount, status, ended) = block_on(async {
+        let (directory, number) = begin(&client, &target).await?;
         // Who interrupts the command in a terminal interrupts this process, too, which still has to end the recording. The command
         // itself is not deaf to it: what is caught here has its ordinary meaning there.
         let _caught = signal(SignalKind::interrupt())?;
-        let status = std::process::Command::new(&command[0]).args(&command[1..]).status();
-        let ended = client.end_recording(&EndRecording { directory, number, name }).await;
-        let status: ExitStatus = status
-            .map_err(|error| CliError::failed(format!("{}: {error}", Path::new(&command[0]).display())))?;
-        let ended = ended?;
-        let document = data_encoding::BASE64.decode(ended.document.as_bytes());
-        let document = document.map_err(|error| CliError::failed(format!("the agent's answer: {error}")))?;
-        let trace = RecordedTrace::from_bytes(&document).map_err(CliError::failed)?;
-        Ok((trace, ended.is_cut, status))
+        let mut process = std::process::Command::new(&command[0]);
+        process.args(&command[1..]);
+        if json {
+            // Standard output is for the one object.
+            process.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+        }
+        let status = process.status();
+        let ended = EndRecording { directory: directory.clone(), number, name };
+        Ok((directory, status, client.end_recording(&ended).await))
     })?;
+    let status =
+        status.map_err(|error| CliError::failed(format!("{}: {error}", Path::new(&command[0]).display())))?;
+    let kept = keep(file, ended).map(|(trace, is_cut)| Report {
+        chunks: chunks(&trace),
+        files: trace.files.len(),
+        name: trace.name,
+        file: out,
+        mount,
+        is_cut,
+        exit_code: status.code(),
+        signal: status.signal(),
+    });
+    match kept {
+        Ok(report) => {
+            tell(&report, json)?;
+            passed_on(status, "what it read is recorded all the same")
+        }
+        Err(error) if status.success() => Err(error),
+        Err(error) => {
+            eprintln!("{error}");
+            passed_on(status, "and what it read is not recorded")
+        }
+    }
+}
+
+/// The command's own failure, with the exit code that a shell would give it.
+fn passed_on(status: ExitStatus, and: &str) -> Result<(), CliError> {
+    let code = match (status.code(), status.signal()) {
+        (Some(0), _) => return Ok(()),
+        (Some(code), _) => code,
+        (None, signal) => 128 + signal.unwrap_or_default(),
+    };
+    let failed = CliError::failed(format!("the command ended with {status}; {and}"));
+    Err(failed.with_code(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Puts what was recorded into its file.
+fn keep(file: TraceFile, ended: Result<Recorded, ClientError>) -> Result<(RecordedTrace, bool), CliError> {
+    let ended = ended?;
+    let document = data_encoding::BASE64.decode(ended.document.as_bytes());
+    let document = document.map_err(|error| CliError::failed(format!("the agent's answer: {error}")))?;
+    let trace = RecordedTrace::from_bytes(&document).map_err(CliError::failed)?;
     if trace.files.is_empty() {
         return Err(CliError::failed("the command read nothing of the mount")
             .hint("does it use another mount? give that one's mount point"));
     }
-    fs::write(&out, trace.to_bytes())
-        .map_err(|error| CliError::failed(format!("{}: {error}", out.display())))?;
-    eprintln!("{}: {}", out.display(), summary(&trace));
-    if is_cut {
-        eprintln!("warning: more was read than a trace holds; the first of it is recorded");
+    let path = file.path.clone();
+    file.keep(&trace.to_bytes()).map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
+    Ok((trace, ended.is_cut))
+}
+
+fn tell(report: &Report, json: bool) -> Result<(), CliError> {
+    if json {
+        return print_json(report);
     }
-    if !status.success() {
-        return Err(CliError::failed(format!(
-            "the command ended with {status}; what it read is recorded all the same"
-        )));
+    let Report { file, name, mount, files, chunks, .. } = report;
+    let (file, mount) = (file.display(), mount.display());
+    eprintln!("{file}: {} of {mount}", summary(name, *files, *chunks));
+    if report.is_cut {
+        eprintln!("warning: more was read than a trace holds; the first of it is recorded");
     }
     Ok(())
 }
 
-fn summary(trace: &RecordedTrace) -> String {
-    let chunks: u64 = trace.reads.iter().map(|read| u64::from(read.count)).sum();
-    format!("trace `{}`, {} files, {chunks} chunks", trace.name, trace.files.len())
+fn chunks(trace: &RecordedTrace) -> u64 {
+    trace.reads.iter().map(|read| u64::from(read.count)).sum()
 }
 
-/// The mount that is meant.
-async fn mount_of(client: &Client, target: &Path) -> Result<PathBuf, CliError> {
+fn summary(name: &str, files: usize, chunks: u64) -> String {
+    format!("trace `{name}`, {files} files, {chunks} chunks")
+}
+
+/// Names that are tried for the file beside: those of recorders that were killed may be taken.
+const BESIDE_MAX: u32 = 100;
+
+/// Where a trace goes: a file beside it until all of it is there, so that a trace of before stays if this one comes to nothing.
+/// What is no regular file, such as a pipe, is written as it is.
+struct TraceFile {
+    path: PathBuf,
+    file: File,
+    /// Removed when this is dropped, if it is still there.
+    beside: Option<PathBuf>,
+}
+
+impl TraceFile {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        match File::options().write(true).open(path) {
+            Ok(file) if !file.metadata()?.is_file() => Ok(Self { path: path.to_owned(), file, beside: None }),
+            // A link stays one.
+            Ok(_) => Self::beside(path.canonicalize()?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::beside(path.to_owned()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn beside(path: PathBuf) -> std::io::Result<Self> {
+        let mut taken = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        for number in 0..BESIDE_MAX {
+            let beside = path.with_file_name(format!(".starling-trace.{}.{number}", std::process::id()));
+            match File::options().write(true).create_new(true).open(&beside) {
+                Ok(file) => return Ok(Self { path, file, beside: Some(beside) }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => taken = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(taken)
+    }
+
+    fn keep(mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        if let Some(beside) = &self.beside {
+            fs::rename(beside, &self.path)?;
+            self.beside = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TraceFile {
+    fn drop(&mut self) {
+        if let Some(beside) = &self.beside {
+            let _ = fs::remove_file(beside);
+        }
+    }
+}
+
+/// Begins to record on the first of the mounts that may be meant on which that can be done.
+async fn begin(client: &Client, target: &Path) -> Result<(PathBuf, u64), CliError> {
     let mounts = client.mounts().await?.mounts;
-    let shown = target.display();
-    choose(&mounts, target).ok_or_else(|| {
-        CliError::failed(format!(
-            "{shown} is neither in a mount of this agent nor a repository that it has mounted"
-        ))
-        .hint("see `starling status`")
-    })
+    let mut refused = None;
+    for mount in candidates(&mounts, target) {
+        let directory = mount.directory.clone();
+        let request = RecordRequest { directory: directory.clone(), process: std::process::id() };
+        match client.record(&request).await {
+            Ok(recording) => return Ok((directory, recording.number)),
+            Err(ClientError::Refused(refusal)) if refusal.kind == RefusalKind::Conflict => {
+                refused.get_or_insert(refusal);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(refused.map_or_else(
+        || {
+            let shown = target.display();
+            CliError::failed(format!(
+                "{shown} is neither in a mount of this agent nor a repository that it has mounted"
+            ))
+            .hint("see `starling status`")
+        },
+        |refusal| ClientError::Refused(refusal).into(),
+    ))
 }
 
-fn choose(mounts: &[MountStatus], target: &Path) -> Option<PathBuf> {
+/// The mounts that may be meant, the best first: the one in which a path lies, or all of a repository, those first that were made
+/// so that openings are seen, and those last that were not.
+fn candidates<'a>(mounts: &'a [MountStatus], target: &Path) -> Vec<&'a MountStatus> {
     let live = || mounts.iter().filter(|mount| mount.problem.is_none());
-    let named = live().find(|mount| Path::new(mount.repository.as_str()) == target);
     let absolute = target.canonicalize().or_else(|_| std::path::absolute(target)).ok();
     let inside = absolute.and_then(|path| {
         let above = live().filter(|mount| path.starts_with(&mount.directory));
         above.max_by_key(|mount| mount.directory.components().count())
     });
-    inside.or(named).map(|mount| mount.directory.clone())
+    if let Some(inside) = inside {
+        return vec![inside];
+    }
+    let mut named: Vec<_> = live().filter(|mount| Path::new(mount.repository.as_str()) == target).collect();
+    named.sort_by_key(|mount| match mount.options.profile {
+        Profile::LargeFiles => 0,
+        Profile::Auto => 1,
+        Profile::SmallFiles => 2,
+    });
+    named
 }
 
 fn show(args: &ShowArgs) -> Result<(), CliError> {
     let trace = open(&args.file)?;
-    let mut chunks = vec![0_u64; trace.files.len()];
-    trace.reads.iter().for_each(|read| chunks[read.file as usize] += u64::from(read.count));
+    let mut of_file = vec![0_u64; trace.files.len()];
+    trace.reads.iter().for_each(|read| of_file[read.file as usize] += u64::from(read.count));
     if args.json {
         let file = |(file, chunks): (&crate::catalog::TracedFile, &u64)| {
             serde_json::json!({
                 "path": String::from_utf8_lossy(&file.path), "content": file.content.to_string(), "chunks": chunks,
             })
         };
-        let files: Vec<_> = trace.files.iter().zip(&chunks).map(file).collect();
+        let files: Vec<_> = trace.files.iter().zip(&of_file).map(file).collect();
         return print_json(&serde_json::json!({ "name": trace.name, "files": files }));
     }
-    println!("{}", summary(&trace));
-    for (file, chunks) in trace.files.iter().zip(&chunks) {
+    println!("{}", summary(&trace.name, trace.files.len(), chunks(&trace)));
+    for (file, chunks) in trace.files.iter().zip(&of_file) {
         println!("{chunks:>7}  {}", file.path.escape_ascii());
     }
     Ok(())
@@ -196,10 +358,51 @@ mod tests {
     #[test]
     fn a_mount_is_meant_by_its_place_something_below_it_or_its_repository() {
         let mounts = [mount("a.b", "/mnt/a"), mount("c.d", "/mnt/a/inner"), mount("a.b", "/mnt/again")];
-        let chosen = |target: &str| choose(&mounts, Path::new(target)).map(|path| path.display().to_string());
-        assert_eq!(chosen("/mnt/a/bin").as_deref(), Some("/mnt/a"));
-        assert_eq!(chosen("/mnt/a/inner/x").as_deref(), Some("/mnt/a/inner"));
-        assert_eq!(chosen("a.b").as_deref(), Some("/mnt/a"));
-        assert_eq!((chosen("/mnt/ab"), chosen("x.y")), (None, None));
+        assert_eq!(chosen(&mounts, "/mnt/a/bin"), ["/mnt/a"]);
+        assert_eq!(chosen(&mounts, "/mnt/a/inner/x"), ["/mnt/a/inner"]);
+        assert_eq!(chosen(&mounts, "a.b"), ["/mnt/a", "/mnt/again"]);
+        assert!(chosen(&mounts, "/mnt/ab").is_empty() && chosen(&mounts, "x.y").is_empty());
+    }
+
+    fn chosen(mounts: &[MountStatus], target: &str) -> Vec<String> {
+        let found = candidates(mounts, Path::new(target));
+        found.iter().map(|mount| mount.directory.display().to_string()).collect()
+    }
+
+    #[test]
+    fn of_a_repositorys_mounts_those_are_tried_first_that_were_made_for_it() {
+        let profiles =
+            [Profile::SmallFiles, Profile::Auto, Profile::LargeFiles, Profile::Auto, Profile::LargeFiles];
+        let mut mounts: Vec<_> = (0..5).map(|number| mount("a.b", &format!("/mnt/{number}"))).collect();
+        mounts.iter_mut().zip(profiles).for_each(|(mount, profile)| mount.options.profile = profile);
+        mounts[4].problem = Some("it is not mounted".into());
+        assert_eq!(chosen(&mounts, "a.b"), ["/mnt/2", "/mnt/1", "/mnt/3", "/mnt/0"]);
+        assert_eq!(chosen(&mounts, "/mnt/0/bin"), ["/mnt/0"], "who names one means it");
+    }
+
+    #[test]
+    fn the_exit_code_is_the_commands() {
+        let code =
+            |wait_status| passed_on(ExitStatus::from_raw(wait_status), "").map_err(|error| error.code());
+        assert_eq!((code(0), code(7 << 8), code(255 << 8), code(9)), (Ok(()), Err(7), Err(255), Err(137)));
+    }
+
+    #[test]
+    fn a_trace_takes_its_place_when_it_is_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("a.trace"), dir.path().join("link"));
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        std::os::unix::fs::symlink("a.trace", &link).unwrap();
+        TraceFile::open(&path).unwrap().keep(b"first").unwrap();
+        drop(TraceFile::open(&path).unwrap());
+        assert_eq!((fs::read(&path).unwrap(), names()), (b"first".to_vec(), 2));
+        // One of a killed recorder of the same number is left alone.
+        let other = TraceFile::open(&path).unwrap();
+        TraceFile::open(&link).unwrap().keep(b"second").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        drop(other);
+        assert_eq!((fs::read(&path).unwrap(), names()), (b"second".to_vec(), 2));
+        TraceFile::open(Path::new("/dev/null")).unwrap().keep(b"x").unwrap();
+        assert!(TraceFile::open(dir.path()).is_err() && TraceFile::open(&dir.path().join("no/a")).is_err());
     }
 }
