@@ -4,8 +4,9 @@
 //! file of flat keys, and environment variables `STARLING_` + the key in capitals. The names of the
 //! keys are the names of [`Settings`]' fields; `docs/operations.md` lists them for operators.
 
+use crate::model::RepositoryName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub const DEFAULT_SOCKET: &str = "/run/starling/agent.sock";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/starling";
 /// The folder of all repositories, where one is wanted and not named.
 pub const DEFAULT_AUTOMOUNT: &str = "/starling";
+/// In `automount_options`: all repositories that are not named.
+pub const EVERY_OTHER: &str = "*";
 /// The UDP port of the mesh: not registered for anything widespread, and easy to type (a guess).
 pub const DEFAULT_PORT: u16 = 7400;
 
@@ -187,6 +190,10 @@ pub struct Settings {
     /// How long such a mount must have been unused (nobody has a file of it open or works in it) before it is unmounted. Default
     /// 600: a batch of jobs comes back sooner (a guess). 0: never.
     pub automount_idle_s: u64,
+    /// How repositories are mounted there: options as in fstab, by repository, and under `*` those of all that are not named.
+    /// Default: none, the newest revision as it was published, without set-id bits.
+    #[serde(deserialize_with = "by_name")]
+    pub automount_options: BTreeMap<String, String>,
     /// Threads on which the agent's tasks run, beside those that wait for disks and for FUSE. Default 0: as many as the
     /// machine has processors; at most 512. Fewer where the agent shall not spread over a machine that has other work.
     pub worker_threads: u16,
@@ -249,6 +256,7 @@ impl Default for Settings {
             keep_mounts_s: 300,
             automount_dir: None,
             automount_idle_s: 600,
+            automount_options: BTreeMap::new(),
             worker_threads: 0,
             quick_wake: true,
             log_filter: "info,libp2p=warn,quinn=warn,foca=warn".into(),
@@ -404,6 +412,15 @@ impl Settings {
         if self.automount_idle_s > 30 * 86_400 {
             return refuse("automount_idle_s", &self.automount_idle_s, "0 (never) to 2592000 (30 days)");
         }
+        if self.automount_options.len() > AUTOMOUNT_OPTIONS_MAX {
+            let found = self.automount_options.len();
+            return refuse("automount_options", &found, "options of at most 1024 repositories");
+        }
+        let is_no_name =
+            |name: &&String| name.as_str() != EVERY_OTHER && name.parse::<RepositoryName>().is_err();
+        if let Some(bad) = self.automount_options.keys().find(is_no_name) {
+            return refuse("automount_options", bad, "options by the name of a repository, or by *");
+        }
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
@@ -495,6 +512,8 @@ pub fn leads_somewhere(address: &SocketAddr) -> bool {
 
 /// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
 const ADVERTISE_MORE_MAX: usize = 7;
+/// Most entries of `automount_options`: far more than somebody writes (a guess).
+const AUTOMOUNT_OPTIONS_MAX: usize = 1_024;
 /// Most entries of `bootstrap`: a few names of several addresses each (a guess).
 const BOOTSTRAP_MAX: usize = 16;
 
@@ -540,6 +559,26 @@ where
     };
     let read = |text: String| text.parse().map_err(|error| D::Error::custom(format!("`{text}`: {error}")));
     texts.into_iter().map(read).collect()
+}
+
+/// A table, or a text `NAME:TEXT` with semicolons between, as an environment variable has to write it.
+fn by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Table(BTreeMap<String, String>),
+        Text(String),
+    }
+    let text = match Written::deserialize(deserializer)? {
+        Written::Table(table) => return Ok(table),
+        Written::Text(text) => text,
+    };
+    let entries = text.split(';').map(str::trim).filter(|entry| !entry.is_empty());
+    let read = |entry: &str| match entry.split_once(':') {
+        Some((name, text)) => Ok((name.to_owned(), text.to_owned())),
+        None => Err(D::Error::custom(format!("`{entry}` is not NAME:OPTIONS"))),
+    };
+    entries.map(read).collect()
 }
 
 /// All keys, from the type itself, so that none can be forgotten.
@@ -717,6 +756,21 @@ mod tests {
     }
 
     #[test]
+    fn options_by_repository_are_a_table_or_a_text_with_semicolons() {
+        let table = load(
+            "[automount_options]\n\"*\" = \"noexec\"\n\"sw.example.org\" = \"tag=2.1,uid_map=1:2\"\n",
+            &[],
+        );
+        let text = "*:noexec; sw.example.org:tag=2.1,uid_map=1:2;";
+        let environment = load("", &[("STARLING_AUTOMOUNT_OPTIONS", text)]);
+        let expected = [("*", "noexec"), ("sw.example.org", "tag=2.1,uid_map=1:2")]
+            .map(|(name, list)| (name.to_owned(), list.to_owned()));
+        for settings in [table.unwrap(), environment.unwrap()] {
+            assert_eq!(settings.automount_options, expected.clone().into());
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_named_together_with_its_file() {
         let error = load("lisen = \"127.0.0.1:1\"", &[]).unwrap_err().to_string();
         assert!(
@@ -743,6 +797,8 @@ mod tests {
             ("cell_max_members = 2001", "cell_max_members", "2001"),
             ("origin_budget_bytes_per_s = 1000", "origin_budget_bytes_per_s", "1000"),
             ("read_deadline_ms = 1", "read_deadline_ms", "1"),
+            ("automount_options = { \"NO NAME\" = \"noexec\" }", "automount_options", "NO NAME"),
+            ("automount_options = \"noexec\"", "automount_options", "noexec"),
             ("proxy = \"squid:3128\"", "proxy", "squid:3128"),
             ("advertise = \"0.0.0.0:7400\"", "advertise", "0.0.0.0:7400"),
             ("advertise = \"239.1.1.1:7400\"", "advertise", "239.1.1.1:7400"),

@@ -13,7 +13,8 @@ use rustix::mount::UnmountFlags;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -243,6 +244,40 @@ fn a_part_that_vanishes_from_the_newest_revision_stays_as_it_was_and_the_agent_s
     world.node.umount(&part);
 }
 
+/// The line of the kernel's list of mounts for a directory.
+fn listed(at: &Path) -> String {
+    let mounts = text(Path::new("/proc/self/mounts"));
+    let line = mounts.lines().find(|line| line.split(' ').nth(1) == at.to_str());
+    line.unwrap_or_else(|| panic!("{} is not mounted: {mounts}", at.display())).to_owned()
+}
+
+#[test]
+fn set_id_bits_mean_nothing_unless_the_mount_was_asked_to_honour_them() {
+    if !can_mount("mounting_suid") {
+        return;
+    }
+    let mut world = World::new("suid.test", |node, _| node);
+    // Others than root must be able to enter.
+    fs::set_permissions(world.base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let who = world.tree.join("who");
+    fs::copy("/usr/bin/id", &who).unwrap();
+    fs::set_permissions(&who, fs::Permissions::from_mode(0o4755)).unwrap();
+    world.publish("suid.test", &[]);
+    let usual = world.node.mount("suid.test", "usual");
+    let asked = world.node.mount_with("suid.test", "asked", &["--suid"]);
+    for (at, user) in [(&usual, "65534"), (&asked, "0")] {
+        let program = at.join("who");
+        assert_eq!(fs::metadata(&program).unwrap().mode() & 0o7777, 0o4755, "the bits are shown as they are");
+        let output = Command::new(&program).arg("-u").uid(65_534).gid(65_534).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), user, "{}", at.display());
+        let line = listed(at);
+        assert_eq!(line.contains("nosuid"), user != "0", "{line}");
+        assert!(line.contains("nodev"), "{line}");
+    }
+    world.node.umount(&usual);
+    world.node.umount(&asked);
+}
+
 /// Runs a command where `mount` finds its helper for this type, which is in no other process's /sbin.
 fn with_helper(base: &Path, command: &str) -> Output {
     let script = format!(
@@ -367,6 +402,32 @@ fn a_repository_is_mounted_when_somebody_enters_it_and_unmounted_when_nobody_use
     assert_eq!(text(&inside.join("releases/1/what")), "one");
     drop(world.stratum);
     assert!(world.fingerprint.starts_with("auto.test@"));
+}
+
+#[test]
+fn a_repository_that_somebody_enters_is_mounted_with_the_options_of_the_folder() {
+    let wrong = fails(&["agent", "--automount-options", "a.b:taag=1"]);
+    assert!(
+        wrong.contains("automount_options") && wrong.contains("`a.b`") && wrong.contains("taag=1"),
+        "{wrong}"
+    );
+    if !can_mount("automount_options") || !can_automount() {
+        return;
+    }
+    let mut at = PathBuf::new();
+    let world = World::new("opts.test", |node, base| {
+        at = base.join("all");
+        node.with_args(&["--automount", at.to_str().unwrap(), "--automount-options", "*:path=/no/where"])
+            .with_setting("automount_options", "opts.test:path=/releases/1,tag=first,noexec")
+    });
+    let folder = Folder(at);
+    let inside = folder.0.join("opts.test");
+    assert_eq!(text(&inside.join("what")), "one");
+    let line = listed(&inside);
+    assert!(line.contains("noexec") && line.contains("nosuid"), "{line}");
+    assert_eq!(attribute(&inside, "tag").as_deref(), Some("first"));
+    let options = &world.mount_at(&inside).unwrap()["options"];
+    assert_eq!((&options["path"], &options["show"]["tag"]), (&"/releases/1".into(), &"first".into()));
 }
 
 #[test]

@@ -3,14 +3,14 @@
 //! The kernel's automounter asks (`fs/autofs.rs`), the table of mounts does it. Known repositories are shown as folders before they are mounted, so that they
 //! can be listed.
 
-use super::api::RefusalKind;
+use super::api::{MountOptions, MountRequest, RefusalKind};
 use super::mounts::MountTable;
 use crate::fs::{Autofs, AutofsRequest, AutofsRequests};
 use crate::model::RepositoryName;
 use crate::trust::Repositories;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -23,30 +23,67 @@ const SHOW_EVERY: Duration = Duration::from_secs(5);
 /// How often idle ones are looked for, at most; and never less often than four times in the span after which they are idle.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
+/// How a repository is mounted when somebody enters it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AutomountHow {
+    /// As one that is mounted by name.
+    pub options: MountOptions,
+    /// Whether to bring each revision that is shown into the cache as a whole.
+    pub fill: bool,
+}
+
+/// How repositories are mounted in the folder of all. What is mounted already stays as it is until it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AutomountOptions {
+    /// Those that are named.
+    pub named: BTreeMap<RepositoryName, AutomountHow>,
+    /// All others.
+    pub others: AutomountHow,
+}
+
+impl AutomountOptions {
+    /// How this one is mounted.
+    pub fn of(&self, repository: &RepositoryName) -> &AutomountHow {
+        self.named.get(repository).unwrap_or(&self.others)
+    }
+}
+
+/// What is wanted of the folder of all repositories.
+pub(super) struct AutomountConfig {
+    /// Where it is.
+    pub(super) folder: PathBuf,
+    /// After how long what nobody uses is unmounted; `None`: never.
+    pub(super) idle: Option<Duration>,
+    /// How they are mounted.
+    pub(super) options: AutomountOptions,
+}
+
 /// The folder of all repositories.
 pub(super) struct Automount {
     autofs: Arc<Autofs>,
+    options: AutomountOptions,
     registry: Arc<Repositories>,
     mounts: Arc<MountTable>,
     shown: Mutex<BTreeSet<RepositoryName>>,
 }
 
 impl Automount {
-    /// Makes `folder` the folder of all repositories. To be called before the table of mounts does anything: a predecessor
+    /// Makes the folder of all repositories. To be called before the table of mounts does anything: a predecessor
     /// may have left mounts below the folder. Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// When the kernel cannot, or refuses.
     pub(super) fn begin(
-        folder: &Path,
-        idle: Option<Duration>,
+        config: AutomountConfig,
         registry: Arc<Repositories>,
         mounts: Arc<MountTable>,
         ending: CancellationToken,
     ) -> io::Result<Arc<Self>> {
-        let (autofs, requests) = tokio::task::block_in_place(|| Autofs::begin(folder))?;
+        let AutomountConfig { folder, idle, options } = config;
+        let (autofs, requests) = tokio::task::block_in_place(|| Autofs::begin(&folder))?;
         let autofs = Arc::new(autofs);
-        let automount = Arc::new(Self { autofs: autofs.clone(), registry, mounts, shown: Mutex::default() });
+        let shown = Mutex::default();
+        let automount = Arc::new(Self { autofs: autofs.clone(), options, registry, mounts, shown });
         automount.show_all();
         let incoming = receive(requests)?;
         tokio::spawn(ending.clone().run_until_cancelled_owned(automount.clone().serve(incoming)));
@@ -119,7 +156,9 @@ impl Automount {
             tracing::warn!(%repository, "cannot be mounted in the folder of all: {error}");
             return Err(false);
         }
-        match self.mounts.mount_automatically(repository.clone(), directory).await {
+        let AutomountHow { options, fill } = self.options.of(&repository).clone();
+        let request = MountRequest { repository: repository.clone(), directory, fill, options };
+        match self.mounts.mount_automatically(request).await {
             Ok(()) => Ok(()),
             // It is mounted, but the one who asks does not see it: he lives in another mount namespace.
             Err(refusal) if refusal.kind == RefusalKind::Conflict => {

@@ -5,7 +5,7 @@
 //! bound, and what must be durable is so at any time: stopping is courtesy, not duty.
 
 use super::api::{MountRequest, Peers};
-use super::automount::Automount;
+use super::automount::{Automount, AutomountConfig, AutomountOptions};
 use super::cached;
 use super::company::{self, Company};
 use super::contacts::Contacts;
@@ -62,6 +62,8 @@ pub struct Options {
     pub settings: Settings,
     /// What is to be mounted, whatever was mounted before.
     pub mounts: Vec<MountRequest>,
+    /// How repositories are mounted in the folder of all.
+    pub automount_options: AutomountOptions,
     /// Where to record everything that reaches the core.
     pub record_inputs: Option<PathBuf>,
     /// The core's constants.
@@ -97,7 +99,7 @@ struct Agent {
 
 impl Agent {
     async fn start(options: Options) -> Result<Self, AgentError> {
-        let Options { settings, mounts: declared, record_inputs, core, tamper } = options;
+        let Options { settings, mounts: declared, automount_options, record_inputs, core, tamper } = options;
         memory::keep_small();
         let started = ambient::now();
         let state = StateFolder::open(&settings.state_dir)?;
@@ -169,7 +171,7 @@ impl Agent {
         mounts.declare(declared).map_err(|source| AgentError::State { path: state.mounts(), source })?;
         let mounts = Arc::new(mounts);
         let ending = CancellationToken::new();
-        let (automount, no_automount) = automount(&settings, &registry, &mounts, &ending);
+        let (automount, no_automount) = automount(&settings, automount_options, &registry, &mounts, &ending);
         let pins = Arc::new(Pins::new(cache.clone(), mounts.clone()));
         let node = Arc::new(Node {
             company: Company::new(started, ambient::generator()),
@@ -247,13 +249,15 @@ async fn restore(node: &Arc<Node>, holdings: Option<&Holdings>) {
 /// The folder of all repositories, if one is wanted; or why there is none, which is no reason not to start.
 fn automount(
     settings: &Settings,
+    options: AutomountOptions,
     registry: &Arc<Repositories>,
     mounts: &Arc<MountTable>,
     ending: &CancellationToken,
 ) -> (Option<Arc<Automount>>, Option<String>) {
     let Some(folder) = &settings.automount_dir else { return (None, None) };
     let (registry, mounts) = (registry.clone(), mounts.clone());
-    match Automount::begin(folder, settings.automount_idle(), registry, mounts, ending.clone()) {
+    let config = AutomountConfig { folder: folder.clone(), idle: settings.automount_idle(), options };
+    match Automount::begin(config, registry, mounts, ending.clone()) {
         Ok(automount) => (Some(automount), None),
         Err(error) => {
             let trouble = format!(

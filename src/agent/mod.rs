@@ -31,6 +31,7 @@ mod state;
 mod why;
 
 pub use crate::mesh::Tamper;
+pub use automount::{AutomountHow, AutomountOptions};
 pub use client::{AgentAddress, Client, ClientError};
 pub use descriptors::allow_many_files;
 pub use error::AgentError;

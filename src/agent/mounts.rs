@@ -122,7 +122,6 @@ impl MountTable {
         let entries = remembered
             .into_iter()
             .map(|mount| {
-                let mount = Remembered { directory: real_path(&mount.directory), ..mount };
                 let state = State::Failed { problem: "not mounted yet after the agent's start".into() };
                 (mount.directory.clone(), Entry::new(mount, state))
             })
@@ -188,12 +187,7 @@ impl MountTable {
     ///
     /// # Errors
     /// A [`Refusal`].
-    pub(super) async fn mount_automatically(
-        &self,
-        repository: RepositoryName,
-        directory: PathBuf,
-    ) -> Result<(), Refusal> {
-        let request = MountRequest { repository, directory, fill: false, options: MountOptions::default() };
+    pub(super) async fn mount_automatically(&self, request: MountRequest) -> Result<(), Refusal> {
         self.mount_remembered(Remembered { automatic: true, ..request.into() }).await.map(drop)
     }
 
@@ -277,7 +271,10 @@ impl MountTable {
     /// # Errors
     /// A [`Refusal`] when nothing is mounted there, or the kernel refuses.
     pub(super) async fn unmount(&self, directory: &Path) -> Result<MountStatus, Refusal> {
-        let directory = &real_path_of(directory.to_owned()).await;
+        // Of one that leads elsewhere now the line is meant that bears this name.
+        let is_named = self.lock().contains_key(directory);
+        let real = if is_named { directory.to_owned() } else { real_path_of(directory.to_owned()).await };
+        let directory = &real;
         let _changing = self.change(directory).await;
         let (shown, mounted) = match self.lock().get(directory) {
             None => {

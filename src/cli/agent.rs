@@ -2,7 +2,7 @@
 
 use super::CliError;
 use super::first_start::FirstStart;
-use super::mount_options::{Wanted, parse_list};
+use super::mount_options::{Wanted, automount_options, is_ours, parse_list};
 use crate::agent::api::MountRequest;
 use crate::agent::{AgentError, Options, Tamper, allow_many_files, run as run_agent};
 use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings};
@@ -61,6 +61,9 @@ pub(super) struct Args {
     /// Mount each known repository below this folder when somebody enters it [without DIR: /starling].
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = DEFAULT_AUTOMOUNT)]
     automount: Option<PathBuf>,
+    /// How a repository is mounted there, or with `*` all that are not named: options as in fstab. May be repeated.
+    #[arg(long, value_name = "REPO:OPTIONS")]
+    automount_options: Vec<String>,
     #[command(flatten)]
     first_start: FirstStart,
     /// Record everything that reaches the core, for `starling core-replay`.
@@ -78,6 +81,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
 /// Runs an agent; with `tamper`, what peers ask of it goes through that first. Only the lab does that.
 pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
+    let automount_options = automount_options(&settings.automount_options).map_err(CliError::usage)?;
     start_logging(&settings)?;
     allow_many_files();
     for mount in &args.mounts {
@@ -90,7 +94,7 @@ pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), Cli
     if settings.worker_threads > 0 {
         builder.worker_threads(usize::from(settings.worker_threads));
     }
-    let options = Options { settings, mounts, record_inputs, core, tamper };
+    let options = Options { settings, mounts, automount_options, record_inputs, core, tamper };
     let runtime = builder.enable_all().build()?;
     let result = runtime.block_on(async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -127,7 +131,7 @@ fn parse_mount(text: &str) -> Result<MountRequest, String> {
     let repository = repository.parse().map_err(|error| format!("`{repository}`: {error}"))?;
     let with_options = rest.rsplit_once(':').filter(|(_, list)| {
         let first = list.split(',').next().unwrap_or_default();
-        !first.contains('/') && parse_list(first, false).is_ok_and(|wanted| wanted != Wanted::default())
+        !first.contains('/') && is_ours(first)
     });
     let (directory, list) = with_options.unwrap_or((rest, ""));
     let Wanted { options, fill, .. } = parse_list(list, false)?;
@@ -170,6 +174,12 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     }
     if let Some(folder) = &args.automount {
         settings.automount_dir = Some(folder.clone());
+    }
+    for entry in &args.automount_options {
+        let (name, list) = entry.split_once(':').ok_or_else(|| {
+            CliError::usage(format!("--automount-options: `{entry}` is not REPO:OPTIONS, or *:OPTIONS"))
+        })?;
+        settings.automount_options.insert(name.to_owned(), list.to_owned());
     }
     if let Some(listen) = args.listen {
         settings.listen = listen;
@@ -251,6 +261,12 @@ mod tests {
         assert_eq!((mount.repository.as_str(), mount.fill), ("sw.example.org", true));
         assert_eq!(mount.directory, Path::new("/mnt/a:b"));
         assert!(!parse_mount("sw.example.org:/mnt/sw").unwrap().fill);
+        // One that asks for what is usual is one as well.
+        for list in ["nosuid", "nodev,noexec", "profile=auto"] {
+            let mount = parse_mount(&format!("sw.example.org:/mnt/sw:{list}")).unwrap();
+            assert_eq!(mount.directory, Path::new("/mnt/sw"), "{list}");
+        }
+        assert!(!parse_mount("sw.example.org:/mnt/sw:suid").unwrap().options.restrict.nosuid);
         let mount = parse_mount("sw.example.org:/mnt/sw:tag=2.1,path=/a,fill").unwrap();
         assert_eq!((mount.options.path.as_str(), mount.fill), ("/a", true));
         assert!(parse_mount("sw.example.org:/mnt:tag=2.1,taag=3").unwrap_err().contains("taag=3"));
@@ -265,5 +281,18 @@ mod tests {
         assert!(error.to_string().contains("/nowhere/agent.toml") && error.code() == 2, "{error}");
         let error = parse(&["--advertise", "0.0.0.0:7400"]).unwrap_err();
         assert!(error.to_string().contains("advertise"), "{error}");
+        let error = parse(&["--automount-options", "noexec"]).unwrap_err();
+        assert!(error.to_string().contains("`noexec` is not REPO:OPTIONS"), "{error}");
+    }
+
+    #[test]
+    fn options_of_the_folder_of_all_are_added_to_those_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, "[automount_options]\n\"*\" = \"noexec\"\n\"a.b\" = \"tag=1\"\n").unwrap();
+        let config = file.to_str().unwrap();
+        let settings = parse(&["--config", config, "--automount-options", "a.b:tag=2,fill"]).unwrap();
+        let entry = |name: &str| settings.automount_options.get(name).map(String::as_str);
+        assert_eq!((entry("*"), entry("a.b")), (Some("noexec"), Some("tag=2,fill")));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::CliError;
 use super::ask::print_json;
+use super::mount_options::automount_options;
 use crate::config::{ByteSize, DEFAULT_FILE, Settings, Verify};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -200,6 +201,7 @@ fn settings(args: &Args) -> Result<Settings, String> {
     if let Some(state) = &args.state {
         settings.state_dir.clone_from(state);
     }
+    automount_options(&settings.automount_options)?;
     Ok(settings)
 }
 

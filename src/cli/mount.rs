@@ -19,7 +19,7 @@ use std::time::Duration;
   starling mount --profile large-files models.example.org /models
   starling mount --tag 2.1 --path /releases/2.1 sw.example.org /opt/sw
   starling mount --date 2026-05-01 sw.example.org /mnt/then
-  starling mount --uid-map '*:0' --gid-map '*:0' --nosuid sw.example.org /mnt/sw
+  starling mount --uid-map '*:0' --gid-map '*:0' sw.example.org /mnt/sw
   mount -t starling sw.example.org /mnt/sw -o tag=2.1     # with mount.starling installed
 
 The mount shows the newest revision that this node knows, and switches when a newer one is announced; one that was chosen
@@ -60,11 +60,15 @@ pub(super) struct Args {
     /// The same for groups.
     #[arg(long = "gid-map", value_name = "FROM:TO")]
     gid_map: Vec<String>,
-    /// Set-id bits mean nothing.
+    /// Honour set-id bits: whoever runs such a program runs it as the user whom the publisher, or --uid-map, has named. They mean
+    /// nothing otherwise.
     #[arg(long)]
+    suid: bool,
+    /// The usual; accepted for whoever has written it.
+    #[arg(long, hide = true, conflicts_with = "suid")]
     nosuid: bool,
-    /// Device nodes are no devices.
-    #[arg(long)]
+    /// The usual.
+    #[arg(long, hide = true)]
     nodev: bool,
     /// Nothing is executed.
     #[arg(long)]
@@ -105,14 +109,13 @@ fn options(args: &Args) -> Result<MountOptions, String> {
         let mut map = IdMap::default();
         rules.iter().try_for_each(|rule| map.add(rule)).map(|()| map)
     };
-    let Args { nosuid, nodev, noexec, .. } = *args;
     let options = MountOptions {
         profile: args.profile,
         show: choice(args.revision, args.tag.clone(), args.date)?,
         path: args.path.clone(),
         uids: map(&args.uid_map)?,
         gids: map(&args.gid_map)?,
-        restrict: Restrictions { nosuid, nodev, noexec },
+        restrict: Restrictions { nosuid: !args.suid, noexec: args.noexec, ..Restrictions::default() },
     };
     options.checked()
 }

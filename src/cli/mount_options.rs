@@ -1,12 +1,15 @@
 //! Mount options as `mount -o` and fstab lines write them: words and `NAME=VALUE`, with commas between.
 
 use crate::agent::api::{Choice, MountOptions};
+use crate::agent::{AutomountHow, AutomountOptions};
+use crate::config::EVERY_OTHER;
 use crate::model::{Revision, UnixTime};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Options that mean something to others: to `mount` itself, to the boot, to the system's service manager, or to file systems that can be
 /// written to. They are accepted, so that a line of fstab may say what lines there say.
-const OF_OTHERS: [&str; 33] = [
+const OF_OTHERS: [&str; 32] = [
     "defaults",
     "ro",
     "rw",
@@ -21,7 +24,6 @@ const OF_OTHERS: [&str; 33] = [
     "fail",
     "_netdev",
     "_rnetdev",
-    "suid",
     "dev",
     "exec",
     "sync",
@@ -43,7 +45,7 @@ const OF_OTHERS: [&str; 33] = [
 ];
 /// Those that a list may have, for whoever misspells one.
 const OURS: &str = "revision=N, tag=NAME, date=TIME, path=/DIR, uid=N, gid=N, uid_map=FROM:TO, gid_map=FROM:TO, profile=NAME, \
-                    fill, nosuid, nodev, noexec, socket=PATH";
+                    fill, suid, nosuid, nodev, noexec, socket=PATH";
 
 /// What a list of options asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +115,7 @@ pub(super) fn parse_list(text: &str, sloppy: bool) -> Result<Wanted, String> {
             "profile" => options.profile = needed()?.parse().map_err(in_option)?,
             "socket" => wanted.socket = Some(needed()?.into()),
             "fill" if value.is_none() => wanted.fill = true,
+            "suid" if value.is_none() => options.restrict.nosuid = false,
             "nosuid" if value.is_none() => options.restrict.nosuid = true,
             "nodev" if value.is_none() => options.restrict.nodev = true,
             "noexec" if value.is_none() => options.restrict.noexec = true,
@@ -124,6 +127,35 @@ pub(super) fn parse_list(text: &str, sloppy: bool) -> Result<Wanted, String> {
     wanted.options.show = choice(revision, tag, date)?;
     wanted.options = wanted.options.checked()?;
     Ok(wanted)
+}
+
+/// Whether a list may begin with this option: it is one of [`OURS`], and well written.
+pub(super) fn is_ours(option: &str) -> bool {
+    let name = option.split('=').next().unwrap_or_default();
+    let is_named = OURS.split(", ").any(|ours| ours.split('=').next() == Some(name));
+    is_named && parse_list(option, false).is_ok()
+}
+
+/// Reads the setting `automount_options`.
+///
+/// # Errors
+/// In words, naming the entry.
+pub(super) fn automount_options(setting: &BTreeMap<String, String>) -> Result<AutomountOptions, String> {
+    let mut read = AutomountOptions::default();
+    for (name, list) in setting {
+        let wrong = |problem: String| format!("`automount_options`, `{name}`: {problem}");
+        let wanted = parse_list(list, false).map_err(wrong)?;
+        if wanted.socket.is_some() {
+            return Err(wrong("the agent mounts by itself, and `socket` has no sense here".to_owned()));
+        }
+        let how = AutomountHow { options: wanted.options, fill: wanted.fill };
+        if name == EVERY_OTHER {
+            read.others = how;
+        } else {
+            read.named.insert(name.parse().map_err(|error| wrong(format!("{error}")))?, how);
+        }
+    }
+    Ok(read)
 }
 
 fn is_of_others(name: &str) -> bool {
@@ -138,19 +170,54 @@ mod tests {
 
     #[test]
     fn a_list_says_all_that_a_mount_can_be_told() {
-        let text = "tag=2.1,path=releases//2.1/,uid_map=1000:0,uid=5,gid_map=*:6,profile=small-files,fill,nosuid,socket=/s";
+        let text = "tag=2.1,path=releases//2.1/,uid_map=1000:0,uid=5,gid_map=*:6,profile=small-files,fill,suid,noexec,socket=/s";
         let wanted = parse_list(text, false).unwrap();
         let options = &wanted.options;
         assert_eq!((&options.show, options.path.as_str()), (&Choice::Tag("2.1".into()), "/releases/2.1"));
         assert_eq!((options.uids.rules.get(&1000), options.uids.others), (Some(&0), Some(5)));
         assert_eq!((options.gids.others, options.profile), (Some(6), Profile::SmallFiles));
-        assert_eq!(options.restrict, Restrictions { nosuid: true, ..Restrictions::default() });
+        assert_eq!(options.restrict, Restrictions { nosuid: false, nodev: true, noexec: true });
         assert!(wanted.fill && wanted.socket == Some("/s".into()));
         assert_eq!(parse_list("revision=7", false).unwrap().options.show, Choice::Revision(Revision(7)));
         assert_eq!(
             parse_list("date=1970-01-01", false).unwrap().options.show,
             Choice::Date(UnixTime(86_399))
         );
+    }
+
+    #[test]
+    fn set_id_bits_are_asked_for_by_name_and_by_nothing_else() {
+        let restricted = |list: &str| parse_list(list, false).unwrap().options.restrict;
+        for usual in ["", "defaults", "nosuid", "nodev", "nosuid,nodev", "dev", "exec", "rw", "suid,nosuid"] {
+            assert_eq!(restricted(usual), Restrictions::default(), "{usual}");
+        }
+        assert_eq!(restricted("nosuid,suid"), Restrictions { nosuid: false, ..Restrictions::default() });
+        assert!(parse_list("suid=1", false).unwrap_err().contains("suid=1"));
+    }
+
+    #[test]
+    fn the_folder_of_all_repositories_has_options_for_each_and_a_wrong_entry_is_named() {
+        let read = |entries: &[(&str, &str)]| {
+            let own = |(name, list): &(&str, &str)| ((*name).to_owned(), (*list).to_owned());
+            automount_options(&entries.iter().map(own).collect())
+        };
+        let all = read(&[("*", "noexec"), ("sw.example.org", "tag=2.1,suid,fill")]).unwrap();
+        let of = |name: &str| all.of(&name.parse().unwrap());
+        assert_eq!(of("other.example.org").options, parse_list("noexec", false).unwrap().options);
+        assert_eq!(of("sw.example.org").options, parse_list("tag=2.1,suid", false).unwrap().options);
+        assert!(of("sw.example.org").fill && !of("other.example.org").fill);
+        for (name, list, says) in [
+            ("sw.example.org", "taag=2", "taag=2"),
+            ("*", "path=/../x", "no path"),
+            ("*", "socket=/s", "socket"),
+            ("NO NAME", "noexec", "NO NAME"),
+        ] {
+            let said = read(&[("a.b", "noexec"), (name, list)]).unwrap_err();
+            assert!(
+                said.contains("automount_options") && said.contains(name) && said.contains(says),
+                "{said}"
+            );
+        }
     }
 
     #[test]

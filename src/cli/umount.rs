@@ -22,12 +22,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    // Resolved by name only: touching the mount itself could wait for the network.
-    let absolute = std::path::absolute(&args.directory)?;
-    let directory = match (absolute.parent().and_then(|p| p.canonicalize().ok()), absolute.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => absolute,
-    };
+    // As it is named: touching the mount itself could wait for the network, and one whose way leads elsewhere now is known to the
+    // agent by this name only.
+    let directory = std::path::absolute(&args.directory)?;
     let client = args.agent.client();
     let request = UnmountRequest { directory };
     let mount = block_on(async { Ok(client.unmount(&request).await?) })?;

@@ -30,18 +30,33 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 const MAX_STALE: usize = 8;
 
 /// What the kernel does not do with a mount's files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Restrictions {
     /// Set-id bits mean nothing.
     pub nosuid: bool,
-    /// Device nodes are no devices. (A tree holds none; the option is there for those who expect it.)
+    /// Device nodes are no devices. (A tree holds none.)
     pub nodev: bool,
     /// Nothing is executed.
     pub noexec: bool,
 }
 
+impl Default for Restrictions {
+    /// A publisher's files run with the rights of whoever runs them, and no others.
+    fn default() -> Self {
+        Self { nosuid: true, nodev: true, noexec: false }
+    }
+}
+
 impl Restrictions {
+    /// Whether a mount with these options, as the list of mounts has them, is under all of them.
+    fn hold_in(self, options: &str) -> bool {
+        let has = |word| options.split(',').any(|option| option == word);
+        [(self.nosuid, "nosuid"), (self.nodev, "nodev"), (self.noexec, "noexec")]
+            .iter()
+            .all(|(is_wanted, word)| !is_wanted || has(*word))
+    }
+
     fn flags(self) -> MountFlags {
         let flag = |is_set, flag| if is_set { flag } else { MountFlags::empty() };
         MountFlags::RDONLY
@@ -120,6 +135,8 @@ pub(super) struct MountLine {
     pub(super) device: String,
     source: String,
     file_system: String,
+    /// What the kernel does and does not do there: `ro,nosuid`.
+    options: String,
 }
 
 impl MountLine {
@@ -162,6 +179,7 @@ fn find_mounts(mountinfo: &[u8], path: &Path) -> impl Iterator<Item = MountLine>
             device: text(fields.get(2)?),
             source: text(&unescape(fields.get(dash + 2)?)),
             file_system: text(fields.get(dash + 1)?),
+            options: text(fields.get(5)?),
         })
     })
 }
@@ -332,7 +350,6 @@ pub(super) fn attach(path: &Path, name: &str, restrict: Restrictions) -> Result<
         device.as_raw_fd()
     );
     let options = CString::new(options).expect("no zero byte in numbers and words");
-    // Root's mounts honour set-id bits and devices, as a native file system does.
     match rustix::mount::mount(name, path, "fuse", restrict.flags(), options.as_c_str()) {
         Ok(()) => Ok(device),
         Err(Errno::PERM) => attach_by_helper(path, name, restrict),
@@ -385,6 +402,27 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
+/// Sees to it that a mount of this name, which an earlier program may have made, is under these restrictions. Those who see it from
+/// another mount namespace keep what they were given.
+///
+/// # Errors
+/// When that is not to be had: it is not to be gone on with then.
+pub(super) fn restrict(path: &Path, name: &str, restrict: Restrictions) -> io::Result<()> {
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let name = format!("starling:{name}");
+    let lines: Vec<_> = find_mounts(&mounts, path).collect();
+    if lines.iter().any(|line| line.is_of(&name) && restrict.hold_in(&line.options)) {
+        return Ok(());
+    }
+    // What is covered now may be uncovered later.
+    if !lines.first().is_some_and(|line| line.is_of(&name)) {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else is mounted on top of it"));
+    }
+    tracing::info!(path = %path.display(), "an earlier agent has mounted it with fewer restrictions, which are set now");
+    // With `bind`, those of the mount change, and the file system is not asked.
+    rustix::mount::mount_remount(path, restrict.flags() | MountFlags::BIND, c"").map_err(io::Error::from)
+}
+
 /// Whether a mount of the repository `name` is there, served or not, and even if something else is mounted on top of it.
 pub fn is_mounted(path: &Path, name: &str) -> bool {
     let name = format!("starling:{name}");
@@ -435,10 +473,58 @@ mod tests {
     fn the_topmost_mount_is_found_and_escapes_are_undone() {
         let mut lines = find_mounts(LINES, Path::new("/mnt/with space"));
         let (device, source, file_system) = ("0:51".into(), "b\\c".into(), "fuse.other".into());
-        assert_eq!(lines.next(), Some(MountLine { device, source, file_system }));
+        let options = "ro".into();
+        assert_eq!(lines.next(), Some(MountLine { device, source, file_system, options }));
         assert!(lines.next().is_some_and(|below| below.is_of("starling:a")) && lines.next().is_none());
         assert_eq!(find_mounts(LINES, Path::new("/mnt")).next(), None);
         assert_eq!(find_mounts(b"nonsense\n1 2 3 - \n", Path::new("3")).next(), None);
+    }
+
+    #[test]
+    fn set_id_bits_mean_nothing_unless_somebody_asks_for_them() {
+        let usual = Restrictions::default();
+        assert!(usual.flags().contains(MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV));
+        assert!(!usual.flags().contains(MountFlags::NOEXEC));
+        let asked = Restrictions { nosuid: false, ..usual };
+        assert!(!asked.flags().contains(MountFlags::NOSUID));
+        for (options, hold) in [("ro,nosuid,nodev,relatime", [true, true]), ("ro,nodev", [false, true])] {
+            assert_eq!([usual, asked].map(|restrict| restrict.hold_in(options)), hold, "{options}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_program_has_mounted_with_set_id_bits_loses_them() {
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+            assert!(std::env::var_os("STARLING_REQUIRE_ALL").is_none(), "it needs root and /dev/fuse");
+            return;
+        }
+        /// Is detached however the test ends.
+        struct Attached(PathBuf);
+        impl Drop for Attached {
+            fn drop(&mut self) {
+                let _ = detach(&self.0, true);
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap();
+        let honoured = Restrictions { nosuid: false, nodev: false, noexec: true };
+        // Nobody serves it: it must not be asked either.
+        let device = attach(&path, "starling:a.b", honoured).unwrap();
+        let attached = Attached(path.clone());
+        let options = || mounted_at(&path).unwrap().unwrap().options;
+        assert!(!options().contains("nosuid") && options().contains("noexec"), "{}", options());
+        restrict(&path, "a.b", honoured).unwrap();
+        assert!(!options().contains("nosuid"), "{}", options());
+        let wanted = Restrictions { noexec: true, ..Restrictions::default() };
+        restrict(&path, "a.b", wanted).unwrap();
+        assert!(wanted.hold_in(&options()) && options().starts_with("ro,"), "{}", options());
+        // What something else covers is not reached, and must not pass for what was asked.
+        rustix::mount::mount("none", &path, "tmpfs", MountFlags::empty(), c"").unwrap();
+        let _covering = Attached(path.clone());
+        restrict(&path, "a.b", wanted).unwrap();
+        let refused = restrict(&path, "other", wanted).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
+        drop((attached, device));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What must happen later because it could not happen now: mounts that lag behind are switched, what failed is mounted, what
 //! somebody has unmounted by hand is noticed, and the strata are asked where nobody else tells.
 
-use super::{Entry, Left, Life, MountTable, Mounted, State};
+use super::{Entry, Left, Life, MountTable, Mounted, State, real_path_of};
 use crate::agent::api::{Choice, MountOptions, Refusal, RefusalKind};
 use crate::agent::shown::Shown;
 use crate::ambient;
@@ -253,6 +253,7 @@ impl MountTable {
                 self.mounter.clear(directory).await;
                 return Err(Refusal::new(RefusalKind::Unavailable, "it is mounted when somebody looks"));
             }
+            self.leads_there(directory).await?;
             let shown = match chosen {
                 Some(chosen) => chosen.clone(),
                 None => self.choose(self.newest_root(repository).await?, &options.show).await?,
@@ -272,6 +273,18 @@ impl MountTable {
                 Some(State::Failed { problem })
             }
         }
+    }
+
+    /// Whether a directory is still the one that was asked for. Who owns one on the way to it could have a link there by now, and
+    /// anything mounted anywhere.
+    async fn leads_there(&self, directory: &Path) -> Result<(), Refusal> {
+        let real = real_path_of(directory.to_owned()).await;
+        if real == directory {
+            return Ok(());
+        }
+        let (directory, real) = (directory.display(), real.display());
+        let message = format!("{directory} leads elsewhere now: {real}; unmount it, or mount it anew");
+        Err(Refusal::new(RefusalKind::Conflict, message))
     }
 
     fn has_problem(&self, directory: &Path, problem: &str) -> bool {

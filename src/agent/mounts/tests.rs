@@ -2,7 +2,7 @@ use super::*;
 use crate::agent::fill::FillParts;
 use crate::catalog::{Attributes, DirectoryEntry, History, Inode, PastRevision, Tree, TreeError, ViewError};
 use crate::chunk::{Chunking, Piece, SourceError};
-use crate::fs::MountError;
+use crate::fs::{MountError, Restrictions};
 use crate::model::{ChunkRef, Class, Place, Revision, UnixTime};
 use crate::trust::{Keys, RepositoryCard, Root, RootVerdict, SignedCard, SignedRoot, VerifiedRoot};
 use bytes::Bytes;
@@ -499,6 +499,79 @@ async fn a_mount_point_is_the_same_by_whatever_links_it_is_named() {
 }
 
 #[tokio::test]
+async fn a_mount_point_that_leads_elsewhere_after_a_restart_is_not_mounted_and_the_agent_says_so() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let real = world.dir.path().canonicalize().unwrap();
+    let (parent, aside, victim) = (real.join("parent"), real.join("aside"), real.join("victim"));
+    fs::create_dir_all(parent.join("mnt")).unwrap();
+    fs::create_dir_all(victim.join("mnt")).unwrap();
+    let table = world.table();
+    let directory = parent.join("mnt");
+    table.mount(MountRequest { directory: directory.clone(), ..world.request() }).await.unwrap();
+    table.unmount_all(Duration::ZERO).await;
+    // What the owner of the parent can do.
+    fs::rename(&parent, &aside).unwrap();
+    std::os::unix::fs::symlink(&victim, &parent).unwrap();
+    let table = world.table();
+    table.tend().await;
+    table.tend().await;
+    assert_eq!(*world.kernel.shown.lock().unwrap(), BTreeMap::new());
+    let status = table.list().remove(0);
+    let problem = status.problem.unwrap();
+    let (named, leads) = (directory.display().to_string(), victim.join("mnt").display().to_string());
+    assert_eq!(status.directory, directory);
+    assert!(problem.contains(&format!("{named} leads elsewhere now: {leads}")), "{problem}");
+    // Where it leads can be mounted on by whoever wants that, and the line be taken away.
+    table.mount(MountRequest { directory: directory.clone(), ..world.request() }).await.unwrap();
+    assert_eq!(table.list().len(), 2);
+    table.unmount(&directory).await.unwrap();
+    assert_eq!((table.list().len(), table.list()[0].directory.clone()), (1, victim.join("mnt")));
+    table.unmount(&directory).await.unwrap();
+    assert_eq!(table.list(), Vec::new());
+    // When the way is as it was, so is the mount.
+    table.mount(MountRequest { directory: aside.join("mnt"), ..world.request() }).await.unwrap();
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
+    table.tend().await;
+    assert_eq!((&table.list()[0].directory, &table.list()[0].problem), (&aside.join("mnt"), &None));
+}
+
+#[tokio::test]
+async fn what_an_earlier_agent_remembers_of_a_mount_holds_and_where_it_says_nothing_the_usual_does() {
+    let world = World::new();
+    let file = world.dir.path().join("mounts.json");
+    let line = |directory: &str, options: &str| {
+        format!(
+            r#"{{"repository":"sw.example.org","directory":"/{directory}","fill":false,"options":{options}}}"#
+        )
+    };
+    let says = [
+        line("a", "{}"),
+        line("b", r#"{"restrict":{"nosuid":false,"nodev":false,"noexec":true}}"#),
+        line("c", r#"{"restrict":{"nosuid":true,"nodev":false,"noexec":false}}"#),
+    ];
+    fs::write(&file, format!(r#"{{"version":1,"mounts":[{}]}}"#, says.join(","))).unwrap();
+    let restrict: Vec<_> = world.table().list().iter().map(|mount| mount.options.restrict).collect();
+    let restrictions = |nosuid, nodev, noexec| Restrictions { nosuid, nodev, noexec };
+    assert_eq!(restrict[0], restrictions(true, true, false));
+    assert_eq!(restrict[1..], [restrictions(false, false, true), restrictions(true, false, false)]);
+}
+
+#[tokio::test]
+async fn what_is_mounted_because_somebody_looked_is_mounted_as_it_was_asked_for() {
+    let world = World::new();
+    world.publish(1, 3600);
+    world.publish(2, 3600);
+    let table = world.table();
+    let request = MountRequest { fill: true, ..showing(&world, Choice::Revision(Revision(1))) };
+    table.mount_automatically(request.clone()).await.unwrap();
+    let status = table.list().remove(0);
+    assert_eq!((world.shown(), status.options, status.automatic), (Some(1), request.options, true));
+    assert!(status.fill.is_some());
+}
+
+#[tokio::test]
 async fn what_cannot_be_had_now_is_tried_again() {
     let world = World::new();
     world.publish(1, 3600);
@@ -621,7 +694,7 @@ async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_n
     world.publish(1, 3600);
     let directory = world.request().directory;
     let table = world.table();
-    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    table.mount_automatically(world.request()).await.unwrap();
     assert!(table.list()[0].automatic);
     world.kernel.busy.lock().unwrap().insert(directory.clone());
     assert!(!table.unmount_idle(&directory).await);
@@ -632,14 +705,14 @@ async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_n
 
     // A successor goes on with it, if it was left to one; else it is forgotten.
     world.kernel.keeps.store(true, Ordering::SeqCst);
-    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    table.mount_automatically(world.request()).await.unwrap();
     table.leave_all(Duration::ZERO).await;
     let table = world.table();
     table.tend().await;
     assert!(table.list()[0].automatic && world.shown() == Some(1));
     table.unmount_all(Duration::ZERO).await;
     let table = world.table();
-    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    table.mount_automatically(world.request()).await.unwrap();
     assert_eq!(world.shown(), Some(1), "whoever looks while the agent starts finds it");
     table.unmount_all(Duration::ZERO).await;
     let table = world.table();
@@ -647,7 +720,7 @@ async fn what_is_mounted_because_somebody_looked_goes_when_it_is_idle_and_does_n
     assert_eq!((world.shown(), table.list()), (None, Vec::new()));
     // Nor is it lost with a root that expires while nobody looks.
     world.publish(2, 0);
-    table.mount_automatically(name(), directory.clone()).await.unwrap();
+    table.mount_automatically(world.request()).await.unwrap();
     assert!(table.list()[0].expired && table.unmount_idle(&directory).await);
     world.publish(3, 3600);
     // What was asked for by name does not go when it is idle.

@@ -199,6 +199,7 @@ pub fn take_over(
         if !mountpoint::is_mounted(&path, fs.label()) {
             return Err(io::Error::new(io::ErrorKind::NotFound, "it is not mounted there any more"));
         }
+        mountpoint::restrict(&path, fs.label(), config.restrict)?;
         let (ledger, lines) = Ledger::inherit(held.open_files)?;
         // What was granted holds as long as the mount, whatever the tree is now.
         let profile = match config.profile {
