@@ -5,9 +5,11 @@
 mod common;
 
 use common::{
-    Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, mesh, ok, publish, wait_for,
+    Node, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree, mesh, ok, publish,
+    wait_for,
 };
 use std::ffi::OsStr;
+use std::fs;
 use std::time::Duration;
 
 /// The fill of the only mount, as `starling status` shows it.
@@ -61,4 +63,33 @@ fn filled_nodes_need_nobody_and_shared_one_copy() {
         nodes[others].kill();
     }
     assert_same(&expected, &listing(&mounts[0]));
+}
+
+#[test]
+fn whoever_waits_for_a_fill_that_cannot_be_is_told_so_and_a_directory_that_fits_is_brought() {
+    if !can_mount("fill_wait") {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let tree = base.path().join("tree");
+    make_tree(&tree.join("part"), 9, 20, 1 << 20);
+    // Larger than the smallest cache, and soon published.
+    fs::File::create(tree.join("large")).unwrap().set_len(80 << 20).unwrap();
+    let made = publish(&tree, "wait.test", &base.path().join("to"), &base.path().join("keys"), &[]);
+    let mut stratum = Stratum::serve(&base.path().join("to"), base.path());
+    let mut node = Node::new(base.path().join("node")).with_args(&["--cache-quota", "64 MiB"]);
+    node.start();
+    node.add_repository(&at_fingerprint(&made), &stratum.url);
+    let (at, socket) = (node.dir.join("all"), node.socket());
+    fs::create_dir_all(&at).unwrap();
+    let all = ["mount", "--fill", "--wait", "wait.test"].map(OsStr::new);
+    let said = fails(&[&all[..], &[at.as_ref(), "--socket".as_ref(), socket.as_ref()]].concat());
+    assert!(said.contains("not filled") && said.contains("the cache takes 67108864"), "{said}");
+    node.umount(&at);
+    let part = node.mount_with("wait.test", "part", &["--fill", "--wait", "--path", "/part"]);
+    let filled = fill(&node);
+    assert_eq!((&filled["fill"]["complete"], &filled["fill"]["ended"]), (&true.into(), &true.into()));
+    stratum.kill();
+    assert_same(&listing(&tree.join("part")), &listing(&part));
+    node.umount(&part);
 }

@@ -331,7 +331,7 @@ impl MountTable {
                 let revision = shown.revision();
                 if entry.fill.as_ref().is_none_or(|fill| fill.revision() != revision) {
                     let parts = self.mounter.fill_parts(&entry.repository);
-                    entry.fill = Some(Fill::start(&shown.of, parts));
+                    entry.fill = Some(Fill::start(&shown.of, &entry.options.path, parts));
                 }
             }
             State::Active { .. } | State::Failed { .. } | State::Left { .. } => entry.fill = None,

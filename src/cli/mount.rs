@@ -4,7 +4,7 @@ use super::CliError;
 use super::ask::{AgentArgs, block_on, print_json};
 use super::mount_options::choice;
 use crate::agent::Client;
-use crate::agent::api::{MountOptions, MountRequest, MountStatus};
+use crate::agent::api::{FillStatus, MountOptions, MountRequest, MountStatus};
 use crate::catalog::IdMap;
 use crate::fs::{Profile, Restrictions};
 use crate::model::{RepositoryName, UnixTime};
@@ -30,11 +30,11 @@ pub(super) struct Args {
     repository: RepositoryName,
     /// An empty directory.
     directory: PathBuf,
-    /// Bring all content into the cache in the background, now and after each switch to a newer revision.
+    /// Bring all content (with --path, that of the directory) into the cache in the background, now and after each switch to a newer revision.
     /// What is read meanwhile goes first.
     #[arg(long)]
     fill: bool,
-    /// Return when the fill is complete.
+    /// Return when the fill is complete, or with exit code 1 when it has ended without being so.
     #[arg(long, requires = "fill")]
     wait: bool,
     /// What the mount is tuned for: `small-files`, where opening a file asks nobody; `large-files`, where the kernel itself
@@ -141,9 +141,12 @@ async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, 
         bar.set_length(fill.total_bytes);
         bar.set_position(fill.done_bytes);
         bar.set_message(fill.problem.clone().unwrap_or_default());
-        if fill.complete {
+        if let Some(outcome) = outcome(fill) {
             bar.finish_and_clear();
-            return Ok(mount);
+            let at = mount.directory.display();
+            return outcome
+                .map_err(|problem| CliError::failed(format!("{at} is mounted, but not filled: {problem}")))
+                .map(|()| mount);
         }
         tokio::time::sleep(LOOK_EVERY).await;
         let directory = mount.directory.clone();
@@ -153,6 +156,15 @@ async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, 
             .find(|mount| mount.directory == directory)
             .ok_or_else(|| CliError::failed(format!("{} was unmounted meanwhile", directory.display())))?;
     }
+}
+
+/// How a fill has ended, if it has: what is not complete by then never will be.
+fn outcome(fill: &FillStatus) -> Option<Result<(), String>> {
+    if fill.complete {
+        return Some(Ok(()));
+    }
+    let reason = || fill.problem.clone().unwrap_or_else(|| "the log of the agent says why".to_owned());
+    fill.ended.then(|| Err(reason()))
 }
 
 /// The absolute path of an existing directory. Whether it is empty the agent judges, which may see
@@ -178,6 +190,17 @@ pub(super) fn mount_point(directory: &Path) -> Result<PathBuf, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_a_fill_hears_that_it_is_complete_or_why_it_will_not_be() {
+        let fill = FillStatus { done_bytes: 0, total_bytes: 4, complete: false, ended: false, problem: None };
+        assert_eq!(outcome(&fill), None);
+        let held_up = FillStatus { problem: Some("no source".into()), ..fill.clone() };
+        assert_eq!(outcome(&held_up), None, "it goes on trying");
+        let ended = FillStatus { ended: true, ..held_up };
+        assert_eq!(outcome(&ended), Some(Err("no source".to_owned())));
+        assert_eq!(outcome(&FillStatus { complete: true, ended: true, ..fill }), Some(Ok(())));
+    }
 
     #[test]
     fn a_mount_point_must_be_a_directory_that_is_there() {

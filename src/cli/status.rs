@@ -109,10 +109,12 @@ fn human(status: &Status) -> String {
 /// How far a fill is, behind the state of its mount.
 fn fill_note(fill: &FillStatus) -> String {
     let (done, total) = (ByteSize(fill.done_bytes), ByteSize(fill.total_bytes));
-    match (&fill.problem, fill.complete) {
-        (_, true) => format!("; filled: {total}"),
-        (None, false) => format!("; fill at {done} of {total}"),
-        (Some(problem), false) => format!("; fill at {done} of {total}: {problem}"),
+    let problem = fill.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+    match fill {
+        FillStatus { complete: true, .. } => format!("; filled: {total}"),
+        FillStatus { ended: true, .. } => format!("; not filled{problem}"),
+        FillStatus { total_bytes: 0, .. } => format!("; the fill begins{problem}"),
+        _ => format!("; fill at {done} of {total}{problem}"),
     }
 }
 
@@ -213,10 +215,19 @@ mod tests {
 
     #[test]
     fn a_fill_tells_how_far_it_is_and_what_holds_it_up() {
-        let fill = FillStatus { done_bytes: 1 << 20, total_bytes: 4 << 20, complete: false, problem: None };
+        let fill = FillStatus {
+            done_bytes: 1 << 20,
+            total_bytes: 4 << 20,
+            complete: false,
+            ended: false,
+            problem: None,
+        };
         assert_eq!(fill_note(&fill), "; fill at 1 MiB of 4 MiB");
         let stuck = FillStatus { problem: Some("no source".into()), ..fill.clone() };
         assert_eq!(fill_note(&stuck), "; fill at 1 MiB of 4 MiB: no source");
+        let ended = FillStatus { ended: true, problem: Some("too large".into()), ..fill.clone() };
+        assert_eq!(fill_note(&ended), "; not filled: too large");
+        assert_eq!(fill_note(&FillStatus { total_bytes: 0, ..fill.clone() }), "; the fill begins");
         assert_eq!(fill_note(&FillStatus { complete: true, ..fill }), "; filled: 4 MiB");
     }
 }

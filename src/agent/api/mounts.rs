@@ -42,11 +42,14 @@ pub struct MountStatus {
 pub struct FillStatus {
     /// Plain bytes of files that are there.
     pub done_bytes: u64,
-    /// Plain bytes of all files.
+    /// Plain bytes of all files that the mount shows; 0 as long as that is not known.
     pub total_bytes: u64,
     /// Whether everything was brought into the cache. (What is evicted later comes back when it is read.)
     pub complete: bool,
-    /// What holds it up, if anything does. It goes on trying, unless the tree is larger than the cache or damaged.
+    /// Whether it has ended: it is complete, or `problem` says why it will not be.
+    #[serde(default)]
+    pub ended: bool,
+    /// What holds it up, if anything does. It goes on trying, unless what it is to bring is larger than the cache or damaged.
     pub problem: Option<String>,
 }
 

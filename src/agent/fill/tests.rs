@@ -54,6 +54,11 @@ fn chunk(bytes: &[u8]) -> ChunkRef {
 
 /// A revision with one file of ten chunks, and a source of it with `failures` into a store of `room_bytes`.
 pub(in crate::agent) fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot, Arc<Far>, FillParts) {
+    world_with(false, failures, room_bytes)
+}
+
+/// With `part`, there is also a directory of that name, with a file of two other chunks that has two names there.
+fn world_with(part: bool, failures: usize, room_bytes: u64) -> (VerifiedRoot, Arc<Far>, FillParts) {
     let mut chunks = HashMap::new();
     let mut keep = |bytes: Vec<u8>| {
         let reference = chunk(&bytes);
@@ -61,6 +66,7 @@ pub(in crate::agent) fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot
         reference
     };
     let content: Vec<_> = (0..10_u8).map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
+    let below: Vec<_> = (20..22_u8).map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
     let size = 10 * u64::from(CHUNK_BYTES);
     let attributes = |inode, kind, size| Attributes {
         permissions: 0o755,
@@ -69,15 +75,24 @@ pub(in crate::agent) fn world(failures: usize, room_bytes: u64) -> (VerifiedRoot
         ..Attributes::blank(Inode(inode), kind)
     };
     let mut writer = CatalogWriter::new().unwrap();
-    for (parent, name, attributes, content) in [
+    let mut entries = vec![
         (0, &b""[..], attributes(1, FileKind::Directory, 0), NewContent::Directory(1)),
         (1, b"file", attributes(2, FileKind::File, size), NewContent::File(&content)),
-    ] {
+    ];
+    let twice = Attributes { links: 2, ..attributes(4, FileKind::File, 2 * u64::from(CHUNK_BYTES)) };
+    if part {
+        entries.extend([
+            (1, &b"part"[..], attributes(3, FileKind::Directory, 0), NewContent::Directory(2)),
+            (2, b"again", twice, NewContent::File(&below)),
+            (2, b"one", twice, NewContent::File(&below)),
+        ]);
+    }
+    for (parent, name, attributes, content) in entries {
         writer.add(&NewEntry { parent, name, attributes: &attributes, xattrs: &[], content }).unwrap();
     }
     let root_catalog = keep(writer.finish().unwrap());
     let catalog_index = keep(CatalogIndex::new(vec![root_catalog]).to_bytes());
-    let root = root(root_catalog, catalog_index, size);
+    let root = root(root_catalog, catalog_index, if part { size + twice.size } else { size });
     let store = Arc::new(MemoryChunks::new(room_bytes));
     let failures = AtomicUsize::new(failures);
     let far = Arc::new(Far { chunks, store: store.clone(), failures, reads: AtomicUsize::new(0) });
@@ -112,7 +127,7 @@ async fn settled(fill: &Fill) -> FillStatus {
     // Virtual time: an hour of pauses passes at once.
     for _ in 0..36_000 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if fill.status().complete {
+        if fill.status().ended {
             break;
         }
     }
@@ -123,9 +138,9 @@ async fn settled(fill: &Fill) -> FillStatus {
 async fn a_fill_brings_every_chunk_once_however_often_its_source_fails() {
     let (root, far, parts) = world(25, 1 << 20);
     let store = parts.store.clone();
-    let fill = Fill::start(&PastRevision::of(&root), parts);
+    let fill = Fill::start(&PastRevision::of(&root), "", parts);
     let status = settled(&fill).await;
-    assert_eq!((status.complete, status.problem), (true, None));
+    assert_eq!((status.complete, status.ended, status.problem), (true, true, None));
     assert_eq!((status.done_bytes, status.total_bytes), (10_000, 10_000));
     assert!(far.chunks.keys().all(|id| store.contains(id)));
     assert_eq!(far.reads.load(Ordering::SeqCst), 25 + far.chunks.len());
@@ -134,9 +149,9 @@ async fn a_fill_brings_every_chunk_once_however_often_its_source_fails() {
 #[tokio::test(start_paused = true)]
 async fn what_the_cache_does_not_keep_is_told_and_tried_again_at_growing_intervals() {
     let (root, far, parts) = world(0, 6_000);
-    let fill = Fill::start(&PastRevision::of(&root), parts);
+    let fill = Fill::start(&PastRevision::of(&root), "", parts);
     let status = settled(&fill).await;
-    assert!(!status.complete && status.problem.unwrap().contains("disk full"));
+    assert!(!status.complete && !status.ended && status.problem.unwrap().contains("disk full"));
     assert!((1..10_000).contains(&status.done_bytes), "{}", status.done_bytes);
     // Twelve chunks for an hour, about once a minute each.
     assert!(far.reads.load(Ordering::SeqCst) < 12 * 70, "{:?}", far.reads);
@@ -145,9 +160,11 @@ async fn what_the_cache_does_not_keep_is_told_and_tried_again_at_growing_interva
 #[tokio::test(start_paused = true)]
 async fn a_tree_that_is_larger_than_the_cache_is_not_begun() {
     let (root, far, parts) = world(0, 1 << 20);
-    let fill = Fill::start(&PastRevision::of(&root), FillParts { quota_bytes: 9_999, ..parts });
+    let fill = Fill::start(&PastRevision::of(&root), "", FillParts { quota_bytes: 9_999, ..parts });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let problem = fill.status().problem.unwrap();
+    let status = fill.status();
+    let problem = status.problem.unwrap();
+    assert!(status.ended && !status.complete, "whoever waits for it need not wait any more");
     assert!(problem.contains("10000") && problem.contains("9999"), "{problem}");
     assert_eq!(far.reads.load(Ordering::SeqCst), 0);
 }
@@ -166,8 +183,33 @@ async fn a_damaged_catalog_ends_a_fill_with_the_reason() {
         failures: AtomicUsize::new(0),
         reads: AtomicUsize::new(0),
     });
-    let fill = Fill::start(&PastRevision::of(&root), FillParts { source, ..parts });
+    let fill = Fill::start(&PastRevision::of(&root), "", FillParts { source, ..parts });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let status = fill.status();
-    assert!(!status.complete && status.problem.unwrap().contains("damaged catalog"));
+    assert!(status.ended && !status.complete && status.problem.unwrap().contains("damaged catalog"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_of_a_directory_brings_what_lies_below_it_and_nothing_else() {
+    let (root, far, parts) = world_with(true, 5, 1 << 20);
+    let store = parts.store.clone();
+    // It fits, though the tree does not.
+    let parts = FillParts { quota_bytes: 2_000, ..parts };
+    let fill = Fill::start(&PastRevision::of(&root), "/part", parts.clone());
+    let status = settled(&fill).await;
+    assert_eq!((status.complete, status.ended, status.problem), (true, true, None));
+    assert_eq!((status.done_bytes, status.total_bytes), (2_000, 2_000));
+    let has = |n: u8| store.contains(&ContentId::of(&[n; CHUNK_BYTES as usize]));
+    assert!((20..22).all(has) && !(0..10).any(has));
+    assert!(store.contains(&root.root().root_catalog.id));
+
+    let reads = far.reads();
+    let small = FillParts { quota_bytes: 1_999, ..parts.clone() };
+    let status = settled(&Fill::start(&PastRevision::of(&root), "/part", small)).await;
+    let problem = status.problem.unwrap();
+    assert!(problem.contains("/part has 2000 bytes") && problem.contains("1999"), "{problem}");
+    assert!(status.ended && !status.complete && far.reads() < reads + 5, "only metadata was looked at");
+
+    let status = settled(&Fill::start(&PastRevision::of(&root), "/nowhere", parts)).await;
+    assert!(status.ended && status.problem.unwrap().contains("there is no /nowhere"));
 }
