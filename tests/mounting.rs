@@ -137,6 +137,11 @@ fn several_mounts_of_a_repository_show_each_what_was_asked_of_it() {
     let line = listed.lines().find(|line| line.contains(mapped.to_str().unwrap())).unwrap();
     assert!(line.contains("noexec") && line.contains("ro,"), "{line}");
 
+    // What `auto` has chosen is told, and what was asked for.
+    let profile = |at: &Path| world.mount_at(at).unwrap()["profile"].clone();
+    assert_eq!(profile(&by_tag), "small-files");
+    assert!(profile(&newest) == "small-files" || profile(&newest) == "large-files", "{}", profile(&newest));
+
     // Attributes that tell, and that no list shows.
     for (at, revision, tag) in [(&newest, "2", None), (&by_tag, "1", Some("first"))] {
         for path in ["", "large", "d0", "empty"] {

@@ -439,6 +439,10 @@ impl Mounted for KernelMount {
         self.lock().as_ref().map_or_else(Profile::default, fuse::Mounted::profile)
     }
 
+    fn lacks(&self) -> Vec<String> {
+        self.lock().as_ref().map_or_else(Vec::new, fuse::Mounted::lacks)
+    }
+
     fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
         self.file_system.begin_recording(process, belongs)
     }

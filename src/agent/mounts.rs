@@ -172,7 +172,11 @@ impl MountTable {
 
     /// All mounts, by directory.
     pub(super) fn list(&self) -> Vec<MountStatus> {
-        self.lock().iter().map(|(directory, entry)| self.status(directory, entry)).collect()
+        let entry_of =
+            |(directory, entry): (&PathBuf, &Entry)| (self.status(directory, entry), entry.mounted());
+        let all: Vec<_> = self.lock().iter().map(entry_of).collect();
+        // Without the lock: a mount that is just being looked at answers when that is done.
+        all.into_iter().map(|(status, mounted)| described(status, mounted)).collect()
     }
 
     /// Mounts a repository and remembers it.
@@ -353,13 +357,15 @@ impl MountTable {
             automatic: entry.automatic,
             expired: shown.is_some_and(|shown| shown.expired_at(ambient::unix_now()).is_some()),
             problem,
+            profile: None,
+            lacks: Vec::new(),
             note: entry.lag.clone().or_else(|| out_of_scope.then(|| OUT_OF_SCOPE.to_owned())),
             fill: entry.fill.as_ref().map(Fill::status),
         }
     }
 
     fn insert(&self, directory: PathBuf, entry: Entry) -> MountStatus {
-        let shown = self.status(&directory, &entry);
+        let shown = described(self.status(&directory, &entry), entry.mounted());
         self.lock().insert(directory, entry);
         shown
     }
@@ -368,6 +374,14 @@ impl MountTable {
         // Entries are replaced whole, so a panic elsewhere leaves no half of one.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// With what a mount tells of itself.
+fn described(status: MountStatus, mounted: Option<Arc<dyn Mounted>>) -> MountStatus {
+    let Some(mounted) = mounted else { return status };
+    // One that is just being unmounted has none.
+    let profile = Some(mounted.profile()).filter(|profile| *profile != Profile::Auto);
+    MountStatus { profile, lacks: mounted.lacks(), ..status }
 }
 
 /// As [`real_path`], which may block for a moment.

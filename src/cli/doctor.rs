@@ -120,7 +120,7 @@ fn examine(args: &Args) -> Vec<Finding> {
     let mut findings = vec![
         kernel(&release),
         device(),
-        may_mount(is_root, has_helper(), &fs::read_to_string("/etc/fuse.conf").unwrap_or_default()),
+        may_mount(&status, is_root, has_helper(), &fs::read_to_string("/etc/fuse.conf").unwrap_or_default()),
         passthrough(&status),
         // The agent raises its own limit so far.
         open_files(getrlimit(Resource::Nofile).maximum),
@@ -247,41 +247,56 @@ fn has_helper() -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("fusermount3").is_file()))
 }
 
-fn may_mount(is_root: bool, has_helper: bool, fuse_conf: &str) -> Finding {
-    let allows_others = fuse_conf.lines().any(|line| line.trim() == "user_allow_other");
-    match (is_root, has_helper, allows_others) {
-        (true, ..) => Finding::good("mounting", "root mounts by itself"),
-        (false, true, true) => Finding::not_good(
-            "mounting",
+/// Who mounts: the capability counts, and not the user's name, which a container lends without it.
+fn may_mount(status: &str, is_root: bool, has_helper: bool, fuse_conf: &str) -> Finding {
+    const WHAT: &str = "mounting";
+    if has_capability(status, "CapEff:", CAP_SYS_ADMIN) {
+        return Finding::good(WHAT, "the agent mounts by itself (CAP_SYS_ADMIN)");
+    }
+    // The helper has the capability by its set-id bit, where nobody has ruled that out.
+    let is_ruled_out = !has_capability(status, "CapBnd:", CAP_SYS_ADMIN)
+        || status.lines().any(|line| line.split_whitespace().eq(["NoNewPrivs:", "1"]));
+    if is_ruled_out {
+        return Finding::not_good(
+            WHAT,
+            Verdict::Bad,
+            "no CAP_SYS_ADMIN, and nothing that is started from here can have it, fusermount3 neither",
+            "give the container the capability (`--cap-add SYS_ADMIN`), or the service (systemd: neither NoNewPrivileges nor a \
+             CapabilityBoundingSet without it)",
+        );
+    }
+    let allows_others = is_root || fuse_conf.lines().any(|line| line.trim() == "user_allow_other");
+    match (has_helper, allows_others) {
+        (true, true) => Finding::not_good(
+            WHAT,
             Verdict::Weak,
-            "by fusermount3, for this user",
-            "as root, set-id bits and devices work, and large files can be read without the agent",
+            "by fusermount3, for lack of CAP_SYS_ADMIN",
+            "with the capability, as root most often, large files can be read without the agent, and mounts be asked for with `suid`",
         ),
-        (false, true, false) => Finding::not_good(
-            "mounting",
+        (true, false) => Finding::not_good(
+            WHAT,
             Verdict::Bad,
             "fusermount3 does not let others in",
             "put the line `user_allow_other` into /etc/fuse.conf, or run the agent as root",
         ),
-        (false, false, _) => Finding::not_good(
-            "mounting",
+        (false, _) => Finding::not_good(
+            WHAT,
             Verdict::Bad,
-            "not root, and there is no fusermount3",
-            "install fuse3, or run the agent as root",
+            "no CAP_SYS_ADMIN, and there is no fusermount3",
+            "install fuse3, or run the agent as root with the capability",
         ),
     }
 }
 
-/// Whether the process with this `/proc/self/status` has a capability.
-fn has_capability(status: &str, number: u32) -> bool {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+/// Whether a set of capabilities, a line of `/proc/self/status`, has one.
+fn has_capability(status: &str, set: &str, number: u32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix(set));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask >> number & 1 == 1)
 }
 
 fn passthrough(status: &str) -> Finding {
-    if has_capability(status, CAP_SYS_ADMIN) {
+    if has_capability(status, "CapEff:", CAP_SYS_ADMIN) {
         Finding::good("passthrough", "the kernel may be given files to read by itself")
     } else {
         Finding::not_good(
@@ -454,10 +469,6 @@ mod tests {
             assert_eq!(found.verdict, verdict, "{release}");
             assert_eq!(found.advice.is_none(), verdict == Verdict::Good);
         }
-        assert_eq!(may_mount(true, false, "").verdict, Verdict::Good);
-        assert_eq!(may_mount(false, true, "#user_allow_other\n").verdict, Verdict::Bad);
-        assert_eq!(may_mount(false, true, " user_allow_other \n").verdict, Verdict::Weak);
-        assert_eq!(may_mount(false, false, "user_allow_other").verdict, Verdict::Bad);
         let all = "Name:\tx\nCapEff:\t000001ffffffffff\n";
         let none = "CapEff:\t0000000000000000\n";
         assert_eq!((passthrough(all).verdict, passthrough(none).verdict), (Verdict::Good, Verdict::Weak));
@@ -467,6 +478,32 @@ mod tests {
         let small = Some(212_992);
         assert_eq!(udp_buffers(small, small).verdict, Verdict::Weak);
         assert_eq!(udp_buffers(None, Some(8 << 20)).verdict, Verdict::Good);
+    }
+
+    #[test]
+    fn who_mounts_is_judged_by_the_capability_and_not_by_the_name_of_the_user() {
+        let status = |effective: u64, bounding: u64, sealed: u8| {
+            format!("CapEff:\t{effective:016x}\nCapBnd:\t{bounding:016x}\nNoNewPrivs:\t{sealed}\n")
+        };
+        let (all, none) = (status(u64::MAX, u64::MAX, 0), status(0, u64::MAX, 0));
+        // As Docker starts root: without the capability, and no program can get it back.
+        let docker = status(0xa804_25fb, 0xa804_25fb, 0);
+        for (status, is_root, has_helper, conf, verdict) in [
+            (&all, true, false, "", Verdict::Good),
+            (&all, false, false, "", Verdict::Good),
+            (&docker, true, true, "user_allow_other", Verdict::Bad),
+            (&status(0, u64::MAX, 1), false, true, "user_allow_other", Verdict::Bad),
+            (&none, true, true, "", Verdict::Weak),
+            (&none, true, false, "", Verdict::Bad),
+            (&none, false, true, "#user_allow_other\n", Verdict::Bad),
+            (&none, false, true, " user_allow_other \n", Verdict::Weak),
+            (&none, false, false, "user_allow_other", Verdict::Bad),
+        ] {
+            let found = may_mount(status, is_root, has_helper, conf);
+            assert_eq!(found.verdict, verdict, "{status}{is_root} {has_helper} {conf}");
+            assert_eq!(found.advice.is_none(), verdict == Verdict::Good);
+        }
+        assert!(may_mount(&docker, true, true, "").advice.unwrap().contains("--cap-add SYS_ADMIN"));
     }
 
     #[test]

@@ -48,6 +48,8 @@ mod tests {
                 automatic: false,
                 expired: false,
                 problem: Some(problem.to_owned()),
+                profile: None,
+                lacks: Vec::new(),
                 note: None,
                 fill: None,
             };

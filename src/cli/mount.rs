@@ -98,6 +98,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if mount.expired {
         eprintln!("warning: its root has expired; the mount switches when a newer one is announced");
     }
+    for what in &mount.lacks {
+        eprintln!("note: it lacks {what}");
+    }
     if let Some(note) = &mount.note {
         eprintln!("warning: {note}");
     }

@@ -127,18 +127,27 @@ fn shown_note(mount: &MountStatus) -> String {
     shows + if mount.automatic { "; until nobody uses it" } else { "" }
 }
 
+/// That it is mounted, and what it is tuned for.
+fn mounted_as(mount: &MountStatus) -> String {
+    mount.profile.map_or_else(|| "mounted".to_owned(), |profile| format!("mounted for {profile}"))
+}
+
 fn mounts_table(mounts: &[MountStatus]) -> String {
     let rows: Vec<_> = mounts
         .iter()
         .map(|mount| {
             let state = match (&mount.problem, mount.expired) {
                 (Some(problem), _) => format!("not mounted: {problem}"),
-                (None, true) => "mounted; its root has expired, no newer one is known".to_owned(),
-                (None, false) => "mounted".to_owned(),
+                (None, true) => format!("{}; its root has expired, no newer one is known", mounted_as(mount)),
+                (None, false) => mounted_as(mount),
             };
+            let lacks: String = mount.lacks.iter().map(|what| format!("; it lacks {what}")).collect();
             let note = mount.note.as_ref().map_or_else(String::new, |note| format!("; {note}"));
-            let state =
-                state + &shown_note(mount) + &note + &mount.fill.as_ref().map_or_else(String::new, fill_note);
+            let state = state
+                + &shown_note(mount)
+                + &lacks
+                + &note
+                + &mount.fill.as_ref().map_or_else(String::new, fill_note);
             let revision = mount.revision.map_or_else(|| "-".to_owned(), |r| r.to_string());
             let name = format!("{}{}", mount.repository, mount.options.path);
             [mount.directory.display().to_string(), name, revision, state]
@@ -201,6 +210,8 @@ mod tests {
             automatic: false,
             expired: false,
             problem: Some("the directory is gone".into()),
+            profile: None,
+            lacks: Vec::new(),
             note: None,
             fill: None,
         });
@@ -211,6 +222,29 @@ mod tests {
             text.contains("NO FULL AUTHORITY: it holds key 1") && text.contains("--role authority"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_mount_tells_what_it_is_tuned_for_and_what_it_lacks() {
+        let mount = MountStatus {
+            repository: "a.b".parse().unwrap(),
+            directory: "/mnt".into(),
+            revision: Some(Revision(4)),
+            root: None,
+            options: Default::default(),
+            automatic: false,
+            expired: false,
+            problem: None,
+            profile: Some(crate::fs::Profile::LargeFiles),
+            lacks: vec!["passthrough: it needs Linux 6.9".into(), "luck".into()],
+            note: None,
+            fill: None,
+        };
+        let text = mounts_table(std::slice::from_ref(&mount));
+        let says = "mounted for large-files; it lacks passthrough: it needs Linux 6.9; it lacks luck";
+        assert!(text.contains(says), "{text}");
+        let json = serde_json::to_value(&mount).unwrap();
+        assert_eq!((&json["profile"], &json["lacks"][1]), (&"large-files".into(), &"luck".into()));
     }
 
     #[test]

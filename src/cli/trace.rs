@@ -350,6 +350,8 @@ mod tests {
             automatic: false,
             expired: false,
             problem: None,
+            profile: None,
+            lacks: Vec::new(),
             note: None,
             fill: None,
         }

@@ -49,12 +49,10 @@ impl Default for Restrictions {
 }
 
 impl Restrictions {
-    /// Whether a mount with these options, as the list of mounts has them, is under all of them.
-    fn hold_in(self, options: &str) -> bool {
-        let has = |word| options.split(',').any(|option| option == word);
-        [(self.nosuid, "nosuid"), (self.nodev, "nodev"), (self.noexec, "noexec")]
-            .iter()
-            .all(|(is_wanted, word)| !is_wanted || has(*word))
+    /// Whether a mount is under all of them.
+    fn hold_in(self, line: &MountLine) -> bool {
+        let wanted = [(self.nosuid, "nosuid"), (self.nodev, "nodev"), (self.noexec, "noexec")];
+        wanted.iter().all(|(is_wanted, option)| !is_wanted || line.has(option))
     }
 
     fn flags(self) -> MountFlags {
@@ -140,6 +138,11 @@ pub(super) struct MountLine {
 }
 
 impl MountLine {
+    /// Whether it has an option.
+    pub(super) fn has(&self, option: &str) -> bool {
+        self.options.split(',').any(|one| one == option)
+    }
+
     /// Whether it is a mount of Starling with this name.
     pub(super) fn is_of(&self, name: &str) -> bool {
         self.file_system == format!("fuse.{SUBTYPE}") && self.source == name
@@ -411,7 +414,7 @@ pub(super) fn restrict(path: &Path, name: &str, restrict: Restrictions) -> io::R
     let mounts = std::fs::read("/proc/self/mountinfo")?;
     let name = format!("starling:{name}");
     let lines: Vec<_> = find_mounts(&mounts, path).collect();
-    if lines.iter().any(|line| line.is_of(&name) && restrict.hold_in(&line.options)) {
+    if lines.iter().any(|line| line.is_of(&name) && restrict.hold_in(line)) {
         return Ok(());
     }
     // What is covered now may be uncovered later.
@@ -488,7 +491,9 @@ mod tests {
         let asked = Restrictions { nosuid: false, ..usual };
         assert!(!asked.flags().contains(MountFlags::NOSUID));
         for (options, hold) in [("ro,nosuid,nodev,relatime", [true, true]), ("ro,nodev", [false, true])] {
-            assert_eq!([usual, asked].map(|restrict| restrict.hold_in(options)), hold, "{options}");
+            let line = format!("36 35 0:50 / /mnt {options} - fuse.starling starling:a ro\n");
+            let line = find_mounts(line.as_bytes(), Path::new("/mnt")).next().unwrap();
+            assert_eq!([usual, asked].map(|restrict| restrict.hold_in(&line)), hold, "{options}");
         }
     }
 
@@ -511,13 +516,13 @@ mod tests {
         // Nobody serves it: it must not be asked either.
         let device = attach(&path, "starling:a.b", honoured).unwrap();
         let attached = Attached(path.clone());
-        let options = || mounted_at(&path).unwrap().unwrap().options;
-        assert!(!options().contains("nosuid") && options().contains("noexec"), "{}", options());
+        let line = || mounted_at(&path).unwrap().unwrap();
+        assert!(!line().has("nosuid") && line().has("noexec"), "{:?}", line());
         restrict(&path, "a.b", honoured).unwrap();
-        assert!(!options().contains("nosuid"), "{}", options());
+        assert!(!line().has("nosuid"), "{:?}", line());
         let wanted = Restrictions { noexec: true, ..Restrictions::default() };
         restrict(&path, "a.b", wanted).unwrap();
-        assert!(wanted.hold_in(&options()) && options().starts_with("ro,"), "{}", options());
+        assert!(wanted.hold_in(&line()) && line().has("ro"), "{:?}", line());
         // What something else covers is not reached, and must not pass for what was asked.
         rustix::mount::mount("none", &path, "tmpfs", MountFlags::empty(), c"").unwrap();
         let _covering = Attached(path.clone());

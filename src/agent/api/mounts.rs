@@ -29,6 +29,12 @@ pub struct MountStatus {
     pub expired: bool,
     /// Why it is not mounted, although it should be.
     pub problem: Option<String>,
+    /// What it is tuned for, where `auto` may have been asked for: `small-files` or `large-files`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
+    /// What it has not got of what would make it faster, or was asked for, although it works: each with what it takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
     /// What a person should know of it, although it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -110,6 +110,11 @@ pub(in crate::agent) trait Mounted: Send + Sync + 'static {
         Profile::default()
     }
 
+    /// What it has not got of what would make it faster, or was asked for; in words.
+    fn lacks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Begins to record, for a process, what some tasks read; its number, or `None` when too many run.
     fn begin_recording(&self, process: u32, belongs: Belongs) -> Option<u64> {
         drop((process, belongs));

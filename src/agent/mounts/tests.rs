@@ -201,6 +201,12 @@ impl Mounted for DoubleMount {
         let is_there = self.kernel.shown.lock().unwrap().contains_key(&self.directory);
         if is_there { Life::Live } else { Life::Unmounted }
     }
+    fn profile(&self) -> Profile {
+        Profile::SmallFiles
+    }
+    fn lacks(&self) -> Vec<String> {
+        vec!["luck".to_owned()]
+    }
     fn leave(&self) -> bool {
         let keeps = self.kernel.keeps.load(Ordering::SeqCst);
         if keeps {
@@ -311,7 +317,11 @@ async fn a_mount_shows_the_newest_revision_and_switches_to_a_newer_one() {
     let world = World::new();
     world.publish(1, 3600);
     let table = world.table();
-    assert_eq!(table.mount(world.request()).await.unwrap().revision, Some(Revision(1)));
+    let mounted = table.mount(world.request()).await.unwrap();
+    assert_eq!(mounted.revision, Some(Revision(1)));
+    for status in [mounted, table.list().remove(0)] {
+        assert_eq!((status.profile, status.lacks), (Some(Profile::SmallFiles), vec!["luck".to_owned()]));
+    }
     assert_eq!(world.shown(), Some(1));
     world.publish(2, 3600);
     table.tend().await;

@@ -143,6 +143,10 @@ pub struct Mounted {
     threads: usize,
     /// Whether the mount goes on without this process.
     left: Arc<AtomicBool>,
+    /// Whether the kernel is to read complete files by itself.
+    wants_passthrough: bool,
+    /// What was found to be lacking when it began.
+    lacks: Vec<String>,
 }
 
 /// What a successor of this process needs to go on with a mount, apart from its tree.
@@ -181,7 +185,10 @@ pub fn mount(
             let _ = mountpoint::detach(&path, true);
             MountError::Failed { path: path.display().to_string(), action: "start the session", cause }
         })
-        .inspect(|mounted| raise_read_ahead(&mounted.path, config.read_ahead_kib))
+        .map(|mut mounted| {
+            mounted.lacks = settle(&mounted.path, mounted.shared.fs.label(), config);
+            mounted
+        })
 }
 
 /// Goes on with a mount that another process has served, which is gone. Who waits for an answer of that process gets it from this one.
@@ -216,7 +223,8 @@ pub fn take_over(
         if let Err(error) = handshake::resend(device.as_fd()) {
             tracing::warn!(path = %path.display(), "what was asked before is not asked again: {error}");
         }
-        let mounted = run(session, config, &path, shared, held.agreement)?;
+        let mut mounted = run(session, config, &path, shared, held.agreement)?;
+        mounted.lacks = settle(&path, mounted.shared.fs.label(), config);
         let shared = Arc::clone(&mounted.shared);
         background.spawn(async move { shared.look_at_inherited().await });
         Ok(mounted)
@@ -279,6 +287,7 @@ fn run(
         end.send_replace(true);
     })?;
     shared.fs.set_notifier(Some(Arc::new(notifier)));
+    let wants_passthrough = config.passthrough && shared.profile == Profile::LargeFiles;
     Ok(Mounted {
         path: path.to_owned(),
         shared,
@@ -287,17 +296,45 @@ fn run(
         number,
         threads: config.threads.max(1),
         left,
+        wants_passthrough,
+        lacks: Vec::new(),
     })
 }
 
-/// Best effort: without the right to it, sequential reads are slower and nothing else.
-fn raise_read_ahead(path: &Path, kib: u32) {
-    let raised = mountpoint::mounted_at(path).and_then(|line| {
-        let line = line.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", line.device), kib.to_string())
-    });
-    if let Err(error) = raised {
-        tracing::debug!(path = %path.display(), "the kernel's read-ahead stays as it is: {error}");
+/// Sets what is set once a mount is there, as far as that is allowed; what it lacks then, in words.
+fn settle(path: &Path, label: &str, config: &MountConfig) -> Vec<String> {
+    let line = mountpoint::mounted_at(path).ok().flatten();
+    // What others have mounted on top of it by now is not looked at.
+    let Some(line) = line.filter(|line| line.is_of(&format!("starling:{label}"))) else { return Vec::new() };
+    let mut lacks = Vec::new();
+    if !config.restrict.nosuid && line.has("nosuid") {
+        lacks.push("set-id bits: it was mounted by fusermount3, which allows none".to_owned());
+    }
+    let wanted_kib = config.read_ahead_kib;
+    if let Err(error) = raise_read_ahead(&line.device, wanted_kib) {
+        lacks.push(format!("a read-ahead of {wanted_kib} KiB, so that sequential reads are slower: {error}"));
+    }
+    lacks
+}
+
+/// Raises the kernel's read-ahead where it is lower.
+fn raise_read_ahead(device: &str, kib: u32) -> io::Result<()> {
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    let is_enough = |text: String| text.trim().parse::<u32>().is_ok_and(|found| found >= kib);
+    if std::fs::read_to_string(&file).is_ok_and(is_enough) {
+        return Ok(());
+    }
+    std::fs::write(&file, kib.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))
+}
+
+/// Why the kernel does not read large files by itself, though it should. `is_granted` says that it has agreed to.
+fn passthrough_lacks(is_granted: bool) -> &'static str {
+    if is_granted {
+        "passthrough, so that large files are read through the agent: the agent needs CAP_SYS_ADMIN, and the cache must not lie on \
+         a stacked file system"
+    } else {
+        "passthrough, so that large files are read through the agent: it needs Linux 6.9"
     }
 }
 
@@ -310,6 +347,16 @@ impl Mounted {
     /// What it is tuned for: never [`Profile::Auto`].
     pub fn profile(&self) -> Profile {
         self.shared.profile
+    }
+
+    /// What it has not got of what would make it faster, or was asked for; in words.
+    pub fn lacks(&self) -> Vec<String> {
+        let mut lacks = self.lacks.clone();
+        // The kernel may have refused since it began.
+        if self.wants_passthrough && !self.shared.passthrough.load(Ordering::Relaxed) {
+            lacks.push(passthrough_lacks(self.agreement.has_passthrough()).to_owned());
+        }
+        lacks
     }
 
     /// The file system that is mounted.
