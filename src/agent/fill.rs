@@ -7,8 +7,8 @@
 
 use super::api::FillStatus;
 use crate::catalog::{
-    Attributes, Catalog, CatalogIndex, FileKind, Inode, MountedTree, Owners, PastRevision, Tree, TreeError,
-    ViewError, view,
+    Attributes, Catalog, CatalogBudget, CatalogIndex, FileKind, Inode, MountedTree, Owners, PastRevision,
+    Tree, TreeError, ViewError, view,
 };
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId, Revision};
@@ -41,6 +41,8 @@ pub(super) struct FillParts {
     pub(super) source: Arc<dyn ChunkSource>,
     /// Says what is there, and takes what was fetched.
     pub(super) store: Arc<dyn ChunkStore>,
+    /// What catalogs take in memory counts here.
+    pub(super) budget: Arc<CatalogBudget>,
     /// Bytes that the store may hold: a larger tree is not begun.
     pub(super) quota_bytes: u64,
 }
@@ -118,7 +120,7 @@ struct Filling {
 struct Ended;
 
 /// A source that is asked behind all readers, whoever asks.
-struct Behind(Arc<dyn ChunkSource>);
+pub(super) struct Behind(pub(super) Arc<dyn ChunkSource>);
 
 impl ChunkSource for Behind {
     fn read(&self, pieces: Vec<Piece>, _: Class) -> BoxFuture<'_, Result<Vec<Bytes>, SourceError>> {
@@ -184,7 +186,7 @@ impl Filling {
     /// The tree below a directory.
     async fn part(&self, of: &PastRevision, path: &str) -> Result<Arc<dyn Tree>, Ended> {
         let source: Arc<dyn ChunkSource> = Arc::new(Behind(Arc::clone(&self.parts.source)));
-        let open = || MountedTree::open_revision(Arc::clone(&source), of, MountedTree::BUDGET_BYTES).boxed();
+        let open = || MountedTree::open_revision(Arc::clone(&source), of, &self.parts.budget).boxed();
         let tree: Arc<dyn Tree> = Arc::new(self.ask(open).await?);
         let look = || {
             let tree = Arc::clone(&tree);

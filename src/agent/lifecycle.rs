@@ -20,6 +20,7 @@ use super::offer::Offers;
 use super::pins::Pins;
 use super::server::{Control as _, ControlSocket, control_router, open_router};
 use super::state::StateFolder;
+use super::trees::Trees;
 use crate::ambient;
 use crate::cache::{CacheConfig, DiskCache};
 use crate::config::{Mtu, Settings, Verify};
@@ -160,6 +161,7 @@ impl Agent {
             cache: cache.clone(),
             offers: Offers::new(mesh.clone(), cache.clone()),
             book: reads.clone(),
+            trees: Trees::default(),
             identity: membership.as_ref().map(|membership| membership.identity.clone()),
             holdings: holdings.clone(),
             replay_bytes: settings.replay_bytes.0,

@@ -28,6 +28,7 @@ mod recordings;
 mod server;
 mod shown;
 mod state;
+mod trees;
 mod why;
 
 pub use crate::mesh::Tamper;

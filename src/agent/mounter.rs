@@ -6,8 +6,9 @@ use super::holdings::{Holdings, Notes};
 use super::mounts::{Left, Life, Mounted, Mounter, OpenError};
 use super::offer::Offers;
 use super::shown::Shown;
+use super::trees::Trees;
 use crate::cache::DiskCache;
-use crate::catalog::{History, MountedTree, RecordedTrace, Tree, ViewError, view};
+use crate::catalog::{History, RecordedTrace, Tree, ViewError, view};
 use crate::chunk::{ChunkSource, Piece, SourceError};
 use crate::fetch::{Fetcher, LocalNode};
 use crate::fs::{Belongs, FileSystem, MountError, Profile, clear_dead, fuse, is_mounted};
@@ -85,6 +86,7 @@ pub(super) struct KernelMounter {
     pub(super) cache: Arc<DiskCache>,
     pub(super) offers: Offers,
     pub(super) book: Arc<ReadBook>,
+    pub(super) trees: Trees,
     /// Who this node is in its mesh, if it is in one.
     pub(super) identity: Option<Arc<Identity>>,
     /// Where mounts are left to a successor; `None` where they end with the agent.
@@ -205,8 +207,7 @@ impl Mounter for KernelMounter {
         let source = self.source(&shown.repository);
         let failed = |error: crate::catalog::TreeError| OpenError::Catalogs(error.to_string());
         async move {
-            let tree = MountedTree::open_revision(source, &shown.of, MountedTree::BUDGET_BYTES);
-            let tree = Arc::new(tree.await.map_err(failed)?) as Arc<dyn Tree>;
+            let tree = self.trees.open(shown, source).await.map_err(failed)? as Arc<dyn Tree>;
             let seen = view(tree, &options.path, &options.owners()).await.map_err(|error| match error {
                 ViewError::Tree(error) => failed(error),
                 error => OpenError::Path(error),
@@ -225,6 +226,7 @@ impl Mounter for KernelMounter {
         FillParts {
             source: Arc::new(self.fetcher.repository(repository.clone())),
             store: self.cache.clone(),
+            budget: self.trees.budget().clone(),
             quota_bytes: self.cache.statistics().quota_bytes,
         }
     }

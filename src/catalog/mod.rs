@@ -28,6 +28,7 @@ pub use documents::{CatalogIndex, DocumentError, History, PastRevision};
 pub use mounted::{MountedTree, TreeMemory};
 pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
+pub use shelf::CatalogBudget;
 pub use split::{Weight, split};
 pub use trace::{
     BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX,

@@ -3,7 +3,7 @@
 use super::read::{Catalog, no_top};
 use super::resident::{Entry, Resident};
 use super::row::{Asked, Xattrs};
-use super::shelf::Shelf;
+use super::shelf::{CatalogBudget, Shelf};
 use super::{
     Attributes, CatalogIndex, DirectoryEntry, FileKind, Inode, PastRevision, PublishedTrace, Tree, TreeError,
     TreeName,
@@ -25,11 +25,11 @@ const LOCATE_AT_ONCE: usize = 16;
 /// The port [`Tree`] over the catalogs that a root names.
 ///
 /// The catalog index and the root catalog are loaded when it is opened, nested catalogs when they are first
-/// entered. Catalogs stay in memory within a budget and are asked of the source again after that. Of each
+/// entered. Catalogs stay in memory within a budget, which trees may share, and are asked of the source again after that. Of each
 /// entry of a catalog that was ever loaded, its inode number and a place in a table stay, 14 to 20 bytes; nothing is
 /// remembered of what was handed out.
 pub struct MountedTree {
-    shelf: Shelf,
+    shelf: Arc<Shelf>,
     totals: (u64, u64),
     name: Option<TreeName>,
 }
@@ -72,7 +72,7 @@ impl MountedTree {
     /// A budget for catalogs in memory that suits most trees, in bytes: some 1.3 million entries (guess).
     pub const BUDGET_BYTES: usize = 128 << 20;
 
-    /// Opens the tree of `root`, a root that was verified. `budget_bytes` bounds the catalogs in memory.
+    /// Opens the tree of `root`, a root that was verified. `budget_bytes` bounds the catalogs in memory, of this tree alone.
     ///
     /// # Errors
     /// [`TreeError`] when the catalog index or the root catalog cannot be had or contradict the format.
@@ -82,7 +82,8 @@ impl MountedTree {
         budget_bytes: usize,
     ) -> Result<Self, TreeError> {
         let totals = (root.inodes, root.plain_bytes);
-        Self::load(source, root.catalog_index, root.root_catalog, totals, budget_bytes).await
+        let budget = CatalogBudget::new(budget_bytes);
+        Self::load(source, root.catalog_index, root.root_catalog, totals, &budget).await
     }
 
     /// Opens the tree of a revision that a verified root names or that its history remembers.
@@ -92,10 +93,10 @@ impl MountedTree {
     pub async fn open_revision(
         source: Arc<dyn ChunkSource>,
         of: &PastRevision,
-        budget_bytes: usize,
+        budget: &Arc<CatalogBudget>,
     ) -> Result<Self, TreeError> {
         let totals = (of.inodes, of.plain_bytes);
-        let tree = Self::load(source, of.catalog_index, of.root_catalog, totals, budget_bytes).await?;
+        let tree = Self::load(source, of.catalog_index, of.root_catalog, totals, budget).await?;
         Ok(Self { name: Some(TreeName { revision: of.revision, root: of.root }), ..tree })
     }
 
@@ -104,7 +105,7 @@ impl MountedTree {
         index: ChunkRef,
         root_catalog: ChunkRef,
         totals: (u64, u64),
-        budget_bytes: usize,
+        budget: &Arc<CatalogBudget>,
     ) -> Result<Self, TreeError> {
         // Both at once: that of the root is read out of the store then.
         let both = [index, root_catalog].map(Piece::whole).to_vec();
@@ -112,7 +113,7 @@ impl MountedTree {
         let index = CatalogIndex::from_bytes(pieces.first().map_or(&[][..], |bytes| bytes))
             .map_err(|error| TreeError::Damaged(error.to_string()))?;
         drop(pieces);
-        let shelf = Shelf::new(source, index, root_catalog, budget_bytes);
+        let shelf = Shelf::new(source, index, root_catalog, budget);
         let catalog = shelf.get(shelf.top()).await?;
         let has_top = catalog.find(0, b"").map(|row| catalog.entry(row));
         if has_top != Some(Entry::Directory(Catalog::TOP)) {

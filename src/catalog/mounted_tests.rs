@@ -214,6 +214,74 @@ async fn catalogs_beyond_the_budget_are_taken_down_and_loaded_again() {
     }
 }
 
+async fn share(source: &Arc<Plain>, root: &Root, budget: &Arc<CatalogBudget>) -> MountedTree {
+    let Root { revision, root_catalog, catalog_index, inodes, plain_bytes, issued, .. } = *root;
+    let name = root_catalog.id;
+    let of = PastRevision { revision, root: name, root_catalog, catalog_index, inodes, plain_bytes, issued };
+    MountedTree::open_revision(Arc::clone(source) as Arc<dyn ChunkSource>, &of, budget).await.unwrap()
+}
+
+#[tokio::test]
+async fn trees_share_a_budget_and_what_nobody_uses_makes_room_for_what_is_used() {
+    let ((source, root), (other_source, other_root)) = (sample(30), sample(20));
+    let walk = async |tree: &MountedTree| {
+        for entry in tree.list(Inode::ROOT).await.unwrap().iter() {
+            assert_eq!(tree.list(entry.attributes.inode).await.unwrap().len(), 1);
+        }
+    };
+    let wide = CatalogBudget::new(usize::MAX);
+    let whole = share(&source, &root, &wide).await;
+    walk(&whole).await;
+    let bytes = wide.used_bytes();
+    assert_eq!(bytes, whole.memory().catalog_bytes);
+
+    // Room for one of them.
+    let budget = CatalogBudget::new(bytes);
+    let (idle, busy) =
+        (share(&source, &root, &budget).await, share(&other_source, &other_root, &budget).await);
+    walk(&idle).await;
+    let before = idle.memory();
+    for _ in 0..3 {
+        walk(&busy).await;
+        assert!(budget.used_bytes() <= bytes);
+    }
+    let reads = other_source.reads.load(Ordering::SeqCst);
+    walk(&busy).await;
+    assert_eq!(other_source.reads.load(Ordering::SeqCst), reads, "it has all that it uses in memory");
+    assert_eq!(busy.memory().catalogs, 21);
+    assert!(idle.memory().catalogs < before.catalogs);
+    assert_eq!(idle.memory().catalog_bytes + busy.memory().catalog_bytes, budget.used_bytes());
+    // What was taken down is loaded again.
+    walk(&idle).await;
+    assert!(budget.used_bytes() <= bytes);
+    drop(busy);
+    assert_eq!(budget.used_bytes(), idle.memory().catalog_bytes);
+    drop(idle);
+    assert_eq!(budget.used_bytes(), 0);
+}
+
+#[test]
+fn many_threads_that_load_at_once_keep_within_one_budget() {
+    let (source, root) = sample(30);
+    let budget = CatalogBudget::new(4_000);
+    let look = |seed: u64| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let tree = share(&source, &root, &budget).await;
+            tree.list(Inode::ROOT).await.unwrap();
+            let mut random = Generator::new(seed);
+            for _ in 0..2_000 {
+                let directory = Inode(10 + random.below(30) as u64);
+                assert_eq!(tree.list(directory).await.unwrap().len(), 1);
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        (1..5).for_each(|seed| drop(scope.spawn(move || look(seed))));
+    });
+    assert_eq!(budget.used_bytes(), 0, "nothing was counted twice or forgotten");
+}
+
 #[tokio::test]
 async fn a_tree_takes_at_most_110_bytes_an_entry_with_one_chunk_in_all() {
     let (mut source, mut catalogs) = (Plain::default(), Vec::new());

@@ -1,4 +1,4 @@
-//! Catalogs in memory: loaded once however many wait, kept within a budget; and where each inode lies.
+//! Catalogs in memory: loaded once however many wait, kept within a budget that many trees share; and where each inode lies.
 
 use super::inode_table::{InodeTable, Location};
 use super::read::CatalogError;
@@ -9,8 +9,8 @@ use crate::ambient;
 use crate::chunk::{ChunkSource, Eagerness, Nearby, Piece, SourceError};
 use crate::model::{ChunkRef, Class, ContentId};
 use futures::FutureExt as _;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 /// Catalogs longer than this are read on a thread that may block: it takes tens of milliseconds.
 const INLINE_MAX_BYTES: usize = 1 << 20;
@@ -26,7 +26,7 @@ const BESIDE_MAX_BYTES: u32 = 4 << 20;
 struct Slot {
     chunk: ChunkRef,
     here: RwLock<Option<Arc<Resident>>>,
-    /// The shelf's clock when it was last used.
+    /// The budget's clock when it was last used.
     used: AtomicU64,
     /// The inode of each row, since it was first loaded. Its hash says that it is still the same.
     inodes: OnceLock<Arc<[Inode]>>,
@@ -57,7 +57,76 @@ impl Slot {
     }
 }
 
-/// Which catalogs are in memory, in the order in which they were loaded.
+/// What catalogs in memory may take, over all trees that share it.
+///
+/// Whoever loads a catalog and passes the bound takes down those that were not used for longest, whose ever they are: a tree that nobody
+/// looks into gives its memory to those that are in use. A look-up only reads the clock, which moves on when a catalog is loaded:
+/// nothing needs to be told apart that happened between two loads, but whether a catalog was used since.
+#[derive(Debug)]
+pub struct CatalogBudget {
+    max_bytes: usize,
+    used_bytes: AtomicUsize,
+    clock: AtomicU64,
+    /// All shelves that share it. Held while catalogs are taken down.
+    shelves: Mutex<Vec<Weak<Shelf>>>,
+}
+
+impl CatalogBudget {
+    /// A budget of so many bytes. One catalog, the newest, stays however large.
+    pub fn new(max_bytes: usize) -> Arc<Self> {
+        let (used_bytes, clock) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Arc::new(Self { max_bytes, used_bytes, clock, shelves: Mutex::default() })
+    }
+
+    /// Bytes that catalogs in memory take now.
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, shelf: &Arc<Shelf>) {
+        let mut shelves = lock(&self.shelves);
+        shelves.retain(|shelf| shelf.strong_count() > 0);
+        shelves.push(Arc::downgrade(shelf));
+    }
+
+    /// The moment of a load.
+    fn loaded(&self) -> u64 {
+        self.clock.fetch_add(2, Ordering::Relaxed) + 2
+    }
+
+    /// The moment of a use: after the last load, and before the next.
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed) + 1
+    }
+
+    /// Takes down what was not used for longest until the rest fits. `newest` of `shelf` stays.
+    fn make_room(&self, shelf: &Shelf, newest: u32) {
+        if self.used_bytes() <= self.max_bytes {
+            return;
+        }
+        let shelves: Vec<Arc<Shelf>> = {
+            let shelves = lock(&self.shelves);
+            shelves.iter().filter_map(Weak::upgrade).collect()
+        };
+        // Some ten thousand catalogs of ordinary size fit the budget, and a load takes far longer than this.
+        let mut oldest: Vec<(u64, usize, u32)> = Vec::new();
+        for (at, other) in shelves.iter().enumerate() {
+            let is_newest = |number: u32| std::ptr::eq(&**other, shelf) && number == newest;
+            let numbers = lock(&other.kept).numbers.clone();
+            let others = numbers.into_iter().filter(|number| !is_newest(*number));
+            oldest.extend(others.map(|number| (other.slot(number).used.load(Ordering::Relaxed), at, number)));
+        }
+        oldest.sort_unstable();
+        for (_, at, number) in oldest {
+            if self.used_bytes() <= self.max_bytes {
+                break;
+            }
+            shelves[at].take_down(number);
+        }
+    }
+}
+
+/// Which catalogs are in memory.
 #[derive(Debug, Default)]
 struct Kept {
     numbers: Vec<u32>,
@@ -69,8 +138,7 @@ pub(super) struct Shelf {
     source: Arc<dyn ChunkSource>,
     index: Arc<CatalogIndex>,
     top: ChunkRef,
-    budget_bytes: usize,
-    clock: AtomicU64,
+    budget: Arc<CatalogBudget>,
     /// A slot for each catalog that was ever named.
     slots: Box<[OnceLock<Box<Slot>>]>,
     inodes: RwLock<InodeTable>,
@@ -78,6 +146,12 @@ pub(super) struct Shelf {
     asked: AtomicU8,
     kept: Mutex<Kept>,
     nearby: Arc<Mutex<Nearby>>,
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        self.budget.used_bytes.fetch_sub(lock(&self.kept).bytes, Ordering::Relaxed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,26 +164,27 @@ fn damaged(id: &ContentId, error: &CatalogError) -> TreeError {
 }
 
 impl Shelf {
-    /// The catalogs of `index` and the root catalog `top`. `budget_bytes` bounds those in memory.
+    /// The catalogs of `index` and the root catalog `top`. `budget` bounds those in memory.
     pub(super) fn new(
         source: Arc<dyn ChunkSource>,
         index: CatalogIndex,
         top: ChunkRef,
-        budget_bytes: usize,
-    ) -> Self {
+        budget: &Arc<CatalogBudget>,
+    ) -> Arc<Self> {
         let slots = (0..=index.catalogs().len()).map(|_| OnceLock::new()).collect();
-        Self {
+        let shelf = Arc::new(Self {
             source,
             index: Arc::new(index),
             top,
-            budget_bytes,
-            clock: AtomicU64::new(1),
+            budget: Arc::clone(budget),
             slots,
             inodes: RwLock::default(),
             asked: AtomicU8::new(0),
             kept: Mutex::default(),
             nearby: Arc::new(Mutex::new(Nearby::new(EAGERNESS))),
-        }
+        });
+        budget.add(&shelf);
+        shelf
     }
 
     /// Number of the root catalog.
@@ -156,7 +231,7 @@ impl Shelf {
     pub(super) fn here(&self, number: u32) -> Option<Arc<Resident>> {
         let slot = self.slot(number);
         let catalog = slot.here.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        slot.used.store(self.budget.now(), Ordering::Relaxed);
         Some(catalog)
     }
 
@@ -262,23 +337,29 @@ impl Shelf {
         Ok(())
     }
 
-    /// Puts a catalog on the shelf and takes down those that were not used for longest.
+    /// Puts a catalog on the shelf, and has others taken down if there are too many.
     fn keep(&self, number: u32, catalog: &Arc<Resident>) {
+        {
+            let mut kept = lock(&self.kept);
+            let slot = self.slot(number);
+            slot.used.store(self.budget.loaded(), Ordering::Relaxed);
+            slot.set(Some(Arc::clone(catalog)));
+            kept.bytes += catalog.bytes();
+            kept.numbers.push(number);
+            self.budget.used_bytes.fetch_add(catalog.bytes(), Ordering::Relaxed);
+        }
+        // Without the lock: others may be making room on this shelf.
+        self.budget.make_room(self, number);
+    }
+
+    /// Takes a catalog down, if it is on the shelf.
+    fn take_down(&self, number: u32) {
         let mut kept = lock(&self.kept);
-        let slot = self.slot(number);
-        slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        slot.set(Some(Arc::clone(catalog)));
-        kept.bytes += catalog.bytes();
-        kept.numbers.push(number);
-        while kept.bytes > self.budget_bytes && kept.numbers.len() > 1 {
-            // The newest stays, however large. Some ten thousand catalogs of ordinary size fit the budget.
-            let others = kept.numbers[..kept.numbers.len() - 1].iter().enumerate();
-            let used = |number: u32| self.slot(number).used.load(Ordering::Relaxed);
-            let oldest = others.min_by_key(|(_, number)| used(**number)).map_or(0, |(at, _)| at);
-            let number = kept.numbers.remove(oldest);
-            if let Some(catalog) = self.slot(number).set(None) {
-                kept.bytes -= catalog.bytes();
-            }
+        let Some(at) = kept.numbers.iter().position(|known| *known == number) else { return };
+        kept.numbers.swap_remove(at);
+        if let Some(catalog) = self.slot(number).set(None) {
+            kept.bytes -= catalog.bytes();
+            self.budget.used_bytes.fetch_sub(catalog.bytes(), Ordering::Relaxed);
         }
     }
 

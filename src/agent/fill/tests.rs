@@ -4,7 +4,6 @@ use crate::chunk::Chunking;
 use crate::model::{ContentId, Place, UnixTime};
 use crate::store::{MemoryChunks, Origin};
 use crate::trust::{Root, VerifiedRoot};
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -96,7 +95,8 @@ fn world_with(part: bool, failures: usize, room_bytes: u64) -> (VerifiedRoot, Ar
     let store = Arc::new(MemoryChunks::new(room_bytes));
     let failures = AtomicUsize::new(failures);
     let far = Arc::new(Far { chunks, store: store.clone(), failures, reads: AtomicUsize::new(0) });
-    let parts = FillParts { source: far.clone(), store, quota_bytes: 1 << 20 };
+    let budget = CatalogBudget::new(1 << 20);
+    let parts = FillParts { source: far.clone(), store, budget, quota_bytes: 1 << 20 };
     (root, far, parts)
 }
 

@@ -142,6 +142,7 @@ impl Mounter for DoubleMounter {
         FillParts {
             source: Arc::new(Nobody),
             store: Arc::new(crate::store::MemoryChunks::new(0)),
+            budget: crate::catalog::CatalogBudget::new(0),
             quota_bytes: 1 << 20,
         }
     }
