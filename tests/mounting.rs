@@ -283,6 +283,34 @@ fn set_id_bits_mean_nothing_unless_the_mount_was_asked_to_honour_them() {
     world.node.umount(&asked);
 }
 
+#[test]
+fn a_mount_that_is_to_be_allowed_less_goes_on_with_less_under_the_next_agent() {
+    if !can_mount("mounting_less") {
+        return;
+    }
+    let mut world = World::new("less.test", |node, _| node.keeping_mounts());
+    let at = world.node.mount_with("less.test", "kept", &["--suid"]);
+    assert!(!listed(&at).contains("nosuid"));
+    let mut held = File::open(at.join("large")).unwrap();
+    world.node.stop();
+    // As an agent before this default has written it, with less to say of the mount than the keeper has.
+    let list = world.node.state().join("mounts.json");
+    let mut mounts: serde_json::Value = serde_json::from_str(&text(&list)).unwrap();
+    assert_eq!(mounts["mounts"][0]["options"]["restrict"]["nosuid"], false);
+    mounts["mounts"][0]["options"] = serde_json::json!({});
+    fs::write(&list, mounts.to_string()).unwrap();
+    world.node.start();
+    let line = wait_for("the next agent", PATIENCE, || {
+        world.mount_at(&at)?["revision"].as_u64()?;
+        Some(listed(&at))
+    });
+    assert!(line.contains("nosuid") && line.contains("nodev") && line.contains("ro,"), "{line}");
+    let mut bytes = Vec::new();
+    held.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == fs::read(world.tree.join("large")).unwrap(), "who was inside goes on reading");
+    world.node.umount(&at);
+}
+
 /// Runs a command where `mount` finds its helper for this type, which is in no other process's /sbin.
 fn with_helper(base: &Path, command: &str) -> Output {
     let script = format!(

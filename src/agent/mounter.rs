@@ -239,11 +239,15 @@ impl Mounter for KernelMounter {
     ) -> BoxFuture<'a, Left> {
         async move {
             let Some(holdings) = self.holdings.clone() else { return Left::Nothing };
-            let notes = match tokio::task::block_in_place(|| holdings.notes(directory)) {
+            let mut notes = match tokio::task::block_in_place(|| holdings.notes(directory)) {
                 Ok(Some(notes)) => notes,
                 Ok(None) => return Left::Nothing,
                 Err(error) => return self.lost(&holdings, directory, &error.to_string()),
             };
+            // Fewer rights it is given while it lives; more it must be mounted for.
+            if options.restrict.hold_all_of(notes.options.restrict) {
+                notes.options.restrict = options.restrict;
+            }
             if notes.repository != *repository || notes.options != *options {
                 return self.lost(&holdings, directory, "something else is to be mounted there now");
             }

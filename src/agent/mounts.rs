@@ -153,8 +153,9 @@ impl MountTable {
             let options = request.options.clone().checked().map_err(io::Error::other)?;
             let directory = real_path(&request.directory);
             let mount = Remembered::from(MountRequest { options, directory, ..request });
-            let same =
-                |entry: &&Entry| entry.repository == mount.repository && entry.options == mount.options;
+            let same = |entry: &&Entry| {
+                entry.repository == mount.repository && entry.options.show == mount.options.show
+            };
             let before = entries.get(&mount.directory).filter(same);
             let chosen = before.and_then(|entry| entry.chosen.clone());
             let state = State::Failed { problem: "not mounted yet".into() };

@@ -35,7 +35,8 @@ const MAX_STALE: usize = 8;
 pub struct Restrictions {
     /// Set-id bits mean nothing.
     pub nosuid: bool,
-    /// Device nodes are no devices. (A tree holds none.)
+    /// Device nodes are no devices. A tree holds none, so that is so whatever was said, as agents before this default have said.
+    #[serde(deserialize_with = "always")]
     pub nodev: bool,
     /// Nothing is executed.
     pub noexec: bool,
@@ -48,7 +49,18 @@ impl Default for Restrictions {
     }
 }
 
+/// True, whatever stands there.
+fn always<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    bool::deserialize(deserializer).map(|_| true)
+}
+
 impl Restrictions {
+    /// Whether nothing is allowed that the other forbids.
+    pub fn hold_all_of(self, other: Self) -> bool {
+        let Self { nosuid, nodev, noexec } = other;
+        self.nosuid >= nosuid && self.nodev >= nodev && self.noexec >= noexec
+    }
+
     /// Whether a mount is under all of them.
     fn hold_in(self, line: &MountLine) -> bool {
         let wanted = [(self.nosuid, "nosuid"), (self.nodev, "nodev"), (self.noexec, "noexec")];
@@ -490,6 +502,8 @@ mod tests {
         assert!(!usual.flags().contains(MountFlags::NOEXEC));
         let asked = Restrictions { nosuid: false, ..usual };
         assert!(!asked.flags().contains(MountFlags::NOSUID));
+        assert!(usual.hold_all_of(asked) && usual.hold_all_of(usual) && !asked.hold_all_of(usual));
+        assert!(!usual.hold_all_of(Restrictions { noexec: true, ..usual }));
         for (options, hold) in [("ro,nosuid,nodev,relatime", [true, true]), ("ro,nodev", [false, true])] {
             let line = format!("36 35 0:50 / /mnt {options} - fuse.starling starling:a ro\n");
             let line = find_mounts(line.as_bytes(), Path::new("/mnt")).next().unwrap();

@@ -564,9 +564,9 @@ async fn what_an_earlier_agent_remembers_of_a_mount_holds_and_where_it_says_noth
     ];
     fs::write(&file, format!(r#"{{"version":1,"mounts":[{}]}}"#, says.join(","))).unwrap();
     let restrict: Vec<_> = world.table().list().iter().map(|mount| mount.options.restrict).collect();
-    let restrictions = |nosuid, nodev, noexec| Restrictions { nosuid, nodev, noexec };
-    assert_eq!(restrict[0], restrictions(true, true, false));
-    assert_eq!(restrict[1..], [restrictions(false, false, true), restrictions(true, false, false)]);
+    // That there are devices nobody can have meant.
+    let honoured = Restrictions { nosuid: false, noexec: true, nodev: true };
+    assert_eq!(restrict, [Restrictions::default(), honoured, Restrictions::default()]);
 }
 
 #[tokio::test]
@@ -662,6 +662,30 @@ async fn a_revision_that_was_chosen_stays_whatever_is_published_and_over_restart
     world.publish(5, 0);
     table.tend().await;
     assert_eq!((world.shown(), table.list()[0].expired), (Some(2), false));
+}
+
+#[tokio::test]
+async fn what_is_declared_with_other_options_stays_with_the_revision_that_was_chosen() {
+    let world = World::new();
+    (1..=3).for_each(|revision| world.publish(revision, 3600));
+    world.kernel.history.lock().unwrap().tag("stable", Revision(2)).unwrap();
+    let table = world.table();
+    table.mount(showing(&world, Choice::Tag("stable".into()))).await.unwrap();
+    table.unmount_all(Duration::ZERO).await;
+    world.kernel.history.lock().unwrap().tag("stable", Revision(3)).unwrap();
+    let mut request = showing(&world, Choice::Tag("stable".into()));
+    request.options.restrict.noexec = true;
+    let table = world.table();
+    table.declare(vec![request.clone()]).unwrap();
+    table.tend().await;
+    let status = table.list().remove(0);
+    assert_eq!((world.shown(), status.options), (Some(2), request.options));
+    // What is to be chosen otherwise is chosen anew.
+    table.unmount_all(Duration::ZERO).await;
+    let table = world.table();
+    table.declare(vec![showing(&world, Choice::Newest)]).unwrap();
+    table.tend().await;
+    assert_eq!(world.shown(), Some(3));
 }
 
 #[tokio::test]
