@@ -1,7 +1,7 @@
 //! Every setting of the agent, its unit, its default and the reason for the default.
 //!
 //! Settings come from three places, each stronger than the one before: the defaults below, a TOML
-//! file of flat keys, and environment variables `STARLING_` + the key in capitals. The names of the
+//! file of flat keys, one of which is a table, and environment variables `STARLING_` + the key in capitals. The names of the
 //! keys are the names of [`Settings`]' fields; `docs/operations.md` lists them for operators.
 
 use crate::model::RepositoryName;
@@ -404,23 +404,7 @@ impl Settings {
         if self.keep_mounts_s > 86_400 {
             return refuse("keep_mounts_s", &self.keep_mounts_s, "0 to 86400 (a day)");
         }
-        if let Some(dir) =
-            self.automount_dir.as_ref().filter(|dir| !dir.is_absolute() || dir.parent().is_none())
-        {
-            return refuse("automount_dir", &dir.display(), "an absolute path, such as /starling");
-        }
-        if self.automount_idle_s > 30 * 86_400 {
-            return refuse("automount_idle_s", &self.automount_idle_s, "0 (never) to 2592000 (30 days)");
-        }
-        if self.automount_options.len() > AUTOMOUNT_OPTIONS_MAX {
-            let found = self.automount_options.len();
-            return refuse("automount_options", &found, "options of at most 1024 repositories");
-        }
-        let is_no_name =
-            |name: &&String| name.as_str() != EVERY_OTHER && name.parse::<RepositoryName>().is_err();
-        if let Some(bad) = self.automount_options.keys().find(is_no_name) {
-            return refuse("automount_options", bad, "options by the name of a repository, or by *");
-        }
+        self.check_automount()?;
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
@@ -474,6 +458,30 @@ impl Settings {
         if !is_log_filter(&self.log_filter) {
             let allowed = "levels (off, error, warn, info, debug, trace) and TARGET=LEVEL, with commas and no blanks between them";
             return refuse("log_filter", &self.log_filter, allowed);
+        }
+        Ok(())
+    }
+
+    fn check_automount(&self) -> Result<(), SettingsError> {
+        let refuse = |key, found: &dyn fmt::Display, allowed| {
+            Err(SettingsError::OutOfBounds { key, found: found.to_string(), allowed })
+        };
+        if let Some(dir) =
+            self.automount_dir.as_ref().filter(|dir| !dir.is_absolute() || dir.parent().is_none())
+        {
+            return refuse("automount_dir", &dir.display(), "an absolute path, such as /starling");
+        }
+        if self.automount_idle_s > 30 * 86_400 {
+            return refuse("automount_idle_s", &self.automount_idle_s, "0 (never) to 2592000 (30 days)");
+        }
+        if self.automount_options.len() > AUTOMOUNT_OPTIONS_MAX {
+            let found = self.automount_options.len();
+            return refuse("automount_options", &found, "options of at most 1024 repositories");
+        }
+        let is_no_name =
+            |name: &&String| name.as_str() != EVERY_OTHER && name.parse::<RepositoryName>().is_err();
+        if let Some(bad) = self.automount_options.keys().find(is_no_name) {
+            return refuse("automount_options", bad, "options by the name of a repository, or by *");
         }
         Ok(())
     }

@@ -141,7 +141,7 @@ impl Filling {
         }
     }
 
-    fn end(&self, problem: impl ToString) -> Ended {
+    fn end(&self, problem: &dyn std::fmt::Display) -> Ended {
         self.progress.note(Some(problem.to_string()));
         Ended
     }
@@ -151,7 +151,7 @@ impl Filling {
         self.progress.total_bytes.store(total, Ordering::Relaxed);
         let quota = self.parts.quota_bytes;
         if total > quota {
-            return Err(self.end(format!(
+            return Err(self.end(&format!(
                 "{what} has {total} bytes and the cache takes {quota}: files are fetched when they are read"
             )));
         }
@@ -165,7 +165,7 @@ impl Filling {
         let lists = futures::stream::iter(index.catalogs().to_vec()).map(|catalog| async move {
             let bytes = self.whole(catalog).await?;
             let chunks = tokio::task::spawn_blocking(move || chunks_of(&bytes)).await;
-            chunks.map_err(|error| self.end(error))?.map_err(|error| self.damaged(&error))
+            chunks.map_err(|error| self.end(&error))?.map_err(|error| self.damaged(&error))
         });
         self.bring_all(lists.buffer_unordered(LISTS_AT_ONCE)).await
     }
@@ -198,7 +198,7 @@ impl Filling {
             }
             .boxed()
         };
-        self.ask(look).await?.map_err(|error| self.end(error))
+        self.ask(look).await?.map_err(|error| self.end(&error))
     }
 
     /// All files of a tree, each once, in the order of a walk; and their bytes.
@@ -239,7 +239,7 @@ impl Filling {
                     tracing::debug!(%error, "fill");
                     self.progress.note(Some(error.to_string()));
                 }
-                Err(error) => return Err(self.end(error)),
+                Err(error) => return Err(self.end(&error)),
             }
             wait(&mut pause).await;
         }
@@ -264,7 +264,7 @@ impl Filling {
     }
 
     fn damaged(&self, error: &dyn std::fmt::Display) -> Ended {
-        self.end(format!("damaged catalog: {error}"))
+        self.end(&format!("damaged catalog: {error}"))
     }
 
     /// Brings one chunk into the store, however long it takes.
@@ -292,9 +292,9 @@ impl Filling {
         loop {
             match self.parts.source.read(vec![piece], Class::Fill).await {
                 Ok(pieces) => {
-                    return pieces.into_iter().next().ok_or_else(|| self.end("its source gave nothing"));
+                    return pieces.into_iter().next().ok_or_else(|| self.end(&"its source gave nothing"));
                 }
-                Err(error @ SourceError::Stopping) => return Err(self.end(error)),
+                Err(error @ SourceError::Stopping) => return Err(self.end(&error)),
                 Err(error @ SourceError::Invalid { .. }) => return Err(self.damaged(&error)),
                 Err(error) => {
                     tracing::debug!(%error, "fill");
