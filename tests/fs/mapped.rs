@@ -6,6 +6,7 @@ mod mapping;
 
 use mapping::Mapping;
 use std::env;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -16,7 +17,11 @@ use std::process::{Child, Command, Stdio};
 /// Names the file to the process that maps it.
 const MAPS: &str = "STARLING_TEST_MAPS";
 /// This program, as that process.
-const ELSEWHERE: [&str; 4] = ["mapped::maps_what_its_parent_has_open", "--exact", "--ignored", "--nocapture"];
+const ELSEWHERE: [&str; 3] = [
+    "mapped::a_mapping_is_read_elsewhere_and_a_page_that_cannot_be_had_kills_there",
+    "--exact",
+    "--nocapture",
+];
 
 /// All of a file in the memory of a process of its own, which ends with this.
 pub(crate) struct Mapped {
@@ -79,9 +84,22 @@ fn words(offset: usize, len: usize) -> [u8; 16] {
 }
 
 #[test]
-#[ignore = "the other process of tests that map files"]
-fn maps_what_its_parent_has_open() {
-    let Some(path) = env::var_os(MAPS) else { return };
+fn a_mapping_is_read_elsewhere_and_a_page_that_cannot_be_had_kills_there() {
+    if let Some(path) = env::var_os(MAPS) {
+        return map_for_the_parent(&path);
+    }
+    let right: Vec<u8> = (0..20_000_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&right).unwrap();
+    let mut mapped = Mapped::of(&file).unwrap();
+    assert!(mapped.bytes(5, 9_000).is_some_and(|got| got == right[5..9_005]));
+    file.set_len(4_096).unwrap();
+    assert!(mapped.bytes(0, 4_096).is_some_and(|got| got == right[..4_096]));
+    assert_eq!(mapped.bytes(19_000, 1), None);
+}
+
+/// What the other process does: maps a file, and says what is in it as long as it is asked.
+fn map_for_the_parent(path: &OsStr) {
     // Who is killed on purpose leaves nothing behind.
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the call reads the structure, which lives until it returns.
