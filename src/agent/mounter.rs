@@ -486,7 +486,7 @@ impl Mounted for KernelMount {
         async move {
             let directory = self.directory.clone();
             let unmounting = tokio::task::spawn_blocking(move || {
-                let still_there = mounted.unmount_if_idle().err();
+                let still_there = mounted.unmount_if_idle();
                 if let (None, Some(holdings)) = (&still_there, kept) {
                     holdings.release(&directory);
                 }

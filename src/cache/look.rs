@@ -80,7 +80,7 @@ impl Inner {
         let places = self.places(&unit);
         let mut places = places.into_iter().skip_while(|place| *place < from);
         let mut checked = Checked::default();
-        while let Some(place) = places.next() {
+        for place in places.by_ref() {
             checked.add(self.check(&unit, place, true));
             let is_enough = checked.bytes >= most_bytes || ambient::now() >= until;
             if is_enough || self.stopping.load(Ordering::Relaxed) {

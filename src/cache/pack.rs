@@ -67,7 +67,7 @@ impl Pack {
     /// The length of a pack of an earlier run that cannot be opened; `None` when that cannot be told, or it is no file.
     pub(super) fn bytes_unopened(folder: &Path, number: u32) -> Option<u64> {
         let metadata = std::fs::metadata(folder.join(Self::file_name(number))).ok()?;
-        metadata.is_file().then(|| metadata.len())
+        metadata.is_file().then_some(metadata.len())
     }
 
     fn new(number: u32, path: PathBuf, file: File, len: u64, written: UnixTime) -> Self {

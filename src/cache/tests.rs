@@ -309,7 +309,7 @@ impl Sealed {
     fn new(path: &Path) -> Option<Self> {
         let file = File::open(path).unwrap();
         let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
         let is_open = || OpenOptions::new().read(true).write(true).open(path).is_ok();
         let sealed = !is_open() || ioctl_setflags(&file, flags | IFlags::IMMUTABLE).is_ok() && !is_open();
         let made = Self { file, flags };

@@ -251,7 +251,7 @@ mod tests {
             }
         }
         assert_eq!(fetches, 4);
-        nearby.failed(&ContentId::of(b"nobody reads it"), &[0..u64::MAX], at(1));
+        nearby.failed(&ContentId::of(b"nobody reads it"), std::slice::from_ref(&(0..u64::MAX)), at(1));
     }
 
     proptest! {

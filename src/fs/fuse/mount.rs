@@ -423,20 +423,17 @@ impl Mounted {
         }
     }
 
-    /// Unmounts if nobody uses the mount.
-    ///
-    /// # Errors
-    /// The mount itself when somebody does, or the system refuses.
-    pub fn unmount_if_idle(self) -> Result<(), Self> {
+    /// Unmounts if nobody uses the mount. Gives the mount back when somebody does, or the system refuses.
+    pub fn unmount_if_idle(self) -> Option<Self> {
         if !self.has_ended() {
             match self.detach(false) {
                 Ok(()) => self.wait_for_the_end(),
                 // Not a mount point any more.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.wait_for_the_end(),
-                Err(_) => return Err(self),
+                Err(_) => return Some(self),
             }
         }
-        Ok(())
+        None
     }
 
     /// Leaves the mount to a successor: from now on this process answers nobody, and what it has taken from the kernel the
