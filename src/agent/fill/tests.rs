@@ -65,7 +65,8 @@ fn world_with(part: bool, failures: usize, room_bytes: u64) -> (VerifiedRoot, Ar
         reference
     };
     let content: Vec<_> = (0..10_u8).map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
-    let below: Vec<_> = (20..22_u8).map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
+    let below = if part { 20..22_u8 } else { 0..0 };
+    let below: Vec<_> = below.map(|n| keep(vec![n; CHUNK_BYTES as usize])).collect();
     let size = 10 * u64::from(CHUNK_BYTES);
     let attributes = |inode, kind, size| Attributes {
         permissions: 0o755,
