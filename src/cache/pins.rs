@@ -187,7 +187,8 @@ impl Inner {
         if changed.len() >= MAX_PINS {
             return Err(PinError::TooManyPins { limit: MAX_PINS });
         }
-        let (wanted, pinned) = (pin.bodies.len(), changed.values().map(|pin| pin.bodies.len()).sum());
+        let wanted = pin.bodies.len();
+        let pinned: usize = changed.values().map(|pin| pin.bodies.len()).sum();
         if pinned + wanted > MAX_PINNED_BODIES {
             return Err(PinError::TooManyBodies { wanted, pinned, limit: MAX_PINNED_BODIES });
         }
