@@ -289,7 +289,8 @@ fn a_mount_that_is_to_be_allowed_less_goes_on_with_less_under_the_next_agent() {
         return;
     }
     let mut world = World::new("less.test", |node, _| node.keeping_mounts());
-    let at = world.node.mount_with("less.test", "kept", &["--suid"]);
+    // With small files the first close of a mount asks the agent, and here that close is in the way of its start.
+    let at = world.node.mount_with("less.test", "kept", &["--suid", "--profile", "large-files"]);
     assert!(!listed(&at).contains("nosuid"));
     let mut held = File::open(at.join("large")).unwrap();
     world.node.stop();

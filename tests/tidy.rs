@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("mesh/proto", &[]),
     ("mesh", &["ambient", "mesh/proto", "chunk", "seldom", "trust"]),
     ("fetch", &["ambient", "chunk", "cache", "mesh", "mesh/proto", "store", "trust", "upstream"]),
-    ("fs", &["ambient", "catalog", "chunk"]),
+    ("fs", &["ambient", "catalog", "chunk", "seldom"]),
     ("sim", &["mesh/proto", "cache/policy"]),
     ("config", &[]),
     ("lab", &["agent", "ambient", "config", "mesh", "mesh/proto", "sim", "upstream"]),
