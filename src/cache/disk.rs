@@ -87,8 +87,9 @@ impl DiskCache {
             books: Mutex::new(Books::default()),
             listener: Mutex::default(),
             read_warned: Mutex::default(),
-            unreadable_at: AtomicU64::new(0),
+            distrusted_until: AtomicU64::new(0),
             flush_at: Mutex::new(ambient::now() + FLUSH_EVERY),
+            doubted: Mutex::default(),
             _lock: lock,
         });
         if inner._lock.is_some()

@@ -17,6 +17,8 @@ use std::time::Duration;
 /// How often the disk is made to take what was written (guess: about when the kernel would write it by itself). For so long a
 /// chunk may be read from memory alone.
 pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(30);
+/// So long before a disk is trusted again, what it did not take is doubted once more: the flush after it must come in time.
+const BEFORE_TRUST: Duration = Duration::from_secs(2 * FLUSH_EVERY.as_secs());
 
 impl Inner {
     /// How long it is until [`Inner::flush_if_due`] has something to do.
@@ -35,6 +37,11 @@ impl Inner {
             return;
         }
         *lock(&self.flush_at) = ambient::now() + FLUSH_EVERY;
+        if self.distrust_left() <= BEFORE_TRUST {
+            // Of what was hashed since, the kernel may have had the bytes only in memory, which by now it has written or lost.
+            let doubted = std::mem::take(&mut *lock(&self.doubted));
+            doubted.values().for_each(|unit| self.doubt(unit));
+        }
         let unflushed = self.read_index().unflushed();
         let mut taken = Ok(());
         for unit in unflushed {
@@ -45,7 +52,7 @@ impl Inner {
         }
         if taken.is_err() {
             // What is still in memory alone would be doubted, and hashed, again and again.
-            *lock(&self.flush_at) = ambient::now() + DISTRUST;
+            *lock(&self.flush_at) = ambient::now() + (DISTRUST - BEFORE_TRUST);
         }
     }
 
@@ -67,8 +74,10 @@ impl Inner {
         if error.kind() == io::ErrorKind::NotFound || is_shortage(&error) {
             return Err(error);
         }
-        self.doubt(unit);
+        // First, so that nothing is delivered unhashed in between.
         self.note_unreadable();
+        lock(&self.doubted).insert(unit.number(), unit.clone());
+        self.doubt(unit);
         let detail = format!("the disk did not take what was written: {error}");
         let error = io::Error::new(error.kind(), detail);
         let shown = StoreError::Io { path: unit.path().display().to_string(), source: error };

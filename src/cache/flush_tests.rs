@@ -8,6 +8,7 @@ use crate::store::{ChunkStore, Origin};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 /// ext4 on a disk that is larger than what lies beneath it: in a file with holes on a small tmpfs.
 struct ThinDisk {
@@ -134,6 +135,36 @@ fn what_is_in_doubt_is_hashed_once_before_it_is_delivered_again() {
     insert(&cache, &large.chunks);
     assert_eq!(content(&body(&cache, &large).unwrap()), large.plain);
     assert_eq!(cache.statistics().damaged, 2);
+}
+
+#[test]
+fn after_an_error_everything_is_hashed_for_a_while_and_what_was_not_taken_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path());
+    let chunks: Vec<_> = (50..53).map(|number| chunk(number, 90_000)).collect();
+    insert(&cache, &chunks);
+    let [first, second, third] = chunks.as_slice() else { unreachable!("three") };
+    let pack = cache.inner.read_index().newest().map(Unit::Pack).unwrap();
+    let path = packs(folder.path()).remove(0);
+    let spoil = |number: u64| flip_a_bit(&path, number * (90_000 + 64) + 1_000);
+    cache.inner.taken(&pack, Err(std::io::Error::other("lost"))).unwrap_err();
+    for (id, bytes) in &chunks {
+        assert_eq!(cache.read_all(id).as_ref(), Some(bytes), "the kernel has it in memory");
+    }
+    spoil(0);
+    assert!(!cache.read_now(&first.0, 90_000, 0, &mut [0; 10]));
+    assert_eq!(cache.read(&first.0, 0, 10), None, "it was verified, and is hashed all the same");
+    // Shortly before the disk is trusted again.
+    let soon = crate::ambient::now() + std::time::Duration::from_secs(50);
+    cache.inner.distrusted_until.store(soon.as_nanos(), Ordering::Relaxed);
+    cache.inner.flush_soon();
+    cache.inner.flush_if_due();
+    cache.inner.distrusted_until.store(0, Ordering::Relaxed);
+    spoil(1);
+    assert!(!cache.read_now(&second.0, 90_000, 0, &mut [0; 10]));
+    assert_eq!(cache.read(&second.0, 0, 10), None, "hashed once more");
+    assert!(cache.read_all(&third.0).is_some() && cache.read_now(&third.0, 90_000, 0, &mut [0; 10]));
+    assert!(lock(&cache.inner.doubted).is_empty());
 }
 
 #[test]

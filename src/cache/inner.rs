@@ -17,6 +17,7 @@ use crate::ambient;
 use crate::model::{ContentId, Time, limits};
 use crate::store::{Origin, StoreError};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,10 +54,12 @@ pub(super) struct Inner {
     pub(super) listener: Mutex<Option<Listener>>,
     /// When a failing read was last warned about.
     pub(super) read_warned: Mutex<Option<Time>>,
-    /// When the disk could not be read last, in nanoseconds; 0: never in this run.
-    pub(super) unreadable_at: AtomicU64,
+    /// Until when the disk is distrusted, for it failed; in nanoseconds.
+    pub(super) distrusted_until: AtomicU64,
     /// When the disk is next to take what was written.
     pub(super) flush_at: Mutex<Time>,
+    /// What the disk did not take, by number, as long as it is distrusted for it.
+    pub(super) doubted: Mutex<BTreeMap<u32, Unit>>,
     /// Locked as long as the cache is open. `None` when the disk could not be used at all: then there is nothing in it.
     pub(super) _lock: Option<File>,
 }
@@ -205,15 +208,25 @@ impl Inner {
         }
     }
 
-    /// The disk could not be read.
+    /// The disk failed.
     pub(super) fn note_unreadable(&self) {
-        self.unreadable_at.store(ambient::now().as_nanos().max(1), Ordering::Relaxed);
+        self.distrusted_until.store((ambient::now() + DISTRUST).as_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether the disk could not be read just now.
+    /// Whether the disk failed just now.
     pub(super) fn distrusts_the_disk(&self) -> bool {
-        let at = self.unreadable_at.load(Ordering::Relaxed);
-        at != 0 && ambient::now().since(Time::from_nanos(at)) < DISTRUST
+        self.distrust_left() > Duration::ZERO
+    }
+
+    /// For how long the disk is still distrusted.
+    pub(super) fn distrust_left(&self) -> Duration {
+        Time::from_nanos(self.distrusted_until.load(Ordering::Relaxed)).since(ambient::now())
+    }
+
+    /// Whether everything is hashed before it is delivered. So it is while the disk is distrusted: what was hashed in memory may be
+    /// something else on the disk.
+    fn hashes_always(&self) -> bool {
+        self.config.verify_always || self.distrusts_the_disk()
     }
 
     /// `Ok(None)` when the disk holds something else than `id` there.
@@ -229,7 +242,7 @@ impl Inner {
             return Ok(None);
         }
         let is_verified = slot.state() != State::Unverified;
-        if is_verified && !self.config.verify_always {
+        if is_verified && !self.hashes_always() {
             return Ok(Some(unit.read(slot, offset, len)?.into()));
         }
         let whole = Bytes::from(unit.read(slot, 0, slot.plain_len())?);
@@ -311,7 +324,7 @@ impl Inner {
         let Some((slot, unit)) = self.read_index().find(id) else { return false };
         let len = buffer.len() as u64;
         let fits = slot.plain_len() == plain_len && u64::from(offset) + len <= u64::from(plain_len);
-        if !fits || slot.state() == State::Unverified || self.config.verify_always {
+        if !fits || slot.state() == State::Unverified || self.hashes_always() {
             return false;
         }
         if !unit.read_now(id, slot, offset, buffer) {

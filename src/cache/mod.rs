@@ -19,7 +19,7 @@
 //!
 //! **What the disk does not take.** The kernel takes a write before the disk does, and when the disk then fails it forgets the
 //! bytes as if they were there. So the disk is made to take what was written: a body before it counts as whole, all else
-//! every half minute (`flush.rs`). What it may not have taken is hashed before it is delivered again.
+//! every half minute (`flush.rs`). Once it has not taken something, everything is hashed before it is delivered, for a while.
 //!
 //! **A full or failing disk** never fails a reader: `insert` returns the error, writing pauses for a
 //! while, and the bytes go to the reader all the same. A read-only disk serves what it has; one that cannot be used at all
