@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/thin_disk.rs"]
+mod thin_disk;
 
 use common::mapping::Mapping;
 use common::{Node, Stratum, assert_same, at_fingerprint, can_mount, listing, make_tree, publish, skipped};
@@ -15,6 +17,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use thin_disk::ThinDisk;
 
 /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, __u32)`: from then on every access fails with EIO.
 const SHUTDOWN: libc::Ioctl = (2 << 30 | 4 << 16 | 0x58 << 8 | 125) as libc::Ioctl;
@@ -45,31 +48,6 @@ impl Disk {
             return None;
         }
         Some(Self(at))
-    }
-
-    /// The same on a file with holes, which cannot grow as soon as [`Disk::fill`] has filled the disk in memory that it lies on.
-    fn on_a_thin_disk(at: PathBuf, beneath: &Self, test: &str) -> Option<Self> {
-        fs::create_dir_all(&at).unwrap();
-        let image = beneath.0.join("image");
-        File::create(&image).unwrap().set_len(256 << 20).unwrap();
-        let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        // Without a journal, which would fail first and end all writing.
-        let made = ran(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"])
-            .arg(&image))
-            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
-        if !made {
-            skipped(test, "it needs mkfs.ext4 and a loop device");
-            return None;
-        }
-        Some(Self(at))
-    }
-
-    /// Nothing finds room on it any more.
-    fn fill(&self) {
-        rustix::fs::sync();
-        let mut ballast = File::create(self.0.join("ballast")).unwrap();
-        while std::io::Write::write_all(&mut ballast, &[1; 4096]).is_ok() {}
     }
 
     /// The disk gives up writing, as after an error of its journal, whoever has files of it open.
@@ -293,15 +271,13 @@ fn what_a_disk_did_not_take_after_all_is_never_delivered() {
     if !can_mount("cache_disk_thin") {
         return;
     }
-    let base = tempfile::tempdir().unwrap();
-    let beneath = Disk::in_memory(base.path().join("beneath"), 64 << 20);
-    let Some(disk) = Disk::on_a_thin_disk(base.path().join("disk"), &beneath, "cache_disk_thin") else {
-        return;
+    let disk = match ThinDisk::new() {
+        Ok(disk) => disk,
+        Err(why) => return skipped("cache_disk_thin", &why),
     };
-    let mut world = World::new(|node| node.with_setting("cache_dir", disk.0.join("cache")));
+    let mut world = World::new(|node| node.with_setting("cache_dir", disk.at().join("cache")));
     // Every write succeeds, and none of it stays.
-    beneath.fill();
-    fs::write(disk.0.join("more"), b"x").unwrap();
+    disk.fill_beneath();
     world.read_all();
     let told = (0..300).any(|_| {
         std::thread::sleep(Duration::from_millis(200));
@@ -312,7 +288,7 @@ fn what_a_disk_did_not_take_after_all_is_never_delivered() {
     std::thread::sleep(Duration::from_secs(1));
     let drop_all = || {
         rustix::fs::sync();
-        drop_pages(&disk.0);
+        drop_pages(disk.at());
     };
     for _ in 0..2 {
         drop_all();

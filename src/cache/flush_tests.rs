@@ -1,56 +1,24 @@
 //! A disk that takes less than the kernel promised.
 
+#[path = "../../tests/common/thin_disk.rs"]
+mod thin_disk;
+
 use super::body_tests::{body, content, file, insert, ordinary};
 use super::inner::lock;
-use super::tests::{SmallDisk, chunk, flip_a_bit, open, packs};
+use super::tests::{chunk, flip_a_bit, open, packs};
 use super::unit::Unit;
 use crate::store::{ChunkStore, Origin};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::Ordering;
+use thin_disk::ThinDisk;
 
-/// ext4 on a disk that is larger than what lies beneath it: in a file with holes on a small tmpfs.
-struct ThinDisk {
-    at: PathBuf,
-    beneath: SmallDisk,
-}
-
-impl ThinDisk {
-    fn new() -> Option<Self> {
-        let beneath = SmallDisk::new(c"size=48m")?;
-        let (image, at) = (beneath.0.path().join("image"), beneath.0.path().join("at"));
-        fs::create_dir(&at).unwrap();
-        File::create(&image).unwrap().set_len(128 << 20).unwrap();
-        let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        // Without a journal, which would fail first and end all writing.
-        let made = ran(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0"])
-            .arg(&image))
-            && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
-        if !made {
-            let why = "it needs mkfs.ext4 and a loop device";
-            assert!(std::env::var_os("STARLING_REQUIRE_ALL").is_none(), "skipped: {why}");
-            println!("skipped: {why}");
-            return None;
-        }
-        Some(Self { at, beneath })
-    }
-
-    /// Nothing new finds room from now on, and nobody who writes is told.
-    fn fill_beneath(&self) {
-        rustix::fs::sync();
-        let ballast = self.beneath.0.path().join("ballast");
-        let mut written = File::create(ballast).unwrap();
-        while std::io::Write::write_all(&mut written, &[1; 4096]).is_ok() {}
-        fs::write(self.at.join("told"), b"nobody").unwrap();
-    }
-}
-
-impl Drop for ThinDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
-    }
+fn thin_disk() -> Option<ThinDisk> {
+    let made = ThinDisk::new().inspect_err(|why| {
+        assert!(std::env::var_os("STARLING_REQUIRE_ALL").is_none(), "skipped: {why}");
+        println!("skipped: {why}");
+    });
+    made.ok()
 }
 
 /// Drops what the kernel has in memory of the files below `folder`, as it does when it needs the room.
@@ -68,8 +36,8 @@ fn drop_pages(folder: &Path) {
 
 #[test]
 fn what_the_disk_did_not_take_is_never_delivered() {
-    let Some(disk) = ThinDisk::new() else { return };
-    let folder = disk.at.join("cache");
+    let Some(disk) = thin_disk() else { return };
+    let folder = disk.at().join("cache");
     let cache = open(&folder);
     let before = chunk(50, 300_000);
     insert(&cache, std::slice::from_ref(&before));
