@@ -23,7 +23,7 @@ use crate::model::{Algorithm, ChunkRef, ContentId, Time, UnixTime, limits};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,8 @@ const MAGIC: [u8; 4] = *b"SLBL";
 const VERSION: u32 = 1;
 const HEAD_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 36;
+/// Bytes of the longest list.
+const LIST_MAX_BYTES: usize = HEAD_BYTES + BODY_MAX_CHUNKS * (ENTRY_BYTES + 1);
 /// What stands for a chunk that was written.
 const WRITTEN: u8 = 1;
 const LIST_SUFFIX: &str = ".list";
@@ -128,6 +130,9 @@ impl List {
         }
         let marks_at = HEAD_BYTES + count * ENTRY_BYTES;
         let entries = bytes.get(HEAD_BYTES..marks_at).ok_or(BodyError::List("is cut short"))?;
+        if bytes.len() > marks_at + count {
+            return Err(BodyError::List("goes on behind its end"));
+        }
         let list = Self::parse(entries).ok_or(BodyError::List("has a length out of bounds"))?;
         if list.name != *name {
             return Err(BodyError::List("is not the one that its name says"));
@@ -303,7 +308,8 @@ impl Body {
     /// Finds a body of an earlier run again.
     pub(super) fn load(number: u32, name: &ContentId, files: &Arc<Files>) -> Result<Self, BodyError> {
         let (plain, list) = (files.plain_path(name), files.list_path(name));
-        let bytes = std::fs::read(&list)?;
+        let mut bytes = Vec::new();
+        File::open(&list)?.take(LIST_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
         let (list, marks) = List::decode(&bytes, name)?;
         let plain = File::open(&plain)?;
         let metadata = plain.metadata()?;
@@ -747,6 +753,7 @@ mod tests {
         for cut in 0..HEAD_BYTES + 2 * ENTRY_BYTES {
             assert!(List::decode(&bytes[..cut], &list.name).is_err(), "cut at {cut}");
         }
+        assert!(List::decode(&[&bytes[..], &[0]].concat(), &list.name).is_err(), "too long");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use crate::model::{ChunkRef, ContentId, Place};
 use crate::store::{ChunkStore, Origin};
 use bytes::Bytes;
 use proptest::prelude::*;
+use rustix::mount::MountFlags;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -348,11 +349,83 @@ fn a_body_that_cannot_be_read_at_the_start_is_left_alone() {
     fs::remove_file(list_of(&plain)).unwrap();
     fs::create_dir(list_of(&plain)).unwrap();
     let cache = open(folder.path());
-    assert_eq!((cache.statistics().bodies, bodies(folder.path()).len()), (0, 1));
+    let statistics = cache.statistics();
+    assert_eq!((statistics.entries, statistics.bodies, bodies(folder.path()).len()), (0, 1, 1));
     // What comes again is stored where that is possible.
     assert!(cache.body(&made.list).is_none());
     insert(&cache, &made.chunks);
     assert!(made.chunks.iter().all(|(id, bytes)| cache.read_all(id).as_ref() == Some(bytes)));
+}
+
+/// Bytes that the disk has given to the files of all bodies.
+fn allocated(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder.join("bodies")).unwrap();
+    let files = entries.map(|entry| entry.unwrap().metadata().unwrap()).filter(|found| found.is_file());
+    files.map(|found| found.blocks() * 512).sum()
+}
+
+#[test]
+fn a_body_that_cannot_be_read_counts_in_the_quota_until_another_is_in_its_place() {
+    const QUOTA: u64 = 8 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let reopen = || DiskCache::open(folder.path(), config(QUOTA)).unwrap();
+    let cache = reopen();
+    let (made, other) = (file(&[(0, 1 << 20), (1, 900_000)]), ordinary(10));
+    for made in [&made, &other] {
+        assert!(cache.body(&made.list).is_none());
+        insert(&cache, &made.chunks);
+    }
+    drop(cache);
+    let largest = |path: &PathBuf| fs::metadata(path).unwrap().len();
+    let plain = bodies(folder.path()).into_iter().max_by_key(largest).unwrap();
+    fs::remove_file(list_of(&plain)).unwrap();
+    fs::create_dir(list_of(&plain)).unwrap();
+    let cache = reopen();
+    assert_eq!((cache.statistics().bodies, cache.statistics().entries), (2, 4));
+    assert!(cache.statistics().bytes > 1_900_000, "{}", cache.statistics().bytes);
+    for number in 100..140 {
+        let (id, bytes) = chunk(number, 500_000);
+        cache.insert(&id, &bytes, Origin::Peers).unwrap();
+        let in_packs: u64 = packs(folder.path()).iter().map(|pack| fs::metadata(pack).unwrap().len()).sum();
+        let on_disk = in_packs + allocated(folder.path());
+        // An ordinary body has blocks that are not full.
+        assert!(on_disk <= QUOTA + 16_384, "{on_disk} bytes");
+    }
+    let cleaned = cache.clean();
+    assert_eq!((cleaned.kept_units, cleaned.kept_bytes), (1, allocated(folder.path())));
+    assert_eq!(
+        (cache.statistics().bytes, fs::read(&plain).unwrap() == made.plain),
+        (cleaned.kept_bytes, true)
+    );
+    // Another is made in its place.
+    fs::remove_dir(list_of(&plain)).unwrap();
+    assert!(cache.body(&made.list).is_none());
+    insert(&cache, &made.chunks);
+    assert_eq!(content(&cache.body(&made.list).unwrap()), made.plain);
+    let list = fs::metadata(list_of(&plain)).unwrap().len();
+    assert_eq!((cache.statistics().bodies, cache.statistics().bytes), (1, made.plain.len() as u64 + list));
+}
+
+#[test]
+fn a_torn_body_that_cannot_be_removed_counts_in_the_quota_too() {
+    let Some(disk) = SmallDisk::new(c"size=64m") else { return };
+    let folder = disk.0.path().join("cache");
+    let cache = open(&folder);
+    let made = ordinary(0);
+    assert!(cache.body(&made.list).is_none());
+    insert(&cache, &made.chunks);
+    drop(cache);
+    set_len(&list_of(&bodies(&folder)[0]), 30);
+    let remount = |flags| rustix::mount::mount_remount(disk.0.path(), flags, c"").unwrap();
+    remount(MountFlags::RDONLY);
+    let cache = open(&folder);
+    let statistics = cache.statistics();
+    assert_eq!((statistics.entries, statistics.bodies, statistics.bytes), (0, 1, allocated(&folder)));
+    assert!(statistics.bytes >= made.plain.len() as u64, "{}", statistics.bytes);
+    drop(cache);
+    remount(MountFlags::empty());
+    assert_eq!(open(&folder).statistics().bytes, 0);
+    assert!(bodies(&folder).is_empty());
 }
 
 #[test]

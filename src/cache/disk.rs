@@ -95,7 +95,7 @@ impl DiskCache {
         if inner._lock.is_some()
             && let Err(error) = inner.load_bodies()
         {
-            tracing::warn!(cache = %folder.display(), "its bodies are left out: {error}");
+            tracing::warn!(cache = %folder.display(), "its bodies cannot be listed; they are left out, and not counted in the quota, until the next start: {error}");
         }
         inner.shrink_to_the_quota();
         let working = Arc::clone(&inner);

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -94,6 +95,26 @@ impl Files {
 
     pub(super) fn list_path(&self, name: &ContentId) -> PathBuf {
         self.folder.join(format!("{name}.list"))
+    }
+
+    /// Removes whatever lies under the name of a body. Those who have it open read on.
+    pub(super) fn remove(&self, name: &ContentId) -> io::Result<()> {
+        let remove = |path: PathBuf| match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        let plain = remove(self.plain_path(name));
+        remove(self.list_path(name)).and(plain)
+    }
+
+    /// Bytes that the disk has given to the files under the name of a body, holes not counted. Where that cannot be told, 0.
+    pub(super) fn allocated_bytes(&self, name: &ContentId) -> u64 {
+        // `stat` counts in blocks of 512 bytes, whatever those of the file system have.
+        let allocated = |path: PathBuf| match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_file() => metadata.blocks().saturating_mul(512),
+            _ => 0,
+        };
+        allocated(self.plain_path(name)).saturating_add(allocated(self.list_path(name)))
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! Bodies: noting them, writing into them, handing them out, and the worker that completes and verifies them.
 
-use super::body::{Body, Content, List};
+use super::body::{Body, BodyError, Content, List};
 use super::index::{BODY, State};
 use super::inner::{Inner, Refusal, Writer, is_shortage, lock};
 use super::pins::KEPT_PERCENT;
@@ -22,6 +22,14 @@ enum Stop {
     Lacking,
     /// Something could not be written, or the cache is closed.
     GivenUp,
+}
+
+/// What can be neither read nor removed at the start: said once for all.
+#[derive(Default)]
+struct Left {
+    number: u64,
+    bytes: u64,
+    first: Option<(ContentId, BodyError)>,
 }
 
 impl Inner {
@@ -130,8 +138,15 @@ impl Inner {
         let wanted_bytes = bytes.len() as u64 + list_bytes;
         self.make_room(wanted_bytes, Some(body), gone)?;
         let write = || -> io::Result<()> {
-            if body.make()? {
-                self.write_index().add_body(body);
+            match body.make() {
+                Ok(true) => self.write_index().add_body(body),
+                Ok(false) => {}
+                // By the name of one that is gone there may be another body.
+                Err(error) if body.is_gone() => return Err(error),
+                Err(error) => {
+                    self.count_left(&body.list.name);
+                    return Err(error);
+                }
             }
             body.write(number, bytes)
         };
@@ -301,7 +316,8 @@ impl Inner {
         Some(true)
     }
 
-    /// Finds the bodies of earlier runs again, and removes what is none.
+    /// Finds the bodies of earlier runs again, and removes what is none. What cannot be read, or not be removed, counts in the
+    /// quota as far as the disk has room taken for it.
     pub(super) fn load_bodies(&self) -> io::Result<()> {
         let mut names = std::collections::BTreeSet::new();
         let entries = match std::fs::read_dir(self.files.folder()) {
@@ -314,26 +330,44 @@ impl Inner {
                 file_name.to_str().and_then(|name| Body::name_of_list(name).or(Body::name_of_plain(name)));
             names.extend(name);
         }
+        let mut left = Left::default();
         for name in names {
             let Some(number) = self.next_body() else { break };
-            match Body::load(number, &name, &self.files) {
-                Ok(body) if body.plain_bytes() > 0 => self.take_in(&Arc::new(body)),
+            let why = match Body::load(number, &name, &self.files) {
+                Ok(body) if body.plain_bytes() > 0 => {
+                    self.take_in(&Arc::new(body));
+                    continue;
+                }
                 // Nothing was written before the last run ended.
-                Ok(body) => {
-                    let _ = body.remove();
-                }
+                Ok(_) => self.files.remove(&name).err().map(BodyError::from),
                 // It may be readable another time, and somebody may have it open.
-                Err(error) if !error.is_final() => {
-                    tracing::warn!(body = %self.files.plain_path(&name).display(), "a body is left out: {error}");
-                }
+                Err(error) if !error.is_final() => Some(error),
                 Err(error) => {
-                    tracing::warn!(body = %self.files.plain_path(&name).display(), "a body is removed: {error}");
-                    let _ = std::fs::remove_file(self.files.plain_path(&name));
-                    let _ = std::fs::remove_file(self.files.list_path(&name));
+                    tracing::warn!(body = %self.files.plain_path(&name).display(), "no body, to be removed: {error}");
+                    self.files.remove(&name).err().map(BodyError::from)
                 }
+            };
+            if let Some(why) = why {
+                left.number += 1;
+                left.bytes += self.count_left(&name);
+                left.first.get_or_insert((name, why));
             }
         }
+        if let Some((name, why)) = left.first {
+            tracing::warn!(
+                cache = %self.folder.display(), bodies = left.number, counted_bytes = left.bytes,
+                "bodies that can be neither read nor removed are left alone, but counted in the quota; the first is {}: {why}",
+                self.files.plain_path(&name).display()
+            );
+        }
         Ok(())
+    }
+
+    /// Counts what the disk has under the name of a body that is none. Returns how much that is.
+    fn count_left(&self, name: &ContentId) -> u64 {
+        let bytes = self.files.allocated_bytes(name);
+        self.write_index().set_left(name, bytes);
+        bytes
     }
 
     fn take_in(&self, body: &Arc<Body>) {

@@ -79,6 +79,8 @@ const LEN_BITS: u32 = 30;
 
 /// The bit that tells the numbers of bodies from those of packs.
 pub(super) const BODY: u32 = 1 << 31;
+/// Where the policy's numbers of what is left begin: units have smaller ones.
+const LEFT: u64 = 1 << 32;
 
 impl Slot {
     pub(super) fn new(unit: u32, place: u32, plain_len: u32, state: State) -> Self {
@@ -147,6 +149,8 @@ pub(super) struct Index {
     /// Bytes of packs that cannot be opened: they are on the disk all the same, and stay.
     unopened: BTreeMap<u32, u64>,
     bodies: BTreeMap<u32, Arc<Body>>,
+    /// Bytes on the disk under the names of bodies that could neither be read nor removed: they stay, too.
+    left: BTreeMap<ContentId, u64>,
     files: Arc<Files>,
     /// Further copies of chunks that lie in a body, in the same or other bodies: key, body, number.
     copies: BTreeSet<(u64, u32, u32)>,
@@ -162,6 +166,7 @@ impl Index {
             packs: BTreeMap::new(),
             unopened: BTreeMap::new(),
             bodies: BTreeMap::new(),
+            left: BTreeMap::new(),
             files,
             copies: BTreeSet::new(),
             active: None,
@@ -373,8 +378,19 @@ impl Index {
         self.unopened.insert(number, bytes);
     }
 
+    /// Counts what the disk has under the name of a body that is none, from now on: nothing, if it is gone.
+    pub(super) fn set_left(&mut self, name: &ContentId, bytes: u64) {
+        if bytes > 0 {
+            self.left.insert(*name, bytes);
+        } else {
+            self.left.remove(name);
+        }
+    }
+
+    /// A body whose files are there, in place of whatever was left under its name.
     pub(super) fn add_body(&mut self, body: &Arc<Body>) {
         body.count();
+        self.left.remove(&body.list.name);
         self.bodies.insert(body.number, Arc::clone(body));
     }
 
@@ -418,9 +434,9 @@ impl Index {
     pub(super) fn totals(&self) -> Totals {
         let in_packs = self.packs.values().map(|pack| pack.bytes()).chain(self.unopened.values().copied());
         Totals {
-            bytes: in_packs.sum::<u64>() + self.files.bytes(),
+            bytes: in_packs.sum::<u64>() + self.left.values().sum::<u64>() + self.files.bytes(),
             packs: self.packs.len() + self.unopened.len(),
-            bodies: self.bodies.len(),
+            bodies: self.bodies.len() + self.left.len(),
         }
     }
 
@@ -450,7 +466,15 @@ impl Index {
             last_used: body.last_used(),
             stays: body.is_in_use() || body.is_pinned(),
         });
-        packs.chain(unopened).chain(bodies).collect()
+        let left = (LEFT..).zip(self.left.values()).map(|(number, bytes)| UnitUse {
+            number,
+            kind: UnitKind::Body,
+            bytes: *bytes,
+            written: UnixTime(0),
+            last_used: Time::ZERO,
+            stays: true,
+        });
+        packs.chain(unopened).chain(bodies).chain(left).collect()
     }
 }
 

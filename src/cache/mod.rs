@@ -121,13 +121,13 @@ pub enum CacheError {
 pub struct CacheStatistics {
     /// Chunks that are here.
     pub entries: u64,
-    /// Bytes on disk, headers, dead chunks and packs that could not be opened included.
+    /// Bytes on disk, headers, dead chunks, and packs and bodies that could not be opened included.
     pub bytes: u64,
     /// Most bytes on disk.
     pub quota_bytes: u64,
     /// Pack files, each of which is open, but for those that could not be opened.
     pub packs: u64,
-    /// Bodies on disk.
+    /// Bodies on disk, those that could not be read included.
     pub bodies: u64,
     /// Bodies that are whole and verified: the kernel can read their files.
     pub bodies_complete: u64,
