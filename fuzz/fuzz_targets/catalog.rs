@@ -33,9 +33,8 @@ fuzz_target!(|patches: Vec<(u32, u8)>| {
         bytes[at] = value;
     }
     let Ok(catalog) = Catalog::open(&bytes) else { return };
-    let _ = (catalog.top(), catalog.nested(), catalog.each_chunks(|_| ()));
+    let _ = (catalog.top(), catalog.nested(), catalog.each_chunks(|_| ()), catalog.check_rows());
     for row in catalog.list(Catalog::TOP).unwrap_or_default() {
-        let _ = (catalog.find(Catalog::TOP, &row.name), catalog.chunks(Catalog::TOP, &row.name));
-        let _ = (catalog.link_target(Catalog::TOP, &row.name), catalog.xattrs(Catalog::TOP, &row.name));
+        let _ = catalog.chunks(Catalog::TOP, &row.name);
     }
 });
