@@ -78,7 +78,8 @@ impl Notes {
     }
 }
 
-/// Whose the mounts are that the keeper holds.
+/// Whose the mounts are that the keeper holds. Locked while the keeper is told to hold a mount or to let one go: by what stands here it
+/// is decided whether the one that it has of a directory may go.
 #[derive(Default)]
 struct Mounts {
     /// What a predecessor has left and nobody has taken over yet.
@@ -131,7 +132,10 @@ impl Holdings {
     /// Looks through what the keeper said it holds, should it have been reached a moment ago: what this agent does not serve, a
     /// predecessor has left. Descriptors of its own mounts are closed, lest they live on in them.
     fn gather(&self) {
-        let mut mounts = self.mounts();
+        self.gather_into(&mut self.mounts());
+    }
+
+    fn gather_into(&self, mounts: &mut Mounts) {
         for (directory, parts) in self.keeper.found() {
             if !mounts.own.contains(&directory) {
                 mounts.left.insert(directory, parts);
@@ -191,10 +195,26 @@ impl Holdings {
     /// Ends all mounts that a predecessor has left and nobody has taken over.
     pub(super) fn end_leftovers(&self) {
         for directory in self.leftovers() {
-            // With the last descriptor it is dead, and what is dead is cleared away.
-            self.release(&directory);
-            let _ = clear_dead(&directory);
+            self.let_go(&directory);
         }
+    }
+
+    /// Ends what a predecessor has left on a directory, should nobody have taken it over or mounted there by now; whether there was
+    /// something. Who is inside gets errors.
+    pub(super) fn let_go(&self, directory: &Path) -> bool {
+        {
+            let mut mounts = self.mounts();
+            if mounts.left.remove(directory).is_none() {
+                return false;
+            }
+            self.tell_to_release(directory);
+            self.gather_into(&mut mounts);
+            // The keeper may have been reached anew, and have said first that it holds this.
+            mounts.left.remove(directory);
+        }
+        // With the last descriptor it is dead, and what is dead is cleared away.
+        let _ = clear_dead(directory);
+        true
     }
 
     /// Directories of mounts that a predecessor has left and nobody has taken over.
@@ -212,13 +232,13 @@ impl Holdings {
         let written = File::from(written);
         written.write_all_at(&serde_json::to_vec(notes)?, 0)?;
         let parts = [held.device.as_fd(), held.open_files.as_fd(), written.as_fd()];
+        let mut mounts = self.mounts();
         let told = self.keeper.hold(directory, &parts);
         if told.is_ok() {
-            let mut mounts = self.mounts();
             mounts.left.remove(directory);
             mounts.own.insert(directory.to_owned());
         }
-        self.gather();
+        self.gather_into(&mut mounts);
         told
     }
 
@@ -229,13 +249,17 @@ impl Holdings {
 
     /// Has the keeper let a mount go.
     pub(super) fn release(&self, directory: &Path) {
+        let mut mounts = self.mounts();
+        self.tell_to_release(directory);
+        self.gather_into(&mut mounts);
+        mounts.left.remove(directory);
+        mounts.own.remove(directory);
+    }
+
+    fn tell_to_release(&self, directory: &Path) {
         if let Err(error) = self.keeper.release(directory) {
             tracing::warn!(directory = %directory.display(), "the keeper did not let a mount go: {error}");
         }
-        self.gather();
-        let mut mounts = self.mounts();
-        mounts.left.remove(directory);
-        mounts.own.remove(directory);
     }
 }
 
@@ -373,6 +397,36 @@ mod tests {
         }
         assert!(second.leftovers().is_empty());
         drop(second);
+        keeper.join().unwrap();
+    }
+
+    #[test]
+    fn a_mount_that_is_made_on_a_leftovers_directory_is_not_let_go_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, patience) = (dir.path().join("keeper.sock"), Duration::from_secs(60));
+        let listener = listen_on(&path).unwrap();
+        let keeper = std::thread::spawn(move || keep_for(&listener, patience));
+        let at = Path::new("/mnt/at");
+        let mut agent = Holdings::open(&path, patience);
+        agent.hold(at, &held(), &notes()).unwrap();
+        assert!(!agent.let_go(at), "it is this agent's");
+        for round in 0..100 {
+            // The agent before is gone; what it had mounted is held, or the round before has lost it.
+            drop(agent);
+            agent = Holdings::open(&path, patience);
+            assert_eq!(agent.leftovers(), [at], "round {round}");
+            std::thread::scope(|scope| {
+                scope.spawn(|| agent.hold(at, &held(), &notes()).unwrap());
+                scope.spawn(|| {
+                    for left in agent.leftovers() {
+                        agent.let_go(&left);
+                    }
+                });
+            });
+            assert!(agent.leftovers().is_empty());
+        }
+        agent.release(at);
+        drop(agent);
         keeper.join().unwrap();
     }
 

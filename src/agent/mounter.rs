@@ -18,7 +18,6 @@ use crate::trust::VerifiedRoot;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -269,11 +268,17 @@ impl Mounter for KernelMounter {
         .boxed()
     }
 
-    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let leftovers = |holdings: &Arc<Holdings>| tokio::task::block_in_place(|| holdings.leftovers());
+        self.holdings.as_ref().map_or_else(Vec::new, leftovers)
+    }
+
+    fn let_go<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()> {
         async move {
             let Some(holdings) = &self.holdings else { return };
-            for directory in holdings.leftovers().iter().filter(|left| !directories.contains(*left)) {
-                self.lost(holdings, directory, "it is not to be mounted any more");
+            if tokio::task::block_in_place(|| holdings.let_go(directory)) {
+                let directory = directory.display();
+                tracing::warn!(%directory, "a mount of the agent before is ended: it is not to be mounted any more");
             }
         }
         .boxed()

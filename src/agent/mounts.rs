@@ -253,7 +253,7 @@ impl MountTable {
     /// Unmounts what was mounted because somebody looked, if nobody uses it; whether it is gone.
     pub(super) async fn unmount_idle(&self, directory: &Path) -> bool {
         // Whoever enters it meanwhile waits: what takes long is not waited for, and this is asked again.
-        let Some(_changing) = self.try_change(directory) else { return false };
+        let Some(changing) = self.try_change(directory) else { return false };
         let mounted = match self.lock().get(directory) {
             Some(entry) if entry.automatic => entry.mounted(),
             Some(_) => return false,
@@ -267,6 +267,7 @@ impl MountTable {
         }
         self.lock().remove(directory);
         self.remember();
+        drop(changing);
         self.let_go_others().await;
         true
     }
@@ -280,7 +281,7 @@ impl MountTable {
         let is_named = self.lock().contains_key(directory);
         let real = if is_named { directory.to_owned() } else { real_path_of(directory.to_owned()).await };
         let directory = &real;
-        let _changing = self.change(directory).await;
+        let changing = self.change(directory).await;
         let (shown, mounted) = match self.lock().get(directory) {
             None => {
                 let message = format!("{} is not mounted by this agent", directory.display());
@@ -295,14 +296,21 @@ impl MountTable {
         }
         self.lock().remove(directory);
         self.remember();
+        drop(changing);
         self.let_go_others().await;
         Ok(shown)
     }
 
-    /// Ends what a predecessor has left and the list does not name any more.
+    /// Ends what a predecessor has left and the list does not name any more. A directory that somebody changes is left alone, for he may
+    /// be about to mount there: this is called again.
     pub(super) async fn let_go_others(&self) {
-        let directories = self.lock().keys().cloned().collect();
-        self.mounter.let_go_but(&directories).await;
+        for directory in self.mounter.leftovers() {
+            let Some(_changing) = self.try_change(&directory) else { continue };
+            let is_named = self.lock().contains_key(&directory);
+            if !is_named {
+                self.mounter.let_go(&directory).await;
+            }
+        }
     }
 
     fn is_stopping(&self) -> bool {

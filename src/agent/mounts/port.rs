@@ -9,7 +9,6 @@ use crate::model::RepositoryName;
 use crate::trust::VerifiedRoot;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,8 +79,12 @@ pub(in crate::agent) trait Mounter: Send + Sync + 'static {
         options: &'a MountOptions,
     ) -> BoxFuture<'a, Left>;
 
-    /// Ends mounts that a predecessor has left, but for those on these directories.
-    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()>;
+    /// Directories of mounts that a predecessor has left and nobody has taken over.
+    fn leftovers(&self) -> Vec<PathBuf>;
+
+    /// Ends what a predecessor has left on a directory, if nobody has taken it over or mounted there by now. Whose turn it is at the
+    /// directory calls this: what is dead there is cleared away, and must not be what another one is just mounting.
+    fn let_go<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()>;
 
     /// Clears away what a predecessor that was killed has left on a directory, if nobody serves it any more.
     fn clear<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()>;

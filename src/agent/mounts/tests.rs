@@ -165,9 +165,13 @@ impl Mounter for DoubleMounter {
         drop(all);
         Box::pin(async { left })
     }
-    fn let_go_but<'a>(&'a self, directories: &'a BTreeSet<PathBuf>) -> BoxFuture<'a, ()> {
-        self.kernel.left.lock().unwrap().retain(|directory, _| directories.contains(directory));
-        self.kernel.shown.lock().unwrap().retain(|directory, _| directories.contains(directory));
+    fn leftovers(&self) -> Vec<PathBuf> {
+        self.kernel.left.lock().unwrap().keys().cloned().collect()
+    }
+    fn let_go<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, ()> {
+        if self.kernel.left.lock().unwrap().remove(directory).is_some() {
+            self.kernel.shown.lock().unwrap().remove(directory);
+        }
         Box::pin(async {})
     }
     fn clear<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, ()> {
@@ -405,6 +409,27 @@ async fn a_mount_that_was_left_goes_on_with_what_it_showed_and_catches_up() {
     fs::remove_file(world.dir.path().join("mounts.json")).unwrap();
     world.table().let_go_others().await;
     assert_eq!(world.shown(), None);
+}
+
+#[tokio::test]
+async fn what_was_left_on_a_directory_is_not_ended_while_somebody_mounts_there() {
+    let world = World::new();
+    world.publish(1, 3600);
+    let directory = world.request().directory;
+    let shown = Shown::newest(&world.registry.newest_root(&name()).unwrap());
+    world.kernel.left.lock().unwrap().insert(directory.clone(), shown);
+    *world.kernel.silent.lock().unwrap() = Some("/silent".to_owned());
+    let table = world.table();
+    let options = MountOptions { path: "/silent".to_owned(), ..MountOptions::default() };
+    let mut mounting = Box::pin(table.mount(MountRequest { options, ..world.request() }));
+    let is_left = || world.kernel.left.lock().unwrap().contains_key(&directory);
+    // Its catalogs are awaited.
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut mounting).await.is_err());
+    table.let_go_others().await;
+    assert!(is_left());
+    drop(mounting);
+    table.let_go_others().await;
+    assert!(!is_left(), "nobody mounts there any more");
 }
 
 #[tokio::test]
