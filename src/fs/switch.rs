@@ -22,6 +22,7 @@ use crate::catalog::{DirectoryEntry, FileKind, Inode, Tree, TreeError};
 use futures::future::BoxFuture;
 use std::cmp;
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -93,6 +94,8 @@ impl FileSystem {
         let _ = tokio::time::timeout(LOAD_AHEAD, self.load_ahead(&unknown, &*tree)).await;
 
         self.hold_what_goes(LOAD_AHEAD).await;
+        // From before the first answer out of the new tree on. Who is cut off leaves it so until the next switch.
+        self.is_switching.store(true, Ordering::SeqCst);
         let (next, directories) = self.table().advance(tree);
         self.foresight.show(&*next.1);
         let mut switched = Switched::default();
@@ -124,10 +127,12 @@ impl FileSystem {
             self.walk_and_tell(old, &next, deadline, &mut switched).await;
         }
         self.unknown().clear();
+        self.is_switching.store(false, Ordering::SeqCst);
         Ok(switched)
     }
 
-    /// Has the kernel forget what it may have from a tree to which a predecessor of this process was switching when it ended. To be
+    /// Has the kernel forget what it may have from a tree to which a predecessor of this process was switching when it ended: what
+    /// differs from the tree that is shown, or, if that tree is lost, all that it may have in the directories of the one that is shown. To be
     /// called once after [`FileSystem::resume`].
     pub async fn settle(&self) {
         let _one_at_a_time = self.switching.lock().await;
@@ -136,6 +141,9 @@ impl FileSystem {
         let deadline = Instant::now() + COMPARE;
         for (_, begun) in unknown.iter().filter(|(number, _)| *number > current.0) {
             self.walk_and_tell(begun, &current, deadline, &mut Switched::default()).await;
+        }
+        if self.has_lost {
+            self.forget_all(&*current.1, deadline).await;
         }
         // Compared again with the next one: who is quick may have had something of it meanwhile.
     }
@@ -182,6 +190,22 @@ impl FileSystem {
             };
             let stale = judged(compared, (directory, place), [old, &next.1], deadline, switched).await;
             self.tell(stale, switched).await;
+        }
+    }
+
+    /// Tells the kernel to forget all names and listings in the directories of a tree that are here, from the top down: with a name goes
+    /// what is below it and in no use, other names than these too.
+    async fn forget_all(&self, tree: &dyn Tree, deadline: Instant) {
+        let mut open = VecDeque::from([Inode::ROOT]);
+        while let Some(directory) = open.pop_front() {
+            let listed = timeout_at(deadline, tree.list(directory)).await;
+            let list = listed.ok().and_then(Result::ok).unwrap_or_default();
+            let below = directories(&list).map(|entry| entry.attributes.inode);
+            open.extend(below.filter(|inode| tree.is_here(*inode)));
+            open.truncate(WALKED_MAX);
+            let names = list.iter().map(|entry| Stale::Entry { directory, name: Arc::clone(&entry.name) });
+            let stale = names.chain([Stale::Listing(directory)]).collect();
+            self.tell(stale, &mut Switched::default()).await;
         }
     }
 

@@ -18,7 +18,7 @@ use crate::seldom::Seldom;
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use std::fs::File;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::Instrument as _;
@@ -34,6 +34,12 @@ const IO_ERRORS_PAUSE: Duration = Duration::from_secs(2);
 /// How often the catalog is asked for of a file that is in use and whose revision goes, and the pause before it is asked for again (guesses).
 const HOLD_ATTEMPTS: usize = 5;
 const HOLD_PAUSE: Duration = Duration::from_millis(100);
+/// Of so many such files the catalogs are asked for at once (guess).
+const HOLD_AT_ONCE: usize = 64;
+/// How long one of them is waited for at first, and how many times longer each time that it is asked for again: what is here has its turn
+/// soon, and what comes from afar has time in the end (guesses).
+const HOLD_TURN: Duration = Duration::from_millis(250);
+const HOLD_TURN_GROWS: u32 = 4;
 /// How often a file that is being opened is looked up again after it was dropped at once.
 const OPEN_ATTEMPTS: usize = 3;
 
@@ -84,6 +90,10 @@ pub struct FileSystem {
     resumed: bool,
     /// Trees of which it may know directories that are not known here: after a resumption, until the next switch.
     pub(super) unknown: Mutex<Vec<Generation>>,
+    /// Whether it may also know something of a tree that is lost.
+    pub(super) has_lost: bool,
+    /// Whether a switch is under way: should this process end in it, there was none.
+    pub(super) is_switching: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,8 +108,8 @@ impl FileSystem {
 
     /// Goes on where another process has ended: `trees` are those that it kept, by the numbers that it gave them, and `shown` is
     /// the number of the one that it showed. With one of a greater number, it was cut off while it switched to that one; the kernel
-    /// may have something of it, which [`FileSystem::settle`] takes back. `last` is the greatest number that any of its trees had, those
-    /// that are lost included: no other tree gets one of these. Inodes that the kernel has from the other process are found when
+    /// may have something of it, which [`FileSystem::settle`] takes back, be that tree among them or lost. `last` is the greatest number
+    /// that any of its trees had, those that are lost included: no other tree gets one of these. Inodes that the kernel has from the other process are found when
     /// it asks about them.
     ///
     /// # Panics
@@ -111,8 +121,14 @@ impl FileSystem {
         last: u64,
         source: Arc<dyn ChunkSource>,
     ) -> Self {
-        let unknown = trees.iter().filter(|(number, _)| *number >= shown).cloned().collect();
-        Self::over(label.into(), Table::resume(trees, shown, last), source, Some(unknown))
+        let unknown: Vec<_> = trees.iter().filter(|(number, _)| *number >= shown).cloned().collect();
+        // A number that is missing was that of a tree to which it was switching, or of one to which it could not: too much is forgotten then.
+        let begun = last.saturating_sub(shown);
+        let has_lost = unknown.len() as u64 <= begun;
+        Self {
+            has_lost,
+            ..Self::over(label.into(), Table::resume(trees, shown, last), source, Some(unknown))
+        }
     }
 
     fn over(
@@ -136,6 +152,8 @@ impl FileSystem {
             recorders: Recorders::default(),
             resumed: unknown.is_some(),
             unknown: Mutex::new(unknown.unwrap_or_default()),
+            has_lost: false,
+            is_switching: AtomicBool::new(false),
         }
     }
 
@@ -317,19 +335,30 @@ impl FileSystem {
     /// `patience`: what could not be held by then is stale, and the log says of how many files that is true.
     pub(super) async fn hold_what_goes(&self, patience: Duration) {
         let going = self.table().about_to_go();
-        let held = AtomicUsize::new(0);
-        // All at once: a catalog that nobody has must not keep the files of the others waiting.
-        let all = stream::iter(going.iter().take(HELD_MAX)).for_each_concurrent(None, |inode| async {
-            let is_held = match self.file_that_goes(*inode).await {
-                Ok(_) => lock(&self.files).hold(*inode),
-                // A link: who has it has read it.
-                Err(FsError::WrongKind(_)) => true,
-                Err(_) => false,
-            };
-            held.fetch_add(usize::from(is_held), Ordering::Relaxed);
-        });
+        let mut held = 0;
+        let all = async {
+            let (mut open, mut turn) = (going.iter().take(HELD_MAX).copied().collect::<Vec<_>>(), HOLD_TURN);
+            for _ in 0..HOLD_ATTEMPTS {
+                // A catalog that nobody has must not keep the files of the others waiting: it is asked for again behind them.
+                let (mut again, within) = (Vec::new(), turn);
+                let mut asked = stream::iter(open)
+                    .map(|inode| async move { (inode, self.hold(inode, within).await) })
+                    .buffer_unordered(HOLD_AT_ONCE);
+                while let Some((inode, is_held)) = asked.next().await {
+                    match is_held {
+                        Some(is_held) => held += usize::from(is_held),
+                        None => again.push(inode),
+                    }
+                }
+                if again.is_empty() {
+                    break;
+                }
+                tokio::time::sleep(HOLD_PAUSE).await;
+                (open, turn) = (again, turn * HOLD_TURN_GROWS);
+            }
+        };
         let _ = tokio::time::timeout(patience, all).await;
-        let lost = going.len() - held.load(Ordering::Relaxed);
+        let lost = going.len() - held;
         if lost > 0 {
             tracing::warn!(
                 repository = self.label,
@@ -346,17 +375,15 @@ impl FileSystem {
         }
     }
 
-    /// The content of a file whose revision is about to go: there is no later time at which to ask again.
-    async fn file_that_goes(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
-        for _ in 1..HOLD_ATTEMPTS {
-            match self.file(inode).await {
-                Err(FsError::Metadata { cause: TreeError::Source(_), .. }) => {
-                    tokio::time::sleep(HOLD_PAUSE).await;
-                }
-                decided => return decided,
-            }
+    /// Has a file stay whose revision is about to go; whether it does, or `None` when its catalog was not to be had within `patience`.
+    async fn hold(&self, inode: Inode, patience: Duration) -> Option<bool> {
+        match tokio::time::timeout(patience, self.known_file(inode)).await {
+            Ok(Ok(_)) => Some(lock(&self.files).hold(inode)),
+            // A link: who has it has read it.
+            Ok(Err(FsError::WrongKind(_))) => Some(true),
+            Ok(Err(FsError::Metadata { cause: TreeError::Source(_), .. })) | Err(_) => None,
+            Ok(Err(_)) => Some(false),
         }
-        self.file(inode).await
     }
 
     /// The tree that answers for an inode of any kind.
@@ -433,9 +460,14 @@ impl FileSystem {
         files.get(inode).filter(|_| files.is_open(inode)).map(|file| file.content.attributes)
     }
 
-    /// The content of a file, from what is at hand or from its tree.
+    /// The content of a file that somebody opens, or reads without.
     async fn file(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
         self.foresight.begins(inode, &self.source, &self.label);
+        self.known_file(inode).await
+    }
+
+    /// The content of a file, from what is at hand or from its tree.
+    async fn known_file(&self, inode: Inode) -> Result<Arc<OpenFile>, FsError> {
         let known = lock(&self.files).get(inode);
         if let Some(file) = known {
             return Ok(file);
@@ -616,15 +648,22 @@ impl FileSystem {
         }
     }
 
-    /// Whether a directory is shown as the newest revision has it, and not as it was before it went.
-    pub fn is_directory_shown(&self, directory: Inode) -> bool {
-        let table = self.table();
-        table.tree_of(directory).is_ok_and(|own| own.0 == table.current().0)
+    /// Whether the kernel may believe for long what it is told now. Not while the tree is switched: should this process end before
+    /// that is done, its successor shows the tree before, and may have no other to tell what the kernel has of this one.
+    pub fn answers_last(&self) -> bool {
+        !self.is_switching.load(Ordering::SeqCst)
     }
 
-    /// Whether a listing is of the revision that is shown. What an older one says of a name, nobody may believe any more.
-    pub fn is_shown(&self, listing: &Listing) -> bool {
-        self.table().current().0 == listing.generation
+    /// Whether it may believe for long what it is told of a directory's names: they are those of the newest revision, and not as they were
+    /// before the directory went.
+    pub fn names_last(&self, directory: Inode) -> bool {
+        let table = self.table();
+        self.answers_last() && table.tree_of(directory).is_ok_and(|own| own.0 == table.current().0)
+    }
+
+    /// Whether it may believe a listing for long. What one of an older revision says of a name, nobody may believe any more.
+    pub fn listing_lasts(&self, listing: &Listing) -> bool {
+        self.answers_last() && self.table().current().0 == listing.generation
     }
 
     /// An entry of a listing went to the kernel with its attributes: a reference more, but for dots.

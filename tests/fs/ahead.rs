@@ -1,16 +1,13 @@
 //! What is fetched ahead and fails does not count as fetched: it is fetched ahead again, but not at once.
 
-use crate::double::{Body, MemorySource, MemoryTree, Naive, Shelf, node};
+use crate::double::{Altered, Body, MemorySource, MemoryTree, Naive, Shelf, node};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use starling::catalog::{
-    Attributes, DirectoryEntry, ExtendedAttributes, Inode, PublishedTrace, Replay, Tree, TreeError,
-};
+use starling::catalog::{Inode, PublishedTrace, Replay, Tree};
 use starling::chunk::{ChunkSource, Piece, SourceError};
 use starling::fs::FileSystem;
 use starling::model::{ChunkRef, Class, ContentId};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,8 +17,8 @@ const MIB: usize = 1 << 20;
 
 /// A source that has everything for who waits, and for others only as long as it is not `broken`. Nothing is here at once.
 #[derive(Default)]
-struct Moody {
-    inner: MemorySource,
+pub(crate) struct Moody {
+    pub(crate) inner: MemorySource,
     broken: AtomicBool,
     /// What was to be fetched ahead, in order.
     ahead: Mutex<Vec<ContentId>>,
@@ -32,7 +29,8 @@ impl Moody {
         self.broken.store(is_broken, Ordering::SeqCst);
     }
 
-    fn take(&self) -> Vec<ContentId> {
+    /// What was to be fetched ahead since this was asked last.
+    pub(crate) fn take(&self) -> Vec<ContentId> {
         std::mem::take(&mut *self.ahead.lock().unwrap())
     }
 }
@@ -51,53 +49,6 @@ impl ChunkSource for Moody {
             self.inner.read(pieces, class).await
         }
         .boxed()
-    }
-}
-
-/// A tree in which the same chunks lie beside every file, in front of all else, and with traces.
-struct Laid {
-    inner: MemoryTree,
-    beside: Vec<ChunkRef>,
-    traces: Vec<PublishedTrace>,
-}
-
-impl Tree for Laid {
-    fn lookup<'a>(
-        &'a self,
-        directory: Inode,
-        name: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
-        self.inner.lookup(directory, name)
-    }
-    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
-        self.inner.list(directory)
-    }
-    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
-        self.inner.attributes(inode)
-    }
-    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
-        self.inner.parent(directory)
-    }
-    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
-        self.inner.link_target(inode)
-    }
-    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>> {
-        self.inner.extended_attributes(inode)
-    }
-    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
-        self.inner.chunks(file)
-    }
-    fn locate(&self, inode: Inode, within: Duration) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
-        self.inner.locate(inode, within)
-    }
-    fn laid_in(&self, _: Inode, _: &ContentId, bytes: &Range<u64>, _: u64) -> Vec<ChunkRef> {
-        if bytes.start == 0 { self.beside.clone() } else { Vec::new() }
-    }
-    fn traces(&self) -> &[PublishedTrace] {
-        &self.traces
-    }
-    fn totals(&self) -> (u64, u64) {
-        self.inner.totals()
     }
 }
 
@@ -120,8 +71,8 @@ impl Mount {
         naive.insert(b"file".to_vec(), node(Body::File(bytes, MIB)));
         let inner = MemoryTree::new(&naive, &source.inner);
         let file = inner.lookup(Inode::ROOT, b"file").await.unwrap().unwrap().inode;
-        let (beside, traces) = others(&source, file);
-        let tree = Arc::new(Laid { inner, beside, traces });
+        let (laid, traces) = others(&source, file);
+        let tree = Arc::new(Altered { laid, traces, ..Altered::new(inner) });
         let fs = FileSystem::new("ahead", tree, source.clone());
         assert_eq!(fs.lookup(Inode::ROOT, b"file").await.unwrap().unwrap().inode, file);
         Self { source, fs, file }

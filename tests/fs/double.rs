@@ -3,11 +3,15 @@
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError};
+use starling::catalog::{
+    Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, PublishedTrace, Tree, TreeError,
+    TreeName,
+};
 use starling::chunk::{ChunkSource, Piece, SourceError};
 use starling::model::{ChunkRef, Class, ContentId, Generator, Place, Rng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -235,6 +239,114 @@ impl Tree for MemoryTree {
     fn totals(&self) -> (u64, u64) {
         let bytes = self.objects.values().map(|object| object.attributes.size).sum();
         (self.objects.len() as u64, bytes)
+    }
+}
+
+/// What a tree is asked about an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Lookup,
+    List,
+    Attributes,
+    Parent,
+    LinkTarget,
+    ExtendedAttributes,
+    Chunks,
+    Locate(Duration),
+}
+
+/// An error in the place of an answer: at once, later or never.
+pub(crate) type Failure = BoxFuture<'static, TreeError>;
+
+/// A tree that answers as another one does, but for what a test has fail, and for what it says lies in front of all else and was
+/// traced.
+pub(crate) struct Altered {
+    pub(crate) inner: MemoryTree,
+    pub(crate) fails: Box<dyn Fn(Ask, Inode) -> Option<Failure> + Send + Sync>,
+    pub(crate) laid: Vec<ChunkRef>,
+    pub(crate) traces: Vec<PublishedTrace>,
+}
+
+impl Altered {
+    /// One that answers as `inner` does.
+    pub(crate) fn new(inner: MemoryTree) -> Self {
+        Self { inner, fails: Box::new(|_, _| None), laid: Vec::new(), traces: Vec::new() }
+    }
+
+    /// One some of whose answers are errors.
+    pub(crate) fn failing(
+        inner: MemoryTree,
+        fails: impl Fn(Ask, Inode) -> Option<Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { fails: Box::new(fails), ..Self::new(inner) }
+    }
+
+    fn ask<'a, T: Send + 'a>(
+        &'a self,
+        ask: Ask,
+        inode: Inode,
+        answer: impl FnOnce(&'a MemoryTree) -> BoxFuture<'a, Result<T, TreeError>>,
+    ) -> BoxFuture<'a, Result<T, TreeError>> {
+        match (self.fails)(ask, inode) {
+            Some(failure) => failure.map(Err).boxed(),
+            None => answer(&self.inner),
+        }
+    }
+}
+
+impl Tree for Altered {
+    fn lookup<'a>(
+        &'a self,
+        directory: Inode,
+        name: &'a [u8],
+    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
+        self.ask(Ask::Lookup, directory, |tree| tree.lookup(directory, name))
+    }
+    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
+        self.ask(Ask::List, directory, |tree| tree.list(directory))
+    }
+    fn is_here(&self, directory: Inode) -> bool {
+        self.inner.is_here(directory)
+    }
+    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
+        self.ask(Ask::Attributes, inode, |tree| tree.attributes(inode))
+    }
+    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
+        self.ask(Ask::Parent, directory, |tree| tree.parent(directory))
+    }
+    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
+        self.ask(Ask::LinkTarget, inode, |tree| tree.link_target(inode))
+    }
+    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>> {
+        self.ask(Ask::ExtendedAttributes, inode, |tree| tree.extended_attributes(inode))
+    }
+    fn may_have_attribute(&self, name: &[u8]) -> bool {
+        self.inner.may_have_attribute(name)
+    }
+    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
+        self.ask(Ask::Chunks, file, |tree| tree.chunks(file))
+    }
+    fn locate(
+        &self,
+        inode: Inode,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
+        self.ask(Ask::Locate(patience), inode, |tree| tree.locate(inode, patience))
+    }
+    fn path(&self, inode: Inode) -> BoxFuture<'_, Result<Vec<u8>, TreeError>> {
+        self.inner.path(inode)
+    }
+    fn laid_in(&self, _: Inode, _: &ContentId, bytes: &Range<u64>, _: u64) -> Vec<ChunkRef> {
+        if bytes.start == 0 { self.laid.clone() } else { Vec::new() }
+    }
+    fn traces(&self) -> &[PublishedTrace] {
+        &self.traces
+    }
+    fn totals(&self) -> (u64, u64) {
+        self.inner.totals()
+    }
+    fn name(&self) -> Option<TreeName> {
+        self.inner.name()
     }
 }
 

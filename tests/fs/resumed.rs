@@ -1,13 +1,13 @@
 //! A file system that goes on where another process has ended: what the kernel still has is found, and no longer believed once
 //! it is wrong.
 
-use crate::double::{Body, MemorySource, MemoryTree, Naive, node};
+use crate::double::{Altered, Ask, Body, MemorySource, MemoryTree, Naive, node};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, Inode, Tree, TreeError};
+use starling::catalog::{Inode, Tree};
 use starling::chunk::SourceError;
 use starling::fs::{FileSystem, FsError, Notifier, Stale};
-use starling::model::{ChunkRef, ContentId};
+use starling::model::ContentId;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,61 +29,27 @@ impl Told {
 }
 
 /// A tree of which one directory cannot be listed, and nothing searched.
-struct Holed {
-    inner: MemoryTree,
-    hole: Inode,
-}
-
-impl Tree for Holed {
-    fn lookup<'a>(
-        &'a self,
-        directory: Inode,
-        name: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
-        self.inner.lookup(directory, name)
-    }
-    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
-        if directory == self.hole {
+fn holed(inner: MemoryTree, hole: Inode) -> Arc<dyn Tree> {
+    Arc::new(Altered::failing(inner, move |ask, inode| match ask {
+        Ask::List if inode == hole => {
             let (chunk, detail) = (ContentId::of(b"catalog"), "off line".to_owned());
-            return async move { Err(SourceError::Unavailable { chunk, detail }.into()) }.boxed();
+            Some(std::future::ready(SourceError::Unavailable { chunk, detail }.into()).boxed())
         }
-        self.inner.list(directory)
-    }
-    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
-        self.inner.attributes(inode)
-    }
-    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
-        self.inner.parent(directory)
-    }
-    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
-        self.inner.link_target(inode)
-    }
-    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>> {
-        self.inner.extended_attributes(inode)
-    }
-    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
-        self.inner.chunks(file)
-    }
-    fn locate(
-        &self,
-        inode: Inode,
-        patience: Duration,
-    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
-        if patience.is_zero() {
-            return async { Ok(None) }.boxed();
+        Ask::Locate(patience) => {
+            let chunk = ContentId::of(&inode.0.to_ne_bytes());
+            let detail = "catalogs were being searched".to_owned();
+            let waited_ms = u64::try_from(patience.as_millis()).unwrap();
+            let searching = async move {
+                // Nobody waits for what is not here.
+                if !patience.is_zero() {
+                    tokio::time::sleep(patience).await;
+                }
+                SourceError::TimedOut { chunk, waited_ms, detail }.into()
+            };
+            Some(searching.boxed())
         }
-        let chunk = ContentId::of(&inode.0.to_ne_bytes());
-        let detail = "catalogs were being searched".to_owned();
-        let waited_ms = u64::try_from(patience.as_millis()).unwrap();
-        async move {
-            tokio::time::sleep(patience).await;
-            Err(SourceError::TimedOut { chunk, waited_ms, detail }.into())
-        }
-        .boxed()
-    }
-    fn totals(&self) -> (u64, u64) {
-        self.inner.totals()
-    }
+        _ => None,
+    }))
 }
 
 /// Revisions of a small tree: each has a file of its own at `lib/x/foo`, deep below what never changes.
@@ -234,6 +200,63 @@ async fn a_switch_that_was_cut_off_is_taken_back_and_the_next_one_takes_back_the
 }
 
 #[tokio::test]
+async fn of_a_switch_that_was_cut_off_to_a_tree_that_is_lost_nothing_is_believed_any_more() {
+    let revisions = Revisions::new();
+    let [x, _, _] = revisions.inodes(1).await;
+    let lib = revisions.tree(1).lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+    // What was shown, the trees of the switches that were cut off and can be opened, and the last number that one had.
+    for (trees, last, is_lost) in
+        [(vec![1], 2, true), (vec![1, 3], 3, true), (vec![1, 2], 2, false), (vec![1], 1, false)]
+    {
+        let (fs, told) = revisions.resume_after(&trees, 1, last);
+        fs.settle().await;
+        let told = told.take();
+        // The tree that is lost may not have had them: then the kernel believes that they are absent.
+        let names = [(Inode::ROOT, "lib"), (lib, "x"), (x, "foo"), (x, "same")];
+        let forgotten = names.iter().filter(|(at, name)| told.contains(&entry(*at, name))).count();
+        let listings = [Inode::ROOT, lib, x].map(|at| told.contains(&Stale::Listing(at)));
+        if is_lost {
+            assert_eq!((forgotten, listings), (names.len(), [true; 3]), "{trees:?}, {last}: {told:?}");
+        } else {
+            assert!(!told.contains(&entry(x, "same")), "{trees:?}, {last}: what is known stays: {told:?}");
+        }
+    }
+}
+
+/// Looks whether the kernel would believe what it is told while it hears what is stale.
+struct Doubting(Arc<FileSystem>, Mutex<Vec<bool>>);
+
+impl Notifier for Doubting {
+    fn stale(&self, _: Vec<Stale>) -> BoxFuture<'_, ()> {
+        async {
+            let listing = self.0.read_directory(Inode::ROOT, 0).await.unwrap();
+            let lasting =
+                [self.0.answers_last(), self.0.names_last(Inode::ROOT), self.0.listing_lasts(&listing)];
+            self.1.lock().unwrap().extend(lasting);
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn no_answer_out_of_the_new_tree_lasts_before_the_kernel_knows_all_that_has_changed() {
+    let revisions = Revisions::new();
+    let fs = Arc::new(FileSystem::new("doubted", revisions.tree(1), revisions.source.clone()));
+    let lib = fs.lookup(Inode::ROOT, b"lib").await.unwrap().unwrap().inode;
+    let doubting = Arc::new(Doubting(Arc::clone(&fs), Mutex::default()));
+    fs.set_notifier(Some(doubting.clone()));
+    fs.switch(revisions.tree(2)).await.unwrap();
+    let lasting = std::mem::take(&mut *doubting.1.lock().unwrap());
+    assert!(!lasting.is_empty() && !lasting.contains(&true), "{lasting:?}");
+    assert!(fs.answers_last() && fs.names_last(Inode::ROOT) && fs.names_last(lib));
+    // One that could not begin has changed nothing.
+    let hollow = holed(MemoryTree::new(&Revisions::naive(3), &*revisions.source), Inode::ROOT);
+    fs.switch(hollow).await.unwrap_err();
+    assert!(fs.answers_last());
+    fs.set_notifier(None);
+}
+
+#[tokio::test]
 async fn the_number_of_a_tree_that_cannot_be_opened_any_more_is_not_given_to_another() {
     let revisions = Revisions::new();
     // Somebody has begun to read a directory of 2 when the process before had switched to it, but not said so yet.
@@ -260,7 +283,6 @@ async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
     let revisions = Revisions::new();
     let [x, _, _] = revisions.inodes(1).await;
     let naive = Revisions::naive(2);
-    let holed = || Arc::new(Holed { inner: MemoryTree::new(&naive, &*revisions.source), hole: x });
     for is_resumed in [false, true] {
         let fs = if is_resumed {
             revisions.resume(&[1], 1).0
@@ -274,7 +296,7 @@ async fn of_a_directory_that_cannot_be_compared_all_names_are_told() {
             fs.lookup(lib, b"x").await.unwrap().unwrap();
             fs.lookup(x, b"foo").await.unwrap().unwrap();
         }
-        let switched = fs.switch(holed()).await.unwrap();
+        let switched = fs.switch(holed(MemoryTree::new(&naive, &*revisions.source), x)).await.unwrap();
         assert_eq!(switched.dropped, 1);
         let told = told.take();
         for stale in [entry(lib, "x"), entry(x, "foo"), entry(x, "same"), Stale::Listing(x)] {
@@ -288,7 +310,7 @@ async fn what_one_tree_has_here_is_found_although_another_cannot_be_searched() {
     let revisions = Revisions::new();
     let [_, changing, _] = revisions.inodes(1).await;
     let inner = MemoryTree::new(&Revisions::naive(2), &*revisions.source);
-    let newer: Arc<dyn Tree> = Arc::new(Holed { inner, hole: Inode(0) });
+    let newer = holed(inner, Inode(0));
     let trees = vec![(1, revisions.tree(1)), (2, newer)];
     let fs = FileSystem::resume("resumed", trees, 2, 2, revisions.source.clone());
     let begun = tokio::time::Instant::now();
@@ -309,7 +331,7 @@ async fn who_is_in_the_middle_of_a_directory_keeps_no_revision_in_memory_and_bel
     let listing = fs.read_directory(lib, 0).await.unwrap();
     let first = listing.from(0).nth(2).unwrap();
     let (name, offset) = (first.name.to_vec(), first.next_offset);
-    assert!(fs.is_shown(&listing));
+    assert!(fs.listing_lasts(&listing));
     fs.read_up_to(&listing, offset);
     drop(listing);
     fs.switch(revisions.tree(2)).await.unwrap();
@@ -317,7 +339,7 @@ async fn who_is_in_the_middle_of_a_directory_keeps_no_revision_in_memory_and_bel
     let listing = fs.read_directory(lib, offset).await.unwrap();
     let rest: Vec<_> = listing.from(offset).collect();
     assert!(name == b"of1" && rest.len() == 1 && rest[0].name == b"x", "the names of then");
-    assert!(!fs.is_shown(&listing));
+    assert!(!fs.listing_lasts(&listing));
     rest.iter().for_each(|entry| fs.remember_listed(&listing, entry));
     assert_eq!(fs.statistics().old_trees, 0);
 }

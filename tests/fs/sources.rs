@@ -1,12 +1,12 @@
 //! What a node reads from, with all that goes wrong with it: strata that are out of reach or lie, a cache that drops things and whose disk
 //! rots, catalogs that cannot be had.
 
-use crate::double::{MemoryTree, Naive, Shelf};
+use crate::double::{Altered, MemoryTree, Naive, Shelf};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use starling::cache::{CacheConfig, DiskCache};
-use starling::catalog::{Attributes, DirectoryEntry, ExtendedAttributes, Inode, Tree, TreeError};
+use starling::catalog::{Tree, TreeError};
 use starling::chunk::{ChunkSource, Piece, SourceError, encode};
 use starling::fetch::{FetchPath, FetchSettings, Fetcher};
 use starling::mesh::{Local, Mesh, MeshStart, News, NewsVerdict, UpstreamFailure, proto};
@@ -233,7 +233,7 @@ impl Shelf for Stack {
     }
 
     fn tree(&self, naive: &Naive) -> Arc<dyn Tree> {
-        Arc::new(ShakyTree { tree: MemoryTree::new(naive, self), trouble: Arc::clone(&self.trouble) })
+        Arc::new(shaky(MemoryTree::new(naive, self), Arc::clone(&self.trouble)))
     }
 
     fn is_troubled(&self) -> bool {
@@ -278,67 +278,18 @@ fn rot(folder: &Path, random: &mut Generator) {
 }
 
 /// A tree whose catalogs cannot be had now and then.
-struct ShakyTree {
-    tree: MemoryTree,
-    trouble: Arc<Trouble>,
-}
-
-impl ShakyTree {
-    fn shake<'a, T: Send + 'a>(
-        &self,
-        answer: BoxFuture<'a, Result<T, TreeError>>,
-    ) -> BoxFuture<'a, Result<T, TreeError>> {
-        let Some(how) = self.trouble.strikes(TREE_ONE_IN) else { return answer };
+fn shaky(tree: MemoryTree, trouble: Arc<Trouble>) -> Altered {
+    Altered::failing(tree, move |_, _| {
+        let how = trouble.strikes(TREE_ONE_IN)?;
         let (chunk, detail) = (ContentId::of(b"a catalog"), "the test hides it".to_owned());
         let error = TreeError::Source(SourceError::Unavailable { chunk, detail });
         if how.is_multiple_of(2) {
-            return std::future::ready(Err(error)).boxed();
+            return Some(std::future::ready(error).boxed());
         }
-        async move {
+        let later = async move {
             tokio::task::yield_now().await;
-            Err(error)
-        }
-        .boxed()
-    }
-}
-
-impl Tree for ShakyTree {
-    fn lookup<'a>(
-        &'a self,
-        directory: Inode,
-        name: &'a [u8],
-    ) -> BoxFuture<'a, Result<Option<Attributes>, TreeError>> {
-        self.shake(self.tree.lookup(directory, name))
-    }
-    fn list(&self, directory: Inode) -> BoxFuture<'_, Result<Arc<[DirectoryEntry]>, TreeError>> {
-        self.shake(self.tree.list(directory))
-    }
-    fn attributes(&self, inode: Inode) -> BoxFuture<'_, Result<Attributes, TreeError>> {
-        self.shake(self.tree.attributes(inode))
-    }
-    fn parent(&self, directory: Inode) -> BoxFuture<'_, Result<Inode, TreeError>> {
-        self.shake(self.tree.parent(directory))
-    }
-    fn link_target(&self, inode: Inode) -> BoxFuture<'_, Result<Arc<[u8]>, TreeError>> {
-        self.shake(self.tree.link_target(inode))
-    }
-    fn extended_attributes(&self, inode: Inode) -> BoxFuture<'_, Result<ExtendedAttributes, TreeError>> {
-        self.shake(self.tree.extended_attributes(inode))
-    }
-    fn may_have_attribute(&self, name: &[u8]) -> bool {
-        self.tree.may_have_attribute(name)
-    }
-    fn chunks(&self, file: Inode) -> BoxFuture<'_, Result<Arc<[ChunkRef]>, TreeError>> {
-        self.shake(self.tree.chunks(file))
-    }
-    fn locate(
-        &self,
-        inode: Inode,
-        patience: Duration,
-    ) -> BoxFuture<'_, Result<Option<Attributes>, TreeError>> {
-        self.shake(self.tree.locate(inode, patience))
-    }
-    fn totals(&self) -> (u64, u64) {
-        self.tree.totals()
-    }
+            error
+        };
+        Some(later.boxed())
+    })
 }

@@ -256,6 +256,11 @@ fn attr(of: &Attributes) -> FileAttr {
     }
 }
 
+/// How long the kernel believes an answer.
+fn lifetime(lasts: bool) -> Duration {
+    if lasts { TTL } else { Duration::ZERO }
+}
+
 /// "There is no such name", worth remembering: an entry without an inode.
 fn nothing() -> FileAttr {
     attr(&Attributes::blank(Inode(0), FileKind::File))
@@ -309,7 +314,7 @@ impl Filesystem for Kernel {
         self.serve(async move {
             let found = fs.lookup(Inode(parent.0), &name).await;
             // In a directory that is gone nobody tells what changes, should it come back.
-            let ttl = if fs.is_directory_shown(Inode(parent.0)) { TTL } else { Duration::ZERO };
+            let ttl = lifetime(fs.names_last(Inode(parent.0)));
             match found {
                 Ok(Some(found)) => reply.entry(&ttl, &attr(&found), Generation(0)),
                 Ok(None) => reply.entry(&ttl, &nothing(), Generation(0)),
@@ -326,7 +331,7 @@ impl Filesystem for Kernel {
         let fs = Arc::clone(&self.shared.fs);
         self.serve(async move {
             match fs.attributes(Inode(inode.0)).await {
-                Ok(found) => reply.attr(&TTL, &attr(&found)),
+                Ok(found) => reply.attr(&lifetime(fs.answers_last()), &attr(&found)),
                 Err(error) => reply.error(errno(&fs, &error)),
             }
         });
@@ -461,7 +466,7 @@ impl Filesystem for Kernel {
                 Ok(listing) => {
                     let mut read_to = offset;
                     // Who began before a switch gets the names of then. The kernel looks each of them up before it uses it.
-                    let valid = if fs.is_shown(&listing) { TTL } else { Duration::ZERO };
+                    let valid = lifetime(fs.listing_lasts(&listing));
                     for entry in listing.from(offset) {
                         let attr = attr(&entry.attributes);
                         let name = OsStr::from_bytes(entry.name);
