@@ -114,7 +114,11 @@ fn several_mounts_of_a_repository_show_each_what_was_asked_of_it() {
     fs::write(world.tree.join("releases/1/what"), "one, mended").unwrap();
     fs::create_dir(world.tree.join("releases/2")).unwrap();
     fs::write(world.tree.join("releases/2/what"), "two").unwrap();
+    // A name like ours is not shown: it would be listed and not be read.
+    let like_ours = world.tree.join("releases/2/what");
+    xattr::set(&like_ours, "user.starling.mine", b"1").unwrap();
     let second_root = world.publish("mnt.test", &["--tag", "second"]);
+    xattr::remove(&like_ours, "user.starling.mine").unwrap();
     let second = listing(&world.tree);
 
     let newest = world.node.mount("mnt.test", "newest");
@@ -164,6 +168,7 @@ fn several_mounts_of_a_repository_show_each_what_was_asked_of_it() {
     assert!(chunks > 1 && list.lines().count() == chunks, "{chunks}: {list}");
     assert_eq!(attribute(&newest.join("large"), "hash"), None, "nobody has hashed the whole");
     assert!(xattr::get(&newest, "user.starling").unwrap().is_some());
+    assert_eq!(attribute(&part.join("what"), "mine"), None);
 
     // Sizes are those of the revision; numbers those of the files.
     let sizes = rustix::fs::statvfs(&newest).unwrap();

@@ -1,4 +1,4 @@
-//! Attributes that no tree holds: `user.starling.…`, which tell of which revision a file is, and what it is made of.
+//! Attributes that come from no tree: `user.starling.…`, which tell of which revision a file is, and what it is made of.
 //!
 //! They are answered when they are asked for by name and never listed, so that whoever copies or compares all attributes
 //! does not meet them. `user.starling` itself lists the names.
