@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Dice, Node, STARLING, Stratum, at_fingerprint, can_mount, fails, ok, publish, wait_for};
+use common::{
+    Dice, Node, STARLING, Stratum, at_fingerprint, can_mount, fails, ok, publish, starling, wait_for,
+};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -311,6 +313,27 @@ fn a_trace_survives_a_revision_as_far_as_its_files_do() {
         (dropped["new_revision"].as_bool(), dropped["traces"].as_array().unwrap().len()),
         (Some(true), 0)
     );
+}
+
+#[test]
+fn a_name_that_no_trace_may_have_is_refused_before_anything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, socket) = (dir.path().join("x.trace"), dir.path().join("nobody.sock"));
+    let run = |name: &str| {
+        let (out, socket) = (out.to_str().unwrap(), socket.to_str().unwrap());
+        let options = ["trace", "record", "--name", name, "--out", out, "--socket", socket];
+        let ended = starling(&[&options[..], &["traced.test", "--", "true"]].concat());
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let too_long = "x".repeat(129);
+    for bad in ["two words", "", "\u{fc}", &too_long] {
+        let (code, said) = run(bad);
+        assert!(code == Some(2) && said.contains("1 to 128 printable ASCII characters"), "{code:?}: {said}");
+    }
+    // Only then it is seen that nobody is there who could record.
+    let (code, said) = run(&too_long[1..]);
+    assert!(code == Some(1) && said.contains("no agent answers"), "{code:?}: {said}");
+    assert!(traces(dir.path()).is_empty());
 }
 
 #[test]

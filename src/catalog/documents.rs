@@ -20,7 +20,7 @@ const REVISIONS_MAX: usize = 10_000;
 /// Most tags (guess).
 const TAGS_MAX: usize = 1_000;
 /// Longest name of a tag, in bytes.
-const TAG_MAX_BYTES: usize = 128;
+pub(super) const TAG_MAX_BYTES: usize = 128;
 
 /// Why a document is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,7 @@
 //! catalog. The catalog index names both ([`PublishedTrace`]); `docs/repository-format.md` tells the bytes.
 
 use super::Inode;
-use super::documents::{DocumentError, is_sane_object, is_tag, read, write};
+use super::documents::{DocumentError, TAG_MAX_BYTES, is_sane_object, is_tag, read, write};
 use crate::model::{Algorithm, ChunkRef, ContentId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -70,6 +70,17 @@ pub fn content_of<'a>(chunks: impl IntoIterator<Item = &'a ContentId>) -> Conten
 
 impl RecordedTrace {
     const NAME: &'static str = "recorded trace";
+
+    /// The name of a trace, as a user writes it.
+    ///
+    /// # Errors
+    /// What a name may be.
+    pub fn name_from(text: &str) -> Result<String, String> {
+        if is_tag(text) {
+            return Ok(text.to_owned());
+        }
+        Err(format!("the name of a trace is 1 to {TAG_MAX_BYTES} printable ASCII characters without spaces"))
+    }
 
     /// The document.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -239,6 +250,25 @@ mod tests {
         let replay = Replay::new([chunk(1), chunk(2), chunk(1)]);
         assert_eq!(replay.chunks(), [chunk(1), chunk(2)]);
         assert_eq!(Replay::from_bytes(&replay.to_bytes()), Ok(replay));
+    }
+
+    #[test]
+    fn a_name_that_a_user_may_write_is_one_that_is_read_again() {
+        let longest = "x".repeat(TAG_MAX_BYTES);
+        let too_long = format!("{longest}x");
+        for (text, is_good) in [
+            ("bash", true),
+            ("a/b", true),
+            (longest.as_str(), true),
+            (too_long.as_str(), false),
+            ("", false),
+            ("two words", false),
+        ] {
+            let named = RecordedTrace { name: text.to_owned(), ..trace() };
+            assert_eq!(RecordedTrace::name_from(text).is_ok(), is_good, "{text}");
+            assert_eq!(RecordedTrace::from_bytes(&named.to_bytes()).is_ok(), is_good, "{text}");
+        }
+        assert!(RecordedTrace::name_from("ü").unwrap_err().contains("1 to 128 printable"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) struct RecordArgs {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// What the trace is called: a later one of the same name takes its place in the tree [default: the command's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = RecordedTrace::name_from)]
     name: Option<String>,
     /// A mount point, something below it, or the name of a repository that is mounted
     #[arg(value_name = "REPO|MOUNTPOINT")]
