@@ -11,6 +11,7 @@ use common::{
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -159,16 +160,38 @@ fn an_interrupted_command_is_recorded_and_a_killed_recorder_leaves_nothing_behin
     let world = world();
     let (node, mount) = world.node("recorder");
     let out = world.path("start.trace");
-    let run = |script: &str| {
+    let run_with = |hangup: libc::sighandler_t, script: &str| {
         let mut command = std::process::Command::new(STARLING);
         command.args(["trace", "record", "--socket"]).arg(node.socket()).arg("--out").arg(&out).arg(&mount);
+        // SAFETY: between fork and exec only `signal` is called, which may be called there.
+        unsafe {
+            command.pre_exec(move || {
+                libc::signal(libc::SIGHUP, hangup);
+                Ok(())
+            });
+        }
         command.args(["--", "sh", "-c", script]).output().unwrap()
     };
+    // Whoever runs the tests may ignore it.
+    let run = |script: &str| run_with(libc::SIG_DFL, script);
     let read = |number| format!("cat {} >/dev/null", mount.join(file(number)).display());
     let (first, second) = (read(1), read(2));
     // The parent of the command is who records.
     let interrupted = run(&format!("{first}; kill -INT $PPID; sleep 0.3; {second}"));
     assert!(interrupted.status.success(), "{interrupted:?}");
+    assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 2);
+    fs::remove_file(&out).unwrap();
+    // What ends the recorder ends the command, which would run for a minute.
+    for (signal, code) in [("TERM", 143), ("HUP", 129)] {
+        let ended = run(&format!("{first}; kill -{signal} $PPID; exec sleep 60"));
+        assert_eq!(ended.status.code(), Some(code), "{ended:?}");
+        assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 1);
+        assert_eq!(traces(world.base.path()), ["start.trace"]);
+        fs::remove_file(&out).unwrap();
+    }
+    // As under `nohup`, neither of the two hears it.
+    let deaf = run_with(libc::SIG_IGN, &format!("{first}; kill -HUP $PPID; kill -HUP $$; {second}"));
+    assert!(deaf.status.success(), "{deaf:?}");
     assert_eq!(shown(&out)["files"].as_array().unwrap().len(), 2);
     fs::remove_file(&out).unwrap();
     // More often than recordings may run at once.

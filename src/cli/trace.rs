@@ -7,6 +7,7 @@ use crate::agent::api::{MountStatus, RefusalKind};
 use crate::agent::{Client, ClientError};
 use crate::catalog::{RECORDED_MAX_BYTES, RecordedTrace};
 use crate::fs::Profile;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,6 +16,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::task::Poll;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What to do.
@@ -39,6 +41,8 @@ of its first files is opened.
 
 A mount with the profile `small-files` cannot be recorded. Of several mounts of a repository that is named, the first with
 `--profile large-files` is taken, or else the first that can be recorded; it is named with what was read.
+
+SIGTERM and SIGHUP are passed on to the command. However it ends, what it read until then is recorded.
 
 The exit code is the command's, or 128 and the number of the signal that ended it. When the command succeeded and could not
 be recorded, or read nothing of the mount, it is 1, and FILE is as it was before.")]
@@ -128,17 +132,12 @@ fn record(args: RecordArgs) -> Result<(), CliError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(std::io::Error::from)?;
     let client = agent.client();
     let (mount, status, ended) = block_on(async {
-        let (directory, number) = begin(&client, &target).await?;
-        // Who interrupts the command in a terminal interrupts this process, too, which still has to end the recording. The command
-        // itself is not deaf to it: what is caught here has its ordinary meaning there.
-        let _caught = signal(SignalKind::interrupt())?;
-        let mut process = std::process::Command::new(&command[0]);
-        process.args(&command[1..]);
-        if json {
-            // Standard output is for the one object.
-            process.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
-        }
-        let status = process.status();
+        let mut caught = Caught::begin()?;
+        let (directory, number) = tokio::select! {
+            begun = begin(&client, &target) => begun?,
+            signal = caught.next() => return Err(stopped(signal)),
+        };
+        let status = run_to_end(&command, json, &mut caught).await;
         let ended = EndRecording { directory: directory.clone(), number, name };
         Ok((directory, status, client.end_recording(&ended).await))
     })?;
@@ -165,6 +164,75 @@ fn record(args: RecordArgs) -> Result<(), CliError> {
             passed_on(status, "and what it read is not recorded")
         }
     }
+}
+
+/// Runs the command. What was meant to end this process is meant for the command, and is passed on; only who presses Ctrl-C has
+/// interrupted the command already.
+async fn run_to_end(command: &[OsString], json: bool, caught: &mut Caught) -> std::io::Result<ExitStatus> {
+    let mut process = tokio::process::Command::new(&command[0]);
+    process.args(&command[1..]);
+    if json {
+        // Standard output is for the one object.
+        process.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    }
+    let mut child = process.spawn()?;
+    loop {
+        let signal = tokio::select! {
+            status = child.wait() => return status,
+            signal = caught.next() => signal,
+        };
+        let process = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(process) = process.filter(|_| signal != Signal::INT) {
+            // Refused by one that has become another user: it goes on, and so does the recording.
+            let _ = kill_process(process, signal);
+        }
+    }
+}
+
+/// Signals that ask this process to end. They are caught, for the recording has still to be ended then. The command is not deaf to
+/// them: what is caught here has its ordinary meaning there. So one that was ignored when this process began, as under `nohup`, is
+/// not caught, and is ignored by both.
+struct Caught(Vec<(Signal, tokio::signal::unix::Signal)>);
+
+impl Caught {
+    fn begin() -> std::io::Result<Self> {
+        // Where it cannot be read, all are caught.
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mut caught = Vec::new();
+        for name in [Signal::INT, Signal::TERM, Signal::HUP] {
+            if !is_ignored(&status, name) {
+                caught.push((name, signal(SignalKind::from_raw(name.as_raw()))?));
+            }
+        }
+        Ok(Self(caught))
+    }
+
+    /// The next that comes.
+    async fn next(&mut self) -> Signal {
+        let next = std::future::poll_fn(|context| {
+            for (name, caught) in &mut self.0 {
+                if caught.poll_recv(context).is_ready() {
+                    return Poll::Ready(*name);
+                }
+            }
+            Poll::Pending
+        });
+        next.await
+    }
+}
+
+/// Whether a process ignores a signal, by its `/proc/PID/status`: a bit for each, from number 1 on.
+fn is_ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1_u64 << (signal.as_raw() - 1)) != 0
+}
+
+/// Why nothing is recorded when a signal comes before the command runs.
+fn stopped(signal: Signal) -> CliError {
+    let number = signal.as_raw();
+    let failed = CliError::failed(format!("signal {number} came before the command was started"));
+    failed.with_code(u8::try_from(128 + number).unwrap_or(u8::MAX))
 }
 
 /// The command's own failure, with the exit code that a shell would give it.
@@ -387,6 +455,20 @@ mod tests {
         let code =
             |wait_status| passed_on(ExitStatus::from_raw(wait_status), "").map_err(|error| error.code());
         assert_eq!((code(0), code(7 << 8), code(255 << 8), code(9)), (Ok(()), Err(7), Err(255), Err(137)));
+    }
+
+    #[test]
+    fn what_a_process_ignores_is_read_from_its_status() {
+        let nohup =
+            "Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004002\n";
+        let ignored = |status| [Signal::HUP, Signal::INT, Signal::TERM].map(|one| is_ignored(status, one));
+        assert_eq!((ignored(nohup), ignored("")), ([true, false, false], [false; 3]));
+        assert_eq!(ignored("SigIgn:\t0000000000004002\n"), [false, true, true]);
+    }
+
+    #[test]
+    fn a_signal_before_the_command_has_the_exit_code_that_a_shell_gives_it() {
+        assert_eq!([Signal::HUP, Signal::TERM].map(|one| stopped(one).code()), [129, 143]);
     }
 
     #[test]
