@@ -60,7 +60,8 @@ pub(super) struct Args {
     /// Read every file, even those whose size and modification time did not change
     #[arg(long)]
     checksum: bool,
-    /// Hand the new root to an agent: its socket, or HOST:PORT of its http_listen; may be repeated
+    /// Hand the new root to an agent: the path of its socket, with a `/` in it (`./agent.sock`), or HOST:PORT of its http_listen; may
+    /// be repeated
     #[arg(long, value_name = "ADDR|SOCKET", value_parser = agent_address)]
     announce: Vec<AgentAddress>,
     /// With --announce: URL at which others find what lies in --to. An agent that does not know the repository is told of
@@ -73,7 +74,9 @@ pub(super) struct Args {
 }
 
 fn agent_address(text: &str) -> Result<AgentAddress, String> {
-    AgentAddress::parse(text).ok_or_else(|| format!("`{text}` is neither the path of a socket nor HOST:PORT"))
+    AgentAddress::parse(text).ok_or_else(|| {
+        format!("`{text}` is neither HOST:PORT nor the path of a socket, which needs a `/` (`./agent.sock`)")
+    })
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
@@ -295,6 +298,13 @@ fn print_outcome(name: &RepositoryName, keys: &Keys, outcome: &Outcome, seconds:
 mod tests {
     use super::*;
     use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_socket_without_a_slash_is_told_that_it_needs_one() {
+        let said = agent_address("agent.sock").unwrap_err();
+        assert!(said.contains("`agent.sock` is neither") && said.contains("`./agent.sock`"), "{said}");
+        assert_eq!(agent_address("./agent.sock"), Ok(AgentAddress::Socket("./agent.sock".into())));
+    }
 
     #[test]
     fn only_what_may_not_be_read_is_said_to_need_permission() {
