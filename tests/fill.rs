@@ -5,11 +5,12 @@
 mod common;
 
 use common::{
-    Node, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree, mesh, ok, publish,
-    wait_for,
+    Node, Process, STARLING, Stratum, assert_same, at_fingerprint, can_mount, fails, listing, make_tree,
+    mesh, ok, publish, wait_for,
 };
 use std::ffi::OsStr;
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// The fill of the only mount, as `starling status` shows it.
@@ -73,6 +74,7 @@ fn whoever_waits_for_a_fill_that_cannot_be_is_told_so_and_a_directory_that_fits_
     let base = tempfile::tempdir().unwrap();
     let tree = base.path().join("tree");
     make_tree(&tree.join("part"), 9, 20, 1 << 20);
+    make_tree(&tree.join("rest"), 10, 20, 4 << 20);
     // Larger than the smallest cache, and soon published.
     fs::File::create(tree.join("large")).unwrap().set_len(80 << 20).unwrap();
     let made = publish(&tree, "wait.test", &base.path().join("to"), &base.path().join("keys"), &[]);
@@ -92,4 +94,22 @@ fn whoever_waits_for_a_fill_that_cannot_be_is_told_so_and_a_directory_that_fits_
     stratum.kill();
     assert_same(&listing(&tree.join("part")), &listing(&part));
     node.umount(&part);
+
+    // Nobody has the rest any more, which is no end: who waits hears why, and goes on waiting.
+    let (at, heard) = (node.dir.join("rest"), base.path().join("heard"));
+    fs::create_dir_all(&at).unwrap();
+    let mut command = Command::new(STARLING);
+    command.args(["mount", "--fill", "--wait", "--path", "/rest", "--socket"]).arg(node.socket());
+    command.arg("wait.test").arg(&at).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut waiting = Process(command.stderr(fs::File::create(&heard).unwrap()).spawn().unwrap());
+    let said = || fs::read_to_string(&heard).unwrap();
+    wait_for("the reason", Duration::from_secs(90), || {
+        assert!(waiting.0.try_wait().unwrap().is_none(), "it ended: {}", said());
+        said().contains("is not filled yet").then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(waiting.0.try_wait().unwrap().is_none());
+    assert_eq!(said().lines().count(), 1, "{}", said());
+    waiting.kill();
+    node.umount(&at);
 }

@@ -5,9 +5,10 @@ use super::ask::{AgentArgs, block_on, print_json};
 use super::mount_options::choice;
 use crate::agent::Client;
 use crate::agent::api::{FillStatus, MountOptions, MountRequest, MountStatus};
+use crate::ambient;
 use crate::catalog::IdMap;
 use crate::fs::{Profile, Restrictions};
-use crate::model::{RepositoryName, UnixTime};
+use crate::model::{RepositoryName, Time, UnixTime};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ pub(super) struct Args {
     /// What is read meanwhile goes first.
     #[arg(long)]
     fill: bool,
-    /// Return when the fill is complete, or with exit code 1 when it has ended without being so.
+    /// Return when the fill is complete, or with exit code 1 when it has ended without being so. A source that cannot be reached is
+    /// waited for, however long that takes; what holds the fill up is said meanwhile.
     #[arg(long, requires = "fill")]
     wait: bool,
     /// What the mount is tuned for: `small-files`, where opening a file asks nobody; `large-files`, where the kernel itself
@@ -126,6 +128,28 @@ fn options(args: &Args) -> Result<MountOptions, String> {
 /// How often the agent is asked how far a fill is.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// Pause after what holds a fill up was told in a line of its own: each chunk that fails has a text of its own (guess).
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// What was told last of a fill that is held up, where there is no progress bar that shows it.
+#[derive(Default)]
+struct Told {
+    problem: Option<String>,
+    at: Option<Time>,
+}
+
+impl Told {
+    /// The problem, if it is to be told now: when it is not the one that was told last, and that was long enough ago.
+    fn news(&mut self, problem: Option<&str>, now: Time) -> Option<String> {
+        let new = problem.filter(|problem| self.problem.as_deref() != Some(*problem))?;
+        if self.at.is_some_and(|at| now.since(at) < TELL_EVERY) {
+            return None;
+        }
+        (self.problem, self.at) = (Some(new.to_owned()), Some(now));
+        Some(new.to_owned())
+    }
+}
+
 /// Waits until the fill of `mount` is complete, with a progress bar on a terminal.
 async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, CliError> {
     let bar = indicatif::ProgressBar::new(0).with_style(
@@ -134,6 +158,7 @@ async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, 
         )
         .map_err(CliError::failed)?,
     );
+    let mut told = Told::default();
     loop {
         let Some(fill) = &mount.fill else {
             return Err(CliError::failed(format!(
@@ -150,6 +175,10 @@ async fn filled(client: &Client, mut mount: MountStatus) -> Result<MountStatus, 
             return outcome
                 .map_err(|problem| CliError::failed(format!("{at} is mounted, but not filled: {problem}")))
                 .map(|()| mount);
+        }
+        let news = fill.problem.as_deref().filter(|_| bar.is_hidden());
+        if let Some(problem) = told.news(news, ambient::now()) {
+            eprintln!("warning: {} is not filled yet, which goes on: {problem}", mount.directory.display());
         }
         tokio::time::sleep(LOOK_EVERY).await;
         let directory = mount.directory.clone();
@@ -203,6 +232,24 @@ mod tests {
         let ended = FillStatus { ended: true, ..held_up };
         assert_eq!(outcome(&ended), Some(Err("no source".to_owned())));
         assert_eq!(outcome(&FillStatus { complete: true, ended: true, ..fill }), Some(Ok(())));
+    }
+
+    #[test]
+    fn what_holds_a_fill_up_is_told_once_and_another_reason_not_before_its_time() {
+        let (mut told, start) = (Told::default(), Time::ZERO);
+        let mut news = |problem: Option<&str>, after: Duration| told.news(problem, start + after);
+        let second = Duration::from_secs(1);
+        assert_eq!(news(None, Duration::ZERO), None);
+        assert_eq!(news(Some("no source"), second).as_deref(), Some("no source"));
+        assert_eq!(news(Some("no source"), 2 * TELL_EVERY), None, "the same for ever");
+        assert_eq!(news(Some("disk full"), 3 * TELL_EVERY).as_deref(), Some("disk full"));
+        assert_eq!(news(Some("no source"), 3 * TELL_EVERY + second), None);
+        assert_eq!(news(None, 4 * TELL_EVERY), None);
+        assert_eq!(
+            news(Some("no source"), 4 * TELL_EVERY).as_deref(),
+            Some("no source"),
+            "it is late, not lost"
+        );
     }
 
     #[test]
