@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for Mtu {
 }
 
 /// How a log line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -90,8 +90,14 @@ pub enum LogFormat {
     Json,
 }
 
+impl<'de> Deserialize<'de> for LogFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        word(deserializer, "log_format", [("human", Self::Human), ("json", Self::Json)])
+    }
+}
+
 /// When bytes of the cache are checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
     /// Before they are first delivered after a start, and by the scrub.
@@ -99,6 +105,12 @@ pub enum Verify {
     Once,
     /// Before every delivery. The kernel reads no file by itself then, since it checks nothing.
     Always,
+}
+
+impl<'de> Deserialize<'de> for Verify {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        word(deserializer, "verify", [("once", Self::Once), ("always", Self::Always)])
+    }
 }
 
 /// All settings of one agent.
@@ -547,6 +559,18 @@ fn is_log_filter(text: &str) -> bool {
         && EnvFilter::try_new(text).is_ok()
 }
 
+/// One of two words. What is derived for an enum names the type where it refuses, which is no word of the settings.
+fn word<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    key: &str,
+    words: [(&str, T); 2],
+) -> Result<T, D::Error> {
+    let found = String::deserialize(deserializer)?;
+    let allowed = format!("\"{}\" or \"{}\"", words[0].0, words[1].0);
+    let value = words.into_iter().find(|(word, _)| *word == found).map(|(_, value)| value);
+    value.ok_or_else(|| D::Error::custom(format!("{key} is {found}; it must be {allowed}")))
+}
+
 /// A list, or a text with commas, as an environment variable has to write it.
 fn list<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
@@ -827,6 +851,25 @@ mod tests {
             let error = load(text, &[]).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(value), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_word_that_is_none_of_the_two_is_refused_with_key_and_words() {
+        for (key, words) in [("verify", ["once", "always"]), ("log_format", ["human", "json"])] {
+            let refused = [
+                load(&format!("{key} = \"maybe\""), &[]),
+                load("", &[(&format!("STARLING_{}", key.to_uppercase()), "maybe")]),
+            ];
+            for error in refused.map(|refused| refused.unwrap_err().to_string()) {
+                let all = [key, "maybe", words[0], words[1]];
+                assert!(all.iter().all(|part| error.contains(part)), "{error}");
+                assert!(!error.contains("enum"), "{error}");
+            }
+            for word in words {
+                assert!(load(&format!("{key} = \"{word}\""), &[]).is_ok(), "{word}");
+            }
+        }
+        assert_eq!(load("verify = \"always\"", &[]).unwrap().verify, Verify::Always);
     }
 
     #[test]
