@@ -327,6 +327,29 @@ pub enum SettingsError {
         /// What would be allowed.
         allowed: &'static str,
     },
+    /// A Unix socket for whose path the system has no room.
+    #[error(
+        "`{key}`: {} would be a Unix socket whose path has {} bytes; {} are the most",
+        .socket.display(), .socket.as_os_str().len(), SOCKET_PATH_MAX_BYTES
+    )]
+    SocketPath {
+        /// The key.
+        key: &'static str,
+        /// The socket that it asks for.
+        socket: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+}
+
+impl SettingsError {
+    /// What the user can do about it, where the message does not say so.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::SocketPath { hint, .. } => Some(*hint),
+            _ => None,
+        }
+    }
 }
 
 impl Settings {
@@ -377,7 +400,7 @@ impl Settings {
     /// Refuses values that no agent can work with.
     ///
     /// # Errors
-    /// [`SettingsError::OutOfBounds`].
+    /// [`SettingsError::OutOfBounds`], [`SettingsError::SocketPath`].
     pub fn check(&self) -> Result<(), SettingsError> {
         let refuse = |key, found: &dyn fmt::Display, allowed| {
             Err(SettingsError::OutOfBounds { key, found: found.to_string(), allowed })
@@ -417,6 +440,7 @@ impl Settings {
             return refuse("keep_mounts_s", &self.keep_mounts_s, "0 to 86400 (a day)");
         }
         self.check_automount()?;
+        self.check_sockets()?;
         if self.cache_quota_bytes < ByteSize(64 << 20) {
             return refuse("cache_quota_bytes", &self.cache_quota_bytes, "at least 64 MiB");
         }
@@ -498,6 +522,31 @@ impl Settings {
         Ok(())
     }
 
+    /// Without the keeper's socket, mounts would end with the agent although they are to be kept.
+    fn check_sockets(&self) -> Result<(), SettingsError> {
+        let control = (
+            "socket",
+            self.socket.clone(),
+            "choose a shorter path with --socket (or `socket` in the settings), such as /run/starling/agent.sock",
+        );
+        let keeper = (
+            "state_dir",
+            self.keeper_socket(),
+            "choose a shorter folder with --state (or `state_dir` in the settings): the socket of the mounts' keeper lies in it",
+        );
+        for (key, socket, hint) in [Some(control), self.keep_mounts().map(|_| keeper)].into_iter().flatten() {
+            if socket.as_os_str().len() > SOCKET_PATH_MAX_BYTES {
+                return Err(SettingsError::SocketPath { key, socket, hint });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the keeper of the mounts listens.
+    pub fn keeper_socket(&self) -> PathBuf {
+        self.state_dir.join("keeper.sock")
+    }
+
     /// Folder of the chunk cache.
     pub fn cache_dir(&self) -> PathBuf {
         self.cache_dir.clone().unwrap_or_else(|| self.state_dir.join("cache"))
@@ -530,6 +579,8 @@ pub fn leads_somewhere(address: &SocketAddr) -> bool {
     address.port() != 0 && !address.ip().is_unspecified() && !address.ip().is_multicast()
 }
 
+/// Longest path of a Unix socket: the kernel has room for 108 bytes, and one of them ends it (unix(7)).
+const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
 const ADVERTISE_MORE_MAX: usize = 7;
 /// Most entries of `automount_options`: far more than somebody writes (a guess).
@@ -856,10 +907,9 @@ mod tests {
     #[test]
     fn a_word_that_is_none_of_the_two_is_refused_with_key_and_words() {
         for (key, words) in [("verify", ["once", "always"]), ("log_format", ["human", "json"])] {
-            let refused = [
-                load(&format!("{key} = \"maybe\""), &[]),
-                load("", &[(&format!("STARLING_{}", key.to_uppercase()), "maybe")]),
-            ];
+            let variable = format!("STARLING_{}", key.to_uppercase());
+            let refused =
+                [load(&format!("{key} = \"maybe\""), &[]), load("", &[(variable.as_str(), "maybe")])];
             for error in refused.map(|refused| refused.unwrap_err().to_string()) {
                 let all = [key, "maybe", words[0], words[1]];
                 assert!(all.iter().all(|part| error.contains(part)), "{error}");
@@ -870,6 +920,29 @@ mod tests {
             }
         }
         assert_eq!(load("verify = \"always\"", &[]).unwrap().verify, Verify::Always);
+    }
+
+    #[test]
+    fn a_socket_for_whose_path_there_is_no_room_is_refused_with_its_key() {
+        let folder = |bytes: usize| PathBuf::from(format!("/{}", "x".repeat(bytes - 1)));
+        let check = |settings: Settings| settings.check().map_err(|error| (error.to_string(), error.hint()));
+        // With `/keeper.sock`, 107 and 108 bytes.
+        let state = |bytes, keep_mounts_s| Settings {
+            state_dir: folder(bytes),
+            keep_mounts_s,
+            ..Settings::default()
+        };
+        assert_eq!(check(state(95, 300)), Ok(()));
+        let (said, hint) = check(state(96, 300)).unwrap_err();
+        let parts = ["`state_dir`", "/keeper.sock", "108 bytes", "107 are the most"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+        assert!(hint.is_some_and(|hint| hint.contains("--state")), "{hint:?}");
+        assert_eq!(check(state(96, 0)), Ok(()), "no keeper is wanted");
+        let socket = |bytes| Settings { socket: folder(bytes), ..Settings::default() };
+        assert_eq!(check(socket(107)), Ok(()));
+        let (said, hint) = check(socket(108)).unwrap_err();
+        assert!(said.contains("`socket`") && said.contains("108 bytes"), "{said}");
+        assert!(hint.is_some_and(|hint| hint.contains("--socket")), "{hint:?}");
     }
 
     #[test]

@@ -284,7 +284,7 @@ fn look_after_the_cache(node: &Node, ending: &CancellationToken) {
 /// where a disk does.
 fn holdings(settings: &Settings) -> Option<Arc<Holdings>> {
     let patience = settings.keep_mounts()?;
-    let holdings = Arc::new(Holdings::open(&settings.state_dir.join("keeper.sock"), patience));
+    let holdings = Arc::new(Holdings::open(&settings.keeper_socket(), patience));
     let starting = Arc::downgrade(&holdings);
     tokio::spawn(async move {
         tokio::time::sleep(START_MAX).await;

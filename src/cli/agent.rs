@@ -5,7 +5,7 @@ use super::first_start::FirstStart;
 use super::mount_options::{Wanted, automount_options, is_ours, parse_list};
 use crate::agent::api::MountRequest;
 use crate::agent::{AgentError, Options, Tamper, allow_many_files, run as run_agent};
-use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings};
+use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings, SettingsError};
 use crate::mesh::proto;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -165,7 +165,7 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     let environment: HashMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let mut settings = Settings::load(file, &environment).map_err(CliError::usage)?;
+    let mut settings = Settings::load(file, &environment).map_err(refused)?;
     if let Some(state) = &args.state {
         settings.state_dir.clone_from(state);
     }
@@ -193,8 +193,16 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     settings.advertise = args.advertise.or(settings.advertise);
     settings.http_listen = args.http.or(settings.http_listen);
     settings.dht &= !args.no_dht;
-    settings.check().map_err(CliError::usage)?;
+    settings.check().map_err(refused)?;
     Ok(settings)
+}
+
+fn refused(error: SettingsError) -> CliError {
+    let wrong = CliError::usage(&error);
+    match error.hint() {
+        Some(hint) => wrong.hint(hint),
+        None => wrong,
+    }
 }
 
 fn start_logging(settings: &Settings) -> Result<(), CliError> {
@@ -281,6 +289,9 @@ mod tests {
         assert!(error.to_string().contains("/nowhere/agent.toml") && error.code() == 2, "{error}");
         let error = parse(&["--advertise", "0.0.0.0:7400"]).unwrap_err();
         assert!(error.to_string().contains("advertise"), "{error}");
+        let long = format!("/{}", "x".repeat(200));
+        let error = parse(&["--state", &long]).unwrap_err();
+        assert!(error.to_string().contains("hint: ") && error.code() == 2, "{error}");
         let error = parse(&["--automount-options", "noexec"]).unwrap_err();
         assert!(error.to_string().contains("`noexec` is not REPO:OPTIONS"), "{error}");
     }
