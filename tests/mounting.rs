@@ -445,7 +445,7 @@ fn a_repository_is_mounted_when_somebody_enters_it_and_unmounted_when_nobody_use
 
 #[test]
 fn a_repository_that_somebody_enters_is_mounted_with_the_options_of_the_folder() {
-    let wrong = fails(&["agent", "--automount-options", "a.b:taag=1"]);
+    let wrong = fails(&["agent", "--automount", "/nowhere", "--automount-options", "a.b:taag=1"]);
     assert!(
         wrong.contains("automount_options") && wrong.contains("`a.b`") && wrong.contains("taag=1"),
         "{wrong}"

@@ -199,6 +199,31 @@ fn a_full_cache_disk_only_bypasses_the_cache() {
     drop(guard);
 }
 
+#[test]
+fn an_agent_that_is_told_what_cannot_be_does_not_start_and_makes_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let path = |name: &str| base.path().join(name).to_str().unwrap().to_owned();
+    let (state, socket, long) = (path("state"), path("sock"), path(&"x".repeat(120)));
+    let mounts = [format!("a.test:{}", path("at")), format!("b.test:{}", path("at"))];
+    let twice = ["--state", &state, "--socket", &socket, "--mount", &mounts[0], "--mount", &mounts[1]];
+    let options = ["--state", &state, "--socket", &socket, "--automount-options", "*:noexec"];
+    for (args, says) in [
+        (&twice[..], &["a.test", "b.test", "at"][..]),
+        (&options, &["--automount-options", "--automount,"]),
+        (&["--state", &long, "--socket", &socket], &["`state_dir`", "107", "--state"]),
+        (&["--state", &state, "--socket", &long], &["`socket`", "107", "--socket"]),
+    ] {
+        // Settings of whoever runs the test do not count.
+        let mut command = Command::new(STARLING);
+        command.env_remove("STARLING_KEEP_MOUNTS_S").env_remove("STARLING_AUTOMOUNT_DIR");
+        let out = command.arg("agent").args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{said}");
+        assert!(said.contains("hint: ") && says.iter().all(|part| said.contains(part)), "{said}");
+    }
+    assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+}
+
 struct Unmount(std::path::PathBuf);
 
 impl Drop for Unmount {

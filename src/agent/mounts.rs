@@ -143,7 +143,7 @@ impl MountTable {
     /// be full.
     ///
     /// # Errors
-    /// When there are too many.
+    /// When there are too many, or two for one directory.
     pub(super) fn declare(&self, mounts: Vec<MountRequest>) -> io::Result<()> {
         if mounts.is_empty() {
             return Ok(());
@@ -153,6 +153,12 @@ impl MountTable {
             let options = request.options.clone().checked().map_err(io::Error::other)?;
             let directory = real_path(&request.directory);
             let mount = Remembered::from(MountRequest { options, directory, ..request });
+            if let Some(other) = entries.get(&mount.directory).filter(|entry| entry.declared) {
+                let (at, one, other) = (mount.directory.display(), &mount.repository, &other.repository);
+                return Err(io::Error::other(format!(
+                    "{at} is to show {other} and {one}; only one can be there"
+                )));
+            }
             let same = |entry: &&Entry| {
                 entry.repository == mount.repository && entry.options.show == mount.options.show
             };

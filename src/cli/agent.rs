@@ -6,8 +6,9 @@ use super::mount_options::{Wanted, automount_options, is_ours, parse_list};
 use crate::agent::api::MountRequest;
 use crate::agent::{AgentError, Options, Tamper, allow_many_files, run as run_agent};
 use crate::config::{DEFAULT_AUTOMOUNT, DEFAULT_FILE, LogFormat, Settings, SettingsError};
+use crate::fs::real_path;
 use crate::mesh::proto;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -82,6 +83,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
 pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), CliError> {
     let settings = settings(&args)?;
     let automount_options = automount_options(&settings.automount_options).map_err(CliError::usage)?;
+    check_places(&args.mounts)?;
     start_logging(&settings)?;
     allow_many_files();
     for mount in &args.mounts {
@@ -114,6 +116,19 @@ pub(super) fn run_tampered(args: Args, tamper: Option<Tamper>) -> Result<(), Cli
     // Whatever still blocks (a disk that hangs) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Refuses two mounts on one directory, whatever links they name it by: only one of them could be there.
+fn check_places(mounts: &[MountRequest]) -> Result<(), CliError> {
+    let mut taken = BTreeMap::new();
+    for mount in mounts {
+        if let Some(other) = taken.insert(real_path(&mount.directory), &mount.repository) {
+            let at = mount.directory.display();
+            let message = format!("--mount: {at} is to show {other} and {}", mount.repository);
+            return Err(CliError::usage(message).hint("give each a directory of its own"));
+        }
+    }
+    Ok(())
 }
 
 /// Makes a folder to mount on. Where a predecessor that was killed has left a dead mount, the folder is there below it,
@@ -194,6 +209,12 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     settings.http_listen = args.http.or(settings.http_listen);
     settings.dht &= !args.no_dht;
     settings.check().map_err(refused)?;
+    // Those of the file may stand there for agents that have the folder. Who writes an argument means this one.
+    if !args.automount_options.is_empty() && settings.automount_dir.is_none() {
+        return Err(CliError::usage("--automount-options: nothing is mounted automatically").hint(
+            "add --automount, or `automount_dir` to the settings; options of one mount go to --mount",
+        ));
+    }
     Ok(settings)
 }
 
@@ -284,6 +305,23 @@ mod tests {
     }
 
     #[test]
+    fn two_mounts_on_one_directory_are_refused_and_both_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let mount =
+            |name: &str, at: &str| parse_mount(&format!("{name}:{}/{at}", dir.path().display())).unwrap();
+        check_places(&[mount("a.test", "real/x"), mount("b.test", "real/y")]).unwrap();
+        for (one, other) in [("real", "real"), ("real", "link"), ("link/x", "real//x")] {
+            let error = check_places(&[mount("a.test", one), mount("b.test", other)]).unwrap_err();
+            let said = error.to_string();
+            let at = dir.path().join(other).display().to_string();
+            let parts = ["a.test", "b.test", at.as_str()];
+            assert!(error.code() == 2 && parts.iter().all(|part| said.contains(part)), "{said}");
+        }
+    }
+
+    #[test]
     fn wrong_settings_are_wrong_use() {
         let error = parse(&["--config", "/nowhere/agent.toml"]).unwrap_err();
         assert!(error.to_string().contains("/nowhere/agent.toml") && error.code() == 2, "{error}");
@@ -302,7 +340,10 @@ mod tests {
         let file = dir.path().join("agent.toml");
         std::fs::write(&file, "[automount_options]\n\"*\" = \"noexec\"\n\"a.b\" = \"tag=1\"\n").unwrap();
         let config = file.to_str().unwrap();
-        let settings = parse(&["--config", config, "--automount-options", "a.b:tag=2,fill"]).unwrap();
+        let more = ["--config", config, "--automount-options", "a.b:tag=2,fill"];
+        let refused = parse(&more).unwrap_err();
+        assert!(refused.code() == 2 && refused.to_string().contains("add --automount"), "{refused}");
+        let settings = parse(&[&more[..], &["--automount"]].concat()).unwrap();
         let entry = |name: &str| settings.automount_options.get(name).map(String::as_str);
         assert_eq!((entry("*"), entry("a.b")), (Some("noexec"), Some("tag=2,fill")));
     }

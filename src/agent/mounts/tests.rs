@@ -518,6 +518,15 @@ async fn a_mount_that_takes_for_ever_keeps_no_other_waiting_nor_the_end() {
 }
 
 #[tokio::test]
+async fn two_mounts_that_are_declared_for_one_directory_are_refused() {
+    let world = World::new();
+    let other = MountRequest { repository: "other.example.org".parse().unwrap(), ..world.request() };
+    let said = world.table().declare(vec![world.request(), other]).unwrap_err().to_string();
+    let names = [world.request().repository.to_string(), "other.example.org".to_owned()];
+    assert!(names.iter().all(|name| said.contains(name)), "{said}");
+}
+
+#[tokio::test]
 async fn a_mount_point_is_the_same_by_whatever_links_it_is_named() {
     let world = World::new();
     world.publish(1, 3600);
