@@ -332,6 +332,38 @@ fn what_others_mount_where_a_mount_of_ours_was_stays_and_ours_is_forgotten() {
 }
 
 #[test]
+fn an_agent_without_a_keeper_says_so_and_why_until_it_has_one() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = Node::new(base.path().join("node")).keeping_mounts();
+    let in_the_way = node.state().join("keeper.sock");
+    fs::create_dir_all(&in_the_way).unwrap();
+    node.start();
+    let socket = node.socket();
+    let health = ["health".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+    let status = ["status".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+    for said in [common::fails(&health), common::ok(&status), node.log()] {
+        for part in ["end with this agent", "keeper.sock: Is a directory"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    fs::remove_dir(&in_the_way).unwrap();
+    // It is looked for every 20 to 30 s.
+    wait_for("a keeper", Duration::from_secs(60), || {
+        common::starling(&health).status.success().then_some(())
+    });
+    assert!(!common::ok(&status).contains("no keeper"));
+    // Where none is wanted, none is missed.
+    node.stop();
+    let mut node = Node::new(base.path().join("other"));
+    fs::create_dir_all(node.state().join("keeper.sock")).unwrap();
+    node.start();
+    let socket = node.socket();
+    let health = ["health".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+    common::ok(&health);
+    node.stop();
+}
+
+#[test]
 fn a_keeper_that_was_killed_has_a_successor_before_the_agent_ends() {
     if !can_mount("restart_keeper") {
         return;

@@ -207,12 +207,13 @@ fn an_agent_that_is_told_what_cannot_be_does_not_start_and_makes_nothing() {
     let mounts = [format!("a.test:{}", path("at")), format!("b.test:{}", path("at"))];
     let twice = ["--state", &state, "--socket", &socket, "--mount", &mounts[0], "--mount", &mounts[1]];
     let options = ["--state", &state, "--socket", &socket, "--automount-options", "*:noexec"];
-    for (args, says) in [
-        (&twice[..], &["a.test", "b.test", "at"][..]),
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&twice, &["a.test", "b.test", "at"]),
         (&options, &["--automount-options", "--automount,"]),
         (&["--state", &long, "--socket", &socket], &["`state_dir`", "107", "--state"]),
         (&["--state", &state, "--socket", &long], &["`socket`", "107", "--socket"]),
-    ] {
+    ];
+    for (args, says) in cases {
         // Settings of whoever runs the test do not count.
         let mut command = Command::new(STARLING);
         command.env_remove("STARLING_KEEP_MOUNTS_S").env_remove("STARLING_AUTOMOUNT_DIR");

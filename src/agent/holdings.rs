@@ -118,11 +118,24 @@ impl Holdings {
         if self.keeper.current().is_some() {
             return;
         }
+        let was_reached = self.keeper.problem().is_none();
         match self.keeper.reach() {
             Ok(()) => tracing::info!("the keeper of the mounts is reached again"),
+            // Once, and not whenever it is looked for.
+            Err(error) if was_reached => {
+                tracing::warn!(
+                    "mounts end with this agent unless a keeper can be reached or started later: {error}"
+                );
+            }
             Err(error) => tracing::debug!("the keeper of the mounts is not reached: {error}"),
         }
         self.gather();
+    }
+
+    /// That there is no keeper, and why, as long as it is so. Never blocks.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let cause = self.keeper.problem()?;
+        Some(format!("no keeper: mounts end with this agent ({cause})"))
     }
 
     fn mounts(&self) -> MutexGuard<'_, Mounts> {
@@ -360,7 +373,7 @@ mod tests {
         drop(first);
         let second = Holdings::open(&path, Duration::ZERO);
         assert_eq!(second.notes(at).unwrap(), Some(notes()));
-        assert!(second.is_starting() && second.may_wait());
+        assert!(second.is_starting() && second.may_wait() && second.trouble().is_none());
         second.end_start();
         assert!(!second.is_starting() && !second.may_wait(), "its patience is over at once");
         assert_eq!(second.leftovers(), [at]);
@@ -398,6 +411,25 @@ mod tests {
         assert!(second.leftovers().is_empty());
         drop(second);
         keeper.join().unwrap();
+    }
+
+    #[test]
+    fn without_a_keeper_the_trouble_names_the_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keeper.sock");
+        let listener = listen_on(&path).unwrap();
+        // One that answers nothing; it is gone when it is asked.
+        let silent = std::thread::spawn(move || {
+            drop(rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC).unwrap());
+        });
+        let holdings = Holdings::open(&path, Duration::from_secs(60));
+        silent.join().unwrap();
+        let trouble = holdings.trouble().unwrap();
+        let cause = trouble.strip_prefix("no keeper: mounts end with this agent (").unwrap();
+        assert!(cause.ends_with(')') && cause.len() > 2, "{trouble}");
+        // Not looked for again so soon.
+        holdings.look_again();
+        assert_eq!(holdings.trouble(), Some(trouble));
     }
 
     #[test]

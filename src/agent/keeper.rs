@@ -29,13 +29,13 @@ use rustix::net::{
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a keeper that has just been started, and how many there are.
 const REACH_PAUSE: Duration = Duration::from_millis(20);
 const REACH_ATTEMPTS: usize = 250;
+/// Most bytes that are read of what a keeper says that ends at once.
+const LAST_WORDS_MAX_BYTES: u64 = 1 << 10;
 /// How long after one could not be reached or started that is not tried again: each attempt may take seconds (guess).
 const REACH_AGAIN: Duration = Duration::from_secs(20);
 /// Most mounts that are held: as many as an agent may have.
@@ -290,6 +292,8 @@ pub(super) struct Keeper {
     /// How long one that is started holds mounts that nobody serves.
     patience: Duration,
     connection: Mutex<Connection>,
+    /// Why none could be had the last time. Beside the connection, which is locked for seconds while one is started.
+    problem: Mutex<Option<String>>,
 }
 
 /// How it stands with the keeper.
@@ -319,7 +323,12 @@ impl Keeper {
     /// The keeper that listens on `path`, or is to. It is reached when there is something to say.
     pub(super) fn new(path: &Path, patience: Duration) -> Self {
         let connection = Connection { socket: None, number: 0, failed: None, found: Vec::new() };
-        Self { path: path.to_owned(), patience, connection: Mutex::new(connection) }
+        Self {
+            path: path.to_owned(),
+            patience,
+            connection: Mutex::new(connection),
+            problem: Mutex::default(),
+        }
     }
 
     /// Sees to it that there is a connection to the keeper, and starts one if need be.
@@ -333,6 +342,15 @@ impl Keeper {
     /// What the keeper held when it was reached, by an agent before or by this one. Given out once.
     pub(super) fn found(&self) -> Vec<(PathBuf, Parts)> {
         std::mem::take(&mut self.connection().found)
+    }
+
+    /// Why there was none when it was last reached for, as long as none is reached. Never blocks.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -383,10 +401,12 @@ impl Keeper {
             Ok((socket, found)) => {
                 (connection.socket, connection.found, connection.failed) = (Some(socket), found, None);
                 connection.number += 1;
+                self.set_problem(None);
                 Ok(connection)
             }
             Err(error) => {
                 connection.failed = Some(ambient::now());
+                self.set_problem(Some(error.to_string()));
                 Err(error)
             }
         }
@@ -439,7 +459,7 @@ fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
         return Ok(connection);
     }
     // This very program, even when its file was replaced since by another version of it. Nothing of the agent's but its
-    // environment: a pipe that stays open would keep who reads it waiting.
+    // environment: a pipe that stays open would keep who reads it waiting. Its errors come here, for as long as it is not reached.
     let mut child = Command::new("/proc/self/exe")
         .arg0("starling")
         .arg("keeper")
@@ -447,8 +467,9 @@ fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
         .arg(patience.as_secs().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
+    let stderr = child.stderr.take();
     for _ in 0..REACH_ATTEMPTS {
         if let Ok(connection) = connect_to(path) {
             // It is waited for when it ends before this process does.
@@ -456,7 +477,7 @@ fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
             return Ok(connection);
         }
         if let Some(status) = child.try_wait()? {
-            return Err(io::Error::other(format!("the keeper ended at once: {status}")));
+            return Err(io::Error::other(ended_at_once(status, stderr)));
         }
         std::thread::sleep(REACH_PAUSE);
     }
@@ -465,12 +486,29 @@ fn connect_or_start(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
     Err(io::Error::new(io::ErrorKind::TimedOut, "a keeper was started and does not answer"))
 }
 
+/// Why a keeper ended, by its own words if it said any. They are all there: nobody else has the other end of the pipe.
+fn ended_at_once(status: ExitStatus, stderr: Option<impl Read>) -> String {
+    let mut said = Vec::new();
+    if let Some(stderr) = stderr {
+        // What was read before an error is told.
+        let _ = stderr.take(LAST_WORDS_MAX_BYTES).read_to_end(&mut said);
+    }
+    let said = String::from_utf8_lossy(&said);
+    let said = said.trim();
+    let cause = said.strip_prefix("error: ").unwrap_or(said);
+    // In one line, as a log has it.
+    let lines: Vec<&str> = cause.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let cause = if lines.is_empty() { status.to_string() } else { lines.join("; ") };
+    format!("the keeper ended at once: {cause}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::io::{Read as _, Seek as _, Write as _};
+    use std::io::{Seek as _, Write as _};
     use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::ExitStatusExt as _;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -573,7 +611,10 @@ mod tests {
             drop(accept_with(&listener, SocketFlags::CLOEXEC).unwrap());
             listener
         });
-        assert!(agent.reach().is_err() && agent.found().is_empty());
+        assert_eq!(agent.problem(), None, "none was looked for yet");
+        let error = agent.reach().unwrap_err();
+        assert!(agent.found().is_empty());
+        assert_eq!(agent.problem(), Some(error.to_string()));
         let listener = silent.join().unwrap();
         let keeper = std::thread::spawn(move || keep_for(&listener, PATIENCE));
         let file = some_file("x");
@@ -581,10 +622,12 @@ mod tests {
         reach(&path).0.hold(Path::new("/mnt/a"), &parts).unwrap();
         let again = agent.reach().unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::NotConnected, "not at once: {again}");
+        assert_eq!(agent.problem(), Some(error.to_string()), "the cause is kept");
         assert_eq!(agent.current(), None);
         // As if time had passed. Whatever is said first, the question goes before it.
         agent.connection().failed = None;
         agent.hold(Path::new("/mnt/b"), &parts).unwrap();
+        assert_eq!(agent.problem(), None);
         let found = agent.found();
         assert_eq!(found.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>(), [Path::new("/mnt/a")]);
         assert!(agent.found().is_empty());
@@ -592,6 +635,20 @@ mod tests {
         agent.release(Path::new("/mnt/b")).unwrap();
         drop(agent);
         keeper.join().unwrap();
+    }
+
+    #[test]
+    fn a_keeper_that_ends_at_once_is_heard_and_no_more_than_there_is_room_for() {
+        let status = ExitStatus::from_raw(1 << 8);
+        let heard = |said: &[u8]| ended_at_once(status, Some(said));
+        assert_eq!(
+            heard(b"error: /s/keeper.sock: File name too long\nhint: none\n"),
+            "the keeper ended at once: /s/keeper.sock: File name too long; hint: none"
+        );
+        for silence in [ended_at_once(status, None::<&[u8]>), heard(b" \n")] {
+            assert_eq!(silence, format!("the keeper ended at once: {status}"));
+        }
+        assert!(heard(&b"x".repeat(1 << 20)).len() < 2_000);
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl Agent {
             http,
             mesh,
             mounts,
+            holdings: holdings.clone(),
             pins,
             wake: Arc::new(Notify::new()),
             reads,

@@ -13,6 +13,7 @@ use super::api::{
 use super::books;
 use super::cached;
 use super::company::Company;
+use super::holdings::Holdings;
 use super::interfaces::Places;
 use super::mounter::ReadBook;
 use super::mounts::MountTable;
@@ -53,6 +54,8 @@ pub(super) struct Node {
     pub(super) http: HttpClient,
     pub(super) mesh: Arc<Mesh>,
     pub(super) mounts: Arc<MountTable>,
+    /// What the keeper has of the mounts; `None` where they are not to outlive the agent.
+    pub(super) holdings: Option<Arc<Holdings>>,
     /// What stays in the cache.
     pub(super) pins: Arc<Pins>,
     /// Makes the mounts look for something newer at once.
@@ -305,6 +308,7 @@ impl Node {
             self.company.trouble(),
             self.no_desk.clone(),
             self.no_automount.clone(),
+            self.holdings.as_ref().and_then(|holdings| holdings.trouble()),
             self.mounts.trouble(),
         ];
         troubles.into_iter().flatten().collect()
