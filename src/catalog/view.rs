@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Most numbers that a map names one by one (guess: the accounts of a site's software, generously).
 const RULES_MAX: usize = 1_024;
+/// What the kernel takes for no user and no group.
+const NO_ID: u32 = u32::MAX;
 
 /// Which owner is shown in the place of which. A number that is not named stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,10 @@ impl IdMap {
         let count = self.rules.len();
         if count > RULES_MAX {
             return Err(format!("{count} numbers are mapped one by one; {RULES_MAX} are the most"));
+        }
+        let named = self.rules.iter().flat_map(|(from, to)| [*from, *to]);
+        if named.chain(self.others).any(|id| id == NO_ID) {
+            return Err(format!("{NO_ID} (-1) is no user and no group: the largest is {}", NO_ID - 1));
         }
         Ok(())
     }
@@ -283,5 +289,9 @@ mod tests {
         let many: Vec<String> = (0..=RULES_MAX).map(|id| format!("{id}:0")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(map(&many).unwrap_err().contains("1025"));
+        for of_nobody in ["0:4294967295", "4294967295:0", "*:4294967295"] {
+            assert!(map(&[of_nobody]).unwrap_err().contains("no user and no group"), "{of_nobody}");
+        }
+        assert!(map(&["4294967294:4294967294"]).is_ok());
     }
 }
