@@ -3,29 +3,25 @@
 use crate::agent::api::{Choice, MountOptions};
 use crate::agent::{AutomountHow, AutomountOptions};
 use crate::config::EVERY_OTHER;
+use crate::fs::Restrictions;
 use crate::model::{Revision, UnixTime};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Options that mean something to others: to `mount` itself, to the boot, to the system's service manager, or to file systems that can be
 /// written to. They are accepted, so that a line of fstab may say what lines there say.
-const OF_OTHERS: [&str; 32] = [
+const OF_OTHERS: [&str; 27] = [
     "defaults",
     "ro",
     "rw",
     "auto",
     "noauto",
-    "user",
     "nouser",
-    "users",
-    "owner",
-    "group",
     "nofail",
     "fail",
     "_netdev",
     "_rnetdev",
     "dev",
-    "exec",
     "sync",
     "async",
     "dirsync",
@@ -45,7 +41,10 @@ const OF_OTHERS: [&str; 32] = [
 ];
 /// Those that a list may have, for whoever misspells one.
 const OURS: &str = "revision=N, tag=NAME, date=TIME, path=/DIR, uid=N, gid=N, uid_map=FROM:TO, gid_map=FROM:TO, profile=NAME, \
-                    fill, suid, nosuid, nodev, noexec, socket=PATH";
+                    fill, suid, nosuid, nodev, exec, noexec, socket=PATH";
+/// What to do about an option that is known and cannot be had.
+const NO_REMOUNT: &str = "a mount cannot be told other options while it is there (`remount`): unmount it (`umount DIRECTORY`), \
+                          and mount it anew";
 
 /// What a list of options asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,7 +117,17 @@ pub(super) fn parse_list(text: &str, sloppy: bool) -> Result<Wanted, String> {
             "suid" if value.is_none() => options.restrict.nosuid = false,
             "nosuid" if value.is_none() => options.restrict.nosuid = true,
             "nodev" if value.is_none() => options.restrict.nodev = true,
+            "exec" if value.is_none() => options.restrict.noexec = false,
             "noexec" if value.is_none() => options.restrict.noexec = true,
+            // As in mount(8), where later options take it back. With a name (`user=joe`) `mount` only tells who has called it.
+            "user" | "users" if value.is_none() => {
+                options.restrict = Restrictions { nosuid: true, nodev: true, noexec: true };
+            }
+            "owner" | "group" if value.is_none() => {
+                (options.restrict.nosuid, options.restrict.nodev) = (true, true);
+            }
+            // Also for who asks for indulgence: it would not be done.
+            "remount" => return Err(NO_REMOUNT.to_owned()),
             _ if is_of_others(name) => {}
             _ if sloppy => {}
             _ => return Err(format!("the option `{option}` is not known; there are {OURS}")),
@@ -160,13 +169,16 @@ pub(super) fn automount_options(setting: &BTreeMap<String, String>) -> Result<Au
 
 fn is_of_others(name: &str) -> bool {
     // systemd's and other programs' comments begin with x-; `mount` tells its helpers the user's name.
-    OF_OTHERS.contains(&name) || name.starts_with("x-") || name.starts_with("X-") || name == "comment"
+    OF_OTHERS.contains(&name)
+        || name.starts_with("x-")
+        || name.starts_with("X-")
+        || matches!(name, "comment" | "user")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::{Profile, Restrictions};
+    use crate::fs::Profile;
 
     #[test]
     fn a_list_says_all_that_a_mount_can_be_told() {
@@ -196,6 +208,36 @@ mod tests {
     }
 
     #[test]
+    fn of_options_that_contradict_each_other_the_last_one_wins_and_some_stand_for_several() {
+        let restricted = |list: &str| parse_list(list, false).unwrap().options.restrict;
+        let (usual, noexec) =
+            (Restrictions::default(), Restrictions { noexec: true, ..Restrictions::default() });
+        for (list, expected) in [
+            ("noexec,exec", usual),
+            ("exec,noexec", noexec),
+            ("user", noexec),
+            ("suid,users", noexec),
+            ("exec,user", noexec),
+            ("user,exec", usual),
+            ("suid,owner", usual),
+            ("suid,group", usual),
+            ("noexec,owner", noexec),
+            ("users,suid,dev,exec", Restrictions { nosuid: false, ..usual }),
+        ] {
+            assert_eq!(restricted(list), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn who_wants_to_mount_again_with_other_options_is_told_what_to_do() {
+        for sloppy in [false, true] {
+            let said = parse_list("remount,noexec", sloppy).unwrap_err();
+            assert!(said.contains("unmount it") && said.contains("mount it anew"), "{said}");
+            assert!(!said.contains("not known"), "{said}");
+        }
+    }
+
+    #[test]
     fn the_folder_of_all_repositories_has_options_for_each_and_a_wrong_entry_is_named() {
         let read = |entries: &[(&str, &str)]| {
             let own = |(name, list): &(&str, &str)| ((*name).to_owned(), (*list).to_owned());
@@ -222,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_others_understand_is_accepted_and_changes_nothing() {
-        let text = "rw,ro,defaults,noauto,user,users,_netdev,nofail,relatime,x-systemd.requires=starling.service,\
+        let text = "rw,ro,defaults,noauto,nouser,_netdev,nofail,relatime,x-systemd.requires=starling.service,\
                     x-systemd.automount,X-mount.mkdir=0755,comment=mine,user=joe,,";
         assert_eq!(parse_list(text, false), Ok(Wanted::default()));
     }
@@ -235,6 +277,9 @@ mod tests {
             ("tag=", "needs a value"),
             ("revision=x", "`x` is no number"),
             ("uid=-1", "`-1` is no number"),
+            ("gid=4294967295", "no user and no group"),
+            ("uid_map=4294967295:0", "no user and no group"),
+            ("exec=1", "exec=1"),
             ("uid_map=1", "FROM:TO"),
             ("date=yesterday", "`yesterday` is no moment"),
             ("path=/a/../b", "no path"),
