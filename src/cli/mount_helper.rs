@@ -4,8 +4,8 @@ use super::CliError;
 use super::ask::{AgentArgs, block_on};
 use super::mount::mount_point;
 use super::mount_options::{Wanted, parse_list};
-use crate::agent::api::MountRequest;
-use crate::agent::{Client, ClientError};
+use crate::agent::ClientError;
+use crate::agent::api::{MountRequest, MountStatus};
 use crate::ambient;
 use crate::model::RepositoryName;
 use std::ffi::OsString;
@@ -122,10 +122,13 @@ fn mount(call: Call) -> Result<(), CliError> {
                 }
                 // The agent remembers mounts itself, and so it may have been faster at boot.
                 Err(ClientError::Refused(refusal)) => {
-                    return if is_there(&client, &request).await {
-                        Ok(())
-                    } else {
-                        Err(ClientError::Refused(refusal).into())
+                    let Ok(mounts) = client.mounts().await else {
+                        return Err(ClientError::Refused(refusal).into());
+                    };
+                    return match there(&mounts.mounts, &request) {
+                        There::Exactly => Ok(()),
+                        There::Unfilled => Err(unfilled(&request.directory)),
+                        There::Else => Err(ClientError::Refused(refusal).into()),
                     };
                 }
                 other => return Ok(other.map(drop)?),
@@ -134,19 +137,40 @@ fn mount(call: Call) -> Result<(), CliError> {
     })
 }
 
-/// Whether exactly this is mounted there.
-async fn is_there(client: &Client, request: &MountRequest) -> bool {
-    client.mounts().await.is_ok_and(|mounts| {
-        mounts.mounts.iter().any(|mount| {
-            let same = mount.directory == request.directory && mount.repository == request.repository;
-            same && mount.options == request.options && mount.problem.is_none()
-        })
-    })
+/// What is mounted where something was to be mounted.
+#[derive(Debug, PartialEq, Eq)]
+enum There {
+    /// Exactly that.
+    Exactly,
+    /// That, but nobody has asked for its content to be brought, as is asked now.
+    Unfilled,
+    /// Something else, or nothing that works.
+    Else,
+}
+
+fn there(mounts: &[MountStatus], request: &MountRequest) -> There {
+    let is_same = |mount: &&MountStatus| {
+        let same = mount.directory == request.directory && mount.repository == request.repository;
+        same && mount.options == request.options && mount.problem.is_none()
+    };
+    match mounts.iter().find(is_same) {
+        None => There::Else,
+        // One that is to be filled has a fill, under way or ended.
+        Some(mount) if request.fill && mount.fill.is_none() => There::Unfilled,
+        Some(_) => There::Exactly,
+    }
+}
+
+fn unfilled(directory: &Path) -> CliError {
+    let at = directory.display();
+    CliError::failed(format!("{at} is mounted already, without `fill`, and a mount is not told so later"))
+        .hint(format!("unmount it and mount it anew: umount {at}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::api::FillStatus;
 
     fn called(words: &[&str]) -> Result<Call, String> {
         parse(&words.iter().map(OsString::from).collect::<Vec<_>>())
@@ -164,6 +188,44 @@ mod tests {
             called(&["-sn", "starling:sw.example.org", "-t", "starling", "/mnt", "-ofill,strange", "-f"])
                 .unwrap();
         assert!(call.wanted.fill && call.fake && call.repository.as_str() == "sw.example.org");
+    }
+
+    #[test]
+    fn what_is_there_without_the_fill_that_is_asked_for_is_no_success() {
+        let request = |list: &str| {
+            let Wanted { options, fill, .. } = parse_list(list, false).unwrap();
+            let repository = "sw.example.org".parse().unwrap();
+            MountRequest { repository, directory: "/mnt/sw".into(), fill, options }
+        };
+        let mounted = MountStatus {
+            repository: "sw.example.org".parse().unwrap(),
+            directory: "/mnt/sw".into(),
+            revision: None,
+            root: None,
+            options: parse_list("noexec", false).unwrap().options,
+            automatic: false,
+            expired: false,
+            problem: None,
+            profile: None,
+            lacks: Vec::new(),
+            note: None,
+            fill: None,
+        };
+        let fill = FillStatus { done_bytes: 0, total_bytes: 4, complete: false, ended: false, problem: None };
+        let filled = MountStatus { fill: Some(fill), ..mounted.clone() };
+        let failed = MountStatus { problem: Some("not yet".into()), ..mounted.clone() };
+        for (mount, list, expected) in [
+            (&mounted, "noexec", There::Exactly),
+            (&mounted, "noexec,fill", There::Unfilled),
+            (&mounted, "fill", There::Else),
+            (&filled, "noexec,fill", There::Exactly),
+            (&filled, "noexec", There::Exactly),
+            (&failed, "noexec", There::Else),
+        ] {
+            assert_eq!(there(std::slice::from_ref(mount), &request(list)), expected, "{list}");
+        }
+        let said = unfilled(Path::new("/mnt/sw")).to_string();
+        assert!(said.contains("`fill`") && said.contains("umount /mnt/sw"), "{said}");
     }
 
     #[test]
