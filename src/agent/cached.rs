@@ -54,12 +54,19 @@ pub(super) fn report(node: &Node) -> CacheReport {
     }
 }
 
-/// The packs and bodies, in the order in which they would leave.
+/// The packs and bodies, in the order in which they would leave, and behind them those that would not.
 pub(super) fn units(cache: &DiskCache) -> CacheUnits {
     let mut units = cache.units();
-    // What was never used in this run is older than all others.
-    units.sort_by_key(|unit| (std::cmp::Reverse(unit.idle.unwrap_or(Duration::MAX)), unit.written));
+    sort(&mut units);
     CacheUnits { units: units.into_iter().map(unit).collect() }
+}
+
+fn sort(units: &mut [UnitInfo]) {
+    units.sort_by_key(|unit| {
+        let stays = unit.being_written || unit.in_use || unit.pinned;
+        // What was never used in this run is older than all others.
+        (stays, std::cmp::Reverse(unit.idle.unwrap_or(Duration::MAX)), unit.written)
+    });
 }
 
 fn unit(unit: UnitInfo) -> CacheUnit {
@@ -77,6 +84,7 @@ fn unit(unit: UnitInfo) -> CacheUnit {
         complete: unit.complete,
         written: unit.written,
         idle_s: unit.idle.map(|idle| idle.as_secs()),
+        being_written: unit.being_written,
         in_use: unit.in_use,
         pinned: unit.pinned,
     }
@@ -151,9 +159,40 @@ pub(super) async fn scrub(cache: Arc<DiskCache>, bytes_per_s: u64, ending: Cance
 mod tests {
     use super::*;
     use crate::cache::CacheConfig;
-    use crate::model::ContentId;
+    use crate::model::{ContentId, UnixTime};
     use crate::store::{ChunkStore as _, Origin};
     use bytes::Bytes;
+
+    #[test]
+    fn those_that_leave_first_are_listed_first_and_those_that_stay_behind_all_that_leave() {
+        let recent = UnitInfo {
+            name: "recent".into(),
+            kind: UnitKind::Body,
+            bytes: 1,
+            chunks: 1,
+            unverified: 0,
+            file_bytes: Some(1),
+            complete: true,
+            written: UnixTime(5),
+            idle: Some(Duration::from_secs(1)),
+            being_written: false,
+            in_use: false,
+            pinned: false,
+        };
+        let unused = UnitInfo { idle: None, ..recent.clone() };
+        let named = |name: &str, unit: &UnitInfo| UnitInfo { name: name.into(), ..unit.clone() };
+        let mut units = [
+            UnitInfo { pinned: true, ..named("pinned", &unused) },
+            UnitInfo { in_use: true, written: UnixTime(6), ..named("in use", &unused) },
+            UnitInfo { being_written: true, written: UnixTime(7), ..named("being written", &unused) },
+            recent.clone(),
+            named("unused", &unused),
+            UnitInfo { written: UnixTime(4), ..named("unused and older", &unused) },
+        ];
+        sort(&mut units);
+        let names = units.each_ref().map(|unit| unit.name.as_str());
+        assert_eq!(names, ["unused and older", "unused", "recent", "pinned", "in use", "being written"]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_cache_is_checked_in_parts_and_by_one_at_a_time() {

@@ -35,9 +35,11 @@ impl Inner {
             let (chunks, unverified) = counts.get(&number).copied().unwrap_or_default();
             let name = found.path().file_name()?.to_string_lossy().into_owned();
             let (file_bytes, in_use, pinned) = match &found {
-                Unit::Pack(_) => (None, unit.stays, false),
+                Unit::Pack(_) => (None, false, false),
                 Unit::Body(body) => (Some(body.list.total()), body.is_in_use(), body.is_pinned()),
             };
+            // Of the packs that can be opened no other has to stay.
+            let being_written = unit.kind == UnitKind::Pack && unit.stays;
             let idle = (unit.last_used != Time::ZERO).then(|| now.since(unit.last_used));
             let (kind, bytes, written) = (unit.kind, unit.bytes, unit.written);
             let complete = matches!(&found, Unit::Body(body) if body.is_verified());
@@ -51,6 +53,7 @@ impl Inner {
                 complete,
                 written,
                 idle,
+                being_written,
                 in_use,
                 pinned,
             })

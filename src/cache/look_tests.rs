@@ -44,11 +44,11 @@ fn the_list_says_what_each_unit_is() {
     assert_eq!((units.len(), total), (2, cache.statistics().bytes));
     let [pack, body] = &units[..] else { panic!() };
     assert_eq!(
-        (pack.name.as_str(), pack.chunks, pack.unverified, pack.in_use),
-        ("00000000.pack", 3, 0, true)
+        (pack.name.as_str(), pack.chunks, pack.unverified, pack.being_written, pack.in_use),
+        ("00000000.pack", 3, 0, true, false)
     );
     assert_eq!((body.chunks, body.file_bytes, body.complete), (4, Some(made.plain.len() as u64), true));
-    assert!(body.in_use && !body.pinned && body.idle.is_some());
+    assert!(body.in_use && !body.pinned && !body.being_written && body.idle.is_some());
     drop(held);
     drop(cache);
     let cache = open(folder.path());
@@ -152,8 +152,11 @@ fn clean_leaves_what_is_pinned_or_in_use() {
     }
     let file = cache.body(&held.list).unwrap();
     let before = cache.statistics().bytes;
+    let kept = cache.units().into_iter().filter(|unit| unit.in_use || unit.pinned).map(|unit| unit.name);
+    let kept: Vec<String> = kept.collect();
     let cleaned = cache.clean();
     assert_eq!((cleaned.units, cleaned.kept_units), (2, 2));
+    assert!(cache.units().iter().map(|unit| &unit.name).eq(&kept), "the list has said what stays");
     assert_eq!(cleaned.bytes + cleaned.kept_bytes, before);
     assert_eq!(cache.statistics().bytes, cleaned.kept_bytes);
     assert!(packs(folder.path()).is_empty() && bodies(folder.path()).len() == 2);

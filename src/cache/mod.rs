@@ -172,7 +172,9 @@ pub struct UnitInfo {
     pub written: UnixTime,
     /// How long it was not used; `None`: not at all in this run.
     pub idle: Option<Duration>,
-    /// Whether it is being written, or somebody has it open.
+    /// Whether it is the pack that chunks are appended to: it makes room for no others, but goes when the cache is cleaned.
+    pub being_written: bool,
+    /// Whether it is a body that somebody has open.
     pub in_use: bool,
     /// Whether it is pinned.
     pub pinned: bool,

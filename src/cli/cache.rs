@@ -28,13 +28,14 @@ pub(super) enum Command {
   starling cache status
   starling cache status --json | jq '.pins[] | select(.complete | not)'")]
     Status(Common),
-    /// List the files of the cache, those that leave first at the top.
+    /// List the files of the cache: those that leave first at the top, those that stay at the end.
     #[command(after_help = "Examples:
   starling cache list
   starling cache list --json | jq '[.units[] | select(.kind == \"body\") | .bytes] | add'
 
 A pack holds chunks as they came, a body the chunks of one large file as they lie in it. UNUSED is the time since its
-last use; `-`: none since the agent started.")]
+last use; `-`: none since the agent started. STAYS is why a file does not leave when room is needed: it is `pinned`, `in use`
+(somebody has the file open), or `being written` (new chunks go there; `clean` removes it all the same).")]
     List(Common),
     /// Hash everything in the cache. What is damaged is dropped, and fetched again when it is read.
     #[command(after_help = "Examples:
@@ -252,10 +253,11 @@ fn unit_table(units: &[CacheUnit]) -> String {
                 (Some(bytes), true) => format!("a file of {}", ByteSize(bytes)),
                 (Some(bytes), false) => format!("a file of {}, not whole or not verified", ByteSize(bytes)),
             };
-            let stays = match (unit.pinned, unit.in_use) {
-                (true, _) => "pinned",
-                (false, true) => "in use",
-                (false, false) => "-",
+            let stays = match unit {
+                CacheUnit { pinned: true, .. } => "pinned",
+                CacheUnit { in_use: true, .. } => "in use",
+                CacheUnit { being_written: true, .. } => "being written",
+                _ => "-",
             };
             [
                 unit.name.clone(),
@@ -334,7 +336,8 @@ mod tests {
             complete: false,
             written: UnixTime(1),
             idle_s: Some(9),
-            in_use: true,
+            being_written: true,
+            in_use: false,
             pinned: false,
         }
     }
@@ -388,11 +391,14 @@ mod tests {
             file_bytes: Some(2 << 20),
             complete: true,
             idle_s: None,
+            being_written: false,
             pinned: true,
             ..CacheUnit { name: "ab".into(), ..pack.clone() }
         };
-        let text = unit_table(&[pack, body]);
-        assert!(text.contains("00000001.pack  1 MiB  3       9 s     in use  chunks\n"), "{text}");
-        assert!(text.contains("-       pinned  a file of 2 MiB\n"), "{text}");
+        let open = CacheUnit { in_use: true, pinned: false, ..body.clone() };
+        let text = unit_table(&[pack, body, open]);
+        assert!(text.contains("00000001.pack  1 MiB  3       9 s     being written  chunks\n"), "{text}");
+        assert!(text.contains("-       pinned         a file of 2 MiB\n"), "{text}");
+        assert!(text.contains("-       in use         a file of 2 MiB\n"), "{text}");
     }
 }

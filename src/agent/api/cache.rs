@@ -69,7 +69,8 @@ pub struct PinStatus {
 /// `GET /v1/cache/units`: the packs and bodies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheUnits {
-    /// All, those that were not used for longest first: in this order they leave.
+    /// All. First those that may leave to make room, those that were not used for longest first: in this order they leave. Then those
+    /// that do not: what is being written, in use or pinned.
     pub units: Vec<CacheUnit>,
 }
 
@@ -94,9 +95,12 @@ pub struct CacheUnit {
     pub written: UnixTime,
     /// Seconds since it was last used; `None`: not since the agent started.
     pub idle_s: Option<u64>,
-    /// Whether it is being written or somebody has it open, so that it does not leave.
+    /// Whether it is the pack that chunks are appended to, which does not leave to make room. `POST /v1/cache/clean` removes it.
+    #[serde(default)]
+    pub being_written: bool,
+    /// Whether it is a body that somebody has open, so that it does not leave at all.
     pub in_use: bool,
-    /// Whether it is pinned, so that it does not leave.
+    /// Whether it is pinned, so that it does not leave at all.
     pub pinned: bool,
 }
 
