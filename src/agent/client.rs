@@ -23,8 +23,10 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Time for a connection: a live agent accepts at once, and a host in the same network soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for an answer: a little more than the agent itself takes at most.
+/// Time for an answer to what has to be done first: a little more than the agent itself takes at most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(130);
+/// Time for an answer that the agent only has to look up: one that is alive takes a small part of it (a guess).
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where an agent answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +82,7 @@ pub enum ClientError {
         detail: String,
     },
     /// No answer in time.
-    #[error("the agent on {address} did not answer within {waited_s} s")]
+    #[error("the agent on {address} does not answer: waited for {waited_s} s")]
     Timeout {
         /// Where.
         address: AgentAddress,
@@ -96,17 +98,24 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     address: AgentAddress,
+    /// Time for what the agent only has to look up.
+    look_within: Duration,
 }
 
 impl Client {
     /// A client of the agent behind a Unix socket. Connects at the first call.
     pub fn new(socket: &Path) -> Self {
-        Self { address: AgentAddress::Socket(socket.to_owned()) }
+        Self::at(AgentAddress::Socket(socket.to_owned()))
     }
 
     /// A client of an agent anywhere.
     pub fn at(address: AgentAddress) -> Self {
-        Self { address }
+        Self { address, look_within: LOOK_TIMEOUT }
+    }
+
+    /// The same, for who goes on waiting for an agent that has much to do, or asks for a long list.
+    pub fn patient(self) -> Self {
+        Self { look_within: ANSWER_TIMEOUT, ..self }
     }
 
     /// What the agent is doing.
@@ -314,14 +323,15 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let patience = if method == Method::GET { self.look_within } else { ANSWER_TIMEOUT };
         match &self.address {
             AgentAddress::Socket(socket) => {
                 let stream = self.connected(UnixStream::connect(socket)).await?;
-                self.within(self.exchange(stream, "starling", method, path, body)).await
+                self.within(patience, self.exchange(stream, "starling", method, path, body)).await
             }
             AgentAddress::Http(address) => {
                 let stream = self.connected(TcpStream::connect(address)).await?;
-                self.within(self.exchange(stream, address, method, path, body)).await
+                self.within(patience, self.exchange(stream, address, method, path, body)).await
             }
         }
     }
@@ -338,9 +348,13 @@ impl Client {
         }
     }
 
-    async fn within<T>(&self, work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-        tokio::time::timeout(ANSWER_TIMEOUT, work).await.unwrap_or_else(|_| {
-            Err(ClientError::Timeout { address: self.address.clone(), waited_s: ANSWER_TIMEOUT.as_secs() })
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout { address: self.address.clone(), waited_s: patience.as_secs() })
         })
     }
 
@@ -676,6 +690,26 @@ mod tests {
         let error = healthz().await.unwrap_err().to_string();
         assert!(error.contains("503") || error.contains("unfit"), "{error}");
         serving.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_is_stopped_is_given_up_soon_where_it_only_has_to_look_something_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        // The kernel takes connections and requests, and nobody answers.
+        let _stopped = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path);
+        let waited = |error: ClientError| {
+            let said = error.to_string();
+            assert!(said.contains("does not answer") && said.contains("agent.sock"), "{said}");
+            let ClientError::Timeout { waited_s, .. } = error else { panic!("{said}") };
+            waited_s
+        };
+        assert_eq!(waited(client.status().await.unwrap_err()), 10);
+        assert_eq!(waited(client.metrics().await.unwrap_err()), 10);
+        let request = UnmountRequest { directory: "/mnt".into() };
+        assert_eq!(waited(client.unmount(&request).await.unwrap_err()), 130);
+        assert_eq!(waited(client.patient().cache_units().await.unwrap_err()), 130);
     }
 
     #[tokio::test]

@@ -96,6 +96,9 @@ impl From<ClientError> for CliError {
             ClientError::NoAgent { .. } => {
                 Self::failed(error).hint("start it with `starling agent`, or name its socket with --socket")
             }
+            ClientError::Timeout { .. } => Self::failed(error).hint(
+                "it may be stopped, or busy beyond measure: its log may say why; if it goes on, restart it",
+            ),
             other => Self::failed(other),
         }
     }

@@ -85,7 +85,8 @@ pub(super) fn run(command: Command) -> Result<(), CliError> {
             show(&common, &report, human)
         }
         Command::List(common) => {
-            let units = ask(&common, async |client| client.cache_units().await)?;
+            // Of a large cache the list is long.
+            let units = ask(&common, async |client| client.clone().patient().cache_units().await)?;
             show(&common, &units, |units| unit_table(&units.units))
         }
         Command::Verify(common) => verify(&common),
@@ -130,7 +131,7 @@ const VERIFY_BYTES: u64 = 256 << 20;
 
 /// Part after part of one unit after the other, so that no request takes long.
 fn verify(common: &Common) -> Result<(), CliError> {
-    let client = common.agent.client();
+    let client = common.agent.client().patient();
     let style = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}";
     let style = indicatif::ProgressStyle::with_template(style).map_err(CliError::failed)?;
     let bar = indicatif::ProgressBar::new(0).with_style(style);

@@ -11,7 +11,8 @@ use crate::upstream::{HttpClient, HttpOptions};
   starling health --stratum http://localhost:8000
 
 Exit code 0: the agent answers, its membership counts, an authority holds the newest key, all its mounts are there, they have a keeper if they are to outlive it, and it sees others of its mesh (or knows of none, or
-started or lost sight of them less than a minute ago), or the stratum answers. Otherwise 1, with the reason. Made for health checks of
+started or lost sight of them less than a minute ago), or the stratum answers. Otherwise 1, with the reason; an agent that does not
+answer is waited for 10 s. Made for health checks of
 containers and units. `/healthz` of `http_listen` judges alike, with the status 503 instead of 1.")]
 pub(super) struct Args {
     #[command(flatten)]

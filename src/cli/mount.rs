@@ -84,7 +84,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
     let directory = mount_point(&args.directory)?;
-    let client = args.agent.client();
+    // Who waits for a fill does not give up while the agent is busy with it.
+    let client = args.agent.client().patient();
     let options = options(&args).map_err(CliError::usage)?;
     let request = MountRequest { repository: args.repository, directory, fill: args.fill, options };
     let mount = block_on(async {

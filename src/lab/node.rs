@@ -223,7 +223,8 @@ impl Node {
     }
 
     pub(super) fn client(&self) -> Client {
-        Client::new(&self.socket())
+        // Of many agents on one machine one may be late.
+        Client::new(&self.socket()).patient()
     }
 
     /// Ends its agent as a failing machine would, and clears what is left of the mount.

@@ -220,7 +220,8 @@ impl Node {
     }
 
     fn client(&self) -> Client {
-        Client::new(&self.socket())
+        // Of many agents on one machine one may be late.
+        Client::new(&self.socket()).patient()
     }
 
     fn status(&self) -> Result<Status, CliError> {
