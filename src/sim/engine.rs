@@ -6,6 +6,7 @@
 //! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
 //! on the machine that runs it: the same seed and scenario give the same run.
 
+use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Queues, Stall};
 use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
@@ -141,6 +142,8 @@ pub struct Progress {
     pub transfers: u64,
     /// Chunks that all nodes want together.
     pub wanted: u64,
+    /// Events that nodes reacted to.
+    pub events: u64,
 }
 
 /// A run under way.
@@ -162,6 +165,8 @@ pub(super) struct Engine {
     queues: Option<Queues>,
     churn: Option<Churn>,
     stall: Option<Stall>,
+    /// Who begins when, unless all do at once.
+    arrivals: Option<Arrivals>,
     newcomer: Newcomer,
     deadline: Time,
     pub(super) unfinished: usize,
@@ -229,8 +234,12 @@ impl Engine {
         }
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
         let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
-        for to in 0..scenario.fleet.nodes {
-            calendar.push(1, to, Event::WantAll(scenario.content.class, deadline));
+        let (arrivals, first) = match Arrivals::new(scenario, seed, step_ns) {
+            Some((arrivals, first)) => (Some(arrivals), first),
+            None => (None, (0..scenario.fleet.nodes).map(|node| (1, node)).collect()),
+        };
+        for (step, to) in first {
+            calendar.push(step, to, Event::WantAll(scenario.content.class, deadline));
         }
         let fluid = match scenario.fleet.cell_down_mbit_s {
             None => Fluid::new(&ups, &downs),
@@ -249,6 +258,7 @@ impl Engine {
             queues: Queues::new(scenario, nodes + 1, step_ns),
             churn: Churn::new(scenario, seed, step_ns),
             stall: Stall::new(scenario, seed, step_ns),
+            arrivals,
             newcomer,
             fluid,
             step_ns,
@@ -273,9 +283,15 @@ impl Engine {
         Time::from_nanos(self.calendar.now.saturating_mul(self.step_ns))
     }
 
+    /// When a node began.
+    pub(super) fn start(&self, node: u32) -> Time {
+        let step = self.arrivals.as_ref().and_then(|arrivals| arrivals.start(node)).unwrap_or(0);
+        Time::from_nanos(step.saturating_mul(self.step_ns))
+    }
+
     pub(super) fn progress(&self) -> Progress {
         let wanted = self.machines.len() as u64 * u64::from(self.content.chunks());
-        Progress { now: self.now(), transfers: self.transfers, wanted }
+        Progress { now: self.now(), transfers: self.transfers, wanted, events: self.events }
     }
 
     /// Runs until all nodes have ended or nothing happens any more. `watch` is told now and then.
@@ -374,11 +390,22 @@ impl Engine {
                 let liar = self.machines[*victim as usize].liar.take();
                 self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, self.content);
                 self.machines[*victim as usize].liar = liar;
-                self.calendar.push(now + 1, *victim, Event::WantAll(self.newcomer.class, self.deadline));
+                // Who had not begun when it died begins in its turn.
+                let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
+                if start.is_some_and(|start| start <= now) {
+                    self.begin(vec![(now + 1, *victim)]);
+                }
             }
             self.tell_all(&churn.victims, Event::Up);
         }
         self.churn = Some(churn);
+    }
+
+    /// Lets nodes want the content from a step on.
+    fn begin(&mut self, starts: Vec<Start>) {
+        for (step, node) in starts {
+            self.calendar.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
+        }
     }
 
     /// Lets requests go on that the stratum did not answer, when it does again.
@@ -448,6 +475,10 @@ impl Engine {
                 self.calendar.push(now + steps(nanos, self.step_ns), from, event);
             }
             Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
+            Effect::Ended => {
+                let starts = self.arrivals.as_mut().map(|arrivals| arrivals.ended(from, now));
+                self.begin(starts.unwrap_or_default());
+            }
         }
     }
 

@@ -291,6 +291,8 @@ pub(super) enum Effect {
     WakeAt(Time),
     /// Let this happen to me later.
     Later(Duration, Event),
+    /// I have everything, or gave up what I have not.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -536,11 +538,11 @@ impl Machine {
                     return; // Wanted twice.
                 }
                 self.delivered += 1;
-                return self.note_end(now);
+                return self.note_end(now, effects);
             }
             Output::GiveUp { .. } => {
                 self.given_up += 1;
-                return self.note_end(now);
+                return self.note_end(now, effects);
             }
             Output::TellPossession { to, slices } => {
                 Effect::Send(to.0, Event::Possession { from: me, slices })
@@ -551,9 +553,10 @@ impl Machine {
         effects.push((me, effect));
     }
 
-    fn note_end(&mut self, now: Time) {
+    fn note_end(&mut self, now: Time, effects: &mut Vec<(u32, Effect)>) {
         if self.delivered + self.given_up == self.chunks {
             self.finished = Some(now);
+            effects.push((self.me, Effect::Ended));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
-use super::rollout::{Moved, Rollout};
+use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
 use crate::model::Time;
 use serde::Serialize;
@@ -18,6 +18,12 @@ pub struct Report {
     /// What simulated and real runs have in common.
     #[serde(flatten)]
     pub rollout: Rollout,
+    /// When the last node of those that completed began, in seconds.
+    pub last_start_s: f64,
+    /// What half of them took at most since they began, in seconds.
+    pub own_p50_s: f64,
+    /// What 99 % of them took at most since they began, in seconds.
+    pub own_p99_s: f64,
     /// Messages between nodes and to the stratum.
     pub messages: u64,
     /// Chunks that moved.
@@ -52,6 +58,8 @@ pub fn simulate(
 fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let mut hasher = blake3::Hasher::new();
     let mut times = Vec::with_capacity(engine.machines.len());
+    let mut own_times = Vec::with_capacity(engine.machines.len());
+    let mut last_start_s = 0.0_f64;
     for machine in &engine.machines {
         let finished = machine.finished.unwrap_or(Time::NEVER);
         for number in [
@@ -64,7 +72,10 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
             hasher.update(&number.to_le_bytes());
         }
         if machine.liar.is_none() && machine.finished.is_some() && machine.given_up == 0 {
+            let start = engine.start(machine.me).as_secs_f64();
+            last_start_s = last_start_s.max(start);
             times.push(finished.as_secs_f64());
+            own_times.push(finished.as_secs_f64() - start);
         }
     }
     hasher.update(&engine.strata_bytes.to_le_bytes());
@@ -86,8 +97,12 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let honest = || engine.machines.iter().filter(|machine| machine.liar.is_none());
     let nodes = u32::try_from(honest().count()).unwrap_or(u32::MAX);
     let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
+    own_times.sort_unstable_by(f64::total_cmp);
     Report {
         rollout,
+        last_start_s,
+        own_p50_s: quantile(&own_times, 50),
+        own_p99_s: quantile(&own_times, 99),
         liars: scenario.fleet.nodes - nodes,
         doubts: honest().map(|machine| machine.counts().doubts).sum(),
         asides: honest().map(|machine| machine.counts().asides).sum(),

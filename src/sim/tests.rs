@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SMALL: &str = "
+pub(super) const SMALL: &str = "
 seed = 1
 [fleet]
 nodes = 120
