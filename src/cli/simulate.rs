@@ -4,7 +4,8 @@ mod meter;
 
 use super::CliError;
 use crate::sim::{
-    Case, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain, in_order, nearest, simulate,
+    Case, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain, in_order, nearest,
+    simulate,
 };
 use meter::Meter;
 use serde::Serialize;
@@ -103,14 +104,11 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     };
     let text = read(file)?;
     let plan = Plan::parse(&text, args.seed, args.seeds).map_err(|error| {
-        CliError::failed(format!("{}: {error}", file.display()))
-            .hint("`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all")
+        CliError::failed(format!("{}: {error}", file.display())).hint(
+            "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
+        )
     })?;
-    if plan.runs().len() == 1 {
-        one(file, &plan, args.json)
-    } else {
-        several(file, &plan, args.json)
-    }
+    if plan.runs().len() == 1 { one(file, &plan, args.json) } else { several(file, &plan, args.json) }
 }
 
 fn list() -> String {
@@ -233,7 +231,9 @@ fn several(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
         println!("{}", summaries(file, plan, &together, &reports));
     }
     if incomplete > 0 {
-        return Err(CliError::failed(format!("in {incomplete} of {runs} runs a node did not get all content")));
+        return Err(CliError::failed(format!(
+            "in {incomplete} of {runs} runs a node did not get all content"
+        )));
     }
     Ok(())
 }
@@ -359,7 +359,8 @@ mod tests {
     #[test]
     fn the_example_in_the_help_is_a_sweep_that_runs() {
         use clap::Args as _;
-        let help = Args::augment_args(clap::Command::new("simulate")).render_long_help().to_string();
+        let help =
+            Args::augment_args(clap::Command::new("simulate").term_width(0)).render_long_help().to_string();
         let lines = help.lines().skip_while(|line| line.trim() != "[sweep]").take(3);
         let sweep: String = lines.map(|line| format!("{}\n", line.trim())).collect();
         let text = read(Path::new("rollout-32")).unwrap();

@@ -270,8 +270,7 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`] names the first line or key that is wrong.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self =
-            toml::from_str(text).map_err(|error| ScenarioError::from_toml(&error, text))?;
+        let scenario: Self = toml::from_str(text).map_err(|error| ScenarioError::from_toml(&error, text))?;
         scenario.check().map_err(|error| error.within(text))?;
         Ok(scenario)
     }

@@ -46,7 +46,10 @@ impl Arrivals {
             waiting: order(nodes, arrival.order, Generator::stream(seed, ORDER)).into(),
             canaries: arrival.canary.as_ref().map_or(0, |canary| share(canary.per_cent)),
             pause: arrival.canary.as_ref().map_or(0, |canary| steps(canary.pause_ms)),
-            waves: arrival.waves.as_ref().map(|Waves { per_cent, every_ms }| (share(*per_cent), steps(*every_ms))),
+            waves: arrival
+                .waves
+                .as_ref()
+                .map(|Waves { per_cent, every_ms }| (share(*per_cent), steps(*every_ms))),
             rolling: arrival.rolling.as_ref().map(|Rolling { nodes }| *nodes as usize),
             deadline: steps(u64::from(scenario.content.deadline_s) * 1_000),
         };

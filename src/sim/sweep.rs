@@ -66,12 +66,7 @@ struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     /// The next job, once there is room for it: no lighter one goes before, or a heavy one would wait for ever.
-    fn take(
-        desk: &'a Mutex<Desk>,
-        changed: &'a Condvar,
-        weights: &[u64],
-        weight_max: u64,
-    ) -> Option<Self> {
+    fn take(desk: &'a Mutex<Desk>, changed: &'a Condvar, weights: &[u64], weight_max: u64) -> Option<Self> {
         let mut locked = desk.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let number = locked.next;

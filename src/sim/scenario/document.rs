@@ -163,7 +163,8 @@ pub(super) fn json(value: &DeValue<'_>) -> serde_json::Value {
         DeValue::Datetime(moment) => moment.to_string().into(),
         DeValue::Array(list) => list.iter().map(|value| json(value.get_ref())).collect(),
         DeValue::Table(table) => {
-            let entries = table.iter().map(|(name, value)| (name.get_ref().to_string(), json(value.get_ref())));
+            let entries =
+                table.iter().map(|(name, value)| (name.get_ref().to_string(), json(value.get_ref())));
             serde_json::Value::Object(entries.collect())
         }
     }

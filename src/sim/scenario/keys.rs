@@ -1,11 +1,12 @@
 //! All keys of a scenario in one table: what parsing refuses, what `--explain` prints and what the documentation lists
 //! come from it, so that they cannot disagree. Each struct of the scenario has its part of the table beside it.
 
-use super::document::Document;
+use super::document::{Document, Value};
 use super::error::{Problem, ScenarioError};
 use super::{arrival, content, faults, fleet, network};
 use crate::mesh::proto::Settings;
 use std::fmt::Write as _;
+use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 /// A table of a scenario.
@@ -150,9 +151,8 @@ impl Kind {
     }
 
     fn takes(self, value: &DeValue<'_>) -> bool {
-        let is_of = |value: &DeValue<'_>, words: &[&str]| {
-            value.as_str().is_some_and(|word| words.contains(&word))
-        };
+        let is_of =
+            |value: &DeValue<'_>, words: &[&str]| value.as_str().is_some_and(|word| words.contains(&word));
         match self {
             Self::Whole(least, most) => whole(value).is_some_and(|number| (least..=most).contains(&number)),
             Self::Number(least, most) => number(value).is_some_and(|number| (least..=most).contains(&number)),
@@ -233,9 +233,16 @@ fn settings() -> serde_json::Map<String, serde_json::Value> {
 /// Refuses what the table of keys refuses: unknown keys, values out of bounds, missing keys. The first in the text counts.
 pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
     let mut found = Vec::new();
-    look(document, document.root(), "", &mut found);
-    if let Some((_, first)) = found.into_iter().min_by_key(|(at, _)| *at) {
-        return Err(first);
+    look(document.root(), "", &mut found);
+    // A file may be wrong in a hundred thousand places: only one is looked at closely.
+    if let Some(first) = found.into_iter().min_by_key(|wrong| wrong.at.start) {
+        return Err(match first.value {
+            Some((value, must)) => document.wrong(&first.path, value, must),
+            None => {
+                let problem = Problem::Unknown { instead: nearest(&first.path), key: first.path };
+                ScenarioError::from(problem).at(document.text(), Some(first.at))
+            }
+        });
     }
     for table in TABLES {
         let is_there = table.name.is_empty() || document.get(table.name).is_some();
@@ -251,33 +258,35 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
     Ok(())
 }
 
-/// Notes all that is wrong in a table, each with its place.
-fn look(
-    document: &Document<'_>,
-    table: &DeTable<'_>,
-    path: &str,
-    found: &mut Vec<(usize, ScenarioError)>,
-) {
+/// Something wrong in a document.
+struct Wrong<'d, 'a> {
+    at: Range<usize>,
+    path: String,
+    /// The value, and what it must be; none where the key is unknown.
+    value: Option<(&'d Value<'a>, String)>,
+}
+
+/// Notes all that is wrong in a table.
+fn look<'d, 'a>(table: &'d DeTable<'a>, path: &str, found: &mut Vec<Wrong<'d, 'a>>) {
     for (name, value) in table {
         let inner = join(path, name.get_ref());
-        let at = value.span().start;
-        if let Some((_, key)) = find(&inner) {
-            if !key.kind.takes(value.get_ref()) {
-                found.push((at, document.wrong(&inner, value, key.kind.text())));
-            }
+        let must = if let Some((_, key)) = find(&inner) {
+            (!key.kind.takes(value.get_ref())).then(|| key.kind.text())
         } else if path == SETTINGS.name && settings().contains_key(name.get_ref().as_ref()) {
-            if whole(value.get_ref()).is_none() {
-                found.push((at, document.wrong(&inner, value, "a whole number")));
-            }
+            whole(value.get_ref()).is_none().then(|| "a whole number".to_owned())
         } else if is_table(&inner) {
-            match value.get_ref() {
-                DeValue::Table(table) => look(document, table, &inner, found),
-                _ => found.push((at, document.wrong(&inner, value, "a table"))),
+            if let DeValue::Table(table) = value.get_ref() {
+                look(table, &inner, found);
+                None
+            } else {
+                Some("a table".to_owned())
             }
         } else {
-            let problem = Problem::Unknown { instead: nearest(&inner), key: inner };
-            let error = ScenarioError::from(problem).at(document.text(), Some(name.span()));
-            found.push((name.span().start, error));
+            found.push(Wrong { at: name.span(), path: inner, value: None });
+            continue;
+        };
+        if let Some(must) = must {
+            found.push(Wrong { at: value.span(), path: inner, value: Some((value, must)) });
         }
     }
 }
@@ -381,7 +390,8 @@ fn capital(text: &str) -> String {
 /// The table of all keys as the documentation has it, in Markdown.
 #[cfg(test)]
 pub(super) fn markdown() -> String {
-    let mut text = "| key | meaning | unit | what it may be | default |\n| --- | --- | --- | --- | --- |\n".to_owned();
+    let mut text =
+        "| key | meaning | unit | what it may be | default |\n| --- | --- | --- | --- | --- |\n".to_owned();
     for table in TABLES {
         if table.keys.is_empty() {
             let _ = writeln!(text, "| `{}.*` | {} | | | |", table.name, table.about);

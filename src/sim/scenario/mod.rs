@@ -149,12 +149,18 @@ impl Scenario {
             format!("at most {most} chunks (settings.wants_max), not {chunks}; larger chunks are fewer"),
         )?;
         let total = chunks * u64::from(fleet.nodes);
-        let must =
-            format!("so few that nodes x chunks are at most {}, not {}", grouped(NODE_CHUNKS_MAX), grouped(total));
+        let must = format!(
+            "so few that nodes x chunks are at most {}, not {}",
+            grouped(NODE_CHUNKS_MAX),
+            grouped(total)
+        );
         check(total <= NODE_CHUNKS_MAX, "fleet.nodes", fleet.nodes, must)?;
         let homes = slices * u64::from(self.cells());
-        let must =
-            format!("so few that cells x slices are at most {}, not {}", grouped(CELL_SLICES_MAX), grouped(homes));
+        let must = format!(
+            "so few that cells x slices are at most {}, not {}",
+            grouped(CELL_SLICES_MAX),
+            grouped(homes)
+        );
         check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
         if let Some(deaths) = &self.deaths {
             check(
@@ -170,9 +176,19 @@ impl Scenario {
     fn check_arrival(&self, arrival: &Arrival) -> Result<(), ScenarioError> {
         let Arrival { canary, waves, rolling, .. } = arrival;
         let some = canary.is_some() || waves.is_some() || rolling.is_some();
-        check(some, "arrival", "a table", "with a table canary, waves or rolling; without all it says nothing")?;
+        check(
+            some,
+            "arrival",
+            "a table",
+            "with a table canary, waves or rolling; without all it says nothing",
+        )?;
         let both = waves.is_some() && rolling.is_some();
-        check(!both, "arrival.rolling", "a table", "without arrival.waves: nodes begin in one way or the other")?;
+        check(
+            !both,
+            "arrival.rolling",
+            "a table",
+            "without arrival.waves: nodes begin in one way or the other",
+        )?;
         if let Some(waves) = waves {
             let before = u64::from(canary.as_ref().map_or(0, |canary| canary.per_cent));
             let count = (100 - before).div_ceil(u64::from(waves.per_cent));

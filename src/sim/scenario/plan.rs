@@ -85,7 +85,7 @@ fn chosen(scenario: &Scenario, seed: Option<u64>, seeds: Option<u32>) -> Vec<u64
 }
 
 fn too_many(key: &str, runs: usize) -> ScenarioError {
-    let must = format!("for at most {} runs", grouped(u64::from(RUNS_MAX)));
+    let must = format!("no more than {} runs", grouped(u64::from(RUNS_MAX)));
     Problem::Value { key: key.to_owned(), found: format!("{} runs", grouped(runs as u64)), must }.into()
 }
 
@@ -113,7 +113,9 @@ fn overlays<'a>(document: &Document<'a>, sweep: &Value<'a>) -> Result<Vec<DeTabl
                         }
                         tables.push(table.clone());
                     }
-                    _ => return Err(document.wrong("sweep", value, "a table that is laid over the scenario")),
+                    _ => {
+                        return Err(document.wrong("sweep", value, "a table that is laid over the scenario"));
+                    }
                 }
             }
             Ok(tables)
