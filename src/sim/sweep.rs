@@ -166,7 +166,9 @@ mod tests {
                 let now = load.fetch_add(weights[number], Ordering::SeqCst) + weights[number];
                 most.fetch_max(now, Ordering::SeqCst);
                 // Long enough that others run meanwhile.
-                (0..20_000 * (60 - number as u64)).for_each(|step| drop(std::hint::black_box(step)));
+                (0..20_000 * (60 - number as u64)).for_each(|step| {
+                    let _ = std::hint::black_box(step);
+                });
                 load.fetch_sub(weights[number], Ordering::SeqCst);
                 number * 2
             };

@@ -153,7 +153,7 @@ pub(super) fn nested<'a>(path: &[Name<'a>], value: Value<'a>) -> DeTable<'a> {
 /// A value for JSON. TOML's `nan` and infinities are `null` there.
 pub(super) fn json(value: &DeValue<'_>) -> serde_json::Value {
     match value {
-        DeValue::String(text) => text.as_ref().into(),
+        DeValue::String(text) => (**text).into(),
         DeValue::Integer(whole) => match i64::from_str_radix(whole.as_str(), whole.radix()) {
             Ok(number) => number.into(),
             Err(_) => u64::from_str_radix(whole.as_str(), whole.radix()).ok().into(),

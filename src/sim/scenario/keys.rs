@@ -11,35 +11,35 @@ use toml::de::{DeTable, DeValue};
 
 /// A table of a scenario.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub(super) struct Table {
     /// Its name; empty for the root.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// What it is about.
-    pub about: &'static str,
+    pub(super) about: &'static str,
     /// Whether every scenario has it.
-    pub is_required: bool,
+    pub(super) is_required: bool,
     /// Its keys.
-    pub keys: &'static [Key],
+    pub(super) keys: &'static [Key],
 }
 
 /// A key of a table.
 #[derive(Clone, Copy, Debug)]
-pub struct Key {
+pub(super) struct Key {
     /// Its name in the table.
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// What it may be.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// What it counts; empty where the meaning says it.
-    pub unit: &'static str,
+    pub(super) unit: &'static str,
     /// What holds when it is not there.
-    pub preset: Preset,
+    pub(super) preset: Preset,
     /// What it says.
-    pub meaning: &'static str,
+    pub(super) meaning: &'static str,
 }
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// A whole number between these, both included.
     Whole(u64, u64),
     /// A number between these, both included.
@@ -54,7 +54,7 @@ pub enum Kind {
 
 /// What holds when a key is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preset {
+pub(super) enum Preset {
     /// It must be there, if its table is.
     Required,
     /// This value.
@@ -105,7 +105,7 @@ const SETTINGS: Table = Table {
 };
 
 /// All tables.
-pub const TABLES: &[Table] = &[
+pub(super) const TABLES: &[Table] = &[
     ROOT,
     fleet::TABLE,
     network::TABLE,
@@ -127,7 +127,7 @@ const SETTINGS_SOURCE: &str = include_str!("../../mesh/proto/settings.rs");
 
 impl Table {
     /// A key's name with that of its table.
-    pub fn path(&self, key: &Key) -> String {
+    pub(super) fn path(&self, key: &Key) -> String {
         join(self.name, key.name)
     }
 }
@@ -138,7 +138,7 @@ fn join(table: &str, name: &str) -> String {
 
 impl Kind {
     /// In words.
-    pub fn text(self) -> String {
+    pub(super) fn text(self) -> String {
         match self {
             Self::Whole(least, most) => {
                 format!("a whole number, {} to {}", grouped(least), grouped(most))
@@ -212,8 +212,8 @@ fn grouped_number(number: f64) -> String {
 }
 
 fn find(path: &str) -> Option<(&'static Table, &'static Key)> {
-    let all = TABLES.iter().flat_map(|table| table.keys.iter().map(move |key| (table, key)));
-    all.into_iter().find(|(table, key)| table.path(key) == path)
+    let mut all = TABLES.iter().flat_map(|table| table.keys.iter().map(move |key| (table, key)));
+    all.find(|(table, key)| table.path(key) == path)
 }
 
 /// Whether a table, or one further in, has this name.
@@ -272,7 +272,7 @@ fn look<'d, 'a>(table: &'d DeTable<'a>, path: &str, found: &mut Vec<Wrong<'d, 'a
         let inner = join(path, name.get_ref());
         let must = if let Some((_, key)) = find(&inner) {
             (!key.kind.takes(value.get_ref())).then(|| key.kind.text())
-        } else if path == SETTINGS.name && settings().contains_key(name.get_ref().as_ref()) {
+        } else if path == SETTINGS.name && settings().contains_key(&**name.get_ref()) {
             whole(value.get_ref()).is_none().then(|| "a whole number".to_owned())
         } else if is_table(&inner) {
             if let DeValue::Table(table) = value.get_ref() {

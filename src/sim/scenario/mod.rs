@@ -15,9 +15,9 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use arrival::{Arrival, Canary, Order, Rolling, Waves};
+pub use arrival::{Arrival, Order, Rolling, Waves};
 pub use content::{Content, Stratum};
-pub use error::{Excerpt, Problem, ScenarioError, check};
+pub use error::{Problem, ScenarioError, check};
 pub use faults::{Deaths, Liars, Lie, Stalls};
 pub use fleet::Fleet;
 pub use keys::{explain, nearest};

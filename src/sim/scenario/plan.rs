@@ -124,16 +124,13 @@ fn overlays<'a>(document: &Document<'a>, sweep: &Value<'a>) -> Result<Vec<DeTabl
     }
 }
 
-fn dotted<'a, 'b>(path: impl IntoIterator<Item = &'b Name<'a>>) -> String
-where
-    'a: 'b,
-{
-    path.into_iter().map(|name| name.get_ref().as_ref()).collect::<Vec<_>>().join(".")
+fn dotted(path: &[Name<'_>]) -> String {
+    path.iter().map(|name| &**name.get_ref()).collect::<Vec<_>>().join(".")
 }
 
 /// Refuses to sweep the seed: each case is run with all seeds.
 fn refuse_seeds(document: &Document<'_>, path: &[&Name<'_>], name: &Name<'_>) -> Result<(), ScenarioError> {
-    let is_seed = matches!(path, [only] if matches!(only.get_ref().as_ref(), "seed" | "seeds"));
+    let is_seed = matches!(path, [only] if matches!(&**only.get_ref(), "seed" | "seeds"));
     if !is_seed {
         return Ok(());
     }
@@ -158,7 +155,7 @@ fn find_axes<'a>(
                 axes.push(Axis { path: path.clone(), values: values.clone() });
             }
             _ => {
-                let key = format!("sweep.{}", dotted(path.iter()));
+                let key = format!("sweep.{}", dotted(path));
                 return Err(document.wrong(&key, value, "a list of values, one at least"));
             }
         }
