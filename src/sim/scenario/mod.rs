@@ -15,18 +15,20 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use arrival::{Arrival, Order, Rolling, Waves};
-pub use content::{Content, Stratum};
+pub(super) use arrival::{Order, Rolling, Waves};
 pub use error::{Problem, ScenarioError, check};
-pub use faults::{Deaths, Liars, Lie, Stalls};
-pub use fleet::Fleet;
+pub(super) use faults::Lie;
 pub use keys::{explain, nearest};
-pub use network::Network;
 pub use plan::{Case, Plan, RUNS_MAX};
 
 use crate::mesh::proto::Settings;
+use arrival::Arrival;
+use content::{Content, Stratum};
 use document::Document;
+use faults::{Deaths, Liars, Stalls};
+use fleet::Fleet;
 use keys::grouped;
+use network::Network;
 use serde::{Deserialize, Serialize};
 
 /// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.

@@ -435,7 +435,7 @@ proptest! {
 
     /// What is read and written again is the same.
     #[test]
-    fn a_value_within_its_bounds_is_taken(nodes in 6_u32..100_000, queue in 0_u64..60_000, up in 0.001..1e7) {
+    fn a_value_within_its_bounds_is_taken(nodes in 6_u32..100_000, queue in 0_u64..60_000, up in 0.001..1e7_f64) {
         let text = WHOLE
             .replace("nodes = 120", &format!("nodes = {nodes}"))
             .replace("queue_ms = 5", &format!("queue_ms = {queue}"))
