@@ -68,7 +68,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The same with `over` laid over it: tables are merged, other values replaced.
+    /// The same with `over` laid over it: tables are merged, other values replaced, and empty tables change nothing.
     pub(super) fn under(&self, over: &DeTable<'a>) -> Self {
         let mut document = self.clone();
         lay(&mut document.root, over);
@@ -130,6 +130,14 @@ fn lay<'a>(base: &mut DeTable<'a>, over: &DeTable<'a>) {
     for (name, value) in over {
         match (value.get_ref(), base.get_mut(&**name.get_ref()).map(Spanned::get_mut)) {
             (DeValue::Table(over), Some(DeValue::Table(base))) => lay(base, over),
+            (DeValue::Table(over), None) => {
+                // An empty table changes nothing, so it does not bring the table either.
+                let mut table = DeTable::new();
+                lay(&mut table, over);
+                if !table.is_empty() {
+                    base.insert(name.clone(), Spanned::new(value.span(), DeValue::Table(table)));
+                }
+            }
             _ => {
                 base.insert(name.clone(), value.clone());
             }

@@ -238,10 +238,7 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
     if let Some(first) = found.into_iter().min_by_key(|wrong| wrong.at.start) {
         return Err(match first.value {
             Some((value, must)) => document.wrong(&first.path, value, must),
-            None => {
-                let problem = Problem::Unknown { instead: nearest(&first.path), key: first.path };
-                ScenarioError::from(problem).at(document.text(), Some(first.at))
-            }
+            None => unknown(document, first.path, first.at),
         });
     }
     for table in TABLES {
@@ -256,6 +253,24 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
         }
     }
     Ok(())
+}
+
+/// An error about a key that nothing is known by.
+fn unknown(document: &Document<'_>, path: String, at: Range<usize>) -> ScenarioError {
+    let problem = Problem::Unknown { instead: nearest(&path), key: path };
+    ScenarioError::from(problem).at(document.text(), Some(at))
+}
+
+/// Refuses a key, or a table, that nothing is known by.
+pub(super) fn check_known(
+    document: &Document<'_>,
+    path: String,
+    at: Range<usize>,
+) -> Result<(), ScenarioError> {
+    let is_setting = |name: &str| settings().contains_key(name);
+    let is_known =
+        is_table(&path) || find(&path).is_some() || path.strip_prefix("settings.").is_some_and(is_setting);
+    if is_known { Ok(()) } else { Err(unknown(document, path, at)) }
 }
 
 /// Something wrong in a document.

@@ -2,7 +2,7 @@
 
 use super::document::{Document, Name, Value, json, nested};
 use super::error::{Problem, ScenarioError};
-use super::keys::grouped;
+use super::keys::{check_known, grouped};
 use super::{Scenario, Seeds};
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -152,6 +152,7 @@ fn find_axes<'a>(
         match value.get_ref() {
             DeValue::Table(table) => find_axes(document, table, path, axes)?,
             DeValue::Array(values) if !values.is_empty() => {
+                check_known(document, dotted(path), name.span())?;
                 axes.push(Axis { path: path.clone(), values: values.clone() });
             }
             _ => {

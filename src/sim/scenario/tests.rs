@@ -327,6 +327,15 @@ fn tables_in_a_sweep_are_laid_over_those_of_the_scenario() {
     assert_eq!((liars.per_cent, liars.how.len()), (2, 2), "what is not named stays");
     assert_eq!(swept.cases[0].values, [("liars.per_cent".to_owned(), 2.into())]);
 
+    let (before, after) = WHOLE.split_once("[arrival]").unwrap();
+    let text = format!("{before}[stalls]{}", after.split_once("[stalls]").unwrap().1);
+    let waves = "[{}, { per_cent = 50, every_ms = 9 }]";
+    let swept = plan(&format!("{text}[sweep]\narrival.waves = {waves}\n"));
+    assert_eq!(
+        swept.cases.iter().map(|case| case.scenario.arrival.is_some()).collect::<Vec<_>>(),
+        [false, true]
+    );
+
     let listed = "[[sweep]]\nfleet.nodes = 20\nstratum.connections = 9\n[[sweep]]\nfleet.nodes = 30\n";
     let listed = plan(&format!("{WHOLE}{listed}"));
     let pairs: Vec<_> = listed
@@ -351,6 +360,7 @@ fn wrong_sweeps_are_refused_with_their_line() {
         ("[sweep]\nfleet.nodes = 5", 2, "list of values"),
         ("[sweep]\nfleet.nodes = []", 2, "list of values"),
         ("[sweep]\nfleet.noodles = [1]", 2, "did you mean `fleet.nodes`"),
+        ("[sweep]\nflet = [{}]", 2, "did you mean `fleet`"),
         ("[sweep]\nfleet.nodes = [60, 0]", 2, "fleet.nodes = 0"),
         ("[sweep]\nfleet.nodes = [60,\n 61,\n 5]", 4, "cells_per_region"),
         ("[sweep]\nseed = [1, 2]", 2, "seeds"),
