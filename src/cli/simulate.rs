@@ -1,13 +1,15 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
 use super::CliError;
-use crate::sim::{Progress, Report, Scenario, simulate};
+use crate::sim::{LinksOfAKind, Progress, Report, Scenario, simulate};
 use serde::Serialize;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
 const SCENARIO_MAX_BYTES: u64 = 1 << 20;
+/// Kinds of links of which the table tells; JSON has all.
+const BUSY_SHOWN: usize = 3;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -91,6 +93,17 @@ fn show(progress: Progress) {
     eprint!("\r[{bar}] {:5.1} %  virtual time {:.3} s ", share * 100.0, progress.now.as_secs_f64());
 }
 
+/// The kinds of links whose busiest one was busy for longest.
+fn busy_links(report: &Report) -> String {
+    let mut links: Vec<&LinksOfAKind> = report.links.iter().collect();
+    links.sort_by(|a, b| b.busiest_share.total_cmp(&a.busiest_share));
+    let text = |links: &&LinksOfAKind| {
+        let (most, mean) = (links.busiest_share * 100.0, links.busy_share * 100.0);
+        format!("{} {most:.0} % of the time (mean of {}: {mean:.0} %)", links.busiest, links.kind)
+    };
+    links.iter().take(BUSY_SHOWN).map(text).collect::<Vec<_>>().join(", ")
+}
+
 fn table(path: &Path, timed: &Timed<'_>) -> String {
     let report = timed.report;
     let rows = [
@@ -111,6 +124,7 @@ fn table(path: &Path, timed: &Timed<'_>) -> String {
         ),
         ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
         ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
+        ("busy links", busy_links(report)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),

@@ -2,7 +2,7 @@
 //!
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
-//! network (`fluid`) and the least possible time to compare with (`bound`).
+//! network (`network`) and the least possible time to compare with (`bound`).
 //!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
@@ -10,10 +10,8 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
-mod fluid;
-#[cfg(test)]
-mod fluid_oracle;
 mod liar;
+mod network;
 mod reader;
 mod report;
 mod rollout;
@@ -24,6 +22,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use network::LinksOfAKind;
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

@@ -1,5 +1,6 @@
 //! What is simulated: a scenario file, checked before a byte of memory is taken for it.
 
+use super::network::{Change, LinkRates, Model, NodeClass, RegionLatency, check_network};
 use crate::mesh::proto::Settings;
 use crate::model::Class;
 use serde::Deserialize;
@@ -90,7 +91,7 @@ pub enum Lie {
     Evade,
 }
 
-/// The nodes: all alike, the same number in each cell.
+/// The nodes: the same number in each cell, and all alike but for their classes.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fleet {
@@ -100,24 +101,39 @@ pub struct Fleet {
     pub regions: u32,
     /// Number of cells in each region.
     pub cells_per_region: u32,
-    /// Uplink of a node, in Mbit/s.
+    /// Number of racks in each cell.
+    #[serde(default = "default_racks_per_cell")]
+    pub racks_per_cell: u32,
+    /// Uplink of a node of no class, in Mbit/s.
     pub up_mbit_s: f64,
-    /// Downlink of a node, in Mbit/s.
+    /// Downlink of a node of no class, in Mbit/s.
     pub down_mbit_s: f64,
-    /// The link through which all comes into a cell that was sent outside of it, in Mbit/s; without it, that is no
-    /// limit.
-    pub cell_down_mbit_s: Option<f64>,
+    /// Nodes with links of their own speed, drawn by the seed from all of them.
+    #[serde(default)]
+    pub class: Vec<NodeClass>,
 }
 
-/// Delays.
+/// Links and delays.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
+    /// How transfers share links.
+    #[serde(default)]
+    pub model: Model,
+    /// Links that nodes share.
+    #[serde(default)]
+    pub links: LinkRates,
+    /// Links that become slower, faster or are cut for a while.
+    #[serde(default)]
+    pub change: Vec<Change>,
+    /// How many of 1 000 messages between nodes are lost, and sent again after a while.
+    #[serde(default)]
+    pub loss_per_mille: u32,
     /// One way between two nodes of a region, and to the stratum, in microseconds.
     pub latency_us: u64,
     /// One way between two regions, in microseconds.
     #[serde(default = "default_region_latency_us")]
-    pub region_latency_us: u64,
+    pub region_latency_us: RegionLatency,
     /// From a look-up in the DHT to its answer, in milliseconds.
     #[serde(default = "default_lookup_ms")]
     pub lookup_ms: u64,
@@ -126,8 +142,12 @@ pub struct Network {
     pub queue_ms: u64,
 }
 
-fn default_region_latency_us() -> u64 {
-    20_000
+fn default_racks_per_cell() -> u32 {
+    1
+}
+
+fn default_region_latency_us() -> RegionLatency {
+    RegionLatency::Same(20_000)
 }
 
 fn default_lookup_ms() -> u64 {
@@ -180,7 +200,7 @@ pub enum ScenarioError {
     },
 }
 
-fn check(
+pub(super) fn check(
     ok: bool,
     key: &'static str,
     found: impl std::fmt::Display,
@@ -235,17 +255,15 @@ impl Scenario {
         for (key, rate) in [
             ("fleet.up_mbit_s", fleet.up_mbit_s),
             ("fleet.down_mbit_s", fleet.down_mbit_s),
-            ("fleet.cell_down_mbit_s", fleet.cell_down_mbit_s.unwrap_or(1.0)),
             ("stratum.up_mbit_s", stratum.up_mbit_s),
         ] {
             check((0.001..=1e7).contains(&rate), key, rate, "0.001 to 10 000 000 (Mbit/s)")?;
         }
         let minute_us = 60_000_000;
         check(network.latency_us <= minute_us, "network.latency_us", network.latency_us, "at most a minute")?;
-        let regional = network.region_latency_us;
-        check(regional <= minute_us, "network.region_latency_us", regional, "at most a minute")?;
         check(network.lookup_ms <= 60_000, "network.lookup_ms", network.lookup_ms, "at most a minute")?;
         check(network.queue_ms <= 60_000, "network.queue_ms", network.queue_ms, "at most a minute")?;
+        check_network(self)?;
         check(content.bytes >= 1, "content.bytes", content.bytes, "at least 1")?;
         let slice = content.slice_bytes;
         check((1 << 10..=1 << 29).contains(&slice), "content.slice_bytes", slice, "1 KiB to 512 MiB")?;
