@@ -578,9 +578,7 @@ mod tests {
 
     #[test]
     fn a_step_divides_the_latency_and_the_transfer_of_a_chunk() {
-        for (chunk_s, latency_ns) in
-            [(839e-6, 500_000), (839e-6, 0), (8.4e-3, 500_000), (1e-3, 20_000_000)]
-        {
+        for (chunk_s, latency_ns) in [(839e-6, 500_000), (839e-6, 0), (8.4e-3, 500_000), (1e-3, 20_000_000)] {
             for least in [3.0, 12.0] {
                 let step = step_ns(chunk_s, least, latency_ns);
                 assert!(step as f64 * least <= chunk_s * 1e9 + 1.0, "{chunk_s} {latency_ns}: {step}");

@@ -1,8 +1,8 @@
 //! Links that become slower, faster or are cut during a run.
 
+use super::Traffic;
 use super::keys::Whose;
 use super::links::{Links, Place};
-use super::Traffic;
 use crate::model::Generator;
 use crate::sim::churn::draw;
 use crate::sim::scenario::Scenario;
@@ -63,7 +63,8 @@ impl Changes {
             }
         }
         if any {
-            let cuts = self.planned.iter().enumerate().filter(|(_, planned)| planned.holds && planned.factor == 0.0);
+            let cuts =
+                self.planned.iter().enumerate().filter(|(_, planned)| planned.holds && planned.factor == 0.0);
             self.cuts = cuts.map(|(number, _)| number).collect();
         }
         any
@@ -135,9 +136,10 @@ mod tests {
             before = bytes;
         }
         // 4 000 Mbit/s, from 20 on half of it, from 30 on a quarter, from 40 on half again.
-        assert_eq!([1, 19, 20, 29, 30, 39, 40, 58].map(|now| carried[now - 1]), [
-            500_000.0, 500_000.0, 250_000.0, 250_000.0, 125_000.0, 125_000.0, 250_000.0, 250_000.0
-        ]);
+        assert_eq!(
+            [1, 19, 20, 29, 30, 39, 40, 58].map(|now| carried[now - 1]),
+            [500_000.0, 500_000.0, 250_000.0, 250_000.0, 125_000.0, 125_000.0, 250_000.0, 250_000.0]
+        );
     }
 
     #[test]

@@ -79,7 +79,9 @@ impl Fifo {
         loop {
             let transfer = &mut self.transfers[number as usize];
             let Some(serial) = transfer.serial else { return };
-            let Some(link) = transfer.path.links().get(usize::from(transfer.reached)).copied() else { return };
+            let Some(link) = transfer.path.links().get(usize::from(transfer.reached)).copied() else {
+                return;
+            };
             transfer.reached += 1;
             let bytes = transfer.bytes;
             if self.links[link as usize].serves.is_some() {
@@ -225,7 +227,10 @@ mod tests {
             fifo.start(number, &Path::plain(0, to, 3), 100);
         }
         assert_eq!(ends(&mut fifo, 31), [(10, 0), (30, 2), (30, 1)]);
-        assert_eq!((fifo.usage(0).bytes, fifo.usage(0).busy_steps, fifo.usage(5).busy_steps), (300.0, 30.0, 20.0));
+        assert_eq!(
+            (fifo.usage(0).bytes, fifo.usage(0).busy_steps, fifo.usage(5).busy_steps),
+            (300.0, 30.0, 20.0)
+        );
     }
 
     #[test]

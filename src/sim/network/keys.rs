@@ -267,9 +267,7 @@ fn check_changes(scenario: &Scenario) -> Result<(), ScenarioError> {
                 change.number.is_some_and(|number| number < groups),
                 format!("the number of one of the {groups}, from 0"),
             ),
-            None => {
-                (change.number.is_none(), "only for a rack, a cell or a region".to_owned())
-            }
+            None => (change.number.is_none(), "only for a rack, a cell or a region".to_owned()),
         };
         check(ok, "network.change.number", found, must)?;
         let found = change.per_cent.map_or("none".to_owned(), |part| part.to_string());

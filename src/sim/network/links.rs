@@ -375,7 +375,8 @@ mod tests {
                 "downlink of node 5"
             ]
         );
-        let rates: Vec<f64> = links.path(15, 6).shared().iter().map(|link| links.rates[*link as usize]).collect();
+        let rates: Vec<f64> =
+            links.path(15, 6).shared().iter().map(|link| links.rates[*link as usize]).collect();
         assert_eq!(rates, [1.0, 3.0, 5.0, 6.0, 4.0, 2.0], "Mbit/s are bytes in 8 µs");
     }
 
@@ -392,7 +393,8 @@ mod tests {
     fn a_link_that_only_changes_limits_nothing_before() {
         let change = "[[network.change]]\nat_ms = 1\nof = 'region'\nnumber = 1\nfactor = 0\n";
         let links = Links::new(&scenario(10, [2, 1, 1], change, ""), 1, 8_000);
-        let shared: Vec<f64> = links.path(0, 9).shared().iter().map(|link| links.rates[*link as usize]).collect();
+        let shared: Vec<f64> =
+            links.path(0, 9).shared().iter().map(|link| links.rates[*link as usize]).collect();
         assert_eq!(shared, [5_000.0, 5_000.0], "as much as five nodes with 1 000 each");
         assert_eq!(links.of(&Place::Group(Tier::Region, 1)).len(), 2);
     }

@@ -22,8 +22,7 @@ mod tests;
 
 pub(super) use changes::Changes;
 pub(super) use delays::Delays;
-pub(super) use keys::check_network;
-pub use keys::{Change, LinkRates, Model, NodeClass, RegionLatency};
+pub(super) use keys::{Change, LinkRates, Model, NodeClass, RegionLatency, check_network};
 pub(super) use links::{Links, node_rates};
 
 use exact::Exact;

@@ -48,7 +48,10 @@ fn a_transfer_alone_takes_as_long_as_its_slowest_link_needs() {
                 let needs = 1e6 / slowest.fold(f64::INFINITY, f64::min);
                 traffic.start(Flow { from, to, what: number }, 1_000_000);
                 let took = finish(&mut traffic)[0].1 as f64;
-                assert!((needs..needs + 1.0 + 1e-3).contains(&(took + 1e-3)), "{model:?}: {took} for {needs}");
+                assert!(
+                    (needs..needs + 1.0 + 1e-3).contains(&(took + 1e-3)),
+                    "{model:?}: {took} for {needs}"
+                );
             }
         }
     }
@@ -91,7 +94,9 @@ fn ends_that_fail_take_their_transfers_with_them_and_no_others() {
         let dead = [4, 9, 17];
         let fails = |flow: &Flow<u32>| dead.contains(&flow.from) || dead.contains(&flow.to);
         let stopped = traffic.stop_ends(&dead);
-        assert!(stopped.iter().all(fails) && stopped.len() == flows.iter().filter(|flow| fails(flow)).count());
+        assert!(
+            stopped.iter().all(fails) && stopped.len() == flows.iter().filter(|flow| fails(flow)).count()
+        );
         assert_eq!(finish(&mut traffic).len(), 200 - stopped.len(), "{model:?}");
     }
 }
@@ -118,7 +123,8 @@ fn a_link_without_capacity_carries_nothing_until_it_has_some_again() {
 fn a_link_is_busy_while_it_is_full() {
     for model in MODELS {
         let mut traffic = traffic(model, false);
-        let (from, to) = (24, (0..24).find(|node| traffic.links.rates()[25 + *node as usize] == 125_000.0).unwrap());
+        let (from, to) =
+            (24, (0..24).find(|node| traffic.links.rates()[25 + *node as usize] == 125_000.0).unwrap());
         traffic.start(Flow { from, to, what: 0 }, 1_000_000);
         for now in 1..=7 {
             traffic.step(&mut Vec::new());
@@ -130,8 +136,12 @@ fn a_link_is_busy_while_it_is_full() {
         let downlinks = &kinds[2];
         assert_eq!((downlinks.kind.as_str(), downlinks.links), ("downlinks of nodes", 24));
         assert_eq!(downlinks.busiest, format!("downlink of node {to}"));
-        assert!((downlinks.busiest_share - 0.5).abs() < 1e-6 && (downlinks.busy_share - 0.5 / 24.0).abs() < 1e-6);
-        assert!((downlinks.gigabytes - 1e-3).abs() < 1e-8 && downlinks.busiest_gigabytes == downlinks.gigabytes);
+        assert!(
+            (downlinks.busiest_share - 0.5).abs() < 1e-6 && (downlinks.busy_share - 0.5 / 24.0).abs() < 1e-6
+        );
+        assert!(
+            (downlinks.gigabytes - 1e-3).abs() < 1e-8 && downlinks.busiest_gigabytes == downlinks.gigabytes
+        );
     }
 }
 
