@@ -179,7 +179,7 @@ mod tests {
             let own = delays.arrival(now, 1, 2, 7, 0);
             assert!(own >= last, "{now}: {own} before {last}");
             last = own;
-            overtook |= delays.arrival(now + 1, 1, 2, 100, 0) < own;
+            overtook |= delays.arrival(now + 1, 1, 2, 100 + u32::try_from(now).unwrap(), 0) < own;
         }
         assert!(overtook);
     }

@@ -2,7 +2,10 @@
 //!
 //! In each step every transfer gets a rate by a few rounds of water-filling: each link divides what it has left among the
 //! transfers that can take more, a transfer takes the smallest of its shares and never more than it has left to move, and what
-//! a transfer could not take is divided again in the next round. A transfer ends with the step in which its last byte moves.
+//! a transfer could not take is divided again in the next round. A transfer ends with the step that is nearest to its end: one
+//! always at the end of the step in which the last byte moves would be half a step late on average, and so would all that waits
+//! for it. What such a transfer still had to move is taken from its links in the next step.
+//!
 //! How far this is from exact max-min fairness is shown by tests (`oracle_tests`).
 
 use super::links::Path;
@@ -16,6 +19,8 @@ const SHARED_ROUNDS: usize = 8;
 const FULL: f32 = 1e-3;
 /// More than any link carries in a step, and far from where the arithmetic ends.
 const NO_LIMIT: f32 = 1e30;
+/// The part of a step that a transfer may be from its end to end with it.
+const HALF: f32 = 0.5;
 /// Bytes below which nothing is left to move: the arithmetic has 24 bits.
 const NOTHING: f32 = 0.5;
 
@@ -52,17 +57,21 @@ struct Link {
     takers: f32,
     /// Transfers altogether.
     flows: f32,
+    /// What was still to move of transfers that ended with the last step.
+    owed: f32,
 }
 
 impl Link {
     fn new(capacity: f32) -> Self {
-        Self { capacity, left: capacity, share: 0.0, takers: 0.0, flows: 0.0 }
+        Self { capacity, left: capacity, share: 0.0, takers: 0.0, flows: 0.0, owed: 0.0 }
     }
 
-    /// Begins a step: all transfers share the whole.
+    /// Begins a step: all transfers share the whole but for what is owed.
     fn begin(&mut self) {
-        self.left = self.capacity;
-        self.share = self.capacity / self.flows.max(1.0);
+        let paid = self.owed.min(self.capacity);
+        self.owed -= paid;
+        self.left = self.capacity - paid;
+        self.share = self.left / self.flows.max(1.0);
     }
 
     /// Ends a round: nobody takes part in the next one yet.
@@ -115,19 +124,19 @@ impl<const SHARED: usize> Fluid<SHARED> {
         }
     }
 
-    /// Adds to the number of transfers on each link that the one at `index` passes.
-    fn count_at(&mut self, index: usize, more: f32) {
+    /// Adds to the number of transfers on each link that the one at `index` passes, and to what each owes.
+    fn count_at(&mut self, index: usize, more: f32, owed: f32) {
         let (from, to) = self.ends[index];
-        self.links[from as usize].flows += more;
-        self.links[self.count + to as usize].flows += more;
-        for link in self.shared[index] {
-            self.links[2 * self.count + link as usize].flows += more;
+        let shared = self.shared[index].map(|link| 2 * self.count + link as usize);
+        for link in [from as usize, self.count + to as usize].into_iter().chain(shared) {
+            self.links[link].flows += more;
+            self.links[link].owed += owed;
         }
     }
 
-    /// Forgets the transfer at `index`, whose place the last one takes.
-    fn remove(&mut self, index: usize) -> u32 {
-        self.count_at(index, -1.0);
+    /// Forgets the transfer at `index`, whose place the last one takes. Its links owe what is given.
+    fn remove(&mut self, index: usize, owed: f32) -> u32 {
+        self.count_at(index, -1.0, owed);
         let number = self.numbers.swap_remove(index);
         self.ends.swap_remove(index);
         self.shared.swap_remove(index);
@@ -233,11 +242,11 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
         self.shared.push(shared);
         self.left.push(bytes as f32);
         self.rate.push(0.0);
-        self.count_at(self.ends.len() - 1, 1.0);
+        self.count_at(self.ends.len() - 1, 1.0, 0.0);
     }
 
     fn stop(&mut self, number: u32) {
-        self.remove(self.indices[number as usize] as usize);
+        self.remove(self.indices[number as usize] as usize, 0.0);
     }
 
     fn step(&mut self, ended: &mut Vec<u32>) {
@@ -245,8 +254,9 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
         let mut index = 0;
         while index < self.ends.len() {
             self.left[index] -= self.rate[index];
-            if self.left[index] <= NOTHING {
-                ended.push(self.remove(index));
+            let left = self.left[index];
+            if left <= NOTHING.max(self.rate[index] * HALF) {
+                ended.push(self.remove(index, left.max(0.0)));
             } else {
                 index += 1;
             }
@@ -267,7 +277,9 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
 
     fn usage(&self, link: u32) -> Usage {
         let mut usage = self.usage[link as usize];
-        self.links[link as usize].add_to(&mut usage);
+        let link = &self.links[link as usize];
+        link.add_to(&mut usage);
+        usage.bytes += f64::from(link.owed);
         usage
     }
 }
