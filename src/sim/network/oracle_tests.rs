@@ -117,24 +117,21 @@ fn errors(case: &Case, model: Model) -> Errors {
 #[test]
 fn the_last_end_is_within_three_per_cent_with_shared_links_mixed_links_of_nodes_and_deaths() {
     let cases = 60;
-    let (mut worst, mut mean, mut mean_end) = ((0.0_f64, 0), 0.0, 0.0);
+    let (mut last_ends, mut mean_end) = (Vec::new(), 0.0);
     for seed in 0..cases {
         let errors = errors(&draw_shared(seed), Model::Fluid);
-        if errors.makespan.abs() > worst.0.abs() {
-            worst = (errors.makespan, seed);
-        }
-        mean += errors.makespan.abs() / cases as f64;
-        mean_end += errors.mean / cases as f64;
+        last_ends.push((errors.makespan * 100.0, seed));
+        mean_end += errors.mean * 100.0 / cases as f64;
     }
-    let (per_cent, seed) = (worst.0 * 100.0, worst.1);
-    println!(
-        "{cases} cases: last end off by {per_cent:+.2} % in the worst (seed {seed}), by {:.2} % on average; a transfer's end by \
-         {:.2} % on average",
-        mean * 100.0,
-        mean_end * 100.0
-    );
-    assert!(worst.0.abs() <= 0.03, "{per_cent} % at seed {seed}");
-    assert!(mean_end <= 0.05, "{mean_end}");
+    last_ends.sort_unstable_by(|a, b| b.0.abs().total_cmp(&a.0.abs()));
+    let mean = last_ends.iter().map(|(off, _)| off.abs()).sum::<f64>() / cases as f64;
+    for (off, seed) in &last_ends[..5] {
+        println!("seed {seed}: last end off by {off:+.2} %");
+    }
+    println!("{cases} cases: last ends off by {mean:.2} % on average, transfers' ends by {mean_end:.2} %");
+    let (worst, seed) = last_ends[0];
+    assert!(worst.abs() <= 3.0, "{worst} % at seed {seed}");
+    assert!(mean_end <= 2.0, "{mean_end} %");
 }
 
 /// A few transfers through a network without shared links, in which every end counts: the hardest for steps.
