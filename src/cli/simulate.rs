@@ -4,8 +4,8 @@ mod meter;
 
 use super::CliError;
 use crate::sim::{
-    Case, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain, in_order, nearest,
-    simulate,
+    Case, LinksOfAKind, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain,
+    in_order, nearest, simulate,
 };
 use meter::Meter;
 use serde::Serialize;
@@ -19,6 +19,8 @@ const SCENARIO_MAX_BYTES: u64 = 1 << 20;
 const RUN_THREADS_MAX: usize = 8;
 /// What starts a name that is no file.
 const NO_FILE: &str = "`starling simulate --list` names the scenarios that need no file";
+/// Kinds of links of which the table tells; JSON has all.
+const BUSY_SHOWN: usize = 3;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -238,6 +240,17 @@ fn several(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
     Ok(())
 }
 
+/// The kinds of links whose busiest one was busy for longest.
+fn busy_links(report: &Report) -> String {
+    let mut links: Vec<&LinksOfAKind> = report.links.iter().collect();
+    links.sort_by(|a, b| b.busiest_share.total_cmp(&a.busiest_share));
+    let text = |links: &&LinksOfAKind| {
+        let (most, mean) = (links.busiest_share * 100.0, links.busy_share * 100.0);
+        format!("{} {most:.0} % of the time (mean of {}: {mean:.0} %)", links.busiest, links.kind)
+    };
+    links.iter().take(BUSY_SHOWN).map(text).collect::<Vec<_>>().join(", ")
+}
+
 fn table(path: &Path, timed: &Timed) -> String {
     let report = &timed.report;
     let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
@@ -260,6 +273,7 @@ fn table(path: &Path, timed: &Timed) -> String {
         ),
         ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
         ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
+        ("busy links", busy_links(report)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),

@@ -3,7 +3,7 @@
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out; [`Plan`] is all runs that a file asks
 //! for, [`in_order`] does them and [`Summary`] takes them together. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
-//! network (`fluid`) and the least possible time to compare with (`bound`).
+//! network (`network`) and the least possible time to compare with (`bound`).
 //!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
@@ -12,10 +12,8 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
-mod fluid;
-#[cfg(test)]
-mod fluid_oracle;
 mod liar;
+mod network;
 mod published;
 mod reader;
 mod report;
@@ -28,6 +26,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use network::LinksOfAKind;
 pub use published::{PUBLISHED, Published};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};

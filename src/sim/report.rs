@@ -2,15 +2,11 @@
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
+use super::network::{LinksOfAKind, node_rates};
 use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
 use crate::model::Time;
 use serde::Serialize;
-
-/// The network model, with what is known of its error.
-const MODEL: &str = "time-stepped fluid (3 rounds of water-filling, steps of at most a third of a slice time; against \
-                     exact max-min fairness ends of transfers are off by 3 % on average, last ends by 4 % at most; \
-                     not yet validated against real nodes)";
 
 /// The figures of a run. Bytes are content, without headers; times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,6 +32,8 @@ pub struct Report {
     pub doubts: u64,
     /// Times that an honest node's want stood still for so long that another began in its place.
     pub asides: u64,
+    /// What the links did, kind by kind.
+    pub links: Vec<LinksOfAKind>,
     /// The network model and its error band.
     pub model: &'static str,
     /// BLAKE3 over each node's time and byte counters, in order.
@@ -81,12 +79,15 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     hasher.update(&engine.strata_bytes.to_le_bytes());
     let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
     let bytes = scenario.content.bytes as f64;
+    let rates = node_rates(scenario, seed);
+    let up_mbit_s: f64 = rates.iter().map(|rates| rates[0]).sum();
+    let slowest_mbit_s = rates.iter().map(|rates| rates[1]).fold(f64::INFINITY, f64::min);
     let bound = bound(
         bytes,
         f64::from(scenario.fleet.nodes),
         bytes_s(scenario.stratum.up_mbit_s),
-        bytes_s(scenario.fleet.up_mbit_s),
-        bytes_s(scenario.fleet.down_mbit_s),
+        bytes_s(up_mbit_s / f64::from(scenario.fleet.nodes)),
+        bytes_s(slowest_mbit_s),
     );
     let moved = Moved {
         copy: bytes,
@@ -109,7 +110,8 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,
-        model: MODEL,
+        links: engine.usage(),
+        model: scenario.network.model.text(),
         result_hash: hasher.finalize().to_hex().to_string(),
     }
 }

@@ -178,3 +178,101 @@ fn the_published_scenario_is_well_formed_and_the_stratum_does_not_bind_it() {
     let least = bound(scenario.content.bytes as f64, 10_000.0, stratum, up, gbit(scenario.fleet.down_mbit_s));
     assert_ne!(least.term, Term::Stratum);
 }
+
+const MIXED: &str = "
+seed = 1
+[fleet]
+nodes = 48
+regions = 2
+cells_per_region = 2
+racks_per_cell = 2
+up_mbit_s = 1_000
+down_mbit_s = 1_000
+[[fleet.class]]
+name = 'slow'
+share = 0.25
+up_mbit_s = 500
+down_mbit_s = 500
+[network]
+latency_us = 500
+region_latency_us = [[0, 10_000], [12_000, 0]]
+loss_per_mille = 5
+[network.links]
+rack_up_mbit_s = 3_000
+region_down_mbit_s = 1_500
+[content]
+bytes = 67_108_864
+slice_bytes = 1_048_576
+class = 'Fill'
+deadline_s = 60
+[stratum]
+up_mbit_s = 4_000
+connections = 64
+";
+
+fn with_model(text: &str, model: &str) -> String {
+    text.replace("[network]\n", &format!("[network]\nmodel = '{model}'\n"))
+}
+
+#[test]
+fn whole_runs_come_out_alike_under_fluid_and_exact_sharing_and_all_models_repeat() {
+    let of = |model: &str| {
+        let text = with_model(MIXED, model);
+        let report = run(&text, 1, 1);
+        assert_eq!((report.rollout.completed, &run(&text, 1, 2)), (48, &report), "{model}");
+        report.rollout.makespan_s
+    };
+    let [fluid, exact, fifo] = ["fluid", "exact", "fifo"].map(of);
+    println!("fluid {fluid:.3} s, exact {exact:.3} s, FIFO {fifo:.3} s");
+    // The decisions, and with them the ways of chunks, differ from model to model.
+    assert!((fluid / exact - 1.0).abs() < 0.1, "fluid {fluid} s, exact {exact} s");
+    assert!((fifo / exact - 1.0).abs() < 0.4, "FIFO {fifo} s, exact {exact} s");
+}
+
+#[test]
+fn a_region_that_is_cut_off_goes_on_when_it_is_not_any_more() {
+    let cut = "[[network.change]]\nat_ms = 50\nfor_ms = 2_000\nof = 'region'\nnumber = 1\nfactor = 0\n";
+    let whole = run(MIXED, 1, 1);
+    let report = run(&format!("{MIXED}{cut}"), 1, 1);
+    assert_eq!((report.rollout.completed, &run(&format!("{MIXED}{cut}"), 1, 2)), (48, &report));
+    assert!(whole.rollout.makespan_s < 2.0 && report.rollout.makespan_s > 2.05, "{report:?}");
+    let region = report.links.iter().find(|links| links.kind == "downlinks of regions").unwrap();
+    assert!(region.gigabytes > 0.12 && region.gigabytes < 0.3, "one copy a region, about: {region:?}");
+}
+
+#[test]
+fn wrong_keys_of_the_network_are_refused_with_the_key_and_the_value() {
+    for (from, to, parts) in [
+        ("racks_per_cell = 2", "racks_per_cell = 13", ["fleet.racks_per_cell", "13"]),
+        ("share = 0.25", "share = 1.25", ["fleet.class.share", "1.25"]),
+        ("share = 0.25", "share = 0.25\nnodes = 3", ["either `share` or `nodes`", "slow"]),
+        ("share = 0.25", "nodes = 49", ["fleet.class", "not 49"]),
+        ("name = 'slow'", "name = ''", ["fleet.class.name", "1 to 64"]),
+        ("rack_up_mbit_s = 3_000", "rack_up_mbit_s = 0", ["network.links.rack_up_mbit_s", "0.001"]),
+        ("rack_up_mbit_s = 3_000", "row_up_mbit_s = 3_000", ["row_up_mbit_s", "unknown"]),
+        ("loss_per_mille = 5", "loss_per_mille = 501", ["network.loss_per_mille", "501"]),
+        ("[12_000, 0]]", "[12_000, 0], [1, 1]]", ["network.region_latency_us", "3 rows"]),
+        ("[12_000, 0]]", "[12_000, 7]]", ["network.region_latency_us", "7 in row 1"]),
+        ("[[0, 10_000], [12_000, 0]]", "'far'", ["a number of microseconds, or a matrix", "line 17"]),
+        ("[network]", "[network]\nmodel = 'fast'", ["fast", "fluid"]),
+        ("= 48", "= 20_000\n", ["network.model", "10000"]),
+    ] {
+        // The last one is too large for the exact model alone.
+        let text = if from == "= 48" { with_model(MIXED, "exact") } else { MIXED.to_owned() };
+        let error = Scenario::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{to}: {error}");
+    }
+    for (change, parts) in [
+        ("of = 'region'\nnumber = 2\nfactor = 0", ["network.change.number", "2"]),
+        ("of = 'region'\nfactor = 0", ["network.change.number", "none"]),
+        ("of = 'stratum'\nnumber = 0\nfactor = 0", ["network.change.number", "only for"]),
+        ("of = 'nodes'\nfactor = 0", ["network.change.per_cent", "none"]),
+        ("of = 'stratum'\nper_cent = 3\nfactor = 0", ["network.change.per_cent", "3"]),
+        ("of = 'stratum'\nfactor = -1", ["network.change.factor", "-1"]),
+        ("of = 'all'\nfactor = 1", ["all", "stratum"]),
+    ] {
+        let text = format!("{MIXED}[[network.change]]\nat_ms = 1\n{change}\n");
+        let error = Scenario::parse(&text).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{change}: {error}");
+    }
+}

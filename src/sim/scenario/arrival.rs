@@ -63,6 +63,7 @@ pub(super) const TABLE: Table = Table {
     about: "when the nodes begin to want the content; without it all do at once. One that has not begun is a member like all others, \
             and fetches for whoever has",
     is_required: false,
+    is_list: false,
     keys: &[Key {
         name: "order",
         kind: Kind::Word(&["drawn", "by-cell"]),
@@ -76,6 +77,7 @@ pub(super) const CANARY: Table = Table {
     name: "arrival.canary",
     about: "a few nodes that begin first; all others wait until these have everything, or gave up",
     is_required: false,
+    is_list: false,
     keys: &[
         Key {
             name: "per_cent",
@@ -98,6 +100,7 @@ pub(super) const WAVES: Table = Table {
     name: "arrival.waves",
     about: "the nodes, or those after the canaries, begin in waves, however far those before are",
     is_required: false,
+    is_list: false,
     keys: &[
         Key {
             name: "per_cent",
@@ -121,6 +124,7 @@ pub(super) const ROLLING: Table = Table {
     about: "of the nodes, or those after the canaries, only some are under way at once: one begins when another has everything, or \
             gave up. Not together with waves",
     is_required: false,
+    is_list: false,
     keys: &[Key {
         name: "nodes",
         kind: Kind::Whole(1, 10_000_000),

@@ -30,6 +30,7 @@ pub(super) const TABLE: Table = Table {
     name: "content",
     about: "what all nodes want: slices of one length, in chunks of one length",
     is_required: true,
+    is_list: false,
     keys: &[
         Key {
             name: "bytes",
@@ -90,6 +91,7 @@ pub(super) const STRATUM: Table = Table {
     name: "stratum",
     about: "where the content comes from",
     is_required: true,
+    is_list: false,
     keys: &[
         Key {
             name: "up_mbit_s",

@@ -26,6 +26,7 @@ pub(super) const DEATHS: Table = Table {
     name: "deaths",
     about: "nodes that die, all at once, and are replaced by empty ones of the same number",
     is_required: false,
+    is_list: false,
     keys: &[
         Key {
             name: "per_cent",
@@ -74,6 +75,7 @@ pub(super) const STALLS: Table = Table {
     name: "stalls",
     about: "nodes that the stratum does not answer for a while; what they ask for meanwhile begins afterwards, unless it is called off",
     is_required: false,
+    is_list: false,
     keys: &[
         Key {
             name: "per_cent",
@@ -134,6 +136,7 @@ pub(super) const LIARS: Table = Table {
     about: "nodes that lie to whoever asks them, and are homes and want the content like all others. Counts and times are of the \
             honest nodes; the bound is that of a fleet without liars",
     is_required: false,
+    is_list: false,
     keys: &[
         Key {
             name: "per_cent",

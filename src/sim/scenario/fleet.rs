@@ -1,12 +1,13 @@
 //! Who takes part.
 
 use super::keys::{Key, Kind, Preset, Table};
+use crate::sim::network::NodeClass;
 use serde::{Deserialize, Serialize};
 
 /// Least and most of a link, in Mbit/s.
 pub(super) const RATE: Kind = Kind::Number(0.001, 1e7);
 
-/// The nodes: all alike, the same number in each cell.
+/// The nodes: the same number in each cell, and all alike but for their classes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fleet {
@@ -16,19 +17,27 @@ pub struct Fleet {
     pub regions: u32,
     /// Number of cells in each region.
     pub cells_per_region: u32,
-    /// Uplink of a node, in Mbit/s.
+    /// Number of racks in each cell.
+    #[serde(default = "default_racks_per_cell")]
+    pub racks_per_cell: u32,
+    /// Uplink of a node of no class, in Mbit/s.
     pub up_mbit_s: f64,
-    /// Downlink of a node, in Mbit/s.
+    /// Downlink of a node of no class, in Mbit/s.
     pub down_mbit_s: f64,
-    /// The link through which all comes into a cell that was sent outside of it, in Mbit/s; without it, that is no
-    /// limit.
-    pub cell_down_mbit_s: Option<f64>,
+    /// Nodes with links of their own speed, drawn by the seed from all of them.
+    #[serde(default)]
+    pub class: Vec<NodeClass>,
+}
+
+fn default_racks_per_cell() -> u32 {
+    1
 }
 
 pub(super) const TABLE: Table = Table {
     name: "fleet",
-    about: "the nodes: all alike, as many in each cell",
+    about: "the nodes: as many in each cell, and all alike but for their classes",
     is_required: true,
+    is_list: false,
     keys: &[
         Key {
             name: "nodes",
@@ -52,25 +61,70 @@ pub(super) const TABLE: Table = Table {
             meaning: "number of cells in each region, among which its nodes are divided evenly; no more cells than nodes",
         },
         Key {
+            name: "racks_per_cell",
+            kind: Kind::Whole(1, 1_000),
+            unit: "",
+            preset: Preset::Is("1"),
+            meaning: "number of racks in each cell, among which its nodes are divided evenly; no more racks than nodes",
+        },
+        Key {
             name: "up_mbit_s",
             kind: RATE,
             unit: "Mbit/s",
             preset: Preset::Required,
-            meaning: "uplink of a node",
+            meaning: "uplink of a node of no class",
         },
         Key {
             name: "down_mbit_s",
             kind: RATE,
             unit: "Mbit/s",
             preset: Preset::Required,
-            meaning: "downlink of a node",
+            meaning: "downlink of a node of no class",
+        },
+    ],
+};
+
+pub(super) const CLASS: Table = Table {
+    name: "fleet.class",
+    about: "nodes with links of another speed: a share of all or a number, drawn by the seed from the whole fleet; at most 64 classes. \
+            The bound is that of the mixed fleet",
+    is_required: false,
+    is_list: true,
+    keys: &[
+        Key {
+            name: "name",
+            kind: Kind::Text(64),
+            unit: "",
+            preset: Preset::Required,
+            meaning: "what people call the class; each has another name",
         },
         Key {
-            name: "cell_down_mbit_s",
+            name: "share",
+            kind: Kind::Number(0.0, 1.0),
+            unit: "",
+            preset: Preset::Nothing("`nodes` says how many"),
+            meaning: "how many of all nodes are of the class; one at least",
+        },
+        Key {
+            name: "nodes",
+            kind: Kind::Whole(1, 10_000_000),
+            unit: "",
+            preset: Preset::Nothing("`share` says how many"),
+            meaning: "number of nodes of the class",
+        },
+        Key {
+            name: "up_mbit_s",
             kind: RATE,
             unit: "Mbit/s",
-            preset: Preset::Nothing("no limit"),
-            meaning: "the link through which all comes into a cell from outside of it",
+            preset: Preset::Required,
+            meaning: "uplink of a node of the class",
+        },
+        Key {
+            name: "down_mbit_s",
+            kind: RATE,
+            unit: "Mbit/s",
+            preset: Preset::Required,
+            meaning: "downlink of a node of the class",
         },
     ],
 };

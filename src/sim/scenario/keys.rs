@@ -18,6 +18,8 @@ pub(super) struct Table {
     pub(super) about: &'static str,
     /// Whether every scenario has it.
     pub(super) is_required: bool,
+    /// Whether there may be several, one after the other.
+    pub(super) is_list: bool,
     /// Its keys.
     pub(super) keys: &'static [Key],
 }
@@ -48,6 +50,10 @@ pub(super) enum Kind {
     Word(&'static [&'static str]),
     /// A list of some of these words, one at least.
     Words(&'static [&'static str]),
+    /// A text of so many bytes at most.
+    Text(usize),
+    /// Microseconds up to this, the same between any two regions or a matrix of them.
+    Latencies(u64),
     /// A number of runs up to this, or a list of as many seeds at most.
     Seeds(u32),
 }
@@ -68,6 +74,7 @@ const ROOT: Table = Table {
     name: "",
     about: "outside of all tables, before the first of them",
     is_required: true,
+    is_list: false,
     keys: &[
         Key {
             name: "seed",
@@ -94,6 +101,7 @@ const SWEEP: Table = Table {
             `deaths = [{}, { per_cent = 5 }]` under `[sweep]` runs without and with changed deaths. `[[sweep]]`, several times, \
             lists tables that are laid over the whole scenario, one a run. `seeds` is no key to sweep: each of them is run with all seeds",
     is_required: false,
+    is_list: false,
     keys: &[],
 };
 
@@ -101,6 +109,7 @@ const SETTINGS: Table = Table {
     name: "settings",
     about: "the constants of the nodes' decisions, where they differ from the node's own",
     is_required: false,
+    is_list: false,
     keys: &[],
 };
 
@@ -108,7 +117,10 @@ const SETTINGS: Table = Table {
 pub(super) const TABLES: &[Table] = &[
     ROOT,
     fleet::TABLE,
+    fleet::CLASS,
     network::TABLE,
+    network::LINKS,
+    network::CHANGE,
     content::TABLE,
     content::STRATUM,
     arrival::TABLE,
@@ -146,6 +158,11 @@ impl Kind {
             Self::Number(least, most) => format!("a number, {least} to {}", grouped_number(most)),
             Self::Word(words) => format!("one of {}", words.join(", ")),
             Self::Words(words) => format!("a list of at least one of {}", words.join(", ")),
+            Self::Text(most) => format!("a text of 1 to {most} bytes"),
+            Self::Latencies(most) => format!(
+                "a number of microseconds, or a matrix of them with a row for each region, each 0 to {}",
+                grouped(most)
+            ),
             Self::Seeds(most) => format!("1 to {}, or a list of as many seeds", grouped(u64::from(most))),
         }
     }
@@ -160,6 +177,17 @@ impl Kind {
             Self::Words(words) => value.as_array().is_some_and(|list| {
                 !list.is_empty() && list.iter().all(|value| is_of(value.get_ref(), words))
             }),
+            Self::Text(most) => value.as_str().is_some_and(|text| (1..=most).contains(&text.len())),
+            Self::Latencies(most) => {
+                let is_fine = |value: &DeValue<'_>| whole(value).is_some_and(|number| number <= most);
+                let is_row = |value: &DeValue<'_>| {
+                    value.as_array().is_some_and(|row| row.iter().all(|value| is_fine(value.get_ref())))
+                };
+                is_fine(value)
+                    || value
+                        .as_array()
+                        .is_some_and(|rows| !rows.is_empty() && rows.iter().all(|row| is_row(row.get_ref())))
+            }
             Self::Seeds(most) => match value.as_array() {
                 Some(list) => {
                     (1..=most as usize).contains(&list.len())
@@ -222,6 +250,11 @@ fn is_table(path: &str) -> bool {
     TABLES.iter().any(|table| table.name == path || inner(table.name))
 }
 
+/// Whether there may be several tables of this name.
+fn is_list(path: &str) -> bool {
+    TABLES.iter().any(|table| table.name == path && table.is_list)
+}
+
 /// The node's own constants, by name.
 fn settings() -> serde_json::Map<String, serde_json::Value> {
     match serde_json::to_value(Settings::default()) {
@@ -242,17 +275,41 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
         });
     }
     for table in TABLES {
-        let is_there = table.name.is_empty() || document.get(table.name).is_some();
-        let required = table.keys.iter().filter(|key| key.preset == Preset::Required);
-        for key in required.filter(|_| is_there || table.is_required) {
-            let path = table.path(key);
-            if document.get(&path).is_none() {
-                let problem = Problem::Missing { key: path.clone(), meaning: key.meaning.to_owned() };
-                return Err(ScenarioError::from(problem).at(document.text(), document.span_of(&path)));
+        let found = tables(document, table.name);
+        let mut required = table.keys.iter().filter(|key| key.preset == Preset::Required);
+        if found.is_empty()
+            && table.is_required
+            && let Some(key) = required.next()
+        {
+            return Err(missing(document, table, key, None));
+        }
+        for (at, found) in found {
+            let mut required = table.keys.iter().filter(|key| key.preset == Preset::Required);
+            if let Some(key) = required.find(|key| !found.contains_key(key.name)) {
+                return Err(missing(document, table, key, Some(at)));
             }
         }
     }
     Ok(())
+}
+
+/// The tables of a name, with their places.
+fn tables<'d, 'a>(document: &'d Document<'a>, name: &str) -> Vec<(Range<usize>, &'d DeTable<'a>)> {
+    let table = |value: &'d Value<'a>| value.get_ref().as_table().map(|table| (value.span(), table));
+    match document.get(name) {
+        _ if name.is_empty() => vec![(0..0, document.root())],
+        None => Vec::new(),
+        Some(value) => match value.get_ref() {
+            DeValue::Array(list) => list.iter().filter_map(table).collect(),
+            _ => table(value).into_iter().collect(),
+        },
+    }
+}
+
+/// An error about a key that must be there.
+fn missing(document: &Document<'_>, table: &Table, key: &Key, at: Option<Range<usize>>) -> ScenarioError {
+    let problem = Problem::Missing { key: table.path(key), meaning: key.meaning.to_owned() };
+    ScenarioError::from(problem).at(document.text(), at)
 }
 
 /// An error about a key that nothing is known by.
@@ -290,11 +347,21 @@ fn look<'d, 'a>(table: &'d DeTable<'a>, path: &str, found: &mut Vec<Wrong<'d, 'a
         } else if path == SETTINGS.name && settings().contains_key(&**name.get_ref()) {
             whole(value.get_ref()).is_none().then(|| "a whole number".to_owned())
         } else if is_table(&inner) {
-            if let DeValue::Table(table) = value.get_ref() {
-                look(table, &inner, found);
-                None
-            } else {
-                Some("a table".to_owned())
+            match value.get_ref() {
+                DeValue::Table(table) if !is_list(&inner) => {
+                    look(table, &inner, found);
+                    None
+                }
+                DeValue::Array(list)
+                    if is_list(&inner) && list.iter().all(|value| value.get_ref().is_table()) =>
+                {
+                    list.iter().filter_map(|value| value.get_ref().as_table()).for_each(|table| {
+                        look(table, &inner, found);
+                    });
+                    None
+                }
+                _ if is_list(&inner) => Some("a list of tables".to_owned()),
+                _ => Some("a table".to_owned()),
             }
         } else {
             found.push(Wrong { at: name.span(), path: inner, value: None });
@@ -370,7 +437,11 @@ fn explain_key(path: &str, key: &Key) -> String {
 }
 
 fn explain_table(table: &Table) -> String {
-    let head = if table.name.is_empty() { "(root)".to_owned() } else { format!("[{}]", table.name) };
+    let head = match table.name {
+        "" => "(root)".to_owned(),
+        name if table.is_list => format!("[[{name}]]"),
+        name => format!("[{name}]"),
+    };
     let mut text = format!("{head}  {}\n", table.about);
     for key in table.keys {
         let path = table.path(key);

@@ -21,6 +21,7 @@ pub(super) use faults::Lie;
 pub use keys::{explain, nearest};
 pub use plan::{Case, Plan, RUNS_MAX};
 
+use super::network::check_network;
 use crate::mesh::proto::Settings;
 use arrival::Arrival;
 use content::{Content, Stratum};
@@ -134,6 +135,7 @@ impl Scenario {
             fleet.cells_per_region,
             format!("no more cells than nodes, not {} for {}", self.cells(), fleet.nodes),
         )?;
+        check_network(self)?;
         let (slice, chunk) = (content.slice_bytes, self.chunk_bytes());
         check(
             slice.is_multiple_of(chunk),
