@@ -28,21 +28,21 @@ const BUSY_SHOWN: usize = 3;
 Examples:
   starling simulate --list                                # what needs no file
   starling simulate flash-crowd-10k                       # one of these
-  starling simulate fleet.toml --seeds 10                 # a file of your own, ten times: how far do the results scatter?
-  starling simulate fleet.toml --json | jq .makespan_s    # one JSON object a run; of several runs, a summary as the last
+  starling simulate fleet.toml --seeds 10                 # a file of your own, with ten seeds
+  starling simulate fleet.toml --json | jq .makespan_s    # an object a run; of several, a summary last
   starling simulate --explain                             # all keys of a scenario
   starling simulate --explain arrival                     # those of one table
   starling simulate --explain fleet.nodes                 # one: meaning, unit, bounds, default
 
-A file may ask for many runs: the table [sweep] lists values for any key, and `seeds = 5` repeats each run with five seeds. They run in
-parallel, and are reported in their order:
+A file may ask for many runs: the table [sweep] lists values for any key, and `seeds = 5` repeats
+each with five seeds. They run in parallel, and are reported in their order:
 
   [sweep]
   fleet.nodes = [1_000, 10_000]
   arrival = [{}, { waves = { per_cent = 10, every_ms = 5_000 } }, { rolling = { nodes = 100 } }]
 
-The same scenario and seed give the same result_hash on every machine; wall_s alone differs. Exit code 1: a node did not get everything.
-docs/simulation.md says what is modelled, and how.")]
+The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
+Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
     /// The scenario: a TOML file, or the name of a published one.
     #[arg(required_unless_present_any = ["list", "explain"])]
@@ -307,7 +307,7 @@ fn summaries(path: &Path, plan: &Plan, together: &Together, reports: &[Report]) 
             format!("{median:.digits$} [{min:.digits$}-{max:.digits$}]")
         }
     };
-    let figures = ["complete", "makespan s", "x bound", "p50 s", "p99 s", "copies"];
+    let figures = ["complete", "makespan s", "x bound", "p99 s", "own p99 s", "copies"];
     let mut rows = vec![keys.iter().copied().chain(figures).map(str::to_owned).collect::<Vec<_>>()];
     for CaseSummary { case, summary } in &together.summary {
         let value = |key: &&str| case.get(*key).map_or_else(|| "-".to_owned(), shown);
@@ -316,8 +316,8 @@ fn summaries(path: &Path, plan: &Plan, together: &Together, reports: &[Report]) 
         row.extend([
             spread(summary.makespan_s, 4),
             spread(summary.makespan_over_bound, 3),
-            spread(summary.p50_s, 4),
             spread(summary.p99_s, 4),
+            spread(summary.own_p99_s, 4),
             spread(summary.strata_copies, 4),
         ]);
         rows.push(row);

@@ -14,7 +14,7 @@ pub struct ScenarioError {
     /// What is wrong.
     pub problem: Problem,
     /// Where, if the text has a place for it.
-    pub place: Option<Excerpt>,
+    pub place: Option<Box<Excerpt>>,
 }
 
 /// What is wrong with a scenario.
@@ -59,7 +59,7 @@ impl ScenarioError {
     /// What TOML's own reader found wrong in `text`.
     pub fn from_toml(error: &toml::de::Error, text: &str) -> Self {
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
-        let place = error.span().map(|span| Excerpt::of(text, span));
+        let place = error.span().map(|span| Box::new(Excerpt::of(text, span)));
         Self { problem: Problem::Syntax(what), place }
     }
 
@@ -67,7 +67,7 @@ impl ScenarioError {
     #[must_use]
     pub(super) fn at(mut self, text: &str, span: Option<Range<usize>>) -> Self {
         if self.place.is_none() {
-            self.place = span.map(|span| Excerpt::of(text, span));
+            self.place = span.map(|span| Box::new(Excerpt::of(text, span)));
         }
         self
     }
