@@ -1,99 +1,260 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
+mod meter;
+
 use super::CliError;
-use crate::sim::{Progress, Report, Scenario, simulate};
+use crate::sim::{
+    Case, LinksOfAKind, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain,
+    in_order, nearest, simulate,
+};
+use meter::Meter;
 use serde::Serialize;
-use std::io::{IsTerminal, Read};
+use serde_json::{Map, Value};
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
 const SCENARIO_MAX_BYTES: u64 = 1 << 20;
+/// Threads of one run at most: more only wait for each other (a guess).
+const RUN_THREADS_MAX: usize = 8;
+/// What starts a name that is no file.
+const NO_FILE: &str = "`starling simulate --list` names the scenarios that need no file";
+/// Kinds of links of which the table tells; JSON has all.
+const BUSY_SHOWN: usize = 3;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  starling simulate simulations/scenarios/flash-crowd-10k.toml
-  starling simulate simulations/scenarios/flash-crowd-10k.toml --seed 7 --json
+  starling simulate --list                                # what needs no file
+  starling simulate flash-crowd-10k                       # one of these
+  starling simulate fleet.toml --seeds 10                 # a file of your own, with ten seeds
+  starling simulate fleet.toml --json | jq .makespan_s    # an object a run; of several, a summary last
+  starling simulate --explain                             # all keys of a scenario
+  starling simulate --explain arrival                     # those of one table
+  starling simulate --explain fleet.nodes                 # one: meaning, unit, bounds, default
 
-The same scenario and seed give the same result_hash on every machine; wall_s alone differs.")]
+A file may ask for many runs: the table [sweep] lists values for any key, and `seeds = 5` repeats
+each with five seeds. They run in parallel, and are reported in their order:
+
+  [sweep]
+  fleet.nodes = [1_000, 10_000]
+  arrival = [{}, { waves = { per_cent = 10, every_ms = 5_000 } }, { rolling = { nodes = 100 } }]
+
+The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
+Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
-    /// The scenario (TOML).
-    file: PathBuf,
+    /// The scenario: a TOML file, or the name of a published one.
+    #[arg(required_unless_present_any = ["list", "explain"])]
+    file: Option<PathBuf>,
     /// Seed of all randomness, instead of the scenario's.
     #[arg(long)]
     seed: Option<u64>,
-    /// Print one JSON object instead of a table.
+    /// Number of seeds that each case is run with, instead of the scenario's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(RUNS_MAX)))]
+    seeds: Option<u32>,
+    /// Print one JSON object a run instead of a table, and of several runs a summary in the end.
     #[arg(long)]
     json: bool,
+    /// List the published scenarios.
+    #[arg(long, conflicts_with_all = ["file", "explain"])]
+    list: bool,
+    /// Tell what a key of a scenario means, or all keys of a table, or all keys.
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "file")]
+    explain: Option<String>,
 }
 
+/// What one run shows.
 #[derive(Serialize)]
-struct Timed<'a> {
+struct Timed {
+    /// What was swept.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    case: Map<String, Value>,
     #[serde(flatten)]
-    report: &'a Report,
+    report: Report,
+    wall_s: f64,
+}
+
+/// What all runs of a case show.
+#[derive(Serialize)]
+struct CaseSummary {
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    case: Map<String, Value>,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
+/// The last line of several runs.
+#[derive(Serialize)]
+struct Together {
+    summary: Vec<CaseSummary>,
     wall_s: f64,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called like this")]
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let scenario = read(&args.file)?;
-    #[expect(clippy::disallowed_methods, reason = "the wall time of the run, which no result depends on")]
-    let start = std::time::Instant::now();
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
-    let tty = std::io::stderr().is_terminal();
-    let report = simulate(&scenario, args.seed, threads, &mut |progress| {
-        if tty {
-            show(progress);
-        }
-    });
-    if tty {
-        eprint!("\r\x1b[K");
+    if args.list {
+        println!("{}", list());
+        return Ok(());
     }
-    let timed = Timed { report: &report, wall_s: start.elapsed().as_secs_f64() };
-    let text = if args.json {
-        serde_json::to_string(&timed).map_err(CliError::failed)?
-    } else {
-        table(&args.file, &timed)
+    if let Some(key) = &args.explain {
+        println!("{}", explained(key)?.trim_end());
+        return Ok(());
+    }
+    let Some(file) = &args.file else {
+        return Err(CliError::usage("which scenario?").hint(NO_FILE));
     };
-    println!("{text}");
-    if report.rollout.completed < report.rollout.nodes {
-        let missing = report.rollout.nodes - report.rollout.completed;
+    let text = read(file)?;
+    let plan = Plan::parse(&text, args.seed, args.seeds).map_err(|error| {
+        CliError::failed(format!("{}: {error}", file.display())).hint(
+            "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
+        )
+    })?;
+    if plan.runs().len() == 1 { one(file, &plan, args.json) } else { several(file, &plan, args.json) }
+}
+
+fn list() -> String {
+    let width = PUBLISHED.iter().map(|one| one.name.len()).max().unwrap_or(0);
+    let lines: Vec<String> =
+        PUBLISHED.iter().map(|one| format!("{:<width$}  {}", one.name, one.about())).collect();
+    lines.join("\n")
+}
+
+fn explained(key: &str) -> Result<String, CliError> {
+    explain(key).ok_or_else(|| {
+        let failed = CliError::usage(format!("a scenario has no key `{key}`"));
+        match nearest(key) {
+            Some(other) => failed.hint(format!("did you mean `{other}`?")),
+            None => failed.hint("`starling simulate --explain` lists all keys"),
+        }
+    })
+}
+
+/// The text of a file, or of a published scenario if there is no such file.
+fn read(path: &Path) -> Result<String, CliError> {
+    let name = path.display();
+    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("{name}: {error}"));
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let published = PUBLISHED.iter().find(|one| Path::new(one.name) == path);
+            return published.map(|one| one.text.to_owned()).ok_or_else(|| failed(&error).hint(NO_FILE));
+        }
+        Err(error) => return Err(failed(&error)),
+    };
+    let mut text = String::new();
+    let length =
+        file.take(SCENARIO_MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if length as u64 > SCENARIO_MAX_BYTES {
+        return Err(failed(&format_args!("a scenario has at most {SCENARIO_MAX_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+/// Does all runs and hands out what they show, in their order.
+fn all(plan: &Plan, meter: &Meter, each: impl FnMut(usize, Timed)) {
+    let runs = plan.runs();
+    let weights: Vec<u64> = runs.iter().map(|(case, _)| case.scenario.node_chunks()).collect();
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let work = |number: usize, threads: usize| {
+        let (case, seed) = runs[number];
+        let start = now();
+        let mut share = meter.share(case.scenario.node_chunks());
+        let threads = threads.min(RUN_THREADS_MAX);
+        let report = simulate(&case.scenario, Some(seed), threads, &mut |progress| share.note(progress));
+        Timed { case: swept(case), report, wall_s: start.elapsed().as_secs_f64() }
+    };
+    in_order(&weights, NODE_CHUNKS_MAX, threads, work, each);
+}
+
+fn now() -> std::time::Instant {
+    #[expect(clippy::disallowed_methods, reason = "the wall time of runs, which no result depends on")]
+    std::time::Instant::now()
+}
+
+fn swept(case: &Case) -> Map<String, Value> {
+    case.values.iter().cloned().collect()
+}
+
+fn wanted(plan: &Plan) -> u64 {
+    plan.runs().iter().map(|(case, _)| case.scenario.node_chunks()).sum()
+}
+
+fn json(value: &impl Serialize) -> Result<String, CliError> {
+    serde_json::to_string(value).map_err(CliError::failed)
+}
+
+fn one(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
+    let meter = Meter::new(wanted(plan), 1);
+    let mut timed = None;
+    all(plan, &meter, |_, one| timed = Some(one));
+    meter.end();
+    let Some(timed) = timed else { return Ok(()) };
+    println!("{}", if as_json { json(&timed)? } else { table(file, &timed) });
+    let rollout = &timed.report.rollout;
+    if rollout.completed < rollout.nodes {
+        let (missing, nodes) = (rollout.nodes - rollout.completed, rollout.nodes);
+        return Err(CliError::failed(format!("{missing} of {nodes} nodes did not get all content")));
+    }
+    Ok(())
+}
+
+fn several(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
+    let start = now();
+    let runs = plan.cases.len() * plan.seeds.len();
+    let meter = Meter::new(wanted(plan), runs);
+    let (mut reports, mut failed) = (Vec::with_capacity(runs), None);
+    all(plan, &meter, |_, timed| {
+        if as_json {
+            // As they come: what is done is not lost when the rest takes too long.
+            match json(&timed) {
+                Ok(line) => meter.print(|| println!("{line}")),
+                Err(error) => failed = Some(error),
+            }
+        }
+        reports.push(timed.report);
+    });
+    meter.end();
+    if let Some(failed) = failed {
+        return Err(failed);
+    }
+    let per_case = reports.chunks(plan.seeds.len().max(1));
+    let summary: Vec<CaseSummary> = plan
+        .cases
+        .iter()
+        .zip(per_case)
+        .map(|(case, reports)| CaseSummary { case: swept(case), summary: Summary::of(reports) })
+        .collect();
+    let incomplete: usize = summary.iter().map(|case| case.summary.incomplete).sum();
+    let together = Together { summary, wall_s: start.elapsed().as_secs_f64() };
+    if as_json {
+        println!("{}", json(&together)?);
+    } else {
+        println!("{}", summaries(file, plan, &together, &reports));
+    }
+    if incomplete > 0 {
         return Err(CliError::failed(format!(
-            "{missing} of {} nodes did not get all content",
-            report.rollout.nodes
+            "in {incomplete} of {runs} runs a node did not get all content"
         )));
     }
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Scenario, CliError> {
-    let name = path.display();
-    let file = std::fs::File::open(path).map_err(|error| CliError::failed(format!("{name}: {error}")))?;
-    let mut text = String::new();
-    let length = file
-        .take(SCENARIO_MAX_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| CliError::failed(format!("{name}: {error}")))?;
-    if length as u64 > SCENARIO_MAX_BYTES {
-        return Err(CliError::failed(format!("{name}: a scenario has at most {SCENARIO_MAX_BYTES} bytes")));
-    }
-    Scenario::parse(&text).map_err(|error| {
-        CliError::failed(format!("{name}: {error}")).hint("docs/simulation.md lists all keys and their units")
-    })
+/// The kinds of links whose busiest one was busy for longest.
+fn busy_links(report: &Report) -> String {
+    let mut links: Vec<&LinksOfAKind> = report.links.iter().collect();
+    links.sort_by(|a, b| b.busiest_share.total_cmp(&a.busiest_share));
+    let text = |links: &&LinksOfAKind| {
+        let (most, mean) = (links.busiest_share * 100.0, links.busy_share * 100.0);
+        format!("{} {most:.0} % of the time (mean of {}: {mean:.0} %)", links.busiest, links.kind)
+    };
+    links.iter().take(BUSY_SHOWN).map(text).collect::<Vec<_>>().join(", ")
 }
 
-fn show(progress: Progress) {
-    let share = progress.transfers as f64 / progress.wanted.max(1) as f64;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 30")]
-    let full = (share.clamp(0.0, 1.0) * 30.0) as usize;
-    let bar = format!("{}{}", "#".repeat(full), ".".repeat(30 - full));
-    eprint!("\r[{bar}] {:5.1} %  virtual time {:.3} s ", share * 100.0, progress.now.as_secs_f64());
-}
-
-fn table(path: &Path, timed: &Timed<'_>) -> String {
-    let report = timed.report;
-    let rows = [
+fn table(path: &Path, timed: &Timed) -> String {
+    let report = &timed.report;
+    let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
+    let mut rows = vec![
         ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
         ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
         (
@@ -105,18 +266,141 @@ fn table(path: &Path, timed: &Timed<'_>) -> String {
             format!("{:.4} s = {:.3} x bound", report.rollout.makespan_s, report.rollout.makespan_over_bound),
         ),
         ("p50 / p99", format!("{:.4} s / {:.4} s", report.rollout.p50_s, report.rollout.p99_s)),
+        ("since they began", format!("{own}; the last began at {:.4} s", report.last_start_s)),
         (
             "left the stratum",
             format!("{} bytes = {:.4} copies", report.rollout.strata_bytes, report.rollout.strata_copies),
         ),
         ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
         ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
+        ("busy links", busy_links(report)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),
         ("wall time", format!("{:.1} s, {} events", timed.wall_s, report.events)),
         ("result hash", report.result_hash.clone()),
     ];
+    // Where all begin at once, it says what the row before says.
+    rows.retain(|(name, _)| *name != "since they began" || report.last_start_s > 0.0);
+    for (key, value) in &timed.case {
+        rows.insert(1, ("swept", format!("{key} = {}", shown(value))));
+    }
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     lines.join("\n")
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn summaries(path: &Path, plan: &Plan, together: &Together, reports: &[Report]) -> String {
+    let mut keys: Vec<&str> = Vec::new();
+    for (key, _) in plan.cases.iter().flat_map(|case| &case.values) {
+        if !keys.contains(&key.as_str()) {
+            keys.push(key);
+        }
+    }
+    let spread = |Spread { median, min, max }: Spread, digits: usize| {
+        if plan.seeds.len() == 1 {
+            format!("{median:.digits$}")
+        } else {
+            format!("{median:.digits$} [{min:.digits$}-{max:.digits$}]")
+        }
+    };
+    let figures = ["complete", "makespan s", "x bound", "p99 s", "own p99 s", "copies"];
+    let mut rows = vec![keys.iter().copied().chain(figures).map(str::to_owned).collect::<Vec<_>>()];
+    for CaseSummary { case, summary } in &together.summary {
+        let value = |key: &&str| case.get(*key).map_or_else(|| "-".to_owned(), shown);
+        let mut row: Vec<String> = keys.iter().map(value).collect();
+        row.push(format!("{} of {}", summary.runs - summary.incomplete, summary.runs));
+        row.extend([
+            spread(summary.makespan_s, 4),
+            spread(summary.makespan_over_bound, 3),
+            spread(summary.p99_s, 4),
+            spread(summary.own_p99_s, 4),
+            spread(summary.strata_copies, 4),
+        ]);
+        rows.push(row);
+    }
+    let (cases, seeds) = (plan.cases.len(), plan.seeds.len());
+    let mut text = format!("{}: {cases} x {seeds} runs (cases x seeds)", path.display());
+    if seeds > 1 {
+        text += ", medians with [least-most]";
+    }
+    text += "\n\n";
+    text += &aligned(&rows);
+    let model = reports.first().map_or("", |report| report.model);
+    text += &format!("\nmodel: {model}\nwall time: {:.1} s", together.wall_s);
+    text
+}
+
+/// Columns as wide as their widest cell.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let mut widths = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_scenario_needs_no_file_and_what_is_neither_is_said_to_be() {
+        assert!(read(Path::new("rollout-32")).unwrap().contains("[fleet]"));
+        let error = read(Path::new("rollout-33")).unwrap_err().to_string();
+        assert!(error.contains("rollout-33") && error.contains("--list"), "{error}");
+        assert!(list().lines().any(|line| line.starts_with("flash-crowd-10k  ")), "{}", list());
+    }
+
+    #[test]
+    fn a_key_that_is_not_there_is_answered_with_the_one_that_was_meant() {
+        assert!(explained("fleet.nodes").unwrap().contains("10 000 000"));
+        let error = explained("fleet.node").unwrap_err();
+        assert!(error.to_string().contains("`fleet.nodes`") && error.code() == 2, "{error}");
+    }
+
+    #[test]
+    fn the_example_in_the_help_is_a_sweep_that_runs() {
+        use clap::Args as _;
+        let help =
+            Args::augment_args(clap::Command::new("simulate").term_width(0)).render_long_help().to_string();
+        let lines = help.lines().skip_while(|line| line.trim() != "[sweep]").take(3);
+        let sweep: String = lines.map(|line| format!("{}\n", line.trim())).collect();
+        let text = read(Path::new("rollout-32")).unwrap();
+        let plan = Plan::parse(&format!("{text}{sweep}"), None, None).unwrap();
+        assert_eq!(plan.cases.len(), 6);
+    }
+
+    #[test]
+    fn a_summary_has_a_row_for_each_case_with_its_values() {
+        let text = read(Path::new("rollout-32")).unwrap().replace("134_217_728", "8_388_608");
+        let text = format!("seeds = [1, 2]\n{text}\n[sweep]\nfleet.nodes = [4, 8]\n");
+        let plan = Plan::parse(&text, None, None).unwrap();
+        let (meter, mut reports) = (Meter::new(wanted(&plan), 4), Vec::new());
+        all(&plan, &meter, |_, timed| reports.push(timed.report));
+        assert_eq!(reports.iter().map(|report| report.rollout.nodes).collect::<Vec<_>>(), [4, 4, 8, 8]);
+        assert_eq!(reports.iter().map(|report| report.rollout.seed).collect::<Vec<_>>(), [1, 2, 1, 2]);
+        let summary = plan
+            .cases
+            .iter()
+            .zip(reports.chunks(2))
+            .map(|(case, reports)| CaseSummary { case: swept(case), summary: Summary::of(reports) })
+            .collect();
+        let text = summaries(Path::new("f.toml"), &plan, &Together { summary, wall_s: 1.0 }, &reports);
+        let row = |nodes: &str| text.lines().find(|line| line.starts_with(nodes)).unwrap().to_owned();
+        assert!(text.starts_with("f.toml: 2 x 2 runs"), "{text}");
+        assert!(row("fleet.nodes").contains("x bound"), "{text}");
+        assert!(row("4 ").contains("2 of 2") && row("8 ").contains('['), "{text}");
+    }
 }

@@ -4,7 +4,7 @@
 
 use crate::mesh::proto::Settings;
 use crate::model::CellLabel;
-use crate::sim::ScenarioError;
+use crate::sim::{ScenarioError, check};
 use serde::Deserialize;
 
 /// Most nodes: each is a process with a mount and a copy of the content on one machine (a guess).
@@ -264,24 +264,14 @@ pub struct Goals {
     pub agent_cpu: Option<f64>,
 }
 
-fn check(
-    ok: bool,
-    key: &'static str,
-    found: impl std::fmt::Display,
-    must: impl Into<String>,
-) -> Result<(), ScenarioError> {
-    if ok { Ok(()) } else { Err(ScenarioError::Value { key, found: found.to_string(), must: must.into() }) }
-}
-
 impl Scenario {
     /// Reads and checks a scenario.
     ///
     /// # Errors
     /// [`ScenarioError`] names the first line or key that is wrong.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = toml::from_str(text)
-            .map_err(|error| ScenarioError::Syntax(error.to_string().trim_end().to_owned()))?;
-        scenario.check()?;
+        let scenario: Self = toml::from_str(text).map_err(|error| ScenarioError::from_toml(&error, text))?;
+        scenario.check().map_err(|error| error.within(text))?;
         Ok(scenario)
     }
 

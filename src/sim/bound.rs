@@ -39,7 +39,8 @@ pub struct Bound {
     pub term: Term,
 }
 
-/// The bound for `bytes` to `nodes` nodes with the same links, rates in bytes a second.
+/// The bound for `bytes` to `nodes` nodes, rates in bytes a second: the stratum's uplink, the mean of the nodes' uplinks, and
+/// the slowest of their downlinks.
 pub fn bound(bytes: f64, nodes: f64, stratum: f64, up: f64, down: f64) -> Bound {
     let terms = [
         (Term::Stratum, bytes / stratum),

@@ -1,6 +1,6 @@
 //! What goes wrong or takes longer: deaths, a stratum that does not answer some, and waits at busy links.
 
-use super::fluid::Fluid;
+use super::network::Traffic;
 use super::scenario::Scenario;
 use crate::mesh::proto::Chunk;
 use crate::model::{Generator, Rng};
@@ -34,7 +34,8 @@ impl Churn {
     }
 }
 
-fn draw(nodes: u32, per_cent: u32, mut rng: Generator) -> Vec<u32> {
+/// So many of 100 nodes, at least one, in ascending order.
+pub(super) fn draw(nodes: u32, per_cent: u32, mut rng: Generator) -> Vec<u32> {
     let mut nodes: Vec<u32> = (0..nodes).collect();
     let count = (nodes.len() * per_cent as usize).div_ceil(100);
     for place in 0..count {
@@ -99,11 +100,11 @@ impl Queues {
         (most > 0).then(|| Self { levels: vec![[0; 2]; ends], most, last: 0 })
     }
 
-    pub(super) fn step<S: Copy>(&mut self, now: u64, fluid: &Fluid<S>) {
+    pub(super) fn step<S: Copy>(&mut self, now: u64, traffic: &Traffic<S>) {
         let passed = now - self.last;
         self.last = now;
         for (end, levels) in (0..).zip(&mut self.levels) {
-            for (level, busy) in levels.iter_mut().zip(fluid.is_busy(end)) {
+            for (level, busy) in levels.iter_mut().zip(traffic.is_busy(end)) {
                 let new = if busy { level.saturating_add(passed) } else { level.saturating_sub(passed) };
                 *level = new.min(self.most);
             }
@@ -119,17 +120,21 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::fluid::Flow;
+    use crate::sim::network::{Flow, Links, Model};
+    use crate::sim::scenario::Scenario;
 
     #[test]
     fn a_busy_link_makes_messages_wait_and_none_overtakes_another() {
-        let mut fluid = Fluid::new(&[10.0; 2], &[10.0; 2]);
-        fluid.start(Flow { from: 0, to: 1, what: () }, 200.0);
+        let text = include_str!("../../simulations/scenarios/rollout-32.toml");
+        // 20 Mbit/s are 10 bytes in 4 µs.
+        let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
+        let mut traffic = Traffic::new(Model::Fluid, links);
+        traffic.start(Flow { from: 0, to: 1, what: () }, 200);
         let mut queues = Queues { levels: vec![[0; 2]; 2], most: 16, last: 0 };
         let (mut longest, mut last) = (0, 0);
         for now in 1..60 {
-            fluid.step(&mut Vec::new());
-            queues.step(now, &fluid);
+            traffic.step(&mut Vec::new());
+            queues.step(now, &traffic);
             let arrives = now + queues.steps(0, 1);
             assert!(arrives >= last, "step {now}");
             last = arrives;

@@ -6,10 +6,11 @@
 //! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
 //! on the machine that runs it: the same seed and scenario give the same run.
 
+use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Queues, Stall};
-use super::fleet::{Effect, EvenContent, Event, Machine, Map};
-use super::fluid::{Flow, Fluid};
+use super::fleet::{Effect, EvenContent, Event, Incoming, Machine, Map};
 use super::liar::Liar;
+use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source};
@@ -17,8 +18,6 @@ use crate::model::{Class, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Steps in the transfer of one slice over a whole link, at least (`fluid_oracle` shows the error).
-pub(super) const STEPS_PER_SLICE: f64 = 3.0;
 /// Steps that the ring of buckets covers.
 const RING: usize = 1_024;
 /// Providers that the DHT tells of.
@@ -141,6 +140,8 @@ pub struct Progress {
     pub transfers: u64,
     /// Chunks that all nodes want together.
     pub wanted: u64,
+    /// Events that nodes reacted to.
+    pub events: u64,
 }
 
 /// A run under way.
@@ -150,18 +151,24 @@ pub(super) struct Engine {
     map: Arc<Map>,
     content: EvenContent,
     calendar: Calendar,
-    fluid: Fluid<Carried>,
+    traffic: Traffic<Carried>,
+    delays: Delays,
+    changes: Changes,
     step_ns: u64,
-    latency: u64,
-    region_latency: u64,
     lookup: u64,
     connections: u32,
     stratum_busy: u32,
     stratum_line: VecDeque<(u32, Chunk)>,
+    /// What the stratum sends, by receiver.
+    from_stratum: BTreeMap<(u32, Chunk), Handle>,
+    /// Requests to the stratum that a cut link keeps.
+    cut_off: Vec<(u32, Chunk)>,
     announced: BTreeMap<u32, Vec<Peer>>,
     queues: Option<Queues>,
     churn: Option<Churn>,
     stall: Option<Stall>,
+    /// Who begins when, unless all do at once.
+    arrivals: Option<Arrivals>,
     newcomer: Newcomer,
     deadline: Time,
     pub(super) unfinished: usize,
@@ -187,10 +194,10 @@ fn place(step: u64) -> usize {
     usize::try_from(step % RING as u64).unwrap_or(0)
 }
 
-/// The longest step of which the latency is a whole number and the transfer of a slice at least a few.
-pub(super) fn step_ns(slice_s: f64, latency_ns: u64) -> u64 {
+/// The longest step of which the latency is a whole number and the transfer of a chunk at least a few.
+fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
-    let longest = ((slice_s / STEPS_PER_SLICE * 1e9) as u64).max(1);
+    let longest = ((chunk_s / steps_per_chunk * 1e9) as u64).max(1);
     if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
 }
 
@@ -200,20 +207,12 @@ fn steps(span_ns: u64, step_ns: u64) -> u64 {
 
 impl Engine {
     pub(super) fn new(scenario: &Scenario, seed: u64, threads: usize) -> Self {
-        let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
-        let (up, down) = (bytes_s(scenario.fleet.up_mbit_s), bytes_s(scenario.fleet.down_mbit_s));
-        let chunk_s = f64::from(scenario.chunk_bytes()) / up.max(down);
-        let step_ns = step_ns(chunk_s, scenario.network.latency_us * 1_000);
-        let per_step = |bytes_s: f64| {
-            #[expect(clippy::cast_possible_truncation, reason = "a rate, and it is a model")]
-            let rate = (bytes_s * step_ns as f64 / 1e9) as f32;
-            rate
-        };
         let nodes = scenario.fleet.nodes as usize;
-        let mut ups = vec![per_step(up); nodes];
-        let mut downs = vec![per_step(down); nodes];
-        ups.push(per_step(bytes_s(scenario.stratum.up_mbit_s)));
-        downs.push(0.0);
+        let fastest = node_rates(scenario, seed).iter().flatten().copied().fold(0.0, f64::max);
+        let chunk_s = f64::from(scenario.chunk_bytes()) / (fastest * 1e6 / 8.0);
+        let network = &scenario.network;
+        let step_ns = step_ns(chunk_s, network.model.steps_per_chunk(), network.latency_us * 1_000);
+        let links = Links::new(scenario, seed, step_ns);
         let map = Arc::new(Map::new(scenario, seed));
         let content = EvenContent::new(scenario);
         let newcomer = Newcomer {
@@ -229,35 +228,33 @@ impl Engine {
         }
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
         let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
-        for to in 0..scenario.fleet.nodes {
-            calendar.push(1, to, Event::WantAll(scenario.content.class, deadline));
-        }
-        let fluid = match scenario.fleet.cell_down_mbit_s {
-            None => Fluid::new(&ups, &downs),
-            Some(rate) => {
-                // The stratum lies outside of all cells.
-                let cells = (0..scenario.fleet.nodes).map(|node| map.cell_of(node));
-                let group = cells.chain([scenario.cells()]).collect();
-                Fluid::with_doors(&ups, &downs, group, per_step(bytes_s(rate)))
-            }
+        let (arrivals, first) = match Arrivals::new(scenario, seed, step_ns) {
+            Some((arrivals, first)) => (Some(arrivals), first),
+            None => (None, (0..scenario.fleet.nodes).map(|node| (1, node)).collect()),
         };
+        for (step, to) in first {
+            calendar.push(step, to, Event::WantAll(scenario.content.class, deadline));
+        }
         Self {
             machines,
-            map,
             content,
             calendar,
             queues: Queues::new(scenario, nodes + 1, step_ns),
             churn: Churn::new(scenario, seed, step_ns),
             stall: Stall::new(scenario, seed, step_ns),
+            arrivals,
             newcomer,
-            fluid,
+            delays: Delays::new(scenario, seed, step_ns, |node| map.region_of(node)),
+            changes: Changes::new(scenario, seed, step_ns, &links),
+            traffic: Traffic::new(network.model, links),
+            map,
             step_ns,
-            latency: steps(scenario.network.latency_us * 1_000, step_ns),
-            region_latency: steps(scenario.network.region_latency_us * 1_000, step_ns),
-            lookup: steps(scenario.network.lookup_ms * 1_000_000, step_ns),
+            lookup: steps(network.lookup_ms * 1_000_000, step_ns),
             connections: scenario.stratum.connections,
             stratum_busy: 0,
             stratum_line: VecDeque::new(),
+            from_stratum: BTreeMap::new(),
+            cut_off: Vec::new(),
             announced: BTreeMap::new(),
             deadline,
             unfinished: nodes,
@@ -273,9 +270,15 @@ impl Engine {
         Time::from_nanos(self.calendar.now.saturating_mul(self.step_ns))
     }
 
+    /// When a node began.
+    pub(super) fn start(&self, node: u32) -> Time {
+        let step = self.arrivals.as_ref().and_then(|arrivals| arrivals.start(node)).unwrap_or(0);
+        Time::from_nanos(step.saturating_mul(self.step_ns))
+    }
+
     pub(super) fn progress(&self) -> Progress {
         let wanted = self.machines.len() as u64 * u64::from(self.content.chunks());
-        Progress { now: self.now(), transfers: self.transfers, wanted }
+        Progress { now: self.now(), transfers: self.transfers, wanted, events: self.events }
     }
 
     /// Runs until all nodes have ended or nothing happens any more. `watch` is told now and then.
@@ -284,7 +287,8 @@ impl Engine {
         let mut due: Vec<Bucket> = (0..parts).map(|_| Vec::new()).collect();
         let mut effects: Vec<Vec<(u32, Effect)>> = (0..parts).map(|_| Vec::new()).collect();
         let mut ended = Vec::new();
-        while self.unfinished > 0 && self.calendar.next(self.fluid.is_idle(), &mut due) {
+        while self.unfinished > 0 && self.calendar.next(self.traffic.is_idle(), &mut due) {
+            self.change_links();
             self.replace_the_dead();
             self.end_stall();
             self.events += due.iter().map(Vec::len).sum::<usize>() as u64;
@@ -294,9 +298,9 @@ impl Engine {
                     self.apply(from, effect);
                 }
             }
-            self.fluid.step(&mut ended);
+            self.traffic.step(&mut ended);
             if let Some(queues) = &mut self.queues {
-                queues.step(self.calendar.now, &self.fluid);
+                queues.step(self.calendar.now, &self.traffic);
             }
             for flow in ended.drain(..) {
                 self.finish(flow);
@@ -344,8 +348,47 @@ impl Engine {
 
     /// Steps from one node to another, with the waits at both links.
     fn way(&self, from: u32, to: u32) -> u64 {
-        let latency = if self.map.same_region(from, to) { self.latency } else { self.region_latency };
-        latency + self.queues.as_ref().map_or(0, |queues| queues.steps(from, to))
+        self.delays.way(from, to) + self.waits(from, to)
+    }
+
+    /// How long a message waits at links.
+    fn waits(&self, from: u32, to: u32) -> u64 {
+        self.queues.as_ref().map_or(0, |queues| queues.steps(from, to))
+    }
+
+    /// The end that is the stratum.
+    fn stratum(&self) -> u32 {
+        self.traffic.links().stratum()
+    }
+
+    /// Whether nothing gets from one end to another.
+    fn is_cut(&self, from: u32, to: u32) -> bool {
+        self.changes.cut(self.traffic.links(), from, to)
+    }
+
+    /// What links of each kind did.
+    pub(super) fn usage(&self) -> Vec<LinksOfAKind> {
+        self.traffic.usage(self.calendar.now)
+    }
+
+    /// Lets links become slower, faster or be cut, when it is time. Requests that a cut kept from the stratum go on.
+    fn change_links(&mut self) {
+        if !self.changes.apply(self.calendar.now, &mut self.traffic) {
+            return;
+        }
+        for (from, chunk) in std::mem::take(&mut self.cut_off) {
+            self.ask_stratum(from, chunk);
+        }
+        self.fill_stratum();
+    }
+
+    /// Puts a request to the stratum where it waits: in its line, or in front of a cut.
+    fn ask_stratum(&mut self, from: u32, chunk: Chunk) {
+        if self.is_cut(from, self.stratum()) {
+            self.cut_off.push((from, chunk));
+        } else {
+            self.stratum_line.push_back((from, chunk));
+        }
     }
 
     /// Lets nodes die, lets others notice, and begins replacements, when it is time.
@@ -356,12 +399,16 @@ impl Engine {
             churn.dies = None;
             for victim in &churn.victims {
                 self.machines[*victim as usize].dead = true;
-                let stratum = u32::try_from(self.machines.len()).unwrap_or(u32::MAX);
-                self.fluid.stop(|flow| flow.from == *victim);
-                self.fluid.stop(|flow| flow.to == *victim && flow.from != stratum);
-                self.stratum_busy -= u32::try_from(self.fluid.stop(|flow| flow.to == *victim)).unwrap_or(0);
-                self.stratum_line.retain(|waiting| waiting.0 != *victim);
             }
+            for flow in self.traffic.stop_ends(&churn.victims) {
+                if let Carried::FromStratum { chunk } = flow.what {
+                    self.from_stratum.remove(&(flow.to, chunk));
+                    self.stratum_busy -= 1;
+                }
+            }
+            let lives = |waiting: &(u32, Chunk)| churn.victims.binary_search(&waiting.0).is_err();
+            self.stratum_line.retain(lives);
+            self.cut_off.retain(lives);
             self.fill_stratum();
         }
         if churn.noticed.is_some_and(|at| at <= now) {
@@ -374,18 +421,31 @@ impl Engine {
                 let liar = self.machines[*victim as usize].liar.take();
                 self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, self.content);
                 self.machines[*victim as usize].liar = liar;
-                self.calendar.push(now + 1, *victim, Event::WantAll(self.newcomer.class, self.deadline));
+                // Who had not begun when it died begins in its turn.
+                let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
+                if start.is_some_and(|start| start <= now) {
+                    self.begin(vec![(now + 1, *victim)]);
+                }
             }
             self.tell_all(&churn.victims, Event::Up);
         }
         self.churn = Some(churn);
     }
 
+    /// Lets nodes want the content from a step on.
+    fn begin(&mut self, starts: Vec<Start>) {
+        for (step, node) in starts {
+            self.calendar.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
+        }
+    }
+
     /// Lets requests go on that the stratum did not answer, when it does again.
     fn end_stall(&mut self) {
         let over = self.stall.as_mut().map(|stall| stall.over(self.calendar.now)).unwrap_or_default();
         if !over.is_empty() {
-            self.stratum_line.extend(over);
+            for (from, chunk) in over {
+                self.ask_stratum(from, chunk);
+            }
             self.fill_stratum();
         }
     }
@@ -404,33 +464,45 @@ impl Engine {
         match effect {
             Effect::Send(to, event) => {
                 self.messages += 1;
-                self.calendar.push(now + self.way(from, to), to, event);
+                if !self.is_cut(from, to) {
+                    let waits = self.waits(from, to);
+                    let arrival = self.delays.arrival(now, from, to, event.stream(), waits);
+                    self.calendar.push(arrival, to, event);
+                }
             }
             Effect::Serve { ask, to, chunk } => {
-                let bytes = self.content.len_bytes(chunk) as f32;
-                self.fluid.start(Flow { from, to, what: Carried::Upload { ask, chunk } }, bytes);
+                // An ask that was withdrawn in the same moment, before this was put into effect, is not there any more, or
+                // already another.
+                let is_it = |incoming: &&mut Incoming| {
+                    incoming.peer == to && incoming.chunk == chunk && incoming.flow.is_none()
+                };
+                if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
+                    let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
+                    incoming.flow = Some(self.traffic.start(flow, self.content.len_bytes(chunk)));
+                }
             }
-            Effect::StopServing { to, chunk } => {
-                let is_it =
-                    |carried| matches!(carried, Carried::Upload { chunk: other, .. } if other == chunk);
-                self.fluid.stop(|flow| flow.from == from && flow.to == to && is_it(flow.what));
+            Effect::StopServing(flow) => {
+                if let Some(flow) = flow {
+                    self.traffic.stop(flow);
+                }
             }
             Effect::Upstream(chunk) => {
                 self.messages += 1;
                 if !self.stall.as_mut().is_some_and(|stall| stall.holds(now, from, chunk)) {
-                    self.stratum_line.push_back((from, chunk));
+                    self.ask_stratum(from, chunk);
                     self.fill_stratum();
                 }
             }
             Effect::StopUpstream(chunk) => {
                 self.stratum_line.retain(|waiting| *waiting != (from, chunk));
+                self.cut_off.retain(|waiting| *waiting != (from, chunk));
                 if let Some(stall) = &mut self.stall {
                     stall.drop(from, chunk);
                 }
-                let is_it =
-                    |carried| matches!(carried, Carried::FromStratum { chunk: other } if other == chunk);
-                let stopped = self.fluid.stop(|flow| flow.to == from && is_it(flow.what));
-                self.stratum_busy -= u32::try_from(stopped).unwrap_or(0);
+                let flow = self.from_stratum.remove(&(from, chunk));
+                if flow.is_some_and(|flow| self.traffic.stop(flow).is_some()) {
+                    self.stratum_busy -= 1;
+                }
                 self.fill_stratum();
             }
             Effect::Find(segment) => {
@@ -448,17 +520,22 @@ impl Engine {
                 self.calendar.push(now + steps(nanos, self.step_ns), from, event);
             }
             Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
+            Effect::Ended => {
+                let starts = self.arrivals.as_mut().map(|arrivals| arrivals.ended(from, now));
+                self.begin(starts.unwrap_or_default());
+            }
         }
     }
 
     /// Lets requests in line begin. The way of the request itself is added to that of the data.
     fn fill_stratum(&mut self) {
-        let stratum = u32::try_from(self.machines.len()).unwrap_or(u32::MAX);
+        let stratum = self.stratum();
         while self.stratum_busy < self.connections {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
-            let bytes = self.content.len_bytes(chunk) as f32;
-            self.fluid.start(Flow { from: stratum, to, what: Carried::FromStratum { chunk } }, bytes);
+            let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
+            let handle = self.traffic.start(flow, self.content.len_bytes(chunk));
+            self.from_stratum.insert((to, chunk), handle);
         }
     }
 
@@ -484,8 +561,10 @@ impl Engine {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
                 self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 self.stratum_busy -= 1;
+                self.from_stratum.remove(&(flow.to, chunk));
                 let data = Event::Data { chunk, from: Source::Strata };
-                self.calendar.push(now + self.latency + self.way(flow.from, flow.to), flow.to, data);
+                let request = self.delays.way(flow.to, flow.from);
+                self.calendar.push(now + request + self.way(flow.from, flow.to), flow.to, data);
                 self.fill_stratum();
             }
         }
@@ -521,5 +600,22 @@ fn react_all(
     }
     if let Some(last) = last {
         machines[(last - first) as usize].rest(now, step_ns, effects);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_divides_the_latency_and_the_transfer_of_a_chunk() {
+        for (chunk_s, latency_ns) in [(839e-6, 500_000), (839e-6, 0), (8.4e-3, 500_000), (1e-3, 20_000_000)] {
+            for least in [3.0, 12.0] {
+                let step = step_ns(chunk_s, least, latency_ns);
+                assert!(step as f64 * least <= chunk_s * 1e9 + 1.0, "{chunk_s} {latency_ns}: {step}");
+                let steps = latency_ns.div_ceil(step);
+                assert!(steps * step <= latency_ns + steps, "{chunk_s} {latency_ns}: {step}");
+            }
+        }
     }
 }

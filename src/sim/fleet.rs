@@ -4,6 +4,7 @@
 //! inputs, and decides nothing.
 
 use super::liar::Liar;
+use super::network::Handle;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
@@ -97,11 +98,15 @@ impl Map {
         start(cell)..start(cell + 1)
     }
 
-    pub(super) fn same_region(&self, a: u32, b: u32) -> bool {
+    pub(super) fn region_of(&self, node: u32) -> u32 {
+        self.cell_of(node) / self.cells_per_region
+    }
+
+    fn same_region(&self, a: u32, b: u32) -> bool {
         if self.cells == self.cells_per_region {
             return true;
         }
-        self.cell_of(a) / self.cells_per_region == self.cell_of(b) / self.cells_per_region
+        self.region_of(a) == self.region_of(b)
     }
 
     fn home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
@@ -270,6 +275,16 @@ pub(super) enum Event {
     Up(u32),
 }
 
+impl Event {
+    /// The stream of a message between two nodes: all about one chunk goes on one, whose messages keep their order.
+    pub(super) fn stream(&self) -> u32 {
+        match self {
+            Self::Ask { chunk, .. } | Self::Withdraw { chunk, .. } | Self::Answer { chunk, .. } => chunk.0,
+            _ => u32::MAX,
+        }
+    }
+}
+
 /// What a machine causes beyond itself.
 #[derive(Clone, Debug)]
 pub(super) enum Effect {
@@ -277,8 +292,8 @@ pub(super) enum Effect {
     Send(u32, Event),
     /// The bytes of a chunk begin to move to a peer.
     Serve { ask: Ask, to: u32, chunk: Chunk },
-    /// They stop.
-    StopServing { to: u32, chunk: Chunk },
+    /// They stop, if they still move.
+    StopServing(Option<Handle>),
     /// A request to the stratum.
     Upstream(Chunk),
     /// It is withdrawn.
@@ -291,6 +306,8 @@ pub(super) enum Effect {
     WakeAt(Time),
     /// Let this happen to me later.
     Later(Duration, Event),
+    /// I have everything, or gave up what I have not.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -298,6 +315,8 @@ pub(super) struct Incoming {
     pub(super) peer: u32,
     pub(super) chunk: Chunk,
     pub(super) serving: bool,
+    /// The transfer, once it began.
+    pub(super) flow: Option<Handle>,
 }
 
 /// A node with its driver.
@@ -392,8 +411,8 @@ impl Machine {
             }
             Event::Withdraw { from, chunk } => {
                 let Some(ask) = self.ask_of(from, chunk) else { return };
-                if self.end(ask).is_some_and(|incoming| incoming.serving) {
-                    effects.push((self.me, Effect::StopServing { to: from, chunk }));
+                if let Some(incoming) = self.end(ask).filter(|incoming| incoming.serving) {
+                    effects.push((self.me, Effect::StopServing(incoming.flow)));
                 }
                 self.node.handle(now, Input::AskGone { ask }, out);
             }
@@ -483,7 +502,7 @@ impl Machine {
             self.incoming.push(None);
             u32::try_from(self.incoming.len() - 1).unwrap_or(u32::MAX)
         });
-        self.incoming[number as usize] = Some(Incoming { peer, chunk, serving: false });
+        self.incoming[number as usize] = Some(Incoming { peer, chunk, serving: false, flow: None });
         Ask(number)
     }
 
@@ -536,11 +555,11 @@ impl Machine {
                     return; // Wanted twice.
                 }
                 self.delivered += 1;
-                return self.note_end(now);
+                return self.note_end(now, effects);
             }
             Output::GiveUp { .. } => {
                 self.given_up += 1;
-                return self.note_end(now);
+                return self.note_end(now, effects);
             }
             Output::TellPossession { to, slices } => {
                 Effect::Send(to.0, Event::Possession { from: me, slices })
@@ -551,9 +570,10 @@ impl Machine {
         effects.push((me, effect));
     }
 
-    fn note_end(&mut self, now: Time) {
+    fn note_end(&mut self, now: Time, effects: &mut Vec<(u32, Effect)>) {
         if self.delivered + self.given_up == self.chunks {
             self.finished = Some(now);
+            effects.push((self.me, Effect::Ended));
         }
     }
 }

@@ -1,29 +1,36 @@
 //! The fleet simulator: the node's own decisions on a virtual network.
 //!
-//! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out. Every simulated machine runs
+//! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out; [`Plan`] is all runs that a file asks
+//! for, [`in_order`] does them and [`Summary`] takes them together. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
-//! network (`fluid`) and the least possible time to compare with (`bound`).
+//! network (`network`) and the least possible time to compare with (`bound`).
 //!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
+mod arrival;
 mod bound;
 mod churn;
 mod engine;
 mod fleet;
-mod fluid;
-#[cfg(test)]
-mod fluid_oracle;
 mod liar;
+mod network;
+mod published;
 mod reader;
 mod report;
 mod rollout;
 mod scenario;
 pub mod swarm;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use network::LinksOfAKind;
+pub use published::{PUBLISHED, Published};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};
-pub use scenario::{Scenario, ScenarioError};
+pub use scenario::{
+    Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+};
+pub use sweep::{Spread, Summary, in_order};

@@ -2,15 +2,11 @@
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
-use super::rollout::{Moved, Rollout};
+use super::network::{LinksOfAKind, node_rates};
+use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
 use crate::model::Time;
 use serde::Serialize;
-
-/// The network model, with what is known of its error.
-const MODEL: &str = "time-stepped fluid (3 rounds of water-filling, steps of at most a third of a slice time; against \
-                     exact max-min fairness ends of transfers are off by 3 % on average, last ends by 4 % at most; \
-                     not yet validated against real nodes)";
 
 /// The figures of a run. Bytes are content, without headers; times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -18,6 +14,12 @@ pub struct Report {
     /// What simulated and real runs have in common.
     #[serde(flatten)]
     pub rollout: Rollout,
+    /// When the last node of those that completed began, in seconds.
+    pub last_start_s: f64,
+    /// What half of them took at most since they began, in seconds.
+    pub own_p50_s: f64,
+    /// What 99 % of them took at most since they began, in seconds.
+    pub own_p99_s: f64,
     /// Messages between nodes and to the stratum.
     pub messages: u64,
     /// Chunks that moved.
@@ -30,6 +32,8 @@ pub struct Report {
     pub doubts: u64,
     /// Times that an honest node's want stood still for so long that another began in its place.
     pub asides: u64,
+    /// What the links did, kind by kind.
+    pub links: Vec<LinksOfAKind>,
     /// The network model and its error band.
     pub model: &'static str,
     /// BLAKE3 over each node's time and byte counters, in order.
@@ -52,6 +56,8 @@ pub fn simulate(
 fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let mut hasher = blake3::Hasher::new();
     let mut times = Vec::with_capacity(engine.machines.len());
+    let mut own_times = Vec::with_capacity(engine.machines.len());
+    let mut last_start_s = 0.0_f64;
     for machine in &engine.machines {
         let finished = machine.finished.unwrap_or(Time::NEVER);
         for number in [
@@ -64,18 +70,24 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
             hasher.update(&number.to_le_bytes());
         }
         if machine.liar.is_none() && machine.finished.is_some() && machine.given_up == 0 {
+            let start = engine.start(machine.me).as_secs_f64();
+            last_start_s = last_start_s.max(start);
             times.push(finished.as_secs_f64());
+            own_times.push(finished.as_secs_f64() - start);
         }
     }
     hasher.update(&engine.strata_bytes.to_le_bytes());
     let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
     let bytes = scenario.content.bytes as f64;
+    let rates = node_rates(scenario, seed);
+    let up_mbit_s: f64 = rates.iter().map(|rates| rates[0]).sum();
+    let slowest_mbit_s = rates.iter().map(|rates| rates[1]).fold(f64::INFINITY, f64::min);
     let bound = bound(
         bytes,
         f64::from(scenario.fleet.nodes),
         bytes_s(scenario.stratum.up_mbit_s),
-        bytes_s(scenario.fleet.up_mbit_s),
-        bytes_s(scenario.fleet.down_mbit_s),
+        bytes_s(up_mbit_s / f64::from(scenario.fleet.nodes)),
+        bytes_s(slowest_mbit_s),
     );
     let moved = Moved {
         copy: bytes,
@@ -86,15 +98,20 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let honest = || engine.machines.iter().filter(|machine| machine.liar.is_none());
     let nodes = u32::try_from(honest().count()).unwrap_or(u32::MAX);
     let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
+    own_times.sort_unstable_by(f64::total_cmp);
     Report {
         rollout,
+        last_start_s,
+        own_p50_s: quantile(&own_times, 50),
+        own_p99_s: quantile(&own_times, 99),
         liars: scenario.fleet.nodes - nodes,
         doubts: honest().map(|machine| machine.counts().doubts).sum(),
         asides: honest().map(|machine| machine.counts().asides).sum(),
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,
-        model: MODEL,
+        links: engine.usage(),
+        model: scenario.network.model.text(),
         result_hash: hasher.finalize().to_hex().to_string(),
     }
 }

@@ -1,0 +1,208 @@
+//! What is simulated: a scenario file, checked before a byte of memory is taken for it.
+//!
+//! One struct a table; beside each struct stands what its keys mean and may be ([`keys`]). [`Scenario`] is one run,
+//! [`Plan`] all that a file asks for.
+
+mod arrival;
+mod content;
+mod document;
+mod error;
+mod faults;
+mod fleet;
+mod keys;
+mod network;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub(super) use arrival::{Order, Rolling, Waves};
+pub use error::{Problem, ScenarioError, check};
+pub(super) use faults::Lie;
+pub use keys::{explain, nearest};
+pub use plan::{Case, Plan, RUNS_MAX};
+
+use super::network::check_network;
+use crate::mesh::proto::Settings;
+use arrival::Arrival;
+use content::{Content, Stratum};
+use document::Document;
+use faults::{Deaths, Liars, Stalls};
+use fleet::Fleet;
+use keys::grouped;
+use network::Network;
+use serde::{Deserialize, Serialize};
+
+/// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
+pub const NODE_CHUNKS_MAX: u64 = 200_000_000;
+/// Most members of a region's cell times slices: what the table of homes holds.
+const CELL_SLICES_MAX: u64 = 10_000_000;
+
+/// A scenario as its file states it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// The seed of all randomness, unless the command line names another.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// How often it is run.
+    pub seeds: Option<Seeds>,
+    /// Who takes part.
+    pub fleet: Fleet,
+    /// What lies between them.
+    pub network: Network,
+    /// What all want.
+    pub content: Content,
+    /// Where it comes from.
+    pub stratum: Stratum,
+    /// When they begin to want it, if not all at once.
+    pub arrival: Option<Arrival>,
+    /// Nodes that die.
+    pub deaths: Option<Deaths>,
+    /// Nodes that lie.
+    pub liars: Option<Liars>,
+    /// Nodes that the stratum does not answer for a while.
+    pub stalls: Option<Stalls>,
+    /// The nodes' constants, where they differ from the defaults.
+    #[serde(default)]
+    pub settings: Settings,
+}
+
+fn default_seed() -> u64 {
+    1
+}
+
+/// The seeds of the runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number of runs, or a list of their seeds")]
+pub enum Seeds {
+    /// So many, from the scenario's own upwards.
+    Count(u32),
+    /// These.
+    List(Vec<u64>),
+}
+
+impl Scenario {
+    /// Reads and checks a scenario: one run of a file that asks for several, without what is swept.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] names the first line and key that is wrong.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        let mut document = Document::parse(text)?;
+        document.take("sweep");
+        Self::read(&document)
+    }
+
+    /// From a document, without what is swept.
+    fn read(document: &Document<'_>) -> Result<Self, ScenarioError> {
+        keys::check(document)?;
+        let scenario: Self = document.read()?;
+        scenario.check().map_err(|error| document.place(error))?;
+        Ok(scenario)
+    }
+
+    /// Number of slices.
+    pub fn slices(&self) -> u32 {
+        u32::try_from(self.content.bytes.div_ceil(u64::from(self.content.slice_bytes.max(1))))
+            .unwrap_or(u32::MAX)
+    }
+
+    /// Bytes of a chunk.
+    pub fn chunk_bytes(&self) -> u32 {
+        self.content.chunk_bytes.unwrap_or(self.content.slice_bytes)
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> u32 {
+        u32::try_from(self.content.bytes.div_ceil(u64::from(self.chunk_bytes().max(1)))).unwrap_or(u32::MAX)
+    }
+
+    /// Number of cells in all regions.
+    pub fn cells(&self) -> u32 {
+        self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
+    }
+
+    /// Chunks that all nodes want together: what a run's memory and time grow with.
+    pub fn node_chunks(&self) -> u64 {
+        u64::from(self.fleet.nodes) * u64::from(self.chunks())
+    }
+
+    /// What no single key can be refused for.
+    fn check(&self) -> Result<(), ScenarioError> {
+        let Self { fleet, content, settings, .. } = self;
+        check(
+            self.cells() <= fleet.nodes,
+            "fleet.cells_per_region",
+            fleet.cells_per_region,
+            format!("no more cells than nodes, not {} for {}", self.cells(), fleet.nodes),
+        )?;
+        check_network(self)?;
+        let (slice, chunk) = (content.slice_bytes, self.chunk_bytes());
+        check(
+            slice.is_multiple_of(chunk),
+            "content.chunk_bytes",
+            chunk,
+            format!("a divisor of content.slice_bytes, which is {slice}"),
+        )?;
+        let slices = content.bytes.div_ceil(u64::from(slice));
+        let chunks = content.bytes.div_ceil(u64::from(chunk));
+        let most = u64::from(settings.wants_max.min(settings.numbers_max));
+        check(
+            chunks <= most,
+            "content.bytes",
+            content.bytes,
+            format!("at most {most} chunks (settings.wants_max), not {chunks}; larger chunks are fewer"),
+        )?;
+        let total = chunks * u64::from(fleet.nodes);
+        let must = format!(
+            "so few that nodes x chunks are at most {}, not {}",
+            grouped(NODE_CHUNKS_MAX),
+            grouped(total)
+        );
+        check(total <= NODE_CHUNKS_MAX, "fleet.nodes", fleet.nodes, must)?;
+        let homes = slices * u64::from(self.cells());
+        let must = format!(
+            "so few that cells x slices are at most {}, not {}",
+            grouped(CELL_SLICES_MAX),
+            grouped(homes)
+        );
+        check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
+        if let Some(deaths) = &self.deaths {
+            check(
+                deaths.noticed_after_ms < deaths.replaced_after_ms,
+                "deaths.noticed_after_ms",
+                deaths.noticed_after_ms,
+                format!("less than deaths.replaced_after_ms, which is {}", deaths.replaced_after_ms),
+            )?;
+        }
+        self.arrival.as_ref().map_or(Ok(()), |arrival| self.check_arrival(arrival))
+    }
+
+    fn check_arrival(&self, arrival: &Arrival) -> Result<(), ScenarioError> {
+        let Arrival { canary, waves, rolling, .. } = arrival;
+        let some = canary.is_some() || waves.is_some() || rolling.is_some();
+        check(
+            some,
+            "arrival",
+            "a table",
+            "with a table canary, waves or rolling; without all it says nothing",
+        )?;
+        let both = waves.is_some() && rolling.is_some();
+        check(
+            !both,
+            "arrival.rolling",
+            "a table",
+            "without arrival.waves: nodes begin in one way or the other",
+        )?;
+        if let Some(waves) = waves {
+            let before = u64::from(canary.as_ref().map_or(0, |canary| canary.per_cent));
+            let count = (100 - before).div_ceil(u64::from(waves.per_cent));
+            let (last_ms, deadline_s) = ((count - 1) * waves.every_ms, self.content.deadline_s);
+            let must = format!(
+                "so short that the last of {count} waves begins before content.deadline_s, which is {deadline_s} s, not {last_ms} ms \
+                 after the first"
+            );
+            check(last_ms < 1_000 * u64::from(deadline_s), "arrival.waves.every_ms", waves.every_ms, must)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,510 @@
+//! Scenarios: what is accepted, what is refused and where, and that the table of keys says what the structs do.
+
+use super::keys::{Kind, Preset, TABLES, markdown};
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+/// Has every key that there is but `arrival.rolling`, which waves exclude.
+const WHOLE: &str = "seed = 7
+seeds = 3
+[fleet]
+nodes = 120
+regions = 2
+cells_per_region = 3
+racks_per_cell = 2
+up_mbit_s = 10_000
+down_mbit_s = 10_000.5
+[[fleet.class]]
+name = 'slow'
+share = 0.25
+up_mbit_s = 500
+down_mbit_s = 500
+[network]
+model = 'exact'
+loss_per_mille = 3
+latency_us = 500
+region_latency_us = 30_000
+lookup_ms = 100
+queue_ms = 5
+[network.links]
+rack_up_mbit_s = 40_000
+rack_down_mbit_s = 40_000
+cell_up_mbit_s = 40_000
+cell_down_mbit_s = 40_000
+region_up_mbit_s = 40_000
+region_down_mbit_s = 40_000
+[[network.change]]
+at_ms = 50
+for_ms = 100
+of = 'nodes'
+per_cent = 5
+factor = 0.5
+[content]
+bytes = 100_000_000
+slice_bytes = 1_048_576
+chunk_bytes = 65_536
+class = 'Fill'
+read_ahead_chunks = 4
+deadline_s = 60
+[stratum]
+up_mbit_s = 40_000
+connections = 64
+[arrival]
+order = 'by-cell'
+[arrival.canary]
+per_cent = 5
+pause_ms = 100
+[arrival.waves]
+per_cent = 20
+every_ms = 1_000
+[deaths]
+per_cent = 5
+at_ms = 100
+noticed_after_ms = 200
+replaced_after_ms = 300
+[stalls]
+per_cent = 5
+at_ms = 100
+for_ms = 200
+[liars]
+per_cent = 5
+how = ['corrupt', 'lie']
+[settings]
+ask_ms = 900
+";
+
+/// The same with nodes that begin one after the other.
+fn rolling() -> String {
+    let (before, after) = WHOLE.split_once("[arrival.waves]").unwrap();
+    let after = after.split_once("[deaths]").unwrap().1;
+    format!("{before}[arrival.rolling]\nnodes = 10\n[deaths]{after}")
+}
+
+fn table(text: &str) -> toml::Table {
+    text.parse().unwrap()
+}
+
+/// Puts a value in a document, or takes it out.
+fn set(document: &mut toml::Table, path: &str, value: Option<toml::Value>) {
+    let mut table = document;
+    let (tables, name) = path.rsplit_once('.').unwrap_or(("", path));
+    for part in tables.split('.').filter(|part| !part.is_empty()) {
+        let value = table.get_mut(part).unwrap();
+        let value = if value.is_array() { &mut value[0] } else { value };
+        table = value.as_table_mut().unwrap();
+    }
+    match value {
+        Some(value) => table.insert(name.to_owned(), value),
+        None => table.remove(name),
+    };
+}
+
+/// The whole document that has this key.
+fn with_key(path: &str) -> toml::Table {
+    if path.starts_with("arrival.rolling") { table(&rolling()) } else { table(WHOLE) }
+}
+
+fn parse(document: &toml::Table) -> Result<Scenario, ScenarioError> {
+    Scenario::parse(&toml::to_string(document).unwrap())
+}
+
+fn keys() -> Vec<(String, &'static super::keys::Key)> {
+    TABLES.iter().flat_map(|table| table.keys.iter().map(|key| (table.path(key), key))).collect()
+}
+
+fn leaves(path: &str, value: &serde_json::Value, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (name, value) in map {
+                let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                leaves(&inner, value, found);
+            }
+        }
+        serde_json::Value::Array(list) if list.iter().any(serde_json::Value::is_object) => {
+            list.iter().for_each(|value| leaves(path, value, found));
+        }
+        _ => {
+            found.insert(path.to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_table_of_keys_has_the_fields_of_the_structs_and_no_others() {
+    let mut fields = BTreeSet::new();
+    for text in [WHOLE, &rolling()] {
+        let scenario = serde_json::to_value(Scenario::parse(text).unwrap()).unwrap();
+        leaves("", &scenario, &mut fields);
+    }
+    fields.retain(|path| !path.starts_with("settings."));
+    // Of these two, one is missing in each text.
+    assert!(fields.remove("arrival.waves") && fields.remove("arrival.rolling"));
+    assert_eq!(fields, keys().into_iter().map(|(path, _)| path).collect());
+}
+
+#[test]
+fn what_the_table_of_keys_says_of_defaults_is_so() {
+    for (path, key) in keys() {
+        let mut document = with_key(&path);
+        set(&mut document, &path, None);
+        let result = parse(&document);
+        match key.preset {
+            Preset::Required => {
+                let error = result.expect_err(&path).to_string();
+                assert!(error.contains(&format!("`{path}` is missing")), "{error}");
+            }
+            Preset::Is(value) => {
+                let scenario = serde_json::to_value(result.expect(&path)).unwrap();
+                let found = &scenario.pointer(&format!("/{}", path.replace('.', "/"))).unwrap();
+                assert_eq!(found.as_str().map_or_else(|| found.to_string(), str::to_owned), value, "{path}");
+            }
+            // These are there because others are not.
+            Preset::Nothing(_)
+                if matches!(path.as_str(), "fleet.class.share" | "network.change.per_cent") =>
+            {
+                result.expect_err(&path);
+            }
+            Preset::Nothing(_) => {
+                result.expect(&path);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_table_of_keys_says_of_bounds_is_so_and_the_line_is_named() {
+    let whole = |number: u64| i64::try_from(number).ok().map(toml::Value::Integer);
+    let words = |list: &[&str]| toml::Value::Array(list.iter().map(|word| (*word).into()).collect());
+    let mut refused = 0;
+    for (path, key) in keys() {
+        let wrong = match key.kind {
+            Kind::Whole(least, most) => {
+                vec![
+                    least.checked_sub(1).and_then(whole),
+                    most.checked_add(1).and_then(whole),
+                    Some((-1).into()),
+                ]
+            }
+            Kind::Number(least, most) => {
+                let below = if least > 0.0 { least / 2.0 } else { -0.5 };
+                let numbers = [below, most * 2.0, f64::NAN, -1.0, f64::INFINITY];
+                numbers.map(|number| Some(number.into())).to_vec()
+            }
+            Kind::Text(most) => vec![Some("".into()), Some("x".repeat(most + 1).into()), Some(1.into())],
+            Kind::Latencies(most) => {
+                let row = toml::Value::Array(vec![whole(most + 1).unwrap()]);
+                vec![
+                    whole(most + 1),
+                    Some("far".into()),
+                    Some(words(&[])),
+                    Some(toml::Value::Array(vec![row])),
+                ]
+            }
+            Kind::Word(_) => vec![Some("no-such-word".into()), Some(1.into())],
+            Kind::Words(known) => {
+                vec![Some(words(&[])), Some(words(&["no-such-word"])), Some(known[0].into())]
+            }
+            Kind::Seeds(most) => {
+                let long = toml::Value::Array(vec![1.into(); most as usize + 1]);
+                vec![
+                    Some(0.into()),
+                    whole(u64::from(most) + 1),
+                    Some(words(&[])),
+                    Some(words(&["a"])),
+                    Some(long),
+                ]
+            }
+        };
+        let table = toml::Value::Table(toml::Table::new());
+        for value in wrong.into_iter().flatten().chain([true.into(), table]) {
+            let mut document = with_key(&path);
+            set(&mut document, &path, Some(value));
+            let text = toml::to_string(&document).unwrap();
+            let error = Scenario::parse(&text).expect_err(&text);
+            assert!(error.to_string().contains(&path), "{path}: {error}");
+            // A table without keys has a head of its own.
+            let name = path.rsplit('.').next().unwrap();
+            let line = text.lines().nth(error.line().unwrap() - 1).unwrap();
+            assert!(line.contains(name), "{path}: {error}");
+            refused += 1;
+        }
+        // What else a change needs depends on whose it is.
+        if let Kind::Word(known) = key.kind
+            && path != "network.change.of"
+        {
+            for word in known {
+                let mut document = with_key(&path);
+                set(&mut document, &path, Some((*word).into()));
+                parse(&document).unwrap();
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn the_documentation_lists_all_keys_as_they_are() {
+    let documentation = include_str!("../../../docs/simulation.md");
+    assert!(
+        documentation.contains(&markdown()),
+        "docs/simulation.md should have this table:\n\n{}",
+        markdown()
+    );
+}
+
+#[test]
+fn every_key_and_every_constant_of_the_core_is_explained() {
+    for (path, key) in keys() {
+        let text = explain(&path).unwrap();
+        assert!(text.starts_with(&path) && text.contains(&key.kind.text()), "{text}");
+    }
+    let serde_json::Value::Object(settings) = serde_json::to_value(Settings::default()).unwrap() else {
+        panic!("settings are a table");
+    };
+    for (name, value) in settings {
+        let text = explain(&format!("settings.{name}")).unwrap_or_else(|| panic!("{name} is not explained"));
+        assert!(text.contains(&format!("Default: {value}.")) && text.lines().count() >= 3, "{text}");
+    }
+    let whole = explain("").unwrap();
+    assert!(keys().iter().all(|(path, _)| whole.contains(&format!("  {path} "))), "{whole}");
+    let arrival = explain("arrival").unwrap();
+    assert!(arrival.contains("[arrival.waves]") && !arrival.contains("[fleet]"), "{arrival}");
+    assert_eq!((explain("fleet.noodles"), explain("arriv"), explain("settings.x")), (None, None, None));
+}
+
+#[test]
+fn who_misspells_a_key_or_puts_it_in_the_wrong_table_is_told_the_right_one() {
+    for (from, to, instead) in [
+        ("nodes = 120", "noodes = 120", "fleet.nodes"),
+        ("[stalls]", "[stals]", "stalls"),
+        ("lookup_ms", "look_up_ms", "network.lookup_ms"),
+        ("queue_ms = 5", "connections = 5", "stratum.connections"),
+        ("ask_ms = 900", "ask_m = 900", "settings.ask_ms"),
+    ] {
+        let error = Scenario::parse(&WHOLE.replacen(from, to, 1)).unwrap_err();
+        assert!(error.to_string().contains(&format!("did you mean `{instead}`?")), "{error}");
+        let at = WHOLE.lines().position(|line| line.contains(from)).unwrap();
+        assert_eq!(error.line(), Some(at + 1), "{error}");
+    }
+    assert_eq!(nearest("xyzzy"), None);
+}
+
+#[test]
+fn what_no_single_key_can_be_refused_for_names_its_line_too() {
+    for (from, to, line, part) in [
+        ("cells_per_region = 3", "cells_per_region = 61", "cells_per_region = 61", "122 for 120"),
+        ("racks_per_cell = 2", "racks_per_cell = 21", "racks_per_cell = 21", "no more racks than nodes"),
+        ("share = 0.25", "nodes = 121", "[[fleet.class]]", "not 121"),
+        ("chunk_bytes = 65_536", "chunk_bytes = 65_537", "chunk_bytes = 65_537", "divisor"),
+        ("slice_bytes = 1_048_576", "slice_bytes = 1_048_577", "chunk_bytes = 65_536", "1048577"),
+        ("bytes = 100_000_000", "bytes = 100_000_000_000", "bytes = 100_000_000_000", "wants_max"),
+        ("model = 'exact'\n", "", "nodes = 120", "200 000 000"),
+        ("noticed_after_ms = 200", "noticed_after_ms = 300", "noticed_after_ms = 300", "300"),
+        ("every_ms = 1_000", "every_ms = 15_000", "every_ms = 15_000", "last of 5 waves"),
+    ] {
+        assert!(WHOLE.contains(from), "{from}");
+        let mut text = WHOLE.replacen(from, to, 1);
+        if part == "200 000 000" {
+            text = text.replace("nodes = 120", "nodes = 120_000");
+        }
+        let error = Scenario::parse(&text).unwrap_err();
+        let shown = text.lines().nth(error.line().unwrap() - 1).unwrap();
+        assert!(shown.starts_with(line) && error.to_string().contains(part), "{error}");
+    }
+    let both = format!("{WHOLE}[arrival.rolling]\nnodes = 10\n");
+    let error = Scenario::parse(&both).unwrap_err();
+    assert!(error.to_string().contains("arrival.rolling") && error.line() > Some(40), "{error}");
+    let (before, after) = WHOLE.split_once("[arrival.canary]").unwrap();
+    let text = format!("{before}[deaths]{}", after.split_once("[deaths]").unwrap().1);
+    let error = Scenario::parse(&text).unwrap_err();
+    assert!(error.to_string().contains("canary, waves or rolling"), "{error}");
+}
+
+fn plan(text: &str) -> Plan {
+    Plan::parse(text, None, None).unwrap()
+}
+
+fn refusal(text: &str) -> (Option<usize>, String) {
+    let error = Plan::parse(text, None, None).unwrap_err();
+    (error.line(), error.to_string())
+}
+
+#[test]
+fn without_a_sweep_a_plan_is_the_scenario_with_its_seeds() {
+    let seeds = |text: &str, seed, seeds| Plan::parse(text, seed, seeds).unwrap().seeds;
+    let list = WHOLE.replace("seeds = 3", "seeds = [9, 4]");
+    let single = WHOLE.replace("seeds = 3\n", "");
+    assert_eq!(seeds(WHOLE, None, None), [7, 8, 9]);
+    assert_eq!(seeds(WHOLE, Some(20), None), [20]);
+    assert_eq!(seeds(WHOLE, Some(20), Some(2)), [20, 21]);
+    assert_eq!(seeds(WHOLE, None, Some(2)), [7, 8]);
+    assert_eq!(seeds(&list, None, None), [9, 4]);
+    assert_eq!(seeds(&list, Some(3), None), [3]);
+    assert_eq!(seeds(&single, None, None), [7]);
+    assert_eq!(seeds(single.strip_prefix("seed = 7\n").unwrap(), None, None), [1]);
+    let plan = plan(WHOLE);
+    assert_eq!((plan.cases.len(), plan.cases[0].values.len(), plan.runs().len()), (1, 0, 3));
+}
+
+#[test]
+fn a_sweep_is_every_combination_and_the_first_key_changes_slowest() {
+    let plan =
+        plan(&format!("{WHOLE}[sweep]\nstratum.up_mbit_s = [1_000, 2_000]\nfleet.nodes = [12, 24, 36]\n"));
+    let values: Vec<_> =
+        plan.cases.iter().map(|case| (case.scenario.stratum.up_mbit_s, case.scenario.fleet.nodes)).collect();
+    let expected = [(1e3, 12), (1e3, 24), (1e3, 36), (2e3, 12), (2e3, 24), (2e3, 36)];
+    assert_eq!(values, expected);
+    let named = &plan.cases[4].values;
+    assert_eq!(named[0], ("stratum.up_mbit_s".to_owned(), 2_000.into()));
+    assert_eq!(named[1], ("fleet.nodes".to_owned(), 24.into()));
+    let runs = plan.runs();
+    assert_eq!(runs.iter().map(|(_, seed)| *seed).take(4).collect::<Vec<_>>(), [7, 8, 9, 7]);
+    assert_eq!((runs.len(), runs[17].0.scenario.fleet.nodes), (18, 36));
+}
+
+#[test]
+fn tables_in_a_sweep_are_laid_over_those_of_the_scenario() {
+    let (before, after) = WHOLE.split_once("[deaths]").unwrap();
+    let text = format!("{before}[stalls]{}", after.split_once("[stalls]").unwrap().1);
+    let deaths = "{ per_cent = 9, at_ms = 1, noticed_after_ms = 2, replaced_after_ms = 3 }";
+    let swept = plan(&format!("{text}[sweep]\ndeaths = [{{}}, {deaths}]\nliars = [{{ per_cent = 2 }}]\n"));
+    let cases: Vec<_> = swept.cases.iter().map(|case| &case.scenario).collect();
+    assert_eq!(
+        cases.iter().map(|case| case.deaths.as_ref().map(|d| d.at_ms)).collect::<Vec<_>>(),
+        [None, Some(1)]
+    );
+    let liars = cases[0].liars.as_ref().unwrap();
+    assert_eq!((liars.per_cent, liars.how.len()), (2, 2), "what is not named stays");
+    assert_eq!(swept.cases[0].values, [("liars.per_cent".to_owned(), 2.into())]);
+
+    let (before, after) = WHOLE.split_once("[arrival]").unwrap();
+    let text = format!("{before}[stalls]{}", after.split_once("[stalls]").unwrap().1);
+    let waves = "[{}, { per_cent = 50, every_ms = 9 }]";
+    let swept = plan(&format!("{text}[sweep]\narrival.waves = {waves}\n"));
+    assert_eq!(
+        swept.cases.iter().map(|case| case.scenario.arrival.is_some()).collect::<Vec<_>>(),
+        [false, true]
+    );
+
+    let listed = "[[sweep]]\nfleet.nodes = 20\nstratum.connections = 9\n[[sweep]]\nfleet.nodes = 30\n";
+    let listed = plan(&format!("{WHOLE}{listed}"));
+    let pairs: Vec<_> = listed
+        .cases
+        .iter()
+        .map(|case| (case.scenario.fleet.nodes, case.scenario.stratum.connections))
+        .collect();
+    assert_eq!(pairs, [(20, 9), (30, 64)]);
+}
+
+#[test]
+fn what_a_scenario_lacks_a_sweep_may_bring() {
+    let text = WHOLE.replace("nodes = 120\n", "");
+    let plan = plan(&format!("{text}[sweep]\nfleet.nodes = [60, 120]\n"));
+    assert_eq!(plan.cases.iter().map(|case| case.scenario.fleet.nodes).collect::<Vec<_>>(), [60, 120]);
+}
+
+#[test]
+fn wrong_sweeps_are_refused_with_their_line() {
+    let lines = WHOLE.lines().count();
+    for (sweep, line, part) in [
+        ("[sweep]\nfleet.nodes = 5", 2, "list of values"),
+        ("[sweep]\nfleet.nodes = []", 2, "list of values"),
+        ("[sweep]\nfleet.noodles = [1]", 2, "did you mean `fleet.nodes`"),
+        ("[sweep]\nflet = [{}]", 2, "did you mean `fleet`"),
+        ("[sweep]\nfleet.nodes = [60, 0]", 2, "fleet.nodes = 0"),
+        ("[sweep]\nfleet.nodes = [60,\n 61,\n 5]", 4, "cells_per_region"),
+        ("[sweep]\nseed = [1, 2]", 2, "seeds"),
+        ("[[sweep]]\nseeds = 5", 2, "sweep.seeds"),
+        ("[sweep]\nliars.how = ['lie']", 2, "a list of at least one"),
+        ("[sweep]\nsweep.fleet.nodes = [1]", 2, "sweep"),
+    ] {
+        let (found, text) = refusal(&format!("{WHOLE}{sweep}\n"));
+        assert!(text.contains(part), "{sweep}: {text}");
+        // What a swept value makes wrong elsewhere is shown where the other value stands.
+        if part != "cells_per_region" {
+            assert_eq!(found, Some(lines + line), "{text}");
+        }
+    }
+    assert!(refusal(&format!("sweep = 5\n{WHOLE}")).1.contains("a table of keys with lists"));
+    assert!(refusal(&format!("sweep = [5]\n{WHOLE}")).1.contains("laid over"));
+    let many = (1..=2_000).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    let (_, text) = refusal(&format!("{WHOLE}[sweep]\nfleet.up_mbit_s = [{many}]\n"));
+    assert!(text.contains("6 000 runs") && text.contains("4 096"), "{text}");
+    let (_, text) =
+        refusal(&format!("{WHOLE}[sweep]\nfleet.up_mbit_s = [{many}]\nfleet.down_mbit_s = [{many}]\n"));
+    assert!(text.contains("4 000 000 runs"), "{text}");
+    Plan::parse(&format!("{WHOLE}[sweep]\nfleet.up_mbit_s = [{many}]\n"), None, Some(2)).unwrap();
+}
+
+/// A piece of a scenario, right or wrong.
+fn piece() -> impl Strategy<Value = String> {
+    let keys: Vec<String> = keys().into_iter().map(|(path, _)| path).collect();
+    let key = prop_oneof![
+        4 => proptest::sample::select(keys),
+        1 => "[a-z]{1,8}(\\.[a-z]{1,8})?",
+    ];
+    let value = prop_oneof![
+        any::<i64>().prop_map(|number| number.to_string()),
+        (0_u32..2_000).prop_map(|number| number.to_string()),
+        any::<f64>().prop_map(|number| format!("{number:?}")),
+        proptest::sample::select(vec![
+            "'Fill'",
+            "[]",
+            "{}",
+            "[1, 2]",
+            "[{}, 5]",
+            "true",
+            "nan",
+            "['lie']",
+            "\"",
+            "1979-05-27"
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,12}",
+    ];
+    let sweep = proptest::sample::select(vec!["", "", "sweep."]);
+    (sweep, key, value).prop_map(|(sweep, key, value)| format!("{sweep}{key} = {value}\n"))
+}
+
+proptest! {
+    /// Whatever a file says, it is a plan within its bounds or refused; never a panic.
+    #[test]
+    fn any_text_is_a_plan_within_its_bounds_or_refused(
+        pieces in proptest::collection::vec(piece(), 0..6),
+        drop in 0_usize..60,
+        noise in "\\PC{0,20}",
+        at in 0_usize..1_000,
+    ) {
+        let kept: Vec<&str> = WHOLE.lines().enumerate().filter(|(line, _)| *line != drop).map(|(_, text)| text).collect();
+        let kept = kept.join("\n");
+        let mut text = format!("{}{kept}", pieces.concat());
+        let place = text.char_indices().map(|(place, _)| place).nth(at).unwrap_or(0);
+        for text in [text.clone(), { text.insert_str(place, &noise); text }, pieces.concat()] {
+            match Plan::parse(&text, None, None) {
+                Ok(plan) => {
+                    prop_assert!((1..=RUNS_MAX as usize).contains(&plan.runs().len()));
+                    prop_assert!(plan.cases.iter().all(|case| case.scenario.node_chunks() <= NODE_CHUNKS_MAX));
+                }
+                Err(error) => {
+                    let lines = text.split('\n').count();
+                    prop_assert!(error.line().is_none_or(|line| (1..=lines).contains(&line)), "{}", error);
+                }
+            }
+        }
+    }
+
+    /// What is read and written again is the same.
+    #[test]
+    fn a_value_within_its_bounds_is_taken(nodes in 12_u32..10_000, queue in 0_u64..60_000, up in 0.001..1e7_f64) {
+        let text = WHOLE
+            .replace("nodes = 120", &format!("nodes = {nodes}"))
+            .replace("queue_ms = 5", &format!("queue_ms = {queue}"))
+            .replace("up_mbit_s = 10_000", &format!("up_mbit_s = {up:?}"));
+        let scenario = Scenario::parse(&text).unwrap();
+        prop_assert_eq!((scenario.fleet.nodes, scenario.network.queue_ms), (nodes, queue));
+        prop_assert_eq!(scenario.fleet.up_mbit_s.to_bits(), up.to_bits());
+        let again = toml::to_string(&scenario).unwrap();
+        prop_assert_eq!(toml::to_string(&Scenario::parse(&again).unwrap()).unwrap(), again);
+    }
+}
