@@ -7,12 +7,11 @@ use super::liar::Liar;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Counts, Failure, Input, Nearness, Node, Outbox, Output, Peer, Peers,
+    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, Peer, PartBytes, Peers,
     Segment, Settings, Slice, Source, best_members, lease_cells,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
@@ -80,6 +79,12 @@ impl Map {
             }
         }
         map
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
+        (self.homes.capacity() + self.lease_cells.capacity() + contacts) * size_of::<u32>()
     }
 
     pub(super) fn cell_of(&self, node: u32) -> u32 {
@@ -239,7 +244,37 @@ impl Content for EvenContent {
     }
 }
 
-/// What reaches a machine.
+/// An [`Answer`] as it travels. Millions are on their way at once and few name anybody, so the names lie apart.
+#[derive(Clone, Debug)]
+pub(super) enum Told {
+    Wait,
+    Busy(Option<Box<Holders>>),
+    Missing(Option<Box<Holders>>),
+}
+
+impl From<Answer> for Told {
+    fn from(answer: Answer) -> Self {
+        let apart = |holders: Holders| (!holders.is_empty()).then(|| Box::new(holders));
+        match answer {
+            Answer::Wait => Self::Wait,
+            Answer::Busy { holders } => Self::Busy(apart(holders)),
+            Answer::Missing { holders } => Self::Missing(apart(holders)),
+        }
+    }
+}
+
+impl From<Told> for Answer {
+    fn from(told: Told) -> Self {
+        let whole = |holders: Option<Box<Holders>>| holders.map_or_else(Holders::new, |holders| *holders);
+        match told {
+            Told::Wait => Self::Wait,
+            Told::Busy(holders) => Self::Busy { holders: whole(holders) },
+            Told::Missing(holders) => Self::Missing { holders: whole(holders) },
+        }
+    }
+}
+
+/// What reaches a machine. Small, for it is moved from list to list: what is long lies apart.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// All of the content is wanted by then.
@@ -249,7 +284,7 @@ pub(super) enum Event {
     /// A peer withdraws its ask.
     Withdraw { from: u32, chunk: Chunk },
     /// A peer answers without data.
-    Answer { from: u32, chunk: Chunk, answer: Answer, load: u8 },
+    Answer { from: u32, chunk: Chunk, answer: Told, load: u8 },
     /// The last byte of a chunk arrived.
     Data { chunk: Chunk, from: Source },
     /// The last byte of something else arrived.
@@ -259,9 +294,9 @@ pub(super) enum Event {
     /// The last byte of an upload left.
     Sent { ask: Ask },
     /// A peer tells what it holds.
-    Possession { from: u32, slices: Vec<(Slice, u64)> },
+    Possession { from: u32, slices: Box<[(Slice, u64)]> },
     /// The DHT answers.
-    Providers { segment: Segment, peers: Vec<Peer> },
+    Providers { segment: Segment, peers: Box<[Peer]> },
     /// The deadline that was asked for.
     Wake,
     /// A peer is believed to be dead, or alive again.
@@ -289,8 +324,8 @@ pub(super) enum Effect {
     Announce(Segment),
     /// Wake me then.
     WakeAt(Time),
-    /// Let this happen to me later.
-    Later(Duration, Event),
+    /// Let this happen to me after so many milliseconds.
+    Later(u32, Event),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -357,6 +392,16 @@ impl Machine {
         }
     }
 
+    /// What it takes in memory, by part.
+    pub(super) fn footprint(&self) -> impl Iterator<Item = PartBytes> {
+        let asks = self.incoming.capacity() * size_of::<Option<Incoming>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.node.peers().down.capacity() * size_of::<u32>();
+        let driver = size_of::<Self>() - size_of_val(&self.node);
+        let reader = self.reader.as_ref().map_or(0, Reader::heap_bytes);
+        self.node.footprint().into_iter().chain([("driver", driver + asks + reader)])
+    }
+
     /// What its node decided how often.
     pub(super) fn counts(&self) -> Counts {
         self.node.counts()
@@ -398,6 +443,7 @@ impl Machine {
                 self.node.handle(now, Input::AskGone { ask }, out);
             }
             Event::Answer { from, chunk, answer, load } => {
+                let answer = answer.into();
                 self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer, load }, out);
             }
             Event::Data { chunk, from } => {
@@ -415,9 +461,10 @@ impl Machine {
                 }
             }
             Event::Providers { segment, peers } => {
-                self.node.handle(now, Input::Providers { segment, peers }, out);
+                self.node.handle(now, Input::Providers { segment, peers: peers.into_vec() }, out);
             }
             Event::Possession { from, slices } => {
+                let slices = slices.into_vec();
                 self.node.handle(now, Input::Possession { peer: Peer(from), slices }, out);
             }
             Event::Wake => {
@@ -522,7 +569,7 @@ impl Machine {
                 if ended {
                     self.end(ask);
                 }
-                let event = Event::Answer { from: me, chunk: incoming.chunk, answer, load };
+                let event = Event::Answer { from: me, chunk: incoming.chunk, answer: answer.into(), load };
                 Effect::Send(incoming.peer, event)
             }
             Output::FetchUpstream { chunk } => Effect::Upstream(chunk),
@@ -543,7 +590,7 @@ impl Machine {
                 return self.note_end(now);
             }
             Output::TellPossession { to, slices } => {
-                Effect::Send(to.0, Event::Possession { from: me, slices })
+                Effect::Send(to.0, Event::Possession { from: me, slices: slices.into_boxed_slice() })
             }
             // Nobody publishes, and the core itself asks no liar again.
             Output::Spread { .. } | Output::Distrust { .. } => return,

@@ -117,6 +117,14 @@ impl<S: Copy> Fluid<S> {
         [busy(&self.up[end as usize]), busy(&self.down[end as usize])]
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let links = self.up.capacity() + self.down.capacity() + self.doors.capacity();
+        links * size_of::<Link>()
+            + self.what.capacity() * (size_of::<S>() + size_of::<(u32, u32)>() + 2 * size_of::<f32>())
+            + (self.open.capacity() + self.group.capacity() + self.door.capacity()) * size_of::<u32>()
+    }
+
     /// Whether nothing moves.
     pub(super) fn is_idle(&self) -> bool {
         self.ends.is_empty()

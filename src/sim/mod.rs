@@ -11,6 +11,7 @@ mod churn;
 mod engine;
 mod fleet;
 mod fluid;
+mod footprint;
 #[cfg(test)]
 mod fluid_oracle;
 mod liar;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use footprint::{Footprint, measure};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};

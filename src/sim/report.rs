@@ -49,7 +49,7 @@ pub fn simulate(
     summarise(scenario, seed, &engine)
 }
 
-fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
+pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let mut hasher = blake3::Hasher::new();
     let mut times = Vec::with_capacity(engine.machines.len());
     for machine in &engine.machines {

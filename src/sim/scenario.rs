@@ -4,8 +4,8 @@ use crate::mesh::proto::Settings;
 use crate::model::Class;
 use serde::Deserialize;
 
-/// Most nodes times chunks that a run may have: two bytes and a want each, below 4 GiB together.
-const NODE_CHUNKS_MAX: u64 = 200_000_000;
+/// Most nodes times chunks that a run may have: a few bytes each beside what a node itself takes, below 2 GiB together.
+const NODE_CHUNKS_MAX: u64 = 500_000_000;
 /// Most members of a region's cell times slices: what the table of homes holds.
 const CELL_SLICES_MAX: u64 = 10_000_000;
 

@@ -102,7 +102,7 @@ pub(super) struct Fetch {
     /// How many, itself included, it may have to wait for one after the other.
     pub(super) behind: u8,
     /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
-    pub(super) hedge: Option<Asked>,
+    pub(super) hedge: Option<Box<Asked>>,
     /// When the peer at `at` counts as slow.
     pub(super) hedge_at: Time,
     pub(super) stage: Stage,
@@ -135,8 +135,8 @@ pub(super) struct Fetch {
     pub(super) candidates: SmallVec<[Peer; 4]>,
     /// Tried since an authority last answered.
     pub(super) tried: SmallVec<[Peer; 6]>,
-    /// Failed or said that it does not have it: not asked again.
-    pub(super) bad: SmallVec<[Peer; 4]>,
+    /// Failed or said that it does not have it: not asked again. Seldom anybody.
+    pub(super) bad: Vec<Peer>,
 }
 
 impl Fetch {
@@ -176,7 +176,7 @@ impl Fetch {
             named: false,
             candidates: SmallVec::new(),
             tried: SmallVec::new(),
-            bad: SmallVec::new(),
+            bad: Vec::new(),
         }
     }
 
@@ -208,25 +208,26 @@ impl Fetch {
             At::Peer(peer) => Some(peer),
             _ => None,
         };
-        main.into_iter().chain(self.hedge.map(|hedge| hedge.peer))
+        main.into_iter().chain(self.hedge.as_deref().map(|hedge| hedge.peer))
     }
 
     /// When `peer` was asked, if it is asked right now.
     pub(super) fn asked_since(&self, peer: Peer) -> Option<Time> {
         let main = (self.at == At::Peer(peer)).then_some(self.since);
-        main.or_else(|| self.hedge.filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
+        main.or_else(|| self.hedge.as_deref().filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
     }
 
     /// The next moment at which something must be done about it, its readers aside.
     pub(super) fn next_due(&self) -> Time {
-        let hedge = self.hedge.map_or(Time::NEVER, |hedge| hedge.due);
+        let hedge = self.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.due);
         let slow = if self.hedge.is_none() { self.hedge_at } else { Time::NEVER };
         self.due.min(hedge).min(slow)
     }
 
     /// The second source becomes the first.
     pub(super) fn promote(&mut self) -> bool {
-        let Some(Asked { peer, since, due, named, waits }) = self.hedge.take() else { return false };
+        let Some(hedge) = self.hedge.take() else { return false };
+        let Asked { peer, since, due, named, waits } = *hedge;
         (self.at, self.since, self.due) = (At::Peer(peer), since, due);
         (self.named, self.waits, self.peeked) = (named, waits, false);
         true
@@ -264,9 +265,11 @@ impl Fetch {
 }
 
 /// Fetches by slot. Slots are given again, the lowest free one first come.
+///
+/// Each lies by itself: it is taken out and put back at every turn, and a node has room for many and seldom many under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fetches {
-    slots: Vec<Option<Fetch>>,
+    slots: Vec<Option<Box<Fetch>>>,
     free: Vec<u16>,
     len: usize,
 }
@@ -289,17 +292,17 @@ impl Fetches {
             },
         };
         fetch.slot = slot;
-        self.slots[usize::from(slot)] = Some(fetch);
+        self.slots[usize::from(slot)] = Some(Box::new(fetch));
         self.len += 1;
         Some(slot)
     }
 
     /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.
-    pub(super) fn take(&mut self, slot: u16) -> Option<Fetch> {
+    pub(super) fn take(&mut self, slot: u16) -> Option<Box<Fetch>> {
         self.slots.get_mut(usize::from(slot)).and_then(Option::take)
     }
 
-    pub(super) fn put(&mut self, fetch: Fetch) {
+    pub(super) fn put(&mut self, fetch: Box<Fetch>) {
         let slot = usize::from(fetch.slot);
         debug_assert!(self.slots[slot].is_none(), "a fetch is taken out before it is put back");
         self.slots[slot] = Some(fetch);
@@ -313,15 +316,39 @@ impl Fetches {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Fetch> {
-        self.slots.iter().flatten()
+        self.slots.iter().flatten().map(Box::as_ref)
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.slots.iter_mut().flatten()
+        self.slots.iter_mut().flatten().map(Box::as_mut)
     }
 
     pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
-        self.slots.get(usize::from(slot)).and_then(Option::as_ref)
+        self.slots.get(usize::from(slot)).and_then(Option::as_deref)
+    }
+
+    /// When the oldest of the asks was made on which somebody's idleness is judged: those under way, and of those that were
+    /// answered `Busy`. `Time::NEVER` when there are none.
+    pub(super) fn oldest_ask(&self) -> Time {
+        let of = |fetch: &Fetch| {
+            let main = if matches!(fetch.at, At::Peer(_)) { fetch.since } else { Time::NEVER };
+            let hedge = fetch.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.since);
+            main.min(hedge).min(fetch.busy.map_or(Time::NEVER, |busy| busy.1))
+        };
+        self.iter().map(of).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = |fetch: &Fetch| {
+            let lists = [fetch.candidates.capacity(), fetch.tried.capacity()].map(|places| places.saturating_sub(6));
+            fetch.waiters.capacity() * size_of::<Waiter>()
+                + (fetch.bad.capacity() + lists.iter().sum::<usize>()) * size_of::<Peer>()
+                + fetch.hedge.as_ref().map_or(0, |_| size_of::<Asked>())
+        };
+        self.slots.capacity() * size_of::<Option<Box<Fetch>>>()
+            + self.free.capacity() * size_of::<u16>()
+            + self.iter().map(|fetch| size_of::<Fetch>() + spilled(fetch)).sum::<usize>()
     }
 
     /// Slots of the fetches for which `due` holds, in the order of the slots.

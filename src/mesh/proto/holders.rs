@@ -1,5 +1,6 @@
 //! Who holds what: what a home remembers of its slices, what others said, and how busy peers were.
 
+use super::footprint::tree_bytes;
 use super::{Holders, Peer, Settings, Slice};
 use crate::model::Time;
 use std::collections::BTreeMap;
@@ -169,6 +170,14 @@ impl Homes {
         self.slices.len()
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let of = |home: &Home| {
+            home.peers.capacity() * size_of::<Peer>() + home.holders.capacity() * size_of::<Holder>()
+        };
+        tree_bytes::<Slice, Home>(self.slices.len()) + self.slices.values().map(of).sum::<usize>()
+    }
+
     /// Most holders that are remembered of a slice; `None` when a ring is torn.
     pub(super) fn most_holders(&self) -> Option<usize> {
         let in_step = |home: &Home| home.peers.len() == home.holders.len() && home.oldest <= home.peers.len();
@@ -210,6 +219,15 @@ impl Hints {
         }
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = |hint: &Hint| {
+            if hint.peers.spilled() { hint.peers.capacity() * size_of::<Peer>() } else { 0 }
+        };
+        self.entries.capacity() * size_of::<Option<Hint>>()
+            + self.entries.iter().flatten().map(spilled).sum::<usize>()
+    }
+
     pub(super) fn forget_slice(&mut self, slice: Slice) {
         if let Some(entry) = self.entries.get_mut(slice.0 as usize % Self::SLOTS) {
             *entry = None;
@@ -230,6 +248,11 @@ pub(super) struct Loads {
 }
 
 impl Loads {
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<(Peer, u8)>()
+    }
+
     pub(super) fn note(&mut self, peer: Peer, load: u8, slots: u16) {
         let slots = usize::from(slots.max(1));
         if self.entries.len() != slots {

@@ -77,6 +77,11 @@ impl Speeds {
         Self { entries: Vec::new(), all: Quantile::default(), credit: most_credit(settings) }
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<(Peer, Quantile)>()
+    }
+
     /// Notes that `peer` delivered `len_bytes` after `span`.
     pub(super) fn note(&mut self, peer: Peer, len_bytes: u32, span: Duration, slots: u16) {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);

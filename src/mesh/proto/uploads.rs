@@ -158,6 +158,11 @@ impl Uploads {
         self.queue.len()
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.asks.0.capacity() * size_of::<(Ask, Asked)>() + self.queue.capacity() * size_of::<Queued>()
+    }
+
     /// Asks that wait for a fetch.
     pub(super) fn waiting(&self) -> usize {
         self.asks.values().filter(|asked| asked.state == State::Waiting).count()
