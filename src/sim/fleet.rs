@@ -29,6 +29,8 @@ pub(super) struct Map {
     cells: u32,
     cells_per_region: u32,
     slices: u32,
+    /// By node: asked for with every message.
+    cell_of: Vec<u32>,
     /// By cell, slice and rank.
     homes: Vec<u32>,
     /// Homes of a slice in a cell: cells with fewer members have fewer.
@@ -50,6 +52,7 @@ impl Map {
             cells,
             cells_per_region: scenario.fleet.cells_per_region,
             slices,
+            cell_of: Vec::with_capacity(nodes as usize),
             homes: Vec::with_capacity(cells as usize * slices as usize * ranks),
             ranks,
             lease_cells: Vec::new(),
@@ -60,6 +63,7 @@ impl Map {
         let slice_key = |slice: u32| mix(salt ^ u64::from(slice));
         for cell in 0..cells {
             let members = map.members_of(cell);
+            map.cell_of.extend(members.clone().map(|_| cell));
             let keys: Vec<(u64, u16)> =
                 members.clone().map(|node| (mix(!salt ^ u64::from(node)), 100)).collect();
             for slice in 0..slices {
@@ -84,15 +88,12 @@ impl Map {
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
-        (self.homes.capacity() + self.lease_cells.capacity() + contacts) * size_of::<u32>()
+        (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts) * size_of::<u32>()
     }
 
+    /// The cell of a node. The stratum, whose number follows the last node's, lies outside of all cells.
     pub(super) fn cell_of(&self, node: u32) -> u32 {
-        // The inverse of `members_of`, whose cells differ by at most one member.
-        u32::try_from(
-            (u64::from(node) * u64::from(self.cells) + u64::from(self.cells) - 1) / u64::from(self.nodes),
-        )
-        .map_or(0, |cell| if self.members_of(cell).contains(&node) { cell } else { cell.saturating_sub(1) })
+        self.cell_of.get(node as usize).copied().unwrap_or(self.cells)
     }
 
     fn members_of(&self, cell: u32) -> std::ops::Range<u32> {
