@@ -71,12 +71,19 @@ fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
     println!("  wall time       {wall_s:.1} s{time}");
     println!("  of these, until the first 64 steps were over: {:.1} s", first.unwrap_or(wall_s));
     println!("  events          {} = {:.2} million/s", report.events, report.events as f64 / wall_s / 1e6);
-    println!("  transfers       {} = {:.2} million/s", report.transfers, report.transfers as f64 / wall_s / 1e6);
+    println!(
+        "  transfers       {} = {:.2} million/s",
+        report.transfers,
+        report.transfers as f64 / wall_s / 1e6
+    );
     let mut small = true;
     if let Some(peak) = status_gib("VmHWM") {
         let (memory, good) = verdict(peak, limits.and_then(|limits| limits.3), "GiB");
         small = good;
-        println!("  peak RSS        {peak:.2} GiB = {:.0} bytes a node{memory}", peak * GIB / f64::from(nodes));
+        println!(
+            "  peak RSS        {peak:.2} GiB = {:.0} bytes a node{memory}",
+            peak * GIB / f64::from(nodes)
+        );
     }
     let rollout = &report.rollout;
     println!("  completed       {} of {}", rollout.completed, rollout.nodes);

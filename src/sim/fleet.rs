@@ -7,8 +7,9 @@ use super::liar::Liar;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, Peer, PartBytes, Peers,
-    Segment, Settings, Slice, Source, best_members, lease_cells,
+    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
+    Peer, Peers, Segment, Settings, Slice, Source, best_members, lease_cells, prefetch, prefetch_list,
+    prefetch_value,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
@@ -88,7 +89,8 @@ impl Map {
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
-        (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts) * size_of::<u32>()
+        (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts)
+            * size_of::<u32>()
     }
 
     /// The cell of a node. The stratum, whose number follows the last node's, lies outside of all cells.
@@ -135,6 +137,12 @@ impl CellView {
         let cell = map.cell_of(me);
         let members = map.members_of(cell);
         Self { map: Arc::clone(map), me, cell, members: (members.start, members.end), down: Vec::new() }
+    }
+
+    /// Calls the homes of `slice` into the processor's cache.
+    fn prefetch(&self, slice: Slice) {
+        let row = self.cell as usize * self.map.slices as usize + slice.0 as usize;
+        prefetch(self.map.homes.as_ptr().wrapping_add(row * self.map.ranks));
     }
 
     /// The cells of the region that would hold the lease, best first.
@@ -306,6 +314,20 @@ pub(super) enum Event {
     Up(u32),
 }
 
+impl Event {
+    fn chunk(&self) -> Option<Chunk> {
+        match self {
+            Self::Ask { chunk, .. }
+            | Self::Withdraw { chunk, .. }
+            | Self::Answer { chunk, .. }
+            | Self::Data { chunk, .. }
+            | Self::Wrong { chunk, .. }
+            | Self::Stall { chunk, .. } => Some(*chunk),
+            _ => None,
+        }
+    }
+}
+
 /// What a machine causes beyond itself.
 #[derive(Clone, Debug)]
 pub(super) enum Effect {
@@ -390,6 +412,33 @@ impl Machine {
             from_peers: 0,
             from_strata: 0,
             finished: None,
+        }
+    }
+
+    /// Calls the machine into the processor's cache: the first of three calls, each for what the one before it found.
+    pub(super) fn prefetch(&self) {
+        prefetch_value(self);
+    }
+
+    /// Calls what `event` will be looked up in.
+    pub(super) fn prefetch_tables(&self, event: &Event) {
+        prefetch_list(&self.incoming);
+        let peer = match event {
+            Event::Ask { from, .. } | Event::Answer { from, .. } => Some(Peer(*from)),
+            Event::Data { from: Source::Peer(peer), .. } => Some(*peer),
+            _ => None,
+        };
+        let chunk = event.chunk();
+        self.node.prefetch_tables(chunk, peer);
+        if let Some(chunk) = chunk {
+            self.node.peers().prefetch(self.node.content().slice(chunk));
+        }
+    }
+
+    /// Calls the fetch that `event` is about.
+    pub(super) fn prefetch_fetch(&self, event: &Event) {
+        if let Some(chunk) = event.chunk() {
+            self.node.prefetch_fetch(chunk);
         }
     }
 

@@ -85,7 +85,10 @@ impl Machine {
         };
         self.end(ask);
         let answer = if busy { Answer::Busy { holders } } else { Answer::Missing { holders } };
-        effects.push((me, Effect::Send(from, Event::Answer { from: me, chunk, answer: answer.into(), load: 0 })));
+        effects.push((
+            me,
+            Effect::Send(from, Event::Answer { from: me, chunk, answer: answer.into(), load: 0 }),
+        ));
     }
 
     /// A liar says `Wait`, and will say so again while it is still asked.

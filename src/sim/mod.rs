@@ -11,9 +11,9 @@ mod churn;
 mod engine;
 mod fleet;
 mod fluid;
-mod footprint;
 #[cfg(test)]
 mod fluid_oracle;
+mod footprint;
 mod liar;
 mod reader;
 mod report;

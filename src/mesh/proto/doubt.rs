@@ -235,7 +235,10 @@ mod tests {
             let oldest = at(second.saturating_sub(20));
             doubts.note_delivered(peer, at(second), || oldest);
             all[place_of(peer)] = (peer, at(second));
-            let (asked, since) = (Peer(u32::try_from(rng.below(1_000)).unwrap()), at(second - rng.below(20).min(second as usize) as u64));
+            let (asked, since) = (
+                Peer(u32::try_from(rng.below(1_000)).unwrap()),
+                at(second - rng.below(20).min(second as usize) as u64),
+            );
             let (other, last) = all[place_of(asked)];
             let last = if other == asked { last } else { Time::ZERO };
             assert_eq!(doubts.idle(asked, since, at(second + 3)), at(second + 3).since(since.max(last)));

@@ -1,6 +1,6 @@
 //! One chunk on its way to this node: for whom, from where, and what was tried.
 
-use super::{Ask, Chunk, Peer, Slice};
+use super::{Ask, Chunk, Peer, Slice, prefetch_list};
 use crate::model::{Class, Time};
 use smallvec::SmallVec;
 
@@ -224,6 +224,16 @@ impl Fetch {
         self.due.min(hedge).min(slow)
     }
 
+    /// The same, its readers included.
+    pub(super) fn due_with_readers(&self) -> Time {
+        self.next_due().min(self.want.map_or(Time::NEVER, |want| want.deadline))
+    }
+
+    /// When the first of its waiters must hear of it.
+    pub(super) fn waiters_due(&self) -> Time {
+        self.waiters.iter().map(|waiter| waiter.due).min().unwrap_or(Time::NEVER)
+    }
+
     /// The second source becomes the first.
     pub(super) fn promote(&mut self) -> bool {
         let Some(hedge) = self.hedge.take() else { return false };
@@ -264,12 +274,29 @@ impl Fetch {
     }
 }
 
+/// A fetch, and beside it what all of them are looked through for again and again.
+#[derive(Clone, Debug)]
+struct Slot {
+    fetch: Option<Box<Fetch>>,
+    /// The next moment at which something must be done about it, its readers included.
+    due: Time,
+    /// When the first of its waiters must hear of it.
+    waiters_due: Time,
+}
+
+impl Slot {
+    fn new(fetch: Box<Fetch>) -> Self {
+        let (due, waiters_due) = (fetch.due_with_readers(), fetch.waiters_due());
+        Self { fetch: Some(fetch), due, waiters_due }
+    }
+}
+
 /// Fetches by slot. Slots are given again, the lowest free one first come.
 ///
 /// Each lies by itself: it is taken out and put back at every turn, and a node has room for many and seldom many under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fetches {
-    slots: Vec<Option<Box<Fetch>>>,
+    slots: Vec<Slot>,
     free: Vec<u16>,
     len: usize,
 }
@@ -285,46 +312,77 @@ impl Fetches {
             Some(slot) => slot,
             None => match u16::try_from(self.slots.len()) {
                 Ok(slot) if slot < super::marks::SLOTS_MAX => {
-                    self.slots.push(None);
+                    self.slots.push(Slot { fetch: None, due: Time::NEVER, waiters_due: Time::NEVER });
                     slot
                 }
                 _ => return None,
             },
         };
         fetch.slot = slot;
-        self.slots[usize::from(slot)] = Some(Box::new(fetch));
+        self.slots[usize::from(slot)] = Slot::new(Box::new(fetch));
         self.len += 1;
         Some(slot)
     }
 
     /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.
     pub(super) fn take(&mut self, slot: u16) -> Option<Box<Fetch>> {
-        self.slots.get_mut(usize::from(slot)).and_then(Option::take)
+        self.slots.get_mut(usize::from(slot)).and_then(|slot| slot.fetch.take())
     }
 
     pub(super) fn put(&mut self, fetch: Box<Fetch>) {
         let slot = usize::from(fetch.slot);
-        debug_assert!(self.slots[slot].is_none(), "a fetch is taken out before it is put back");
-        self.slots[slot] = Some(fetch);
+        debug_assert!(self.slots[slot].fetch.is_none(), "a fetch is taken out before it is put back");
+        self.slots[slot] = Slot::new(fetch);
     }
 
     /// Frees the slot of a fetch that was taken out.
     pub(super) fn release(&mut self, slot: u16) {
-        debug_assert!(self.slots[usize::from(slot)].is_none(), "only what was taken out is released");
+        debug_assert!(self.slots[usize::from(slot)].fetch.is_none(), "only what was taken out is released");
         self.free.push(slot);
         self.len -= 1;
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Fetch> {
-        self.slots.iter().flatten().map(Box::as_ref)
+        self.slots.iter().filter_map(|slot| slot.fetch.as_deref())
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.slots.iter_mut().flatten().map(Box::as_mut)
+    fn taken(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.fetch.is_some())
+    }
+
+    /// Slots of the fetches about which something must be done by `now`, in the order of the slots.
+    pub(super) fn due(&self, now: Time) -> SmallVec<[u16; 16]> {
+        let due = (0_u16..).zip(&self.slots).filter(|(_, slot)| slot.due <= now && slot.fetch.is_some());
+        due.map(|(number, _)| number).collect()
+    }
+
+    /// When something must be done about one of them.
+    pub(super) fn due_at(&self) -> Option<Time> {
+        self.taken().map(|slot| slot.due).min()
+    }
+
+    /// Lets `tell` look at each fetch of which a waiter must hear something by `now`. Returns when the next one must.
+    pub(super) fn waiters_due(&mut self, now: Time, mut tell: impl FnMut(&mut Fetch)) -> Time {
+        for slot in self.slots.iter_mut().filter(|slot| slot.waiters_due <= now) {
+            if let Some(fetch) = slot.fetch.as_deref_mut() {
+                tell(fetch);
+                slot.waiters_due = fetch.waiters_due();
+            }
+        }
+        self.taken().map(|slot| slot.waiters_due).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Whether what is kept beside each fetch is what the fetch says: what an audit looks at.
+    pub(super) fn in_step(&self) -> bool {
+        let moments = |fetch: &Fetch| (fetch.due_with_readers(), fetch.waiters_due());
+        let is_so = |slot: &Slot| {
+            slot.fetch.as_deref().is_none_or(|fetch| moments(fetch) == (slot.due, slot.waiters_due))
+        };
+        self.slots.iter().all(is_so)
     }
 
     pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
-        self.slots.get(usize::from(slot)).and_then(Option::as_deref)
+        self.slots.get(usize::from(slot)).and_then(|slot| slot.fetch.as_deref())
     }
 
     /// When the oldest of the asks was made on which somebody's idleness is judged: those under way, and of those that were
@@ -338,15 +396,21 @@ impl Fetches {
         self.iter().map(of).min().unwrap_or(Time::NEVER)
     }
 
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch_list(&self.slots);
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         let spilled = |fetch: &Fetch| {
-            let lists = [fetch.candidates.capacity(), fetch.tried.capacity()].map(|places| places.saturating_sub(6));
+            let lists =
+                [fetch.candidates.capacity(), fetch.tried.capacity()].map(|places| places.saturating_sub(6));
             fetch.waiters.capacity() * size_of::<Waiter>()
                 + (fetch.bad.capacity() + lists.iter().sum::<usize>()) * size_of::<Peer>()
                 + fetch.hedge.as_ref().map_or(0, |_| size_of::<Asked>())
         };
-        self.slots.capacity() * size_of::<Option<Box<Fetch>>>()
+        self.slots.capacity() * size_of::<Slot>()
             + self.free.capacity() * size_of::<u16>()
             + self.iter().map(|fetch| size_of::<Fetch>() + spilled(fetch)).sum::<usize>()
     }

@@ -1,7 +1,7 @@
 //! Who holds what: what a home remembers of its slices, what others said, and how busy peers were.
 
 use super::footprint::tree_bytes;
-use super::{Holders, Peer, Settings, Slice};
+use super::{Holders, Peer, Settings, Slice, prefetch};
 use crate::model::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -202,6 +202,11 @@ struct Hint {
 impl Hints {
     const SLOTS: usize = 32;
 
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, slice: Slice) {
+        prefetch(self.entries.as_ptr().wrapping_add(slice.0 as usize % Self::SLOTS));
+    }
+
     pub(super) fn note(&mut self, slice: Slice, peers: &Holders, until: Time) {
         if peers.is_empty() {
             return;
@@ -248,6 +253,11 @@ pub(super) struct Loads {
 }
 
 impl Loads {
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, peer: Peer) {
+        prefetch(self.entries.as_ptr().wrapping_add(peer.0 as usize % self.entries.len().max(1)));
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<(Peer, u8)>()

@@ -2,6 +2,7 @@
 
 use super::Chunk;
 use super::footprint::tree_bytes;
+use super::prefetch;
 use crate::model::Class;
 use std::collections::BTreeMap;
 
@@ -86,6 +87,11 @@ impl Marks {
         }
     }
 
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, chunk: Chunk) {
+        prefetch(self.codes.as_ptr().wrapping_add(chunk.0 as usize));
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         self.codes.capacity() + tree_bytes::<u32, u16>(self.apart.len())
@@ -107,7 +113,10 @@ mod tests {
             assert_eq!((marks.get(Chunk(70)), marks.get(Chunk(9)), marks.get(Chunk(999))), {
                 (mark, Mark::Nothing, Mark::Nothing)
             });
-            assert_eq!(marks.apart.len(), usize::from(matches!(mark, Mark::Fetching(slot) if slot >= SLOTS_HERE)));
+            assert_eq!(
+                marks.apart.len(),
+                usize::from(matches!(mark, Mark::Fetching(slot) if slot >= SLOTS_HERE))
+            );
         }
     }
 }

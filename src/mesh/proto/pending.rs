@@ -323,7 +323,10 @@ mod tests {
                     }
                 }
                 assert!(queue.iter().eq(plain.0.iter().copied()), "seed {seed}, turn {turn}");
-                assert_eq!((queue.len, queue.oldest()), (plain.0.len(), plain.0.front().map(|entry| entry.0)));
+                assert_eq!(
+                    (queue.len, queue.oldest()),
+                    (plain.0.len(), plain.0.front().map(|entry| entry.0))
+                );
             }
         }
     }

@@ -400,9 +400,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// [`Timer::Fetch`]: sources that are too slow, pauses that are over, readers that give up.
     pub(super) fn fetches_due(&mut self, out: &mut Outbox) {
         let now = self.now;
-        let due =
-            |fetch: &Fetch| fetch.next_due() <= now || fetch.want.is_some_and(|want| want.deadline <= now);
-        for slot in self.fetches.slots_where(due) {
+        for slot in self.fetches.due(now) {
             // What was done for an earlier slot may have ended this one.
             let Some(mut fetch) = self.fetches.take(slot) else { continue };
             if fetch.want.is_some_and(|want| want.deadline <= now) {
@@ -436,12 +434,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
         }
         self.begin_wants(out);
-        let next = self.fetches.iter().map(|fetch| {
-            // At `Lookup` there is nothing to wake for but the readers.
-            let deadline = fetch.want.map_or(Time::NEVER, |want| want.deadline);
-            fetch.next_due().min(deadline)
-        });
-        if let Some(next) = next.min() {
+        // At `Lookup` there is nothing to wake for but the readers.
+        if let Some(next) = self.fetches.due_at() {
             self.timers.arm(Timer::Fetch, next);
         }
     }

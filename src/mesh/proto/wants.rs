@@ -261,7 +261,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             if let Some(since) = fetch.asked_since(peer) {
                 self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
             }
-            self.counts.hedges_won += u64::from(fetch.hedge.as_deref().is_some_and(|hedge| hedge.peer == peer));
+            self.counts.hedges_won +=
+                u64::from(fetch.hedge.as_deref().is_some_and(|hedge| hedge.peer == peer));
             self.counts.origin_spared += u64::from(fetch.delayed && fetch.upstream_tries == 0);
         }
         self.finish(fetch, Some(from), out);
