@@ -1,8 +1,10 @@
 //! How large a fleet the simulator bears: wall time, events a second, and memory a node by part.
 //!
-//! `cargo bench --bench simulator -- [NODESxSLICES...] [--threads N]` simulates a fill of so many slices of 1 MiB on so many nodes with
+//! `cargo bench --bench simulator -- [NODESxSLICES...] [--threads N] [--small-pages]` simulates a fill of so many slices of 1 MiB on so many nodes with
 //! 10 Gbit/s, in four regions with cells of two thousand, and prints what it took. Without sizes it runs those for which
-//! limits are promised, each in a process of its own, and ends with 1 when one is missed.
+//! limits are promised, each in a process of its own, and ends with 1 when one is missed. The processes ask glibc for huge
+//! pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which helps `starling simulate` as well): a run goes all over its memory,
+//! and half of the time would go into finding the pages. `--small-pages` leaves that out.
 
 use starling::sim::{Scenario, measure};
 use std::process::{Command, ExitCode};
@@ -98,10 +100,17 @@ fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
     Ok(fast && small && rollout.completed == rollout.nodes)
 }
 
-/// The sizes and the number of threads.
-fn arguments() -> Result<(Vec<(u32, u32)>, usize), String> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (mut sizes, mut threads) = (Vec::new(), cores);
+struct Arguments {
+    sizes: Vec<(u32, u32)>,
+    threads: usize,
+    small_pages: bool,
+    /// The one size is run in this process.
+    here: bool,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut found = Arguments { sizes: Vec::new(), threads, small_pages: false, here: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -109,30 +118,38 @@ fn arguments() -> Result<(Vec<(u32, u32)>, usize), String> {
             "--bench" => {}
             "--threads" => {
                 let text = words.next().unwrap_or_default();
-                threads = text.parse().map_err(|_| format!("--threads takes a number, not `{text}`"))?;
+                found.threads =
+                    text.parse().map_err(|_| format!("--threads takes a number, not `{text}`"))?;
             }
+            "--small-pages" => found.small_pages = true,
+            "--here" => found.here = true,
             size => {
                 let both = size.split_once('x');
                 let both = both.and_then(|(nodes, slices)| Some((nodes.parse().ok()?, slices.parse().ok()?)));
-                sizes.push(both.ok_or_else(|| format!("`{size}` is no size like 100000x1024"))?);
+                found.sizes.push(both.ok_or_else(|| format!("`{size}` is no size like 100000x1024"))?);
             }
         }
     }
-    Ok((sizes, threads))
+    if found.sizes.is_empty() {
+        found.sizes = LIMITS.map(|limits| (limits.0, limits.1)).to_vec();
+    }
+    Ok(found)
 }
 
 fn bench() -> Result<bool, String> {
-    let (sizes, threads) = arguments()?;
-    if let [(nodes, slices)] = sizes[..] {
-        return run(nodes, slices, threads);
-    }
-    let sizes = if sizes.is_empty() { LIMITS.map(|limits| (limits.0, limits.1)).to_vec() } else { sizes };
+    let Arguments { sizes, threads, small_pages, here } = arguments()?;
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut good = true;
     for (nodes, slices) in sizes {
-        // A process of its own, for the peak of its memory.
+        if here {
+            good &= run(nodes, slices, threads)?;
+            continue;
+        }
         let mut command = Command::new(&this);
-        command.args([format!("{nodes}x{slices}"), "--threads".to_owned(), threads.to_string()]);
+        command.args([&format!("{nodes}x{slices}"), "--here", "--threads", &threads.to_string()]);
+        if !small_pages {
+            command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+        }
         good &= command.status().map_err(|error| error.to_string())?.success();
     }
     Ok(good)

@@ -1,9 +1,7 @@
 //! Who holds what: what a home remembers of its slices, what others said, and how busy peers were.
 
-use super::footprint::tree_bytes;
 use super::{Holders, Peer, Settings, Slice, prefetch};
 use crate::model::Time;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
@@ -120,46 +118,64 @@ impl Home {
 }
 
 /// The homes' memory, bounded: a further slice displaces another.
+///
+/// In the order of the slices, and each apart: a node is home of few slices, and of as many as it may be seldom a new one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Homes {
-    slices: BTreeMap<Slice, Home>,
+    slices: Vec<(Slice, Box<Home>)>,
     hand: u32,
 }
 
 impl Homes {
+    fn place(&self, slice: Slice) -> Result<usize, usize> {
+        self.slices.binary_search_by_key(&slice, |(other, _)| *other)
+    }
+
     pub(super) fn get(&self, slice: Slice) -> Option<&Home> {
-        self.slices.get(&slice)
+        self.place(slice).ok().map(|place| &*self.slices[place].1)
     }
 
     pub(super) fn get_mut(&mut self, slice: Slice) -> Option<&mut Home> {
-        self.slices.get_mut(&slice)
+        self.place(slice).ok().map(|place| &mut *self.slices[place].1)
     }
 
     pub(super) fn entry(&mut self, slice: Slice, slices_max: u32) -> &mut Home {
-        if self.slices.len() >= slices_max as usize && !self.slices.contains_key(&slice) {
-            let next = self.slices.range(Slice(self.hand)..).next().or_else(|| self.slices.iter().next());
-            if let Some(victim) = next.map(|(slice, _)| *slice) {
-                self.slices.remove(&victim);
-                self.hand = victim.0.wrapping_add(1);
+        let place = self.place(slice).unwrap_or_else(|mut place| {
+            if self.slices.len() >= slices_max as usize && !self.slices.is_empty() {
+                let next = self.slices.partition_point(|(other, _)| other.0 < self.hand);
+                let victim = if next < self.slices.len() { next } else { 0 };
+                self.hand = self.slices.remove(victim).0.0.wrapping_add(1);
+                place -= usize::from(victim < place);
             }
-        }
-        self.slices.entry(slice).or_default()
+            self.slices.insert(place, (slice, Box::default()));
+            place
+        });
+        &mut self.slices[place].1
     }
 
     pub(super) fn forget_slice(&mut self, slice: Slice) {
-        self.slices.remove(&slice);
+        if let Ok(place) = self.place(slice) {
+            self.slices.remove(place);
+        }
     }
 
     pub(super) fn forget_peer(&mut self, peer: Peer) {
-        for home in self.slices.values_mut() {
+        for (_, home) in &mut self.slices {
             home.forget(peer);
         }
     }
 
     /// Somebody may have what the next ranks did not have before.
     pub(super) fn check_anew(&mut self) {
-        for home in self.slices.values_mut() {
+        for (_, home) in &mut self.slices {
             home.checked = false;
+        }
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        if let [first, ..] = &self.slices[..] {
+            prefetch(first);
         }
     }
 }
@@ -172,17 +188,20 @@ impl Homes {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let of = |home: &Home| {
-            home.peers.capacity() * size_of::<Peer>() + home.holders.capacity() * size_of::<Holder>()
+        let of = |(_, home): &(Slice, Box<Home>)| {
+            size_of::<Home>()
+                + home.peers.capacity() * size_of::<Peer>()
+                + home.holders.capacity() * size_of::<Holder>()
         };
-        tree_bytes::<Slice, Home>(self.slices.len()) + self.slices.values().map(of).sum::<usize>()
+        self.slices.capacity() * size_of::<(Slice, Box<Home>)>() + self.slices.iter().map(of).sum::<usize>()
     }
 
     /// Most holders that are remembered of a slice; `None` when a ring is torn.
     pub(super) fn most_holders(&self) -> Option<usize> {
         let in_step = |home: &Home| home.peers.len() == home.holders.len() && home.oldest <= home.peers.len();
-        let all = self.slices.values().all(in_step);
-        all.then(|| self.slices.values().map(|home| home.peers.len()).max().unwrap_or(0))
+        let sorted = self.slices.is_sorted_by(|a, b| a.0 < b.0);
+        let all = sorted && self.slices.iter().all(|(_, home)| in_step(home));
+        all.then(|| self.slices.iter().map(|(_, home)| home.peers.len()).max().unwrap_or(0))
     }
 }
 

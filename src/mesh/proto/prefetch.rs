@@ -49,6 +49,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub fn prefetch_tables(&self, chunk: Option<Chunk>, peer: Option<Peer>) {
         self.fetches.prefetch();
         self.uploads.prefetch();
+        self.homes.prefetch();
         if let Some(chunk) = chunk {
             let slice = self.content.slice(chunk);
             self.marks.prefetch(chunk);
@@ -61,8 +62,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
     }
 
-    /// Calls the fetch of `chunk`, if there is one. The tables should be in the cache by now.
+    /// Calls the fetch of `chunk`, if there is one, and what is remembered of its slice. The tables should be in the cache by now.
     pub fn prefetch_fetch(&self, chunk: Chunk) {
+        if let Some(home) = self.homes.get(self.content.slice(chunk)) {
+            prefetch_value(home);
+        }
         if let Mark::Fetching(slot) = self.marks.get(chunk)
             && let Some(fetch) = self.fetches.get(slot)
         {
