@@ -146,7 +146,8 @@ fn bench() -> Result<bool, String> {
             continue;
         }
         let mut command = Command::new(&this);
-        command.args([&format!("{nodes}x{slices}"), "--here", "--threads", &threads.to_string()]);
+        let size = format!("{nodes}x{slices}");
+        command.args([size.as_str(), "--here", "--threads", threads.to_string().as_str()]);
         if !small_pages {
             command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
         }
