@@ -13,7 +13,7 @@ const LINE_BYTES: usize = 64;
 
 /// Calls the line in which `place` lies.
 #[inline]
-pub fn prefetch<T>(place: *const T) {
+pub(crate) fn prefetch<T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -26,13 +26,13 @@ pub fn prefetch<T>(place: *const T) {
 
 /// Calls all lines of a value.
 #[inline]
-pub fn prefetch_value<T>(value: &T) {
+pub(crate) fn prefetch_value<T>(value: &T) {
     prefetch_bytes(std::ptr::from_ref(value).cast(), size_of::<T>());
 }
 
 /// Calls all lines of a list.
 #[inline]
-pub fn prefetch_list<T>(list: &[T]) {
+pub(crate) fn prefetch_list<T>(list: &[T]) {
     prefetch_bytes(list.as_ptr().cast(), size_of_val(list));
 }
 
@@ -46,7 +46,7 @@ fn prefetch_bytes(first: *const u8, bytes: usize) {
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Calls the tables that an input about `chunk` from or to `peer` will be looked up in. The node itself should be in the
     /// cache by now.
-    pub fn prefetch_tables(&self, chunk: Option<Chunk>, peer: Option<Peer>) {
+    pub(crate) fn prefetch_tables(&self, chunk: Option<Chunk>, peer: Option<Peer>) {
         self.fetches.prefetch();
         self.uploads.prefetch();
         self.homes.prefetch();
@@ -63,7 +63,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Calls the fetch of `chunk`, if there is one, and what is remembered of its slice. The tables should be in the cache by now.
-    pub fn prefetch_fetch(&self, chunk: Chunk) {
+    pub(crate) fn prefetch_fetch(&self, chunk: Chunk) {
         if let Some(home) = self.homes.get(self.content.slice(chunk)) {
             prefetch_value(home);
         }
