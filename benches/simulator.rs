@@ -3,8 +3,8 @@
 //! `cargo bench --bench simulator -- [NODESxSLICES...] [--threads N] [--small-pages]` simulates a fill of so many slices of 1 MiB on so many nodes with
 //! 10 Gbit/s, in four regions with cells of two thousand, and prints what it took. Without sizes it runs those for which
 //! limits are promised, each in a process of its own, and ends with 1 when one is missed. The processes ask glibc for huge
-//! pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which helps `starling simulate` as well): a run goes all over its memory,
-//! and half of the time would go into finding the pages. `--small-pages` leaves that out.
+//! pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which works for `starling simulate` as well), for a run goes all over its
+//! memory. `--small-pages` leaves that out, to compare.
 
 use starling::sim::{Scenario, measure};
 use std::process::{Command, ExitCode};

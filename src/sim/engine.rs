@@ -28,7 +28,7 @@ const PROVIDERS_MAX: usize = 20;
 const WORTH_A_THREAD: usize = 256;
 
 /// How many events ahead of its turn an event, its machine, that one's tables and its fetch are called into the
-/// processor's cache (measured: it makes no difference to the result, and see `benches/simulator.rs` for the time).
+/// processor's cache (guess: each call has the time of a few events, and all of it fits into the nearest cache).
 const AHEAD: [usize; 4] = [16, 8, 4, 2];
 
 /// What a flow is.

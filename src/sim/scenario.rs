@@ -4,8 +4,9 @@ use crate::mesh::proto::Settings;
 use crate::model::Class;
 use serde::Deserialize;
 
-/// Most nodes times chunks that a run may have: a few bytes each beside what a node itself takes, below 2 GiB together.
-const NODE_CHUNKS_MAX: u64 = 500_000_000;
+/// Most nodes times chunks that a run may have (measured before nodes became smaller: 10 million took 0.5 GiB, which is
+/// 10 GiB for as many as these).
+const NODE_CHUNKS_MAX: u64 = 200_000_000;
 /// Most members of a region's cell times slices: what the table of homes holds.
 const CELL_SLICES_MAX: u64 = 10_000_000;
 

@@ -77,7 +77,7 @@ fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
     let error = |from: &str, to: &str| Scenario::parse(&SMALL.replace(from, to)).unwrap_err().to_string();
     for (from, to, parts) in [
         ("nodes = 120", "nodes = 0", ["fleet.nodes", "0"]),
-        ("nodes = 120", "nodes = 9_000_000", ["nodes x chunks", "500000000"]),
+        ("nodes = 120", "nodes = 9_000_000", ["nodes x chunks", "200000000"]),
         ("nodes = 120", "noodles = 120", ["noodles", "line 4"]),
         ("seed = 1", "", ["seed", "missing"]),
         ("cells_per_region = 3", "cells_per_region = 500", ["fleet.cells_per_region", "500"]),
