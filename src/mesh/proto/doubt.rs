@@ -148,9 +148,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Each rank may have had to wait for those before it; and where everybody takes long, it may, too.
     pub(super) fn shirks(&self, fetch: &Fetch, peer: Peer, since: Time) -> bool {
         let once = Duration::from_millis(u64::from(self.settings.ask_ms));
-        let idle = self.doubts.idle(peer, since, self.now);
+        // Nobody is idle for longer than he was waited for: most answers need no look at what he delivered.
+        let waited = self.now.since(since);
+        let is_idle = |most: Duration| waited > most && self.doubts.idle(peer, since, self.now) > most;
         if self.doubts.has(peer, self.now) {
-            return idle > once;
+            return is_idle(once);
         }
         let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
         let alone = Duration::from_millis(u64::from(fetch.len_bytes) * 1_000 / slowest);
@@ -158,8 +160,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let lookup = if self.peers.has_other_regions() { self.settings.lookup_ms } else { 0 };
         let beyond = Duration::from_millis(u64::from(self.settings.lease_ms.saturating_add(lookup)));
         let patience = u32::from(fetch.behind) * (once + alone + beyond);
-        let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or_default();
-        idle > patience.max(2 * usual)
+        waited > patience && {
+            let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or_default();
+            is_idle(patience.max(2 * usual))
+        }
     }
 
     /// How many, itself included, an authority may have to wait for one after the other: each rank for those before it, and
@@ -237,7 +241,7 @@ mod tests {
             all[place_of(peer)] = (peer, at(second));
             let (asked, since) = (
                 Peer(u32::try_from(rng.below(1_000)).unwrap()),
-                at(second - rng.below(20).min(second as usize) as u64),
+                at(second.saturating_sub(rng.below(20) as u64)),
             );
             let (other, last) = all[place_of(asked)];
             let last = if other == asked { last } else { Time::ZERO };
