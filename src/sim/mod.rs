@@ -12,6 +12,7 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
+mod footprint;
 mod liar;
 mod network;
 mod published;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use footprint::{Footprint, measure};
 pub use network::LinksOfAKind;
 pub use published::{PUBLISHED, Published};
 pub use report::{Report, simulate};

@@ -53,7 +53,7 @@ pub fn simulate(
     summarise(scenario, seed, &engine)
 }
 
-fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
+pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let mut hasher = blake3::Hasher::new();
     let mut times = Vec::with_capacity(engine.machines.len());
     let mut own_times = Vec::with_capacity(engine.machines.len());

@@ -64,6 +64,9 @@ trait Network: std::fmt::Debug {
 
     /// What a link did until now.
     fn usage(&self, link: u32) -> Usage;
+
+    /// Bytes on the heap, without the small lists of some models.
+    fn heap_bytes(&self) -> usize;
 }
 
 /// The model that a scenario names. The fluid one is made for the number of shared links that the scenario has on the longest
@@ -129,6 +132,13 @@ impl<S: Copy> Traffic<S> {
     /// The links.
     pub(super) fn links(&self) -> &Links {
         &self.links
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry<S>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.network.heap_bytes()
     }
 
     /// Whether nothing is under way.
