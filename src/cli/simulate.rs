@@ -1,7 +1,7 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
-use super::CliError;
-use crate::sim::{Progress, Report, Scenario, simulate};
+use super::{CliError, reports};
+use crate::sim::{Progress, Report, Scenario, simulate_recorded};
 use serde::Serialize;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ const SCENARIO_MAX_BYTES: u64 = 1 << 20;
 Examples:
   starling simulate simulations/scenarios/flash-crowd-10k.toml
   starling simulate simulations/scenarios/flash-crowd-10k.toml --seed 7 --json
+  starling simulate simulations/scenarios/flash-crowd-10k.toml --report crowd.html --csv crowd
 
 The same scenario and seed give the same result_hash on every machine; wall_s alone differs.")]
 pub(super) struct Args {
@@ -26,6 +27,8 @@ pub(super) struct Args {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reports: reports::Args,
 }
 
 #[derive(Serialize)]
@@ -37,12 +40,13 @@ struct Timed<'a> {
 
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called like this")]
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let scenario = read(&args.file)?;
+    let (text, scenario) = read(&args.file)?;
+    let mut reports = args.reports.begin(&args.file, &text, &scenario)?;
     #[expect(clippy::disallowed_methods, reason = "the wall time of the run, which no result depends on")]
     let start = std::time::Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
     let tty = std::io::stderr().is_terminal();
-    let report = simulate(&scenario, args.seed, threads, &mut |progress| {
+    let (report, record) = simulate_recorded(&scenario, args.seed, &reports.recording(), threads, &mut |progress| {
         if tty {
             show(progress);
         }
@@ -51,10 +55,13 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         eprint!("\r\x1b[K");
     }
     let timed = Timed { report: &report, wall_s: start.elapsed().as_secs_f64() };
+    let file = args.file.display().to_string();
+    reports.add(&file, &scenario, &report, &record)?;
+    let verdict = reports.finish(&format!("starling simulate {file} --seed {}", report.rollout.seed))?;
     let text = if args.json {
         serde_json::to_string(&timed).map_err(CliError::failed)?
     } else {
-        table(&args.file, &timed)
+        format!("{verdict}\n\n{}", table(&args.file, &timed))
     };
     println!("{text}");
     if report.rollout.completed < report.rollout.nodes {
@@ -67,7 +74,7 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Scenario, CliError> {
+fn read(path: &Path) -> Result<(String, Scenario), CliError> {
     let name = path.display();
     let file = std::fs::File::open(path).map_err(|error| CliError::failed(format!("{name}: {error}")))?;
     let mut text = String::new();
@@ -78,9 +85,10 @@ fn read(path: &Path) -> Result<Scenario, CliError> {
     if length as u64 > SCENARIO_MAX_BYTES {
         return Err(CliError::failed(format!("{name}: a scenario has at most {SCENARIO_MAX_BYTES} bytes")));
     }
-    Scenario::parse(&text).map_err(|error| {
+    let scenario = Scenario::parse(&text).map_err(|error| {
         CliError::failed(format!("{name}: {error}")).hint("docs/simulation.md lists all keys and their units")
-    })
+    })?;
+    Ok((text, scenario))
 }
 
 fn show(progress: Progress) {

@@ -11,6 +11,7 @@ use super::fleet::{Effect, EvenContent, Event, Machine, Map};
 use super::fluid::{Flow, Fluid};
 use super::liar::Liar;
 use super::reader::Reader;
+use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source};
 use crate::model::{Class, Time};
@@ -171,6 +172,7 @@ pub(super) struct Engine {
     pub(super) strata_bytes: u64,
     /// By cell: what came in from outside of it.
     pub(super) crossed_bytes: Vec<u64>,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// What a machine begins with.
@@ -266,6 +268,31 @@ impl Engine {
             transfers: 0,
             strata_bytes: 0,
             crossed_bytes: vec![0; scenario.cells() as usize],
+            recorder: None,
+        }
+    }
+
+    /// From now on, what happens is recorded.
+    pub(super) fn record(&mut self, scenario: &Scenario, recording: &Recording) {
+        self.fluid.meter(vec![u32::try_from(self.machines.len()).unwrap_or(u32::MAX)]);
+        let recorder = Recorder::new(scenario, recording, self.step_ns, |node| self.map.cell_of(node));
+        self.recorder = Some(Box::new(recorder));
+    }
+
+    /// What was recorded, if anything was.
+    pub(super) fn take_record(&mut self) -> Option<Record> {
+        self.look(true);
+        Some(self.recorder.take()?.finish(&self.machines))
+    }
+
+    /// Lets the recorder look, when it is time or all is over.
+    fn look(&mut self, is_over: bool) {
+        let Some(recorder) = &mut self.recorder else { return };
+        let now = self.calendar.now;
+        if is_over || recorder.is_due(now) {
+            let fluid = &self.fluid;
+            let usage = |link| fluid.usage(link);
+            recorder.look(now, &self.machines, fluid.receivers(), self.strata_bytes, usage);
         }
     }
 
@@ -301,6 +328,7 @@ impl Engine {
             for flow in ended.drain(..) {
                 self.finish(flow);
             }
+            self.look(false);
             if self.calendar.now.is_multiple_of(64) {
                 self.unfinished = self.count_unfinished();
                 watch(self.progress());
@@ -401,6 +429,9 @@ impl Engine {
 
     fn apply(&mut self, from: u32, effect: Effect) {
         let now = self.calendar.now;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.effect(now, from, &effect);
+        }
         match effect {
             Effect::Send(to, event) => {
                 self.messages += 1;
@@ -457,6 +488,9 @@ impl Engine {
         while self.stratum_busy < self.connections {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.stratum_began(self.calendar.now, to, chunk);
+            }
             let bytes = self.content.len_bytes(chunk) as f32;
             self.fluid.start(Flow { from: stratum, to, what: Carried::FromStratum { chunk } }, bytes);
         }
@@ -472,6 +506,11 @@ impl Engine {
                     self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 }
                 let wrong = self.machines[flow.from as usize].liar.as_ref().is_some_and(Liar::is_corrupt);
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    let outcome = if wrong { Outcome::Wrong } else { Outcome::Received };
+                    recorder.moved(now, (Some(flow.from), flow.to), moved, outcome);
+                }
                 let data = if wrong {
                     Event::Wrong { chunk, from: flow.from }
                 } else {
@@ -484,6 +523,10 @@ impl Engine {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
                 self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 self.stratum_busy -= 1;
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    recorder.moved(now, (None, flow.to), moved, Outcome::Received);
+                }
                 let data = Event::Data { chunk, from: Source::Strata };
                 self.calendar.push(now + self.latency + self.way(flow.from, flow.to), flow.to, data);
                 self.fill_stratum();

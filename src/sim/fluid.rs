@@ -44,6 +44,23 @@ pub(super) struct Fluid<S> {
     group: Vec<u32>,
     /// By flow, if there are doors.
     door: Vec<u32>,
+    /// Ends whose uplinks are metered, and what they and then the doors carried since that was asked for.
+    metered: Option<Metered>,
+}
+
+#[derive(Debug)]
+struct Metered {
+    ends: Vec<u32>,
+    usage: Vec<Usage>,
+}
+
+/// What a link did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Usage {
+    /// Bytes that it carried.
+    pub(super) bytes: f64,
+    /// Steps in which it was busy.
+    pub(super) busy_steps: f64,
 }
 
 /// One direction of an end's link: all that a step needs of it, side by side.
@@ -77,6 +94,11 @@ impl Link {
         self.takers = 0.0;
     }
 
+    /// Whether it carried about all that it can.
+    fn is_busy(&self) -> bool {
+        self.flows > 0.0 && self.left <= self.capacity * BUSY
+    }
+
     fn divide(&mut self) {
         self.share = self.left / self.takers.max(1.0);
     }
@@ -98,6 +120,7 @@ impl<S: Copy> Fluid<S> {
             doors: Vec::new(),
             group: Vec::new(),
             door: Vec::new(),
+            metered: None,
         }
     }
 
@@ -113,8 +136,23 @@ impl<S: Copy> Fluid<S> {
 
     /// Whether an end's uplink and its downlink were busy in the last step.
     pub(super) fn is_busy(&self, end: u32) -> [bool; 2] {
-        let busy = |link: &Link| link.flows > 0.0 && link.left <= link.capacity * BUSY;
-        [busy(&self.up[end as usize]), busy(&self.down[end as usize])]
+        [self.up[end as usize].is_busy(), self.down[end as usize].is_busy()]
+    }
+
+    /// From now on, the uplinks of these ends and then all doors are metered.
+    pub(super) fn meter(&mut self, ends: Vec<u32>) {
+        let links = ends.len() + self.doors.len().saturating_sub(1);
+        self.metered = Some(Metered { ends, usage: vec![Usage::default(); links] });
+    }
+
+    /// What a metered link did, by its number among them.
+    pub(super) fn usage(&self, number: usize) -> Usage {
+        self.metered.as_ref().and_then(|metered| metered.usage.get(number)).copied().unwrap_or_default()
+    }
+
+    /// The receiving ends of all transfers under way.
+    pub(super) fn receivers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.ends.iter().map(|(_, to)| *to)
     }
 
     /// Whether nothing moves.
@@ -175,6 +213,13 @@ impl<S: Copy> Fluid<S> {
     /// Moves everything by one step; what ended is appended to `ended`.
     pub(super) fn step(&mut self, ended: &mut Vec<Flow<S>>) {
         self.fill();
+        if let Some(metered) = &mut self.metered {
+            let ends = metered.ends.iter().map(|end| &self.up[*end as usize]);
+            for (usage, link) in metered.usage.iter_mut().zip(ends.chain(&self.doors)) {
+                usage.bytes += f64::from(link.capacity - link.left);
+                usage.busy_steps += f64::from(u8::from(link.is_busy()));
+            }
+        }
         let mut index = 0;
         while index < self.ends.len() {
             self.left[index] -= self.rate[index];

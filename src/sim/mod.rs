@@ -15,15 +15,20 @@ mod fluid;
 mod fluid_oracle;
 mod liar;
 mod reader;
-mod report;
+mod record;
+pub mod report;
 mod rollout;
 mod scenario;
+pub mod statistics;
 pub mod swarm;
 #[cfg(test)]
 mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
-pub use report::{Report, simulate};
+pub use record::{
+    LinkRecord, NodeRecord, Outcome, Record, Recording, Sample, TRACED_MAX, Trace, Transfer,
+};
+pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};
