@@ -1,6 +1,7 @@
 //! What `starling simulate` writes beside its table: a report for people, tables and traces for other programs.
 
 use super::CliError;
+use crate::sim::record::TRACED_MAX;
 use crate::sim::report::tables::{Run, Table};
 use crate::sim::report::{Digest, csv, html, perfetto, svg, verdict};
 use crate::sim::{Record, Recording, Report, Scenario};
@@ -73,7 +74,7 @@ fn unwritable(path: &Path, error: &io::Error) -> CliError {
 
 fn directory(path: &Path) -> Result<(), CliError> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(unwritable(path, &error)),
+        Err(error) if !path.is_dir() => Err(unwritable(path, &error)),
         _ => Ok(()),
     }
 }
@@ -109,11 +110,8 @@ impl Args {
                 nodes - 1
             )));
         }
-        if self.trace_nodes.len() > crate::sim::TRACED_MAX {
-            return Err(CliError::usage(format!(
-                "--trace-nodes takes at most {} nodes",
-                crate::sim::TRACED_MAX
-            )));
+        if self.trace_nodes.len() > TRACED_MAX {
+            return Err(CliError::usage(format!("--trace-nodes takes at most {} nodes", TRACED_MAX)));
         }
         let mut sheets = Vec::new();
         for table in Table::ALL {
@@ -135,6 +133,8 @@ impl Args {
         }
         if let Some(path) = &self.svg {
             directory(path)?;
+            // Which charts there will be is not known yet, but there is one that all reports have.
+            Pending::create(&path.join("completion.svg"))?;
         }
         let traced = match (&self.perfetto, self.trace_nodes.is_empty()) {
             (None, _) => Vec::new(),

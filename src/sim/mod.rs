@@ -15,7 +15,7 @@ mod fluid;
 mod fluid_oracle;
 mod liar;
 mod reader;
-mod record;
+pub mod record;
 pub mod report;
 mod rollout;
 mod scenario;
@@ -26,9 +26,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
-pub use record::{
-    LinkRecord, NodeRecord, Outcome, Record, Recording, Sample, TRACED_MAX, Trace, Transfer,
-};
+pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{Scenario, ScenarioError};
