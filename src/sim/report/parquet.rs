@@ -124,7 +124,7 @@ impl<W: Write + Send> Writer<W> {
                     values.clear();
                 }
                 Values::Real(values, has) => {
-                    column.typed::<DoubleType>().write_batch(values, Some(has), None)?;
+                    column.typed::<DoubleType>().write_batch(values, Some(has.as_slice()), None)?;
                     values.clear();
                     has.clear();
                 }
