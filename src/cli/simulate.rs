@@ -46,11 +46,12 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     let start = std::time::Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
     let tty = std::io::stderr().is_terminal();
-    let (report, record) = simulate_recorded(&scenario, args.seed, &reports.recording(), threads, &mut |progress| {
-        if tty {
-            show(progress);
-        }
-    });
+    let (report, record) =
+        simulate_recorded(&scenario, args.seed, &reports.recording(), threads, &mut |progress| {
+            if tty {
+                show(progress);
+            }
+        });
     if tty {
         eprint!("\r\x1b[K");
     }
