@@ -537,7 +537,8 @@ connections = 64
             let end = node.end_s.unwrap();
             let sum = node.receiving_s + node.waiting_s + node.idle_s;
             assert!((sum - end).abs() < 1e-6, "{sum} s of {end} s");
-            assert!(node.receiving_s > 0.5 * end, "a fleet that is bound by its links receives: {node:?}");
+            // 50 MB take 0.4 s through 1 Gbit/s; a transfer that ends within a step is not seen in it.
+            assert!(node.receiving_s > 0.35, "nobody receives faster than the downlink: {node:?}");
             assert_eq!(node.from_strata + node.from_peers, 50_000_000);
         }
         let last = record.nodes.iter().filter_map(|node| node.end_s).fold(0.0, f64::max);
