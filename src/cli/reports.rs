@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Where reports go.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Reports")]
-pub(super) struct Args {
+pub(super) struct Options {
     /// Write a report: one HTML file with verdict, charts and tables, which needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -100,7 +100,7 @@ pub(super) struct Reports {
     digests: Vec<Digest>,
 }
 
-impl Args {
+impl Options {
     /// Opens what will be written.
     pub(super) fn begin(&self, file: &Path, text: &str, scenario: &Scenario) -> Result<Reports, CliError> {
         let nodes = scenario.fleet.nodes;

@@ -28,7 +28,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    reports: reports::Args,
+    reports: reports::Options,
 }
 
 #[derive(Serialize)]
