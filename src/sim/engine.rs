@@ -13,6 +13,7 @@ use super::footprint::Footprint;
 use super::liar::Liar;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
 use super::reader::Reader;
+use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source, prefetch};
 use crate::model::{Class, Time};
@@ -190,6 +191,7 @@ pub(super) struct Engine {
     pub(super) strata_bytes: u64,
     /// By cell: what came in from outside of it.
     pub(super) crossed_bytes: Vec<u64>,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// What a machine begins with.
@@ -275,6 +277,33 @@ impl Engine {
             transfers: 0,
             strata_bytes: 0,
             crossed_bytes: vec![0; scenario.cells() as usize],
+            recorder: None,
+        }
+    }
+
+    /// From now on, what happens is recorded.
+    pub(super) fn record(&mut self, scenario: &Scenario, seed: u64, recording: &Recording) {
+        let cell_of = |node| self.map.cell_of(node);
+        let recorder =
+            Recorder::new(scenario, seed, recording, self.step_ns, cell_of, &self.traffic.shared());
+        self.recorder = Some(Box::new(recorder));
+    }
+
+    /// What was recorded, if anything was.
+    pub(super) fn take_record(&mut self) -> Option<Record> {
+        self.look(true);
+        let recorder = self.recorder.take()?;
+        Some(recorder.finish(&self.machines, |node| self.start(node).as_secs_f64()))
+    }
+
+    /// Lets the recorder look, when it is time or all is over.
+    fn look(&mut self, is_over: bool) {
+        let Some(recorder) = &mut self.recorder else { return };
+        let now = self.calendar.now;
+        if is_over || recorder.is_due(now) {
+            let traffic = &self.traffic;
+            let usage = |link| traffic.usage_of_link(link);
+            recorder.look(now, &self.machines, traffic.receivers(), self.strata_bytes, usage);
         }
     }
 
@@ -334,6 +363,7 @@ impl Engine {
             for flow in ended.drain(..) {
                 self.finish(flow);
             }
+            self.look(false);
             if self.calendar.now.is_multiple_of(64) {
                 self.unfinished = self.count_unfinished();
                 watch(self);
@@ -490,6 +520,9 @@ impl Engine {
 
     fn apply(&mut self, from: u32, effect: Effect) {
         let now = self.calendar.now;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.effect(now, from, &effect);
+        }
         match effect {
             Effect::Send(to, event) => {
                 self.messages += 1;
@@ -562,6 +595,9 @@ impl Engine {
         while self.stratum_busy < self.connections {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.stratum_began(self.calendar.now, to, chunk);
+            }
             let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
             let handle = self.traffic.start(flow, self.content.len_bytes(chunk));
             self.from_stratum.insert((to, chunk), handle);
@@ -578,6 +614,11 @@ impl Engine {
                     self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 }
                 let wrong = self.machines[flow.from as usize].liar.as_ref().is_some_and(Liar::is_corrupt);
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    let outcome = if wrong { Outcome::Wrong } else { Outcome::Received };
+                    recorder.moved(now, (Some(flow.from), flow.to), moved, outcome);
+                }
                 let data = if wrong {
                     Event::Wrong { chunk, from: flow.from }
                 } else {
@@ -591,6 +632,10 @@ impl Engine {
                 self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 self.stratum_busy -= 1;
                 self.from_stratum.remove(&(flow.to, chunk));
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    recorder.moved(now, (None, flow.to), moved, Outcome::Received);
+                }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
                 self.calendar.push(now + request + self.way(flow.from, flow.to), flow.to, data);

@@ -474,6 +474,11 @@ impl Machine {
         self.node.counts()
     }
 
+    /// Whether its node gets something or looks for it.
+    pub(super) fn is_fetching(&self) -> bool {
+        self.node.is_fetching()
+    }
+
     /// Lets the node react to an event. `out` is empty before and after.
     pub(super) fn react(
         &mut self,
