@@ -20,7 +20,10 @@ macro_rules! published {
 
 /// All of `simulations/scenarios/`, by name.
 pub const PUBLISHED: &[Published] = &published![
+    "dadi",
+    "faasnet",
     "flash-crowd-10k",
+    "kraken",
     "rollout-32",
     "rollout-32-cells",
     "rollout-32-deaths",
