@@ -26,7 +26,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
-pub use network::LinksOfAKind;
+pub use network::{LinksOfAKind, NetworkLoad};
 pub use published::{PUBLISHED, Published};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};

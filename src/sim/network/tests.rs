@@ -15,7 +15,7 @@ fn traffic(model: Model, shares: bool) -> Traffic<u32> {
     let classes = "[[fleet.class]]\nname = 'slow'\nnodes = 5\nup_mbit_s = 200\ndown_mbit_s = 300\n\
                    [[fleet.class]]\nname = 'fast'\nnodes = 3\nup_mbit_s = 2_000\ndown_mbit_s = 4_000\n";
     let scenario = scenario(24, [2, 2, 2], classes, if shares { SHARED } else { "" });
-    Traffic::new(model, Links::new(&scenario, 1, 1_000_000))
+    Traffic::new(model, Links::new(&scenario, 1, 1_000_000), 1)
 }
 
 /// Moves everything to its end. Returns when each ended.
