@@ -15,6 +15,16 @@ pub(super) struct Flow<const SHARED: usize> {
     pub(super) shared: [u32; SHARED],
 }
 
+/// A transfer that could take more after a round, and what the next one needs of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    index: u32,
+    from: u32,
+    to: u32,
+    /// What it has left to move beyond its rate.
+    left: f32,
+}
+
 /// Transfers with the same most shared links on their way. What a round reads of a transfer lies in arrays of its own.
 #[derive(Debug, Default)]
 struct Flows<const SHARED: usize> {
@@ -26,21 +36,21 @@ struct Flows<const SHARED: usize> {
     /// A sum of multiples of the unit, exact as well: even what moves a millionth of it in a step ends at its time.
     left: Vec<f64>,
     rate: Vec<f32>,
-    /// Transfers that could take more after a round, by index.
-    open: Vec<u32>,
-    /// Those that ended with the step and what they owe, by index, ascending.
-    ended: Vec<(u32, f64)>,
+    /// Transfers that could take more after a round, which are the first so many of these.
+    open: Vec<Open>,
+    open_count: usize,
+    /// Those that end with the step and what they owe, by index, ascending. Empty between steps.
+    ends: Vec<(u32, f64)>,
 }
 
 impl<const SHARED: usize> Flows<SHARED> {
-    fn push(&mut self, flow: Flow<SHARED>, to: u16, bytes: u32) -> u32 {
+    fn push(&mut self, flow: Flow<SHARED>, to: u16, bytes: u32) {
         self.numbers.push(flow.number);
         self.from.push(flow.from);
         self.to.push(to);
         self.shared.push(flow.shared);
         self.left.push(f64::from(bytes));
         self.rate.push(0.0);
-        super::short(self.numbers.len() - 1)
     }
 
     /// Forgets a transfer. Returns what it was, its receiver, and whose index is that one now.
@@ -50,6 +60,13 @@ impl<const SHARED: usize> Flows<SHARED> {
         let (number, from) = (self.numbers.swap_remove(index), self.from.swap_remove(index));
         let (to, shared) = (self.to.swap_remove(index), self.shared.swap_remove(index));
         (Flow { number, from, shared }, to, self.numbers.get(index).copied())
+    }
+
+    fn heap_bytes(&self) -> usize {
+        let each = size_of::<Flow<SHARED>>() + size_of::<u16>() + size_of::<f64>() + size_of::<f32>();
+        self.numbers.capacity() * each
+            + self.open.capacity() * size_of::<Open>()
+            + self.ends.capacity() * size_of::<(u32, f64)>()
     }
 
     /// The first round: everybody takes part.
@@ -70,74 +87,111 @@ impl<const SHARED: usize> Flows<SHARED> {
         }
     }
 
-    /// Finds who can take more, among all or those who could before.
-    fn count(&mut self, all: bool, down: &[f32], wide: &[f32], own: &mut [u32], takers: &mut [u32]) {
-        let candidates = if all { self.numbers.len() } else { self.open.len() };
-        if all {
-            self.open.resize(candidates, 0);
+    /// Finds who of all can take more.
+    fn count_all(&mut self, down: &[f32], wide: &[f32], own: &mut [i32], takers: &mut [i32]) {
+        if self.open.len() < self.numbers.len() {
+            self.open.resize(self.numbers.len(), Open::default());
         }
         let mut kept = 0;
-        for place in 0..candidates {
-            let index = if all { place } else { self.open[place] as usize };
-            let (from, to) = (self.from[index] as usize, usize::from(self.to[index]));
-            let shared = &self.shared[index];
-            let mut takes =
-                (wide[from] > 0.0) & (down[to] > 0.0) & (f64::from(self.rate[index]) < self.left[index]);
-            for link in shared {
-                takes &= wide[*link as usize] > 0.0;
-            }
-            // Without a branch: which transfers take part is as good as random.
-            let one = u32::from(takes);
-            takers[from] += one;
-            own[to] += one;
-            for link in shared {
-                takers[*link as usize] += one;
-            }
-            self.open[kept] = super::short(index);
+        let ways = self.from.iter().zip(&self.to).zip(&self.shared);
+        let flows = self.left.iter().zip(&self.rate).zip(ways);
+        for (index, ((left, rate), ((from, to), shared))) in (0..).zip(flows) {
+            let open =
+                Open { index, from: *from, to: u32::from(*to), left: narrow(*left - f64::from(*rate)) };
+            let takes = open.count(shared, down, wide, own, takers);
+            self.open[kept] = open;
             kept += usize::from(takes);
         }
-        self.open.truncate(kept);
+        self.open_count = kept;
+    }
+
+    /// Finds who can take more of those who could before.
+    fn count_open(&mut self, down: &[f32], wide: &[f32], own: &mut [i32], takers: &mut [i32]) {
+        let mut kept = 0;
+        let list = &mut self.open[..self.open_count];
+        for place in 0..list.len() {
+            let open = list[place];
+            let takes = open.count(&self.shared[open.index as usize], down, wide, own, takers);
+            list[kept] = open;
+            kept += usize::from(takes);
+        }
+        self.open_count = kept;
     }
 
     /// Gives more to those who can take it.
     fn add(&mut self, down: &[f32], wide: &[f32], own: &mut [f64], taken: &mut [f64]) {
-        for index in &self.open {
-            let index = *index as usize;
-            let (from, to, shared) =
-                (self.from[index] as usize, usize::from(self.to[index]), &self.shared[index]);
-            let rate = &mut self.rate[index];
-            let mut more = wide[from].min(down[to]).min(narrow(self.left[index] - f64::from(*rate)));
+        for open in &mut self.open[..self.open_count] {
+            let shared = &self.shared[open.index as usize];
+            let mut more = wide[open.from as usize].min(down[open.to as usize]).min(open.left);
             for link in shared {
                 more = more.min(wide[*link as usize]);
             }
-            *rate += more;
+            self.rate[open.index as usize] += more;
+            open.left -= more;
             for link in shared {
                 taken[*link as usize] += f64::from(more);
             }
-            taken[from] += f64::from(more);
-            own[to] += f64::from(more);
+            taken[open.from as usize] += f64::from(more);
+            own[open.to as usize] += f64::from(more);
         }
     }
 
-    /// Moves everybody by its rate.
+    /// Moves everybody by its rate and finds those that end.
     fn advance(&mut self) {
         for (index, (left, rate)) in (0..).zip(self.left.iter_mut().zip(&self.rate)) {
             *left -= f64::from(*rate);
             if *left <= NOTHING.max(f64::from(*rate * HALF)) {
-                self.ended.push((index, left.max(0.0)));
+                self.ends.push((index, left.max(0.0)));
             }
         }
     }
 }
 
-/// A transfer that was forgotten.
+impl Open {
+    /// Counts it where it takes part, if there is more on its whole way. Without a branch: that is as good as random.
+    fn count<const SHARED: usize>(
+        &self,
+        shared: &[u32; SHARED],
+        down: &[f32],
+        wide: &[f32],
+        own: &mut [i32],
+        takers: &mut [i32],
+    ) -> bool {
+        let (from, to) = (self.from as usize, self.to as usize);
+        let mut takes = (wide[from] > 0.0) & (down[to] > 0.0) & (self.left > 0.0);
+        for link in shared {
+            takes &= wide[*link as usize] > 0.0;
+        }
+        let one = i32::from(takes);
+        takers[from] += one;
+        own[to] += one;
+        for link in shared {
+            takers[*link as usize] += one;
+        }
+        takes
+    }
+}
+
+/// A transfer that begins with the next step.
+#[derive(Clone, Copy, Debug)]
+struct Start<const SHARED: usize> {
+    flow: Flow<SHARED>,
+    crosses: bool,
+    to: u16,
+    bytes: u32,
+}
+
+/// A transfer that is over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gone<const SHARED: usize> {
     pub(super) number: u32,
     pub(super) from: u32,
     /// If it passed shared links.
     pub(super) shared: Option<[u32; SHARED]>,
-    /// The number of the one that has its index now.
+    /// What its links owe.
+    pub(super) owed: f64,
+    /// Its index, and the number of the transfer that has it now.
+    pub(super) index: u32,
     pub(super) moved: Option<u32>,
 }
 
@@ -150,6 +204,12 @@ pub(super) struct Block<const SHARED: usize> {
     /// Those that pass no shared link.
     plain: Flows<0>,
     crossing: Flows<SHARED>,
+    /// Those that begin with the next step, apart: so each thread enters those of its blocks.
+    starts: Vec<Start<SHARED>>,
+    /// How many transfers there are in each list with these.
+    counts: [u32; 2],
+    /// Those that ended with the last step.
+    gone: Vec<Gone<SHARED>>,
 }
 
 impl<const SHARED: usize> Block<SHARED> {
@@ -160,52 +220,83 @@ impl<const SHARED: usize> Block<SHARED> {
             tally: Tally::new(rates.len()),
             plain: Flows::default(),
             crossing: Flows::default(),
+            starts: Vec::new(),
+            counts: [0; 2],
+            gone: Vec::new(),
         }
     }
 
-    /// Begins a transfer and returns its index.
+    /// Begins a transfer with the next step and returns its index.
     pub(super) fn push(&mut self, crosses: bool, flow: Flow<SHARED>, to: u32, bytes: u32) -> u32 {
-        self.down.join(to as usize);
-        let to = u16::try_from(to).unwrap_or(u16::MAX);
-        if crosses {
-            return self.crossing.push(flow, to, bytes);
-        }
-        self.plain.push(Flow { number: flow.number, from: flow.from, shared: [] }, to, bytes)
+        self.starts.push(Start { flow, crosses, to: u16::try_from(to).unwrap_or(u16::MAX), bytes });
+        let count = &mut self.counts[usize::from(crosses)];
+        *count += 1;
+        *count - 1
     }
 
-    /// Forgets a transfer; its downlink owes what is given.
-    pub(super) fn remove(&mut self, crosses: bool, index: usize, owed: f64) -> Gone<SHARED> {
+    /// Enters those that begin.
+    fn enter(&mut self) {
+        for Start { flow, crosses, to, bytes } in self.starts.drain(..) {
+            self.down.join(usize::from(to));
+            if crosses {
+                self.crossing.push(flow, to, bytes);
+            } else {
+                self.plain.push(Flow { number: flow.number, from: flow.from, shared: [] }, to, bytes);
+            }
+        }
+    }
+
+    /// Forgets a transfer; its links owe what is given.
+    pub(super) fn remove(&mut self, crosses: bool, index: u32, owed: f64) -> Gone<SHARED> {
+        self.enter();
+        let at = index as usize;
         let (number, from, shared, to, moved) = if crosses {
-            let (flow, to, moved) = self.crossing.remove(index);
+            let (flow, to, moved) = self.crossing.remove(at);
             (flow.number, flow.from, Some(flow.shared), to, moved)
         } else {
-            let (flow, to, moved) = self.plain.remove(index);
+            let (flow, to, moved) = self.plain.remove(at);
             (flow.number, flow.from, None, to, moved)
         };
         self.down.leave(usize::from(to), owed);
-        Gone { number, from, shared, moved }
+        self.counts[usize::from(crosses)] -= 1;
+        Gone { number, from, shared, owed, index, moved }
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.down.heap_bytes()
+            + self.tally.heap_bytes()
+            + self.plain.heap_bytes()
+            + self.crossing.heap_bytes()
+            + self.starts.capacity() * size_of::<Start<SHARED>>()
+            + self.gone.capacity() * size_of::<Gone<SHARED>>()
     }
 
     /// Those that could take more after the last round.
     pub(super) fn open(&self) -> usize {
-        self.plain.open.len() + self.crossing.open.len()
+        self.plain.open_count + self.crossing.open_count
     }
 
     /// Begins a step, with the first round.
     pub(super) fn begin(&mut self, grid: &Grid, wide: &[f32], tally: &mut Tally) {
-        self.down.begin(grid);
+        self.enter();
+        self.down.whole(&mut self.tally).begin(grid);
         let (down, own) = (self.down.shares(), &mut self.tally.taken);
         self.plain.begin(down, wide, own, &mut tally.taken);
         self.crossing.begin(down, wide, own, &mut tally.taken);
-        self.down.take(std::slice::from_mut(&mut self.tally));
+        self.down.whole(&mut self.tally).take();
     }
 
     /// Begins another round: finds who takes part, of all or of those who did in the last one.
     pub(super) fn count(&mut self, grid: &Grid, all: bool, wide: &[f32], tally: &mut Tally) {
         let (down, own) = (self.down.shares(), &mut self.tally.takers);
-        self.plain.count(all, down, wide, own, &mut tally.takers);
-        self.crossing.count(all, down, wide, own, &mut tally.takers);
-        self.down.divide(grid, std::slice::from_mut(&mut self.tally));
+        if all {
+            self.plain.count_all(down, wide, own, &mut tally.takers);
+            self.crossing.count_all(down, wide, own, &mut tally.takers);
+        } else {
+            self.plain.count_open(down, wide, own, &mut tally.takers);
+            self.crossing.count_open(down, wide, own, &mut tally.takers);
+        }
+        self.down.whole(&mut self.tally).divide(grid);
     }
 
     /// Ends that round.
@@ -213,17 +304,26 @@ impl<const SHARED: usize> Block<SHARED> {
         let (down, own) = (self.down.shares(), &mut self.tally.taken);
         self.plain.add(down, wide, own, &mut tally.taken);
         self.crossing.add(down, wide, own, &mut tally.taken);
-        self.down.take(std::slice::from_mut(&mut self.tally));
+        self.down.whole(&mut self.tally).take();
     }
 
-    /// Moves everybody by its rate.
+    /// Moves everybody by its rate and forgets those that end, in each list the last one first.
     pub(super) fn advance(&mut self) {
         self.plain.advance();
         self.crossing.advance();
+        for crosses in [false, true] {
+            let list = if crosses { &mut self.crossing.ends } else { &mut self.plain.ends };
+            let mut ends = std::mem::take(list);
+            for (index, owed) in ends.drain(..).rev() {
+                let gone = self.remove(crosses, index, owed);
+                self.gone.push(gone);
+            }
+            *if crosses { &mut self.crossing.ends } else { &mut self.plain.ends } = ends;
+        }
     }
 
-    /// One that ended with the step, the last one of its list first, and what it owes.
-    pub(super) fn pop_ended(&mut self, crosses: bool) -> Option<(u32, f64)> {
-        if crosses { self.crossing.ended.pop() } else { self.plain.ended.pop() }
+    /// Those that ended with the last step, for whoever takes them out.
+    pub(super) fn gone(&mut self) -> std::vec::Drain<'_, Gone<SHARED>> {
+        self.gone.drain(..)
     }
 }

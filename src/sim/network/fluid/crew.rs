@@ -3,7 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 
 /// Does some work on each item, with as many threads as there are workers. Which worker gets which item is left to chance.
-pub(super) fn each<W: Send, I: Send>(workers: &mut [W], items: &mut [I], work: impl Fn(&mut W, &mut I) + Sync) {
+pub(super) fn each<W: Send, I: Send>(
+    workers: &mut [W],
+    items: &mut [I],
+    work: impl Fn(&mut W, &mut I) + Sync,
+) {
     let Some((own, others)) = workers.split_first_mut() else { return };
     if others.is_empty() {
         items.iter_mut().for_each(|item| work(own, item));

@@ -19,8 +19,8 @@ mod side;
 
 use super::links::Path;
 use super::{Network, Usage};
-use block::Block;
-use side::{Grid, Side, Tally};
+use block::{Block, Flow, Gone};
+use side::{Grid, Side, Stretch, Tally};
 
 /// Rounds of water-filling between the ends' own links.
 const ROUNDS: usize = 3;
@@ -30,6 +30,8 @@ const SHARED_ROUNDS: usize = 8;
 const BLOCK: u32 = 2_048;
 /// More than any link carries in a step, and far from where the arithmetic ends.
 const NO_LIMIT: f32 = 1e30;
+/// Wide links that a thread takes at once.
+const STRETCH: usize = 16_384;
 /// Transfers that must be looked at before a second thread helps: to begin a thread costs as much as some thousand.
 const WORTH_A_THREAD: usize = 16_384;
 
@@ -109,38 +111,40 @@ impl<const SHARED: usize> Fluid<SHARED> {
         crew::each(&mut self.tallies[..threads], &mut self.blocks, |tally, block| work(block, shares, tally));
     }
 
+    /// Lets each thread take one stretch of the wide links after the other, if there are so many.
+    fn each_wide(&mut self, work: impl Fn(&mut Stretch<'_>) + Sync) {
+        let threads = if self.wide.len() < 2 * STRETCH { 1 } else { self.tallies.len() };
+        let mut stretches = self.wide.stretches(&mut self.tallies, STRETCH);
+        crew::each(&mut vec![(); threads], &mut stretches, |(), stretch| work(stretch));
+    }
+
     fn fill(&mut self) {
         let grid = self.grid;
-        self.wide.begin(&grid);
+        self.each_wide(|links| links.begin(&grid));
         self.each(self.under_way, |block, shares, tally| block.begin(&grid, shares, tally));
-        self.wide.take(&mut self.tallies);
+        self.each_wide(|links| links.take());
         for round in 1..if SHARED == 0 { ROUNDS } else { SHARED_ROUNDS } {
-            let open =
-                if round == 1 { self.under_way } else { self.blocks.iter().map(Block::open).sum() };
+            let open = if round == 1 { self.under_way } else { self.blocks.iter().map(Block::open).sum() };
             self.each(open, |block, shares, tally| block.count(&grid, round == 1, shares, tally));
             let open = self.blocks.iter().map(Block::open).sum();
             if open == 0 {
                 break;
             }
-            self.wide.divide(&grid, &mut self.tallies);
+            self.each_wide(|links| links.divide(&grid));
             self.each(open, |block, shares, tally| block.add(shares, tally));
-            self.wide.take(&mut self.tallies);
+            self.each_wide(|links| links.take());
         }
     }
+}
 
-    /// Forgets a transfer, whose place the last one of its list takes. Its links owe what is given.
-    fn remove(&mut self, at: Place, owed: f64) -> u32 {
-        let block = &mut self.blocks[(at.list / 2) as usize];
-        let gone = block.remove(at.list % 2 == 1, at.index as usize, owed);
-        self.wide.leave(gone.from as usize, owed);
-        for link in gone.shared.iter().flatten() {
-            self.wide.leave(*link as usize, owed);
-        }
-        if let Some(moved) = gone.moved {
-            self.places[moved as usize].index = at.index;
-        }
-        self.under_way -= 1;
-        gone.number
+/// What remains to be done when a block has forgotten a transfer.
+fn forget<const SHARED: usize>(gone: &Gone<SHARED>, wide: &mut Side, places: &mut [Place]) {
+    wide.leave(gone.from as usize, gone.owed);
+    for link in gone.shared.iter().flatten() {
+        wide.leave(*link as usize, gone.owed);
+    }
+    if let Some(moved) = gone.moved {
+        places[moved as usize].index = gone.index;
     }
 }
 
@@ -159,26 +163,26 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
         for link in shared.iter().filter(|_| crosses) {
             self.wide.join(*link as usize);
         }
-        let flow = block::Flow { number, from, shared };
+        let flow = Flow { number, from, shared };
         let index = self.blocks[(to / BLOCK) as usize].push(crosses, flow, to % BLOCK, bytes);
         self.places[number as usize] = Place { list: to / BLOCK * 2 + u32::from(crosses), index };
         self.under_way += 1;
     }
 
     fn stop(&mut self, number: u32) {
-        self.remove(self.places[number as usize], 0.0);
+        let Place { list, index } = self.places[number as usize];
+        let gone = self.blocks[(list / 2) as usize].remove(list % 2 == 1, index, 0.0);
+        forget(&gone, &mut self.wide, &mut self.places);
+        self.under_way -= 1;
     }
 
     fn step(&mut self, ended: &mut Vec<u32>) {
         self.fill();
         self.each(self.under_way, |block, _, _| block.advance());
-        for block in 0..short(self.blocks.len()) {
-            for crosses in [false, true] {
-                while let Some((index, owed)) = self.blocks[block as usize].pop_ended(crosses) {
-                    let list = 2 * block + u32::from(crosses);
-                    ended.push(self.remove(Place { list, index }, owed));
-                }
-            }
+        for gone in self.blocks.iter_mut().flat_map(Block::gone) {
+            forget(&gone, &mut self.wide, &mut self.places);
+            ended.push(gone.number);
+            self.under_way -= 1;
         }
     }
 
@@ -198,5 +202,12 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
     fn usage(&self, link: u32) -> Usage {
         let (side, index) = self.side(link);
         side.usage(index)
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.wide.heap_bytes()
+            + self.tallies.iter().map(Tally::heap_bytes).sum::<usize>()
+            + self.blocks.iter().map(Block::heap_bytes).sum::<usize>()
+            + self.places.capacity() * size_of::<Place>()
     }
 }

@@ -1,6 +1,7 @@
 //! Links side by side, field by field, and what is summed up about them in a round.
 
 use super::super::{BUSY, Usage};
+use smallvec::{SmallVec, smallvec};
 
 /// Below this share of its capacity a link counts as full.
 const FULL: f64 = 1e-3;
@@ -37,9 +38,10 @@ impl Grid {
     }
 
     /// What each of so many gets of what a link has left: something, if there is anything.
-    fn share(&self, left: f64, takers: u32) -> f32 {
+    fn share(&self, left: f64, takers: i32) -> f32 {
         let share = self.round(left / f64::from(takers.max(1)));
-        narrow(share.max(if left > 0.0 { self.unit } else { 0.0 }))
+        let least = if left > 0.0 { self.unit } else { 0.0 };
+        narrow(if share > least { share } else { least })
     }
 
     fn capacity(&self, rate: f64) -> f64 {
@@ -58,14 +60,18 @@ pub(super) fn narrow(value: f64) -> f32 {
 pub(super) struct Tally {
     /// What transfers take.
     pub(super) taken: Vec<f64>,
-    /// How many can take more.
-    pub(super) takers: Vec<u32>,
+    /// How many can take more. Signed, for processors turn such numbers into floats faster.
+    pub(super) takers: Vec<i32>,
 }
 
 impl Tally {
     /// Of so many links.
     pub(super) fn new(links: usize) -> Self {
         Self { taken: vec![0.0; links], takers: vec![0; links] }
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.taken.capacity() * (size_of::<f64>() + size_of::<u32>())
     }
 }
 
@@ -79,7 +85,7 @@ pub(super) struct Side {
     /// What was still to move of transfers that ended with the last step.
     owed: Vec<f64>,
     /// Transfers.
-    flows: Vec<u32>,
+    flows: Vec<i32>,
     /// What each transfer may take in this round; between rounds whether there is more: what is above zero.
     share: Vec<f32>,
     /// Without what it did in the last step.
@@ -116,6 +122,11 @@ impl Side {
         self.share.len()
     }
 
+    pub(super) fn heap_bytes(&self) -> usize {
+        let each = 3 * size_of::<f64>() + size_of::<u32>() + size_of::<f32>() + size_of::<Usage>();
+        self.share.capacity() * each
+    }
+
     /// What each transfer may take in this round, by link.
     pub(super) fn shares(&self) -> &[f32] {
         &self.share
@@ -132,52 +143,48 @@ impl Side {
         self.owed[link] += owed;
     }
 
-    /// Begins a step: all transfers share the whole but for what is owed.
-    pub(super) fn begin(&mut self, grid: &Grid) {
-        let links = self.left.iter_mut().zip(&mut self.usage).zip(&self.capacity);
-        for ((left, usage), capacity) in links {
-            add_to(usage, *left, *capacity);
-            *left = *capacity;
-        }
-        let owed = self.owed[..self.limited].iter_mut();
-        for ((left, owed), (share, flows)) in
-            self.left.iter_mut().zip(owed).zip(self.share.iter_mut().zip(&self.flows))
-        {
-            let paid = owed.min(*left);
-            *owed -= paid;
-            *left -= paid;
-            *share = grid.share(*left, *flows);
-        }
-    }
-
-    /// Ends a round: takes away what transfers took, and says of which links there is more.
-    pub(super) fn take(&mut self, tallies: &mut [Tally]) {
+    /// All links, so many in a stretch, each with what the tallies have of them.
+    pub(super) fn stretches<'a>(&'a mut self, tallies: &'a mut [Tally], length: usize) -> Vec<Stretch<'a>> {
+        let limited = self.limited;
+        let mut taken: Vec<_> = Vec::with_capacity(tallies.len());
+        let mut takers: Vec<_> = Vec::with_capacity(tallies.len());
         for tally in tallies {
-            for (left, taken) in self.left.iter_mut().zip(&mut tally.taken) {
-                *left -= *taken;
-                *taken = 0.0;
-            }
-            tally.taken[self.limited..].fill(0.0);
+            tally.taken[limited..].fill(0.0);
+            tally.takers[limited..].fill(0);
+            taken.push(tally.taken[..limited].chunks_mut(length));
+            takers.push(tally.takers[..limited].chunks_mut(length));
         }
-        for ((left, capacity), share) in self.left.iter().zip(&self.capacity).zip(&mut self.share) {
-            *share = narrow(*left - *capacity * FULL);
-        }
+        let shares = self.share[..limited].chunks_mut(length);
+        let owed = self.owed[..limited].chunks_mut(length);
+        let own = self.capacity.chunks(length).zip(self.flows[..limited].chunks(length));
+        let moving = self.left.chunks_mut(length).zip(self.usage.chunks_mut(length));
+        let all = own.zip(moving).zip(shares.zip(owed));
+        let stretch = |(((capacity, flows), (left, usage)), (share, owed))| Stretch {
+            capacity,
+            left,
+            owed,
+            flows,
+            share,
+            usage,
+            taken: taken.iter_mut().filter_map(Iterator::next).collect(),
+            takers: takers.iter_mut().filter_map(Iterator::next).collect(),
+        };
+        all.map(stretch).collect()
     }
 
-    /// Begins a round: divides what is left among those that can take more.
-    pub(super) fn divide(&mut self, grid: &Grid, tallies: &mut [Tally]) {
-        let Some((first, others)) = tallies.split_first_mut() else { return };
-        for other in others {
-            for (takers, more) in first.takers.iter_mut().zip(&mut other.takers) {
-                *takers += *more;
-                *more = 0;
-            }
+    /// All links in one stretch.
+    pub(super) fn whole<'a>(&'a mut self, tally: &'a mut Tally) -> Stretch<'a> {
+        let limited = self.limited;
+        Stretch {
+            capacity: &self.capacity,
+            left: &mut self.left,
+            owed: &mut self.owed[..limited],
+            flows: &self.flows[..limited],
+            share: &mut self.share[..limited],
+            usage: &mut self.usage,
+            taken: smallvec![&mut tally.taken[..limited]],
+            takers: smallvec![&mut tally.takers[..limited]],
         }
-        for ((left, takers), share) in self.left.iter().zip(&mut first.takers).zip(&mut self.share) {
-            *share = grid.share(*left, *takers);
-            *takers = 0;
-        }
-        first.takers[self.limited..].fill(0);
     }
 
     /// From now on, a link has this capacity.
@@ -198,6 +205,65 @@ impl Side {
         add_to(&mut usage, self.left[link], self.capacity[link]);
         usage.bytes += self.owed[link];
         usage
+    }
+}
+
+/// Some links, and what each tally has of them.
+#[derive(Debug)]
+pub(super) struct Stretch<'a> {
+    capacity: &'a [f64],
+    left: &'a mut [f64],
+    owed: &'a mut [f64],
+    flows: &'a [i32],
+    share: &'a mut [f32],
+    usage: &'a mut [Usage],
+    taken: SmallVec<[&'a mut [f64]; 2]>,
+    takers: SmallVec<[&'a mut [i32]; 2]>,
+}
+
+impl Stretch<'_> {
+    /// Begins a step: all transfers share the whole but for what is owed.
+    pub(super) fn begin(&mut self, grid: &Grid) {
+        let links = self.left.iter_mut().zip(self.usage.iter_mut()).zip(self.capacity);
+        for ((left, usage), capacity) in links {
+            add_to(usage, *left, *capacity);
+            *left = *capacity;
+        }
+        let links = self.left.iter_mut().zip(self.owed.iter_mut());
+        for ((left, owed), (share, flows)) in links.zip(self.share.iter_mut().zip(self.flows)) {
+            let paid = owed.min(*left);
+            *owed -= paid;
+            *left -= paid;
+            *share = grid.share(*left, *flows);
+        }
+    }
+
+    /// Ends a round: takes away what transfers took, and says of which links there is more.
+    pub(super) fn take(&mut self) {
+        for taken in &mut self.taken {
+            for (left, taken) in self.left.iter_mut().zip(taken.iter_mut()) {
+                *left -= *taken;
+                *taken = 0.0;
+            }
+        }
+        for ((left, capacity), share) in self.left.iter().zip(self.capacity).zip(self.share.iter_mut()) {
+            *share = narrow(*left - *capacity * FULL);
+        }
+    }
+
+    /// Begins a round: divides what is left among those that can take more.
+    pub(super) fn divide(&mut self, grid: &Grid) {
+        let Some((first, others)) = self.takers.split_first_mut() else { return };
+        for other in others {
+            for (takers, more) in first.iter_mut().zip(other.iter_mut()) {
+                *takers += *more;
+                *more = 0;
+            }
+        }
+        for ((left, takers), share) in self.left.iter().zip(first.iter_mut()).zip(self.share.iter_mut()) {
+            *share = grid.share(*left, *takers);
+            *takers = 0;
+        }
     }
 }
 
