@@ -73,6 +73,12 @@ impl NetworkLoad {
         self.ended = ended;
     }
 
+    /// What is under way.
+    #[cfg(test)]
+    pub(super) fn traffic(&self) -> &Traffic<()> {
+        &self.traffic
+    }
+
     /// Transfers that ended so far.
     pub fn transfers(&self) -> u64 {
         self.transfers
