@@ -262,7 +262,7 @@ impl Engine {
             newcomer,
             delays: Delays::new(scenario, seed, step_ns, |node| map.region_of(node)),
             changes: Changes::new(scenario, seed, step_ns, &links),
-            traffic: Traffic::new(network.model, links),
+            traffic: Traffic::new(network.model, links, threads),
             map,
             step_ns,
             lookup: steps(network.lookup_ms * 1_000_000, step_ns),

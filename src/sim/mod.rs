@@ -30,7 +30,7 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use footprint::{Footprint, measure};
-pub use network::LinksOfAKind;
+pub use network::{LinksOfAKind, NetworkLoad};
 pub use published::{PUBLISHED, Published};
 pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
