@@ -12,10 +12,13 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
+mod layout;
 mod liar;
 mod network;
+mod profile;
 mod published;
 mod reader;
+mod readers;
 mod report;
 mod rollout;
 mod scenario;
@@ -27,10 +30,14 @@ mod tests;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use network::LinksOfAKind;
+pub use profile::{
+    ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
+};
 pub use published::{PUBLISHED, Published};
+pub use readers::{Distribution, Readers};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
-    Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+    Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
 pub use sweep::{Spread, Summary, in_order};
