@@ -12,6 +12,7 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
+mod footprint;
 mod layout;
 mod liar;
 mod network;
@@ -19,9 +20,11 @@ mod profile;
 mod published;
 mod reader;
 mod readers;
-mod report;
+pub mod record;
+pub mod report;
 mod rollout;
 mod scenario;
+pub mod statistics;
 pub mod swarm;
 mod sweep;
 #[cfg(test)]
@@ -29,15 +32,18 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use footprint::{Footprint, measure};
 pub use network::LinksOfAKind;
 pub use profile::{
     ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
 };
 pub use published::{PUBLISHED, Published};
 pub use readers::{Distribution, Readers};
-pub use report::{Report, simulate};
+pub use record::{Record, Recording};
+pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
     Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
-pub use sweep::{Spread, Summary, in_order};
+pub use statistics::Spread;
+pub use sweep::{Summary, in_order};

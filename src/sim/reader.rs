@@ -72,6 +72,11 @@ impl Reader {
         }
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.have.capacity()
+    }
+
     /// A chunk is here. `false` if it was before.
     pub(super) fn note(&mut self, chunk: Chunk) -> bool {
         !std::mem::replace(&mut self.have[chunk.0 as usize], true)
