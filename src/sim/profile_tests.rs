@@ -73,7 +73,7 @@ fn what_contradicts_itself_is_refused_with_its_field() {
         ("[0,2]", "[0,1]", "order: chunk 1 is missing"),
         ("[0,2]", "[0,3]", "order: 1 chunks from 2, of 5"),
         ("[0,2]", "[0,0]", "order: 0 chunks"),
-        ("[0,2]", "[1,2]", "order: chunk 0 is missing"),
+        ("[0,2]", "[1,2]", "order: chunk 2 twice"),
         ("[4,1]", "[5,1]", "there is no chunk 5"),
         ("[4,1]", "[4294967295,1]", "there is no chunk 4294967295"),
         ("[4,1],[0,2]", "[0,1],[0,2]", "chunk 0 twice"),
