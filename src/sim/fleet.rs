@@ -6,7 +6,7 @@
 use super::layout::Layout;
 use super::liar::Liar;
 use super::network::Handle;
-use super::reader::Reader;
+use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
 use crate::mesh::proto::{
     Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
@@ -389,9 +389,10 @@ impl Machine {
         }
     }
 
-    /// Who reads on it, if anybody does.
-    pub(super) fn reader(&self) -> Option<&Reader> {
-        self.reader.as_ref()
+    /// If somebody reads on it, how it was if he has all.
+    pub(super) fn reading(&self) -> Option<Option<Outcome>> {
+        let content = self.node.content();
+        self.reader.as_ref().map(|reader| reader.outcome(|chunk| content.len_bytes(chunk)))
     }
 
     /// Calls the machine into the processor's cache: the first of three calls, each for what the one before it found.

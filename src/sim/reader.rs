@@ -23,6 +23,17 @@ impl ReadPlan {
     fn at(&self, place: u32) -> Chunk {
         Chunk(self.order.as_ref().map_or(place, |order| order[place as usize]))
     }
+
+    /// How long a reader reads so many bytes.
+    fn takes(&self, len_bytes: u32) -> Duration {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive, and saturating"
+        )]
+        let nanos = (f64::from(len_bytes) * self.nanos_per_byte).round() as u64;
+        Duration::from_nanos(nanos)
+    }
 }
 
 /// How one reader's waits were. All but the first are stalls: it had begun, and had to stop.
@@ -36,6 +47,15 @@ pub(super) struct Waits {
     pub(super) stalled: Duration,
     /// The longest.
     pub(super) longest: Duration,
+}
+
+/// How it was for a reader who read all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) waits: Waits,
+    /// When it began, and when it had read all.
+    pub(super) began: Time,
+    pub(super) ended: Time,
 }
 
 /// Waits for one chunk after the other (`Read`), with the next few on their way (`Prefetch`).
@@ -99,10 +119,17 @@ impl Reader {
         is_busy.then_some(self.busy_until)
     }
 
-    /// Of one that took the last chunk, how its waits were, when it began and when it has read all.
-    pub(super) fn outcome(&self) -> Option<(Waits, Time, Time)> {
-        let began = self.began.filter(|_| self.next == self.plan.chunks)?;
-        Some((self.waits, began, self.busy_until))
+    /// Of one that has all chunks, of which `len_bytes` says how long they are, how it was. It may still have to read some.
+    pub(super) fn outcome(&self, len_bytes: impl Fn(Chunk) -> u32) -> Option<Outcome> {
+        let began = self.began?;
+        let mut ended = self.busy_until;
+        for chunk in (self.next..self.plan.chunks).map(|place| self.plan.at(place)) {
+            if !self.have[chunk.0 as usize] {
+                return None;
+            }
+            ended = ended + self.plan.takes(len_bytes(chunk));
+        }
+        Some(Outcome { waits: self.waits, began, ended })
     }
 
     fn has_next(&self) -> bool {
@@ -180,6 +207,10 @@ mod tests {
         reader.go_on(at(nanos), Time::NEVER, |chunk| 100 + chunk.0)
     }
 
+    fn outcome(reader: &Reader) -> Option<Outcome> {
+        reader.outcome(|chunk| 100 + chunk.0)
+    }
+
     fn read(chunk: u32) -> (Chunk, Class) {
         (Chunk(chunk), Class::Read)
     }
@@ -195,12 +226,12 @@ mod tests {
         assert!(reader.note(Chunk(1)) && !reader.note(Chunk(1)) && !reader.may_go_on(at(0)));
         assert!(reader.note(Chunk(0)) && reader.may_go_on(at(0)));
         assert_eq!(go_on(&mut reader, 0), [read(2), ahead(3), ahead(4)]);
-        assert_eq!(reader.outcome(), None);
+        assert_eq!(outcome(&reader), None);
         for chunk in 2..6 {
             assert!(reader.note(Chunk(chunk)));
         }
         assert_eq!(go_on(&mut reader, 0), []);
-        assert!(!reader.may_go_on(at(0)) && reader.outcome().is_some());
+        assert!(!reader.may_go_on(at(0)) && outcome(&reader).is_some());
     }
 
     #[test]
@@ -214,7 +245,7 @@ mod tests {
         }
         let nanos = Duration::from_nanos;
         let waits = Waits { first: nanos(300), stalls: 2, stalled: nanos(50), longest: nanos(40) };
-        assert_eq!(reader.outcome(), Some((waits, at(1_000), at(1_350))));
+        assert_eq!(outcome(&reader), Some(Outcome { waits, began: at(1_000), ended: at(1_350) }));
     }
 
     #[test]
@@ -237,10 +268,13 @@ mod tests {
         reader.note(Chunk(2));
         reader.note(Chunk(3));
         assert_eq!(go_on(&mut reader, 552), []);
-        assert_eq!(go_on(&mut reader, 756), []);
         let nanos = Duration::from_nanos;
         let waits = Waits { first: nanos(50), stalls: 1, stalled: nanos(100), longest: nanos(100) };
-        assert_eq!(reader.outcome(), Some((waits, at(0), at(552 + 204 + 206))));
+        // All are here: that it has still to read the last one is known, and does not keep the run.
+        let known = Some(Outcome { waits, began: at(0), ended: at(552 + 204 + 206) });
+        assert_eq!(outcome(&reader), known);
+        assert_eq!(go_on(&mut reader, 756), []);
+        assert_eq!(outcome(&reader), known);
     }
 
     #[test]
@@ -253,6 +287,6 @@ mod tests {
         reader.note(Chunk(0));
         reader.note(Chunk(3));
         assert_eq!(go_on(&mut reader, 9), []);
-        assert!(reader.outcome().is_some());
+        assert!(outcome(&reader).is_some());
     }
 }

@@ -1,6 +1,6 @@
 //! How those who read the content waited: distributions over all readers.
 
-use super::reader::Reader;
+use super::reader::Outcome;
 use super::rollout::quantile;
 use serde::Serialize;
 
@@ -26,12 +26,12 @@ impl Distribution {
     }
 }
 
-/// How the readers of honest nodes that read to the end waited. A stall is a wait for any chunk but the first.
+/// How the readers of honest nodes waited. A stall is a wait for any chunk but the first.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Readers {
     /// Readers.
     pub readers: u32,
-    /// Those of them who read to the end. All else is about these.
+    /// Those of them whose node got everything. All else is about these.
     pub read_all: u32,
     /// From its beginning to a reader's first chunk, in seconds.
     pub first_chunk_s: Distribution,
@@ -50,36 +50,33 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Of these; nothing of none.
-    pub(super) fn of<'a>(readers: impl Iterator<Item = &'a Reader>) -> Option<Self> {
+    /// Of these, each with how it was if it read all; nothing of none.
+    pub(super) fn of(readers: impl Iterator<Item = Option<Outcome>>) -> Option<Self> {
         let mut count = 0_u32;
         let mut outcomes = Vec::new();
-        for reader in readers {
+        for outcome in readers {
             count += 1;
-            outcomes.extend(reader.outcome());
+            outcomes.extend(outcome);
         }
         let all = |value: &dyn Fn(&Outcome) -> f64| Distribution::of(outcomes.iter().map(value).collect());
-        let smooth = outcomes.iter().filter(|(waits, ..)| waits.stalls == 0).count();
+        let smooth = outcomes.iter().filter(|one| one.waits.stalls == 0).count();
         (count > 0).then(|| Self {
             readers: count,
             read_all: u32::try_from(outcomes.len()).unwrap_or(u32::MAX),
-            first_chunk_s: all(&|(waits, ..)| waits.first.as_secs_f64()),
-            read_s: all(&|(_, began, ended)| ended.since(*began).as_secs_f64()),
-            stalls: outcomes.iter().map(|(waits, ..)| u64::from(waits.stalls)).sum(),
-            stalls_each: all(&|(waits, ..)| f64::from(waits.stalls)),
-            stalled_s: all(&|(waits, ..)| waits.stalled.as_secs_f64()),
-            longest_stall_s: all(&|(waits, ..)| waits.longest.as_secs_f64()),
+            first_chunk_s: all(&|one| one.waits.first.as_secs_f64()),
+            read_s: all(&|one| one.ended.since(one.began).as_secs_f64()),
+            stalls: outcomes.iter().map(|one| u64::from(one.waits.stalls)).sum(),
+            stalls_each: all(&|one| f64::from(one.waits.stalls)),
+            stalled_s: all(&|one| one.waits.stalled.as_secs_f64()),
+            longest_stall_s: all(&|one| one.waits.longest.as_secs_f64()),
             without_stall: smooth as f64 / outcomes.len() as f64,
         })
     }
 }
 
-/// What [`Reader::outcome`] tells.
-type Outcome = (super::reader::Waits, crate::model::Time, crate::model::Time);
-
 #[cfg(test)]
 mod tests {
-    use super::super::reader::ReadPlan;
+    use super::super::reader::{ReadPlan, Reader};
     use super::*;
     use crate::mesh::proto::Chunk;
     use crate::model::Time;
@@ -105,7 +102,7 @@ mod tests {
                 reader
             })
             .collect();
-        let readers = Readers::of(readers.iter()).unwrap();
+        let readers = Readers::of(readers.iter().map(|reader| reader.outcome(|_| 1))).unwrap();
         assert_eq!((readers.readers, readers.read_all, readers.stalls), (11, 10, 9));
         let of = |p50, p90, p99, max| Distribution { p50, p90, p99, max };
         assert_eq!(readers.first_chunk_s, of(5.0, 9.0, 10.0, 10.0));

@@ -22,6 +22,7 @@ pub use digest::{Digest, Group, Spent, group};
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
+use super::fleet::Machine;
 use super::network::{LinksOfAKind, node_rates};
 use super::readers::Readers;
 use super::record::{Record, Recording};
@@ -152,7 +153,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,
-        readers: Readers::of(honest().filter_map(|machine| machine.reader())),
+        readers: Readers::of(honest().filter_map(Machine::reading)),
         links: engine.usage(),
         model: scenario.network.model.text(),
         result_hash: hasher.finalize().to_hex().to_string(),
