@@ -13,10 +13,13 @@ mod churn;
 mod engine;
 mod fleet;
 mod footprint;
+mod layout;
 mod liar;
 mod network;
+mod profile;
 mod published;
 mod reader;
+mod readers;
 pub mod record;
 pub mod report;
 mod rollout;
@@ -31,12 +34,16 @@ pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use footprint::{Footprint, measure};
 pub use network::{LinksOfAKind, NetworkLoad};
+pub use profile::{
+    ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
+};
 pub use published::{PUBLISHED, Published};
+pub use readers::{Distribution, Readers};
 pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
-    Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+    Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
 pub use statistics::Spread;
 pub use sweep::{Summary, in_order};

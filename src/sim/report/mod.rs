@@ -22,7 +22,9 @@ pub use digest::{Digest, Group, Spent, group};
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
+use super::fleet::Machine;
 use super::network::{LinksOfAKind, node_rates};
+use super::readers::Readers;
 use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
@@ -53,6 +55,9 @@ pub struct Report {
     pub doubts: u64,
     /// Times that an honest node's want stood still for so long that another began in its place.
     pub asides: u64,
+    /// How those who read waited, if somebody reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readers: Option<Readers>,
     /// What the links did, kind by kind.
     pub links: Vec<LinksOfAKind>,
     /// The network model and its error band.
@@ -148,6 +153,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,
+        readers: Readers::of(honest().filter_map(Machine::reading)),
         links: engine.usage(),
         model: scenario.network.model.text(),
         result_hash: hasher.finalize().to_hex().to_string(),

@@ -281,12 +281,12 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
             && table.is_required
             && let Some(key) = required.next()
         {
-            return Err(missing(document, table, key, None));
+            return Err(missing_from(document, table, key, None));
         }
         for (at, found) in found {
             let mut required = table.keys.iter().filter(|key| key.preset == Preset::Required);
             if let Some(key) = required.find(|key| !found.contains_key(key.name)) {
-                return Err(missing(document, table, key, Some(at)));
+                return Err(missing_from(document, table, key, Some(at)));
             }
         }
     }
@@ -306,8 +306,21 @@ fn tables<'d, 'a>(document: &'d Document<'a>, name: &str) -> Vec<(Range<usize>, 
     }
 }
 
+/// An error about a key that must be there because another one is not.
+pub(super) fn missing(document: &Document<'_>, path: &str) -> ScenarioError {
+    match find(path) {
+        Some((table, key)) => missing_from(document, table, key, document.span_of(path)),
+        None => unknown(document, path.to_owned(), 0..0),
+    }
+}
+
 /// An error about a key that must be there.
-fn missing(document: &Document<'_>, table: &Table, key: &Key, at: Option<Range<usize>>) -> ScenarioError {
+fn missing_from(
+    document: &Document<'_>,
+    table: &Table,
+    key: &Key,
+    at: Option<Range<usize>>,
+) -> ScenarioError {
     let problem = Problem::Missing { key: table.path(key), meaning: key.meaning.to_owned() };
     ScenarioError::from(problem).at(document.text(), at)
 }

@@ -1,9 +1,10 @@
 //! All runs that a file asks for: each combination of what is swept, with each seed.
 
+use super::content::{Files, Profiles};
 use super::document::{Document, Name, Value, json, nested};
 use super::error::{Problem, ScenarioError};
 use super::keys::{check_known, grouped};
-use super::{Scenario, Seeds};
+use super::{Scenario, Seeds, no_files};
 use toml::de::{DeArray, DeTable, DeValue};
 
 /// Most runs of a file (a guess: more are no longer one question).
@@ -34,11 +35,25 @@ struct Axis<'a> {
 }
 
 impl Plan {
-    /// Reads and checks a file. `seed` and `seeds`, the number of runs of each case, take the place of the file's.
+    /// Reads and checks a file that names no others. `seed` and `seeds`, the number of runs of each case, take the place of the file's.
     ///
     /// # Errors
     /// [`ScenarioError`] names the first line and key that is wrong.
     pub fn parse(text: &str, seed: Option<u64>, seeds: Option<u32>) -> Result<Self, ScenarioError> {
+        Self::parse_with(text, seed, seeds, &no_files)
+    }
+
+    /// The same, of a scenario that may name files.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] names the first line and key that is wrong.
+    pub fn parse_with(
+        text: &str,
+        seed: Option<u64>,
+        seeds: Option<u32>,
+        files: &Files<'_>,
+    ) -> Result<Self, ScenarioError> {
+        let mut profiles = Profiles::new(files);
         let mut document = Document::parse(text)?;
         let sweep = document.take("sweep");
         let overlays = match &sweep {
@@ -51,7 +66,7 @@ impl Plan {
             label("", &overlay, &mut values);
             values.sort_by_key(|(at, ..)| *at);
             let values = values.into_iter().map(|(_, key, value)| (key, value)).collect();
-            cases.push(Case { values, scenario: Scenario::read(&document.under(&overlay))? });
+            cases.push(Case { values, scenario: Scenario::read(&document.under(&overlay), &mut profiles)? });
         }
         let seeds = match cases.first() {
             Some(case) => chosen(&case.scenario, seed, seeds),
