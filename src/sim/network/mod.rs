@@ -23,7 +23,7 @@ mod tests;
 pub(super) use changes::Changes;
 pub(super) use delays::Delays;
 pub(super) use keys::{Change, LinkRates, Model, NodeClass, RegionLatency, check_network};
-pub(super) use links::{Links, node_rates};
+pub(super) use links::{Links, Servers, node_rates};
 
 use exact::Exact;
 use fifo::Fifo;
