@@ -41,6 +41,11 @@ each with five seeds. They run in parallel, and are reported in their order:
   fleet.nodes = [1_000, 10_000]
   arrival = [{}, { waves = { per_cent = 10, every_ms = 5_000 } }, { rolling = { nodes = 100 } }]
 
+The table [compare] runs all of it under several strategies, and shows them side by side:
+
+  [compare]
+  strategies = ["origin", "kraken", "starling"]
+
 The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
@@ -256,6 +261,7 @@ fn table(path: &Path, timed: &Timed) -> String {
     let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
     let mut rows = vec![
         ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
+        ("strategy", report.strategy.to_owned()),
         ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
         (
             "bound",
@@ -283,7 +289,7 @@ fn table(path: &Path, timed: &Timed) -> String {
     // Where all begin at once, it says what the row before says.
     rows.retain(|(name, _)| *name != "since they began" || report.last_start_s > 0.0);
     for (key, value) in &timed.case {
-        rows.insert(1, ("swept", format!("{key} = {}", shown(value))));
+        rows.insert(2, ("swept", format!("{key} = {}", shown(value))));
     }
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     lines.join("\n")

@@ -1,16 +1,19 @@
 //! What a run shows.
 
-use super::bound::bound;
+use super::bound::{Servers, bound_of};
 use super::engine::{Engine, Progress};
-use super::network::{LinksOfAKind, node_rates};
+use super::network::LinksOfAKind;
 use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
+use super::strategy::simulate_other;
 use crate::model::Time;
 use serde::Serialize;
 
 /// The figures of a run. Bytes are content, without headers; times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
+    /// Who decided.
+    pub strategy: &'static str,
     /// What simulated and real runs have in common.
     #[serde(flatten)]
     pub rollout: Rollout,
@@ -48,6 +51,9 @@ pub fn simulate(
     watch: &mut dyn FnMut(Progress),
 ) -> Report {
     let seed = seed.unwrap_or(scenario.seed);
+    if let Some(report) = simulate_other(scenario, seed, watch) {
+        return report;
+    }
     let mut engine = Engine::new(scenario, seed, threads);
     engine.run(watch);
     summarise(scenario, seed, &engine)
@@ -77,18 +83,8 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
         }
     }
     hasher.update(&engine.strata_bytes.to_le_bytes());
-    let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
     let bytes = scenario.content.bytes as f64;
-    let rates = node_rates(scenario, seed);
-    let up_mbit_s: f64 = rates.iter().map(|rates| rates[0]).sum();
-    let slowest_mbit_s = rates.iter().map(|rates| rates[1]).fold(f64::INFINITY, f64::min);
-    let bound = bound(
-        bytes,
-        f64::from(scenario.fleet.nodes),
-        bytes_s(scenario.stratum.up_mbit_s),
-        bytes_s(up_mbit_s / f64::from(scenario.fleet.nodes)),
-        bytes_s(slowest_mbit_s),
-    );
+    let bound = bound_of(scenario, seed, Servers::default());
     let moved = Moved {
         copy: bytes,
         strata: engine.strata_bytes,
@@ -100,6 +96,7 @@ fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
     own_times.sort_unstable_by(f64::total_cmp);
     Report {
+        strategy: scenario.strategy.name.text(),
         rollout,
         last_start_s,
         own_p50_s: quantile(&own_times, 50),

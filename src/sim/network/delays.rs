@@ -170,7 +170,10 @@ mod tests {
         delays.add_servers([0, 3].into_iter());
         let [stratum, first, second] = [40, 41, 42];
         assert_eq!([delays.way(first, 0), delays.way(first, 39), delays.way(second, 39)], [5, 70, 5]);
-        assert_eq!([delays.way(stratum, first), delays.way(first, second), delays.way(9, stratum)], [5, 70, 5]);
+        assert_eq!(
+            [delays.way(stratum, first), delays.way(first, second), delays.way(9, stratum)],
+            [5, 70, 5]
+        );
     }
 
     #[test]

@@ -442,7 +442,10 @@ mod tests {
         assert_eq!(kinds[3], ("uplinks of proxies".to_owned(), 17..19));
         assert_eq!(kinds[4], ("downlinks of proxies".to_owned(), 36..38));
         assert_eq!(links.rates[36..38], [8.0, 8.0]);
-        assert!(links.passes(&Place::Group(Tier::Rack, 2), proxy, 4) && !links.passes(&Place::Group(Tier::Cell, 1), proxy, 4));
+        assert!(
+            links.passes(&Place::Group(Tier::Rack, 2), proxy, 4)
+                && !links.passes(&Place::Group(Tier::Cell, 1), proxy, 4)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::document::{Document, Value};
 use super::error::{Problem, ScenarioError};
-use super::{arrival, content, faults, fleet, network};
+use super::{arrival, content, faults, fleet, network, strategy};
 use crate::mesh::proto::Settings;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -130,7 +130,15 @@ pub(super) const TABLES: &[Table] = &[
     faults::DEATHS,
     faults::STALLS,
     faults::LIARS,
+    strategy::TABLE,
+    strategy::ORIGIN,
+    strategy::PROXIES,
+    strategy::DRAGONFLY,
+    strategy::KRAKEN,
+    strategy::SPEGEL,
+    strategy::FAASNET,
     SETTINGS,
+    strategy::COMPARE,
     SWEEP,
 ];
 
