@@ -13,13 +13,16 @@ mod bound;
 mod churn;
 mod engine;
 mod fleet;
+mod footprint;
 mod liar;
 mod network;
 mod published;
 mod reader;
-mod report;
+pub mod record;
+pub mod report;
 mod rollout;
 mod scenario;
+pub mod statistics;
 mod strategy;
 pub mod swarm;
 mod sweep;
@@ -28,11 +31,14 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use footprint::{Footprint, measure};
 pub use network::LinksOfAKind;
 pub use published::{PUBLISHED, Published};
-pub use report::{Report, simulate};
+pub use record::{Record, Recording};
+pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
     Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
-pub use sweep::{Spread, Summary, in_order};
+pub use statistics::Spread;
+pub use sweep::{Summary, in_order};

@@ -234,6 +234,16 @@ impl Links {
         &self.rates
     }
 
+    /// The number of links.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The first of those that belong to racks, cells and regions.
+    pub(super) fn first_shared(&self) -> u32 {
+        2 * self.ends()
+    }
+
     /// Most shared links on the way of a transfer.
     pub(super) fn most_shared(&self) -> usize {
         self.shared.len()
@@ -333,7 +343,7 @@ impl Links {
             kinds.push((format!("uplinks of {name}"), first..ends));
             kinds.push((format!("downlinks of {name}"), ends + first..2 * ends));
         }
-        let all = u32::try_from(self.rates.len()).unwrap_or(u32::MAX);
+        let all = self.count();
         for (place, shared) in self.shared.iter().enumerate() {
             let end = self.shared.get(place + 1).map_or(all, |next| next.first);
             let direction = if shared.direction == Direction::Up { "uplinks" } else { "downlinks" };
