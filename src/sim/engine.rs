@@ -296,7 +296,8 @@ impl Engine {
     pub(super) fn take_record(&mut self) -> Option<Record> {
         self.look(true);
         let recorder = self.recorder.take()?;
-        Some(recorder.finish(&self.machines, |node| self.start(node).as_secs_f64()))
+        let nodes = self.machines.iter().map(Machine::seen);
+        Some(recorder.finish(nodes, |node| self.start(node).as_secs_f64()))
     }
 
     /// Lets the recorder look, when it is time or all is over.
@@ -306,7 +307,8 @@ impl Engine {
         if is_over || recorder.is_due(now) {
             let traffic = &self.traffic;
             let usage = |link| traffic.usage_of_link(link);
-            recorder.look(now, &self.machines, traffic.receivers(), self.strata_bytes, usage);
+            let nodes = self.machines.iter().map(Machine::seen);
+            recorder.look(now, nodes, traffic.receivers(), self.strata_bytes, usage);
         }
     }
 

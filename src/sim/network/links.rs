@@ -239,6 +239,12 @@ impl Links {
         u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
     }
 
+    /// The uplinks of all servers, then their downlinks.
+    pub(super) fn of_servers(&self) -> impl Iterator<Item = u32> + use<> {
+        let (first, ends) = (self.nodes + 1, self.ends());
+        (first..ends).chain(ends + first..2 * ends)
+    }
+
     /// The first of those that belong to racks, cells and regions.
     pub(super) fn first_shared(&self) -> u32 {
         2 * self.ends()

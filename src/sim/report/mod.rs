@@ -72,7 +72,7 @@ pub fn simulate(
     watch: &mut dyn FnMut(Progress),
 ) -> Report {
     let seed = seed.unwrap_or(scenario.seed);
-    if let Some(report) = simulate_other(scenario, seed, watch) {
+    if let Some((report, _)) = simulate_other(scenario, seed, None, watch) {
         return report;
     }
     let mut engine = Engine::new(scenario, seed, threads);
@@ -89,6 +89,9 @@ pub fn simulate_recorded(
     watch: &mut dyn FnMut(Progress),
 ) -> (Report, Record) {
     let seed = seed.unwrap_or(scenario.seed);
+    if let Some(done) = simulate_other(scenario, seed, Some(recording), watch) {
+        return done;
+    }
     let mut engine = Engine::new(scenario, seed, threads);
     engine.record(scenario, seed, recording);
     engine.run(watch);

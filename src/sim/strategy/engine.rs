@@ -11,6 +11,7 @@ use crate::sim::arrival::{Arrivals, Start};
 use crate::sim::bound::{Servers, bound_of};
 use crate::sim::churn::Churn;
 use crate::sim::engine::Progress;
+use crate::sim::record::{Record, Recorder, Recording, Seen};
 use crate::sim::report::Report;
 use crate::sim::rollout::{Moved, Rollout, quantile};
 use crate::sim::scenario::{Cache, Scenario};
@@ -32,18 +33,23 @@ pub(super) fn run<S: Strategy>(
     scenario: &Scenario,
     seed: u64,
     layout: Layout,
+    recording: Option<&Recording>,
     watch: &mut dyn FnMut(Progress),
-) -> Report {
+) -> (Report, Record) {
     let setup = S::setup(scenario, layout);
     let servers = Servers {
         mbit_s: setup.servers.mbit_s * setup.servers.cells.len() as f64,
         have_all: setup.cache == Cache::Warm,
     };
-    let world = World::new(scenario, seed, setup);
+    let mut world = World::new(scenario, seed, setup);
+    if let Some(recording) = recording {
+        world.record(scenario, seed, recording);
+    }
     let strategy = S::new(scenario, &world);
     let mut engine = Engine::new(scenario, seed, strategy, world);
     engine.run(watch);
-    engine.report(scenario, seed, servers)
+    let report = engine.report(scenario, seed, servers);
+    (report, engine.take_record())
 }
 
 impl<S: Strategy> Engine<S> {
@@ -111,6 +117,9 @@ impl<S: Strategy> Engine<S> {
                     self.strategy.sent(&stream, &mut self.world);
                 }
                 self.tell_of_lacks();
+            }
+            if self.world.recorder.as_ref().is_some_and(|recorder| recorder.is_due(now)) {
+                self.look();
             }
             if now.is_multiple_of(WATCH_EVERY) {
                 watch(self.progress());
@@ -236,6 +245,42 @@ impl<S: Strategy> Engine<S> {
     fn start(&self, node: u32) -> Time {
         let step = self.arrivals.as_ref().and_then(|arrivals| arrivals.start(node)).unwrap_or(0);
         Time::from_nanos(step.saturating_mul(self.world.step_ns))
+    }
+
+    /// What the recorder sees of the nodes.
+    fn seen(&self) -> impl Iterator<Item = Seen> + '_ {
+        let now = self.world.now();
+        (0..self.world.nodes()).map(move |node| {
+            let account = &self.world.accounts[node as usize];
+            let starts = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(node));
+            Seen {
+                finished: account.finished,
+                waits: starts.is_some() && self.start(node) <= now && !self.world.is_dead(node),
+                liar: false,
+                given_up: 0,
+                from_strata: account.from_sources,
+                from_peers: account.from_peers,
+                given: account.given,
+            }
+        })
+    }
+
+    fn look(&mut self) {
+        let Some(mut recorder) = self.world.recorder.take() else { return };
+        let (now, traffic) = (self.world.calendar.now(), &self.world.traffic);
+        let from_sources = self.world.totals.from_sources;
+        recorder
+            .look(now, self.seen(), traffic.receivers(), from_sources, |link| traffic.usage_of_link(link));
+        self.world.recorder = Some(recorder);
+    }
+
+    /// What was recorded, if anything was.
+    fn take_record(&mut self) -> Record {
+        self.look();
+        let recorder = self.world.recorder.take();
+        let finish =
+            |recorder: Box<Recorder>| recorder.finish(self.seen(), |node| self.start(node).as_secs_f64());
+        recorder.map(finish).unwrap_or_default()
     }
 
     fn report(&self, scenario: &Scenario, seed: u64, servers: Servers) -> Report {

@@ -20,6 +20,7 @@ mod world;
 
 use super::engine::Progress;
 use super::network::Servers;
+use super::record::{Record, Recording};
 use super::report::Report;
 use super::scenario::{Cache, Name, Scenario, ScenarioError, check};
 use dragonfly::Dragonfly;
@@ -137,21 +138,22 @@ pub(super) fn strategy_pieces(scenario: &Scenario) -> Option<u64> {
     layout(scenario).map(|layout| u64::from(layout.pieces()))
 }
 
-/// Runs a scenario under its strategy; nothing if it is Starling.
+/// Runs a scenario under its strategy, and hands out the record as well if it is recorded; nothing if it is Starling.
 pub(super) fn simulate_other(
     scenario: &Scenario,
     seed: u64,
+    recording: Option<&Recording>,
     watch: &mut dyn FnMut(Progress),
-) -> Option<Report> {
+) -> Option<(Report, Record)> {
     let layout = layout(scenario)?;
     Some(match scenario.strategy.name {
         Name::Starling => return None,
-        Name::Origin => run::<Origin>(scenario, seed, layout, watch),
-        Name::Proxies => run::<Proxies>(scenario, seed, layout, watch),
-        Name::Dragonfly => run::<Dragonfly>(scenario, seed, layout, watch),
-        Name::Kraken => run::<Kraken>(scenario, seed, layout, watch),
-        Name::Spegel => run::<Spegel>(scenario, seed, layout, watch),
-        Name::Faasnet => run::<Faasnet>(scenario, seed, layout, watch),
+        Name::Origin => run::<Origin>(scenario, seed, layout, recording, watch),
+        Name::Proxies => run::<Proxies>(scenario, seed, layout, recording, watch),
+        Name::Dragonfly => run::<Dragonfly>(scenario, seed, layout, recording, watch),
+        Name::Kraken => run::<Kraken>(scenario, seed, layout, recording, watch),
+        Name::Spegel => run::<Spegel>(scenario, seed, layout, recording, watch),
+        Name::Faasnet => run::<Faasnet>(scenario, seed, layout, recording, watch),
     })
 }
 

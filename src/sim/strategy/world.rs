@@ -3,9 +3,11 @@
 use super::Setup;
 use super::calendar::Calendar;
 use super::pieces::{Held, Layout};
+use crate::mesh::proto::Chunk;
 use crate::model::{Generator, Time};
 use crate::sim::churn::{Queues, Stall};
 use crate::sim::network::{Changes, Delays, Flow, Handle, Links, Traffic, node_rates};
+use crate::sim::record::{Outcome, Recorder, Recording};
 use crate::sim::scenario::{Cache, Scenario};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -159,6 +161,7 @@ pub(super) struct World<N> {
     generators: Vec<Generator>,
     pub(super) accounts: Vec<Account>,
     pub(super) totals: Totals,
+    pub(super) recorder: Option<Box<Recorder>>,
 }
 
 /// How long a step is.
@@ -229,7 +232,17 @@ impl<N: Copy> World<N> {
             generators: (0..ends).map(stream).collect(),
             accounts: vec![Account::default(); ends],
             totals: Totals { crossed: vec![0; scenario.cells() as usize], ..Totals::default() },
+            recorder: None,
         }
+    }
+
+    /// From now on, what happens is recorded.
+    pub(super) fn record(&mut self, scenario: &Scenario, seed: u64, recording: &Recording) {
+        let cell_of = |node: u32| self.cells[node as usize];
+        let shared = self.traffic.shared();
+        let recorder = Recorder::new(scenario, seed, recording, self.step_ns, cell_of, &shared);
+        let servers = &self.cells[self.nodes as usize + 1..];
+        self.recorder = Some(Box::new(recorder.with_servers(servers)));
     }
 
     /// The time.
@@ -464,6 +477,10 @@ impl<N: Copy> World<N> {
         let Stream { from, to, next, arrived, .. } = stream;
         let state = if self.held.has(from, next) {
             let handle = self.traffic.start(Flow { from, to, what: id }, self.layout.len_bytes(next));
+            let sender = (from != self.nodes).then_some(from);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.moves(self.calendar.now(), (sender, to), next);
+            }
             State::Moving(handle)
         } else {
             self.waiting.entry((from, next)).or_default().push(id);
@@ -500,6 +517,11 @@ impl<N: Copy> World<N> {
         self.totals.sent += bytes;
         if is_source {
             self.totals.from_sources += bytes;
+        }
+        let (now, sender) = (self.calendar.now(), (flow.from != self.nodes).then_some(flow.from));
+        if let Some(recorder) = &mut self.recorder {
+            let moved = (Chunk(piece), self.layout.len_bytes(piece));
+            recorder.moved(now, (sender, flow.to), moved, Outcome::Received);
         }
         let cell = self.cells[flow.to as usize];
         if self.cells[flow.from as usize] != cell {
