@@ -398,7 +398,9 @@ pub fn nearest(path: &str) -> Option<String> {
         // The right key in the wrong table is as near as one wrong letter.
         if last(name) == last(&path) { 1 } else { distance(name, &path) }
     };
-    let (distance, name) = names().into_iter().map(|name| (distance_to(&name), name)).min()?;
+    // Of several, the one that is most like it as a whole.
+    let (distance, _, name) =
+        names().into_iter().map(|name| (distance_to(&name), distance(&name, &path), name)).min()?;
     (distance <= (path.chars().count() / 3).min(3)).then_some(name)
 }
 

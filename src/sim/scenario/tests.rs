@@ -3,6 +3,7 @@
 use super::keys::{Kind, Preset, TABLES, markdown};
 use super::*;
 use proptest::prelude::*;
+use proptest::strategy::Strategy;
 use std::collections::BTreeSet;
 
 /// Has every key that there is but `arrival.rolling`, which waves exclude, and `compare`, which makes several runs.
