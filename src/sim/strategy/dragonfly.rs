@@ -3,16 +3,18 @@
 //! Dragonfly's documentation ("System Design", "Scheduler") and its scheduler's defaults: a peer registers its task with a
 //! scheduler, who triggers a seed peer the first time and answers with at most 4 candidate parents. They are the best of 15 that
 //! are drawn from the peers of the task: those that are fed themselves, have an upload slot left (50 of a peer, 300 of a seed
-//! peer) and are no descendants of the one that asks. What is best, a score says: finished pieces 0.2, successful uploads 0.2,
-//! free upload slots 0.15, kind of host 0.15, same data centre 0.15, same location 0.15. A peer for which none is found is
-//! scheduled again after 50 ms; after 5 times it may fetch from the source itself, but only 3 peers of a task, and after 10 times
-//! it does so in any case. Parents tell children which pieces they have; a child fetches 10 pieces at once.
+//! peer) and are no descendants of the one that asks. What is best, a score says since version 2.4: load 0.6, same data centre
+//! 0.2, same location 0.1, kind of host 0.1. A peer for which none is found is scheduled again after 50 ms; after 5 times it may
+//! fetch from the source itself, but only 3 peers of a task, and after 10 times it does so in any case. Parents tell children
+//! which pieces they have; a child fetches 10 pieces at once, each from the parent whose load is the least (the second stage of
+//! the same version).
 //!
-//! Left out: the manager, probing of the network, the newer second stage in which a child weighs its parents by load, that a
-//! parent is looked for anew while pieces come, rate limits, disks. All uploads have succeeded so far; cells are data centres,
-//! regions are locations. The scheduler sits with the first seed peer. A child sees at once what a parent has when it looks; one
-//! that finds nothing is told of the next piece a latency later. Which of the pieces it takes from which of the parents, it
-//! draws. A parent that fails is replaced by scheduling again.
+//! Left out: the manager, probing of the network, that a parent is looked for anew while pieces come, rate limits, disks. Load is
+//! the share of a parent's upload slots that are taken when the scheduler looks, and the uploads under way when a child does, who
+//! knows them at once; cells are data centres, regions are locations; a seed peer is the better kind of host while it fetches
+//! itself, as in versions before. The scheduler sits with the first seed peer. A child sees at once what a parent has when it
+//! looks; one that finds nothing is told of the next piece a latency later. Which of the pieces it takes, it draws. A parent that
+//! fails is replaced by scheduling again.
 
 use super::pieces::{Held, Layout};
 use super::world::{Stream, World};
@@ -179,16 +181,15 @@ impl Dragonfly {
     fn score(&self, candidate: u32, node: u32, world: &World<Note>) -> f64 {
         let slots = self.slots(candidate, world) as f64;
         let free = 1.0 - self.peers[candidate as usize].children.len() as f64 / slots;
-        let finished = f64::from(world.held().count(candidate)) / f64::from(world.layout.pieces());
         // A seed peer is preferred while it fetches itself, and spared afterwards.
         let kind = match (world.is_server(candidate), world.held().has_all(candidate)) {
             (false, _) => 0.5,
             (true, is_done) => f64::from(u8::from(!is_done)),
         };
         let same = |is_same: bool| f64::from(u8::from(is_same));
-        let near = same(world.cell(candidate) == world.cell(node))
-            + same(world.region(candidate) == world.region(node));
-        0.2 * finished + 0.2 + 0.15 * (free + kind + near)
+        let cell = same(world.cell(candidate) == world.cell(node));
+        let region = same(world.region(candidate) == world.region(node));
+        0.6 * free + 0.2 * cell + 0.1 * region + 0.1 * kind
     }
 
     /// Fetches what is there, as much at once as it may.
@@ -206,14 +207,16 @@ impl Dragonfly {
     fn find(&self, end: u32, world: &mut World<Note>) -> Option<(u32, u32)> {
         let peer = &self.peers[end as usize];
         let (pieces, parents) = (world.layout.pieces() as usize, peer.parents.len());
+        // Of several with the same load, the first after a drawn one.
         let first = world.rng(end).below(parents.max(1));
         let start = u32::try_from(world.rng(end).below(pieces)).unwrap_or(0);
         let useful = |parent: u32, start: u32| {
             let piece = world.held().useful_after(parent, end, &self.asked, start);
             piece.map(|piece| (piece, parent))
         };
-        let from_parents =
-            (0..parents).find_map(|step| useful(peer.parents[(first + step) % parents], start));
+        let from = (0..parents).map(|step| peer.parents[(first + step) % parents]);
+        let found = from.filter_map(|parent| Some((world.load(parent), useful(parent, start)?)));
+        let from_parents = found.min_by_key(|(load, _)| *load).map(|(_, found)| found);
         // From the source everything comes in its order.
         from_parents.or_else(|| if peer.has_source { useful(world.stratum(), 0) } else { None })
     }

@@ -300,6 +300,11 @@ impl<N: Copy> World<N> {
         &mut self.generators[end as usize]
     }
 
+    /// Streams that an end sends at the moment.
+    pub(super) fn load(&self, end: u32) -> usize {
+        self.doors[end as usize].busy
+    }
+
     /// Whether it had the content in the beginning.
     fn is_source(&self, end: u32) -> bool {
         end == self.nodes || self.warm && self.is_server(end)
@@ -505,7 +510,7 @@ impl<N: Copy> World<N> {
     pub(super) fn sent(&mut self, flow: Flow<StreamId>) -> Option<Stream> {
         let id = flow.what;
         let is_source = self.is_source(flow.from);
-        let Some(stream) = self.stream(id) else { return None };
+        let stream = self.stream(id)?;
         let piece = stream.next;
         stream.next += 1;
         let is_last = stream.next == stream.end;
