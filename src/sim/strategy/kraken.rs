@@ -9,7 +9,8 @@
 //!
 //! Left out: that an image has several blobs, each with a swarm of its own; unpacking and disks; that idle connections are closed
 //! and others barred for a while; priorities among those that the tracker names, which are drawn; timeouts of pieces that are
-//! merely slow. The trackers are one, who sits with the first origin and costs no time but the way. A connection sends one piece
+//! merely slow. Somebody who was dialled and has not answered yet takes no place of the 10: in Kraken it does, but there not all
+//! begin in the same moment, in which everybody would refuse everybody. The trackers are one, who sits with the first origin and costs no time but the way. A connection sends one piece
 //! after the other in each direction. A node that looks for a piece sees what its neighbours have at that moment. Origins that
 //! begin without the content fetch all of it from the stratum; the tracker names nobody before one of them has it, since the
 //! hashes of the pieces are not known earlier.
@@ -154,12 +155,11 @@ impl Kraken {
     }
 
     fn dialled(&mut self, from: u32, to: u32, world: &mut World<Note>) {
-        let peer = &self.peers[to as usize];
-        let has_room = peer.neighbours.len() + peer.dialled.len() < self.connections;
+        let has_room = self.peers[to as usize].neighbours.len() < self.connections;
         let is_useless = world.held().has_all(from) && world.held().has_all(to);
         if self.neighbour(to, from).is_some() {
             world.send(to, from, Note::Accept);
-        } else if is_useless || !has_room && !self.peers[to as usize].dialled.contains(&from) {
+        } else if is_useless || !has_room {
             world.send(to, from, Note::Refuse);
         } else {
             self.join(to, from, world);
@@ -341,8 +341,14 @@ impl Strategy for Kraken {
             Note::Others => self.dial(to, world),
             Note::Dial => self.dialled(from, to, world),
             Note::Accept => {
-                self.join(to, from, world);
-                self.ask(to, from, world);
+                let is_full = self.peers[to as usize].neighbours.len() >= self.connections;
+                if is_full && self.neighbour(to, from).is_none() {
+                    self.peer(to).dialled.retain(|dialled| *dialled != from);
+                    world.send(to, from, Note::Part);
+                } else {
+                    self.join(to, from, world);
+                    self.ask(to, from, world);
+                }
             }
             Note::Refuse => {
                 self.peer(to).dialled.retain(|dialled| *dialled != from);
