@@ -25,7 +25,7 @@ use super::engine::{Engine, Progress};
 use super::network::LinksOfAKind;
 use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
-use super::scenario::Scenario;
+use super::scenario::{Name, Scenario};
 use super::strategy::simulate_other;
 use crate::model::Time;
 use serde::Serialize;
@@ -137,7 +137,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
     let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
     own_times.sort_unstable_by(f64::total_cmp);
     Report {
-        strategy: scenario.strategy.name.text(),
+        strategy: Name::Starling.text(),
         rollout,
         last_start_s,
         own_p50_s: quantile(&own_times, 50),
