@@ -1,19 +1,19 @@
 //! Nodes and a few origins exchange pieces with neighbours that a tracker names, the rarest first: Kraken.
 //!
-//! Kraken's documentation and its defaults (README, docs/CONFIGURATION.md, lib/torrent/scheduler, tracker/trackerserver): 3 to 5
-//! dedicated origins seed; every agent announces to the tracker every 3 s while it downloads, and gets up to 50 others, origins
-//! among them, with at most 10 of whom it is connected. Neighbours tell each other of each piece (4 MB) that they get. An agent asks
-//! each for 3 pieces at once, those first that the fewest of its neighbours have, and near the end pieces that it asked others
-//! for. Who has everything parts from those that have it too. The published test: 3 GB to 2 600 hosts with 300 MB/s each, 5
-//! origins and 5 trackers: p50 10 s, p99 18 s, p99.9 22 s.
+//! Kraken's documentation and its defaults (README, docs/CONFIGURATION.md, lib/torrent/scheduler, tracker/trackerserver): 3 to
+//! 5 dedicated origins seed; every agent announces to the tracker every 3 s while it downloads, and gets up to 50 others,
+//! origins among them, with at most 10 of whom it is connected. Neighbours tell each other of each piece (4 MB) that they get.
+//! An agent asks each for 3 pieces at once, those first that the fewest of its neighbours have, and near the end pieces that it
+//! asked others for. Who has everything parts from those that have it too. The published test: 3 GB to 2 600 hosts with 300
+//! MB/s each, 5 origins and 5 trackers: p50 10 s, p99 18 s, p99.9 22 s.
 //!
-//! Left out: that an image has several blobs, each with a swarm of its own; unpacking and disks; that idle connections are closed
-//! and others barred for a while; priorities among those that the tracker names, which are drawn; timeouts of pieces that are
-//! merely slow. Somebody who was dialled and has not answered yet takes no place of the 10: in Kraken it does, but there not all
-//! begin in the same moment, in which everybody would refuse everybody. The trackers are one, who sits with the first origin and costs no time but the way. A connection sends one piece
-//! after the other in each direction. A node that looks for a piece sees what its neighbours have at that moment. Origins that
-//! begin without the content fetch all of it from the stratum; the tracker names nobody before one of them has it, since the
-//! hashes of the pieces are not known earlier.
+//! Left out: that an image has several blobs, each with a swarm of its own; unpacking and disks; that idle connections are
+//! closed and others barred for a while; priorities among those that the tracker names, which are drawn; timeouts of pieces
+//! that are merely slow. Somebody who was dialled and has not answered yet takes no place of the 10: in Kraken it does, but
+//! there not all begin in the same moment, in which everybody would refuse everybody. The trackers are one, who sits with the
+//! first origin and costs no time but the way. A connection sends one piece after the other in each direction. A node that
+//! looks for a piece sees what its neighbours have at that moment. Origins that begin without the content fetch all of it from
+//! the stratum; the tracker names nobody before one of them has it, since the hashes of the pieces are not known earlier.
 
 use super::pieces::{Held, Layout};
 use super::world::{Stream, World};
