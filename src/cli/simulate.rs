@@ -43,6 +43,11 @@ each with five seeds. They run in parallel, and are reported in their order:
   fleet.nodes = [1_000, 10_000]
   arrival = [{}, { waves = { per_cent = 10, every_ms = 5_000 } }, { rolling = { nodes = 100 } }]
 
+The table [compare] runs all of it under several strategies, and shows them side by side:
+
+  [compare]
+  strategies = ['origin', 'kraken', 'starling']
+
 The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
@@ -292,6 +297,7 @@ fn table(path: &Path, timed: &Timed) -> String {
     let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
     let mut rows = vec![
         ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
+        ("strategy", report.strategy.to_owned()),
         ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
         (
             "bound",
@@ -323,7 +329,7 @@ fn table(path: &Path, timed: &Timed) -> String {
     // Where all begin at once, it says what the row before says.
     rows.retain(|(name, _)| *name != "since they began" || report.last_start_s > 0.0);
     for (key, value) in &timed.case {
-        rows.insert(1, ("swept", format!("{key} = {}", shown(value))));
+        rows.insert(2, ("swept", format!("{key} = {}", shown(value))));
     }
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     lines.join("\n")
@@ -440,6 +446,32 @@ mod tests {
         let text = read(Path::new("rollout-32")).unwrap();
         let plan = Plan::parse(&format!("{text}{sweep}"), None, None).unwrap();
         assert_eq!(plan.cases.len(), 6);
+        let compare = help.lines().skip_while(|line| line.trim() != "[compare]").take(2);
+        let compare: String = compare.map(|line| format!("{}\n", line.trim())).collect();
+        let plan = Plan::parse(&format!("{text}{compare}"), None, None).unwrap();
+        assert_eq!(plan.cases.len(), 3);
+    }
+
+    #[test]
+    fn strategies_that_are_compared_stand_side_by_side() {
+        let text = read(Path::new("rollout-32")).unwrap().replace("134_217_728", "8_388_608");
+        let text = format!("{text}\n[compare]\nstrategies = ['origin', 'starling']\n");
+        let plan = Plan::parse(&text, None, None).unwrap();
+        let (meter, mut done) = (Meter::new(wanted(&plan), 2), Vec::new());
+        all(&plan, &meter, &Recording::default(), |_, (timed, _)| done.push(timed));
+        let lines: Vec<String> = done.iter().map(|timed| json(timed).unwrap()).collect();
+        assert!(lines[0].contains(r#""strategy":"origin""#), "{}", lines[0]);
+        assert!(lines[1].contains(r#""strategy":"starling""#), "{}", lines[1]);
+        assert!(table(Path::new("f.toml"), &done[0]).contains("strategy          origin"));
+        let reports: Vec<Report> = done.into_iter().map(|timed| timed.report).collect();
+        let of_case = |(case, report): (&Case, &Report)| CaseSummary {
+            case: swept(case),
+            summary: Summary::of(std::slice::from_ref(report)),
+        };
+        let summary = plan.cases.iter().zip(&reports).map(of_case).collect();
+        let text = summaries(Path::new("f.toml"), &plan, &Together { summary, wall_s: 1.0 }, &reports);
+        let has_row = |start: &str| text.lines().any(|line| line.starts_with(start));
+        assert!(has_row("strategy.name") && has_row("origin ") && has_row("starling "), "{text}");
     }
 
     #[test]

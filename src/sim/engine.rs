@@ -180,7 +180,7 @@ pub(super) struct Engine {
     announced: BTreeMap<u32, Vec<Peer>>,
     queues: Option<Queues>,
     churn: Option<Churn>,
-    stall: Option<Stall>,
+    stall: Option<Stall<Chunk>>,
     /// Who begins when, unless all do at once.
     arrivals: Option<Arrivals>,
     newcomer: Newcomer,
@@ -213,7 +213,7 @@ fn place(step: u64) -> usize {
 }
 
 /// The longest step of which the latency is a whole number and the transfer of a chunk at least a few.
-fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
+pub(super) fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
     let longest = ((chunk_s / steps_per_chunk * 1e9) as u64).max(1);
     if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
@@ -298,7 +298,8 @@ impl Engine {
     pub(super) fn take_record(&mut self) -> Option<Record> {
         self.look(true);
         let recorder = self.recorder.take()?;
-        Some(recorder.finish(&self.machines, |node| self.start(node).as_secs_f64()))
+        let nodes = self.machines.iter().map(Machine::seen);
+        Some(recorder.finish(nodes, |node| self.start(node).as_secs_f64()))
     }
 
     /// Lets the recorder look, when it is time or all is over.
@@ -308,7 +309,8 @@ impl Engine {
         if is_over || recorder.is_due(now) {
             let traffic = &self.traffic;
             let usage = |link| traffic.usage_of_link(link);
-            recorder.look(now, &self.machines, traffic.receivers(), self.strata_bytes, usage);
+            let nodes = self.machines.iter().map(Machine::seen);
+            recorder.look(now, nodes, traffic.receivers(), self.strata_bytes, usage);
         }
     }
 

@@ -3,7 +3,8 @@
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out; [`Plan`] is all runs that a file asks
 //! for, [`in_order`] does them and [`Summary`] takes them together. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
-//! network (`network`) and the least possible time to compare with (`bound`).
+//! network (`network`) and the least possible time to compare with (`bound`). `strategy` has models of other systems, which
+//! decide otherwise in the same network.
 //!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
@@ -25,6 +26,7 @@ pub mod report;
 mod rollout;
 mod scenario;
 pub mod statistics;
+mod strategy;
 pub mod swarm;
 mod sweep;
 #[cfg(test)]

@@ -24,7 +24,7 @@ mod tests;
 pub(super) use changes::Changes;
 pub(super) use delays::Delays;
 pub(super) use keys::{Change, LinkRates, Model, NodeClass, RegionLatency, check_network};
-pub(super) use links::{Links, classes, node_rates};
+pub(super) use links::{Links, Servers, classes, node_rates};
 pub use load::NetworkLoad;
 
 use exact::Exact;
@@ -236,10 +236,10 @@ impl<S: Copy> Traffic<S> {
         self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| flow.to)
     }
 
-    /// The links that many share: the stratum's uplink, then those of racks, cells and regions.
+    /// The links that many share: the stratum's uplink, then those of servers, racks, cells and regions.
     pub(super) fn shared(&self) -> Vec<SharedLink> {
-        let links =
-            std::iter::once(self.links.stratum()).chain(self.links.first_shared()..self.links.count());
+        let links = std::iter::once(self.links.stratum()).chain(self.links.of_servers());
+        let links = links.chain(self.links.first_shared()..self.links.count());
         let shared = |number| SharedLink {
             number,
             name: self.links.name(number),

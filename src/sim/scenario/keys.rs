@@ -3,7 +3,7 @@
 
 use super::document::{Document, Value};
 use super::error::{Problem, ScenarioError};
-use super::{arrival, content, faults, fleet, network};
+use super::{arrival, content, faults, fleet, network, strategy};
 use crate::mesh::proto::Settings;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -130,7 +130,15 @@ pub(super) const TABLES: &[Table] = &[
     faults::DEATHS,
     faults::STALLS,
     faults::LIARS,
+    strategy::TABLE,
+    strategy::ORIGIN,
+    strategy::PROXIES,
+    strategy::DRAGONFLY,
+    strategy::KRAKEN,
+    strategy::SPEGEL,
+    strategy::FAASNET,
     SETTINGS,
+    strategy::COMPARE,
     SWEEP,
 ];
 
@@ -403,7 +411,9 @@ pub fn nearest(path: &str) -> Option<String> {
         // The right key in the wrong table is as near as one wrong letter.
         if last(name) == last(&path) { 1 } else { distance(name, &path) }
     };
-    let (distance, name) = names().into_iter().map(|name| (distance_to(&name), name)).min()?;
+    // Of several, the one that is most like it as a whole.
+    let (distance, _, name) =
+        names().into_iter().map(|name| (distance_to(&name), distance(&name, &path), name)).min()?;
     (distance <= (path.chars().count() / 3).min(3)).then_some(name)
 }
 

@@ -12,6 +12,7 @@ mod fleet;
 mod keys;
 mod network;
 mod plan;
+mod strategy;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +22,12 @@ pub use error::{Problem, ScenarioError, check};
 pub(super) use faults::Lie;
 pub use keys::{explain, nearest};
 pub use plan::{Case, Plan, RUNS_MAX};
+pub(super) use strategy::{Cache, Name};
 
 use super::network::check_network;
 use super::profile::ContentProfile;
 use super::reader::ReadPlan;
+use super::strategy::{check_strategy, strategy_pieces};
 use crate::mesh::proto::Settings;
 use arrival::Arrival;
 use content::{Content, Profiles, Stratum, check_choice, check_count};
@@ -34,6 +37,7 @@ use fleet::Fleet;
 use keys::grouped;
 use network::Network;
 use serde::{Deserialize, Serialize};
+use strategy::{Compare, Strategy};
 
 /// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
 pub const NODE_CHUNKS_MAX: u64 = 200_000_000;
@@ -65,6 +69,11 @@ pub struct Scenario {
     pub liars: Option<Liars>,
     /// Nodes that the stratum does not answer for a while.
     pub stalls: Option<Stalls>,
+    /// Who decides.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// The strategies under which it is run, if it is under several.
+    pub compare: Option<Compare>,
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
@@ -157,9 +166,10 @@ impl Scenario {
         self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
     }
 
-    /// Chunks that all nodes want together: what a run's memory and time grow with.
+    /// Chunks, or what a strategy has in their place, that all nodes want together: what a run's memory and time grow with.
     pub fn node_chunks(&self) -> u64 {
-        u64::from(self.fleet.nodes) * u64::from(self.chunks())
+        let pieces = strategy_pieces(self).unwrap_or_else(|| u64::from(self.chunks()));
+        u64::from(self.fleet.nodes).saturating_mul(pieces)
     }
 
     /// What no single key can be refused for.
@@ -198,6 +208,7 @@ impl Scenario {
             grouped(homes)
         );
         check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
+        check_strategy(self)?;
         if let Some(deaths) = &self.deaths {
             check(
                 deaths.noticed_after_ms < deaths.replaced_after_ms,

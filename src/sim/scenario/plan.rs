@@ -60,6 +60,7 @@ impl Plan {
             None => vec![DeTable::new()],
             Some(sweep) => overlays(&document, sweep)?,
         };
+        let overlays = compared(&document, overlays)?;
         let mut cases = Vec::with_capacity(overlays.len());
         for overlay in overlays {
             let mut values = Vec::new();
@@ -143,14 +144,48 @@ fn dotted(path: &[Name<'_>]) -> String {
     path.iter().map(|name| &**name.get_ref()).collect::<Vec<_>>().join(".")
 }
 
-/// Refuses to sweep the seed: each case is run with all seeds.
-fn refuse_seeds(document: &Document<'_>, path: &[&Name<'_>], name: &Name<'_>) -> Result<(), ScenarioError> {
-    let is_seed = matches!(path, [only] if matches!(&**only.get_ref(), "seed" | "seeds"));
-    if !is_seed {
-        return Ok(());
+/// The same with each of the strategies that are compared laid over it, which change fastest.
+fn compared<'a>(
+    document: &Document<'a>,
+    overlays: Vec<DeTable<'a>>,
+) -> Result<Vec<DeTable<'a>>, ScenarioError> {
+    let strategies = document.get("compare.strategies").and_then(|value| value.get_ref().as_array());
+    let Some(strategies) = strategies.filter(|strategies| !strategies.is_empty()) else {
+        // If something is wrong with it, reading says so.
+        return Ok(overlays);
+    };
+    let count = overlays.len().saturating_mul(strategies.len());
+    if count > RUNS_MAX as usize {
+        let span = document.span_of("compare");
+        return Err(too_many("compare.strategies", count).at(document.text(), span));
     }
-    let key = format!("sweep.{}", name.get_ref());
-    let must = "left out: every case is run with all of `seeds`, which stands before the tables".to_owned();
+    let mut all = Vec::with_capacity(count);
+    for overlay in overlays {
+        let overlay = Document::empty(document.text()).under(&overlay);
+        if let Some(name) = overlay.get("strategy.name") {
+            let must = "left out with `[compare]`, which names the strategies";
+            return Err(document.wrong("sweep.strategy.name", name, must));
+        }
+        for strategy in strategies.iter() {
+            let path = ["strategy", "name"].map(|name| Name::new(strategy.span(), name.into()));
+            all.push(overlay.under(&nested(&path, strategy.clone())).into_root());
+        }
+    }
+    Ok(all)
+}
+
+/// Refuses to sweep the seed and the strategies that are compared: each case is run with all of them.
+fn refuse_seeds(document: &Document<'_>, path: &[&Name<'_>], name: &Name<'_>) -> Result<(), ScenarioError> {
+    let must = match path {
+        [only] if matches!(&**only.get_ref(), "seed" | "seeds") => {
+            "left out: every case is run with all of `seeds`, which stands before the tables"
+        }
+        [first, ..] if &**first.get_ref() == "compare" => {
+            "left out: every case is run with all of `compare.strategies`"
+        }
+        _ => return Ok(()),
+    };
+    let (key, must) = (format!("sweep.{}", name.get_ref()), must.to_owned());
     let error = ScenarioError::from(Problem::Value { key, found: "a key".to_owned(), must });
     Err(error.at(document.text(), Some(name.span())))
 }

@@ -3,9 +3,10 @@
 use super::keys::{Kind, Preset, TABLES, markdown};
 use super::*;
 use proptest::prelude::*;
+use proptest::strategy::Strategy;
 use std::collections::BTreeSet;
 
-/// Has every key that there is but `arrival.rolling`, which waves exclude.
+/// Has every key that there is but `arrival.rolling`, which waves exclude, and `compare`, which makes several runs.
 const WHOLE: &str = "seed = 7
 seeds = 3
 [fleet]
@@ -71,6 +72,43 @@ for_ms = 200
 [liars]
 per_cent = 5
 how = ['corrupt', 'lie']
+[strategy]
+name = 'starling'
+timeout_ms = 9_000
+[strategy.origin]
+layers = 5
+streams = 2
+[strategy.proxies]
+per_cell = 2
+mbit_s = 40_000
+cache = 'warm'
+streams = 5
+connections = 100
+[strategy.dragonfly]
+piece_bytes = 1_048_576
+seed_peers = 3
+mbit_s = 40_000
+cache = 'warm'
+parents = 5
+streams = 5
+uploads = 20
+seed_uploads = 200
+[strategy.kraken]
+piece_bytes = 1_048_576
+origins = 5
+mbit_s = 40_000
+cache = 'cold'
+connections = 20
+pipeline = 4
+announce_ms = 1_000
+[strategy.spegel]
+layers = 5
+streams = 2
+resolve_ms = 50
+tries = 2
+[strategy.faasnet]
+piece_bytes = 1_048_576
+arity = 3
 [settings]
 ask_ms = 900
 ";
@@ -80,6 +118,11 @@ fn rolling() -> String {
     let (before, after) = WHOLE.split_once("[arrival.waves]").unwrap();
     let after = after.split_once("[deaths]").unwrap().1;
     format!("{before}[arrival.rolling]\nnodes = 10\n[deaths]{after}")
+}
+
+/// The same under several strategies.
+fn compared() -> String {
+    format!("{WHOLE}[compare]\nstrategies = ['starling']\n")
 }
 
 fn table(text: &str) -> toml::Table {
@@ -103,7 +146,13 @@ fn set(document: &mut toml::Table, path: &str, value: Option<toml::Value>) {
 
 /// The whole document that has this key.
 fn with_key(path: &str) -> toml::Table {
-    if path.starts_with("arrival.rolling") { table(&rolling()) } else { table(WHOLE) }
+    if path.starts_with("arrival.rolling") {
+        table(&rolling())
+    } else if path.starts_with("compare") {
+        table(&compared())
+    } else {
+        table(WHOLE)
+    }
 }
 
 fn parse(document: &toml::Table) -> Result<Scenario, ScenarioError> {
@@ -134,13 +183,13 @@ fn leaves(path: &str, value: &serde_json::Value, found: &mut BTreeSet<String>) {
 #[test]
 fn the_table_of_keys_has_the_fields_of_the_structs_and_no_others() {
     let mut fields = BTreeSet::new();
-    for text in [WHOLE, &rolling()] {
+    for text in [WHOLE, &rolling(), &compared()] {
         let scenario = serde_json::to_value(Scenario::parse(text).unwrap()).unwrap();
         leaves("", &scenario, &mut fields);
     }
     fields.retain(|path| !path.starts_with("settings."));
-    // Of these two, one is missing in each text.
-    assert!(fields.remove("arrival.waves") && fields.remove("arrival.rolling"));
+    // Of these, one or another is missing in each text.
+    assert!(["arrival.waves", "arrival.rolling", "compare"].iter().all(|name| fields.remove(*name)));
     assert_eq!(fields, keys().into_iter().map(|(path, _)| path).collect());
 }
 
@@ -237,9 +286,9 @@ fn what_the_table_of_keys_says_of_bounds_is_so_and_the_line_is_named() {
             assert!(line.contains(name), "{path}: {error}");
             refused += 1;
         }
-        // What else a change needs depends on whose it is.
+        // What else a change needs depends on whose it is, and only Starling has liars and readers.
         if let Kind::Word(known) = key.kind
-            && path != "network.change.of"
+            && !matches!(path.as_str(), "network.change.of" | "strategy.name")
         {
             for word in known {
                 let mut document = with_key(&path);
