@@ -7,6 +7,7 @@ use super::tree::TreeError;
 use crate::chunk::{ChunkSource, Piece};
 use crate::model::{ChunkRef, Class, ContentId};
 use bytes::Bytes;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -167,7 +168,7 @@ pub async fn survey_recorded(
     let mut files: HashMap<u32, Option<(Vec<ChunkRef>, bool)>> = HashMap::new();
     let mut survey = Survey::default();
     for read in &trace.reads {
-        if !files.contains_key(&read.file) {
+        if let Entry::Vacant(entry) = files.entry(read.file) {
             let traced = &trace.files[read.file as usize];
             let chunks = walk.find(of.root_catalog.id, &traced.path).await?;
             let found = chunks.and_then(|chunks| {
@@ -179,7 +180,7 @@ pub async fn survey_recorded(
             } else {
                 survey.left_out += 1;
             }
-            files.insert(read.file, found);
+            entry.insert(found);
         }
         let Some(Some((chunks, is_same))) = files.get(&read.file) else { continue };
         let (first, count) = (read.first as usize, read.count as usize);
