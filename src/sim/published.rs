@@ -23,6 +23,7 @@ pub const PUBLISHED: &[Published] = &published![
     "dadi",
     "faasnet",
     "flash-crowd-10k",
+    "in-order-10k",
     "kraken",
     "rollout-32",
     "rollout-32-cells",

@@ -90,7 +90,7 @@ impl Window {
 }
 
 /// How long fills gather before the first of them begins (guess: nobody waits for them, and a tree is walked faster).
-const GATHER: Duration = Duration::from_millis(5);
+pub(super) const GATHER: Duration = Duration::from_millis(5);
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
