@@ -216,7 +216,7 @@ impl<N: Copy> World<N> {
             changes: Changes::new(scenario, seed, step_ns, &links),
             queues: Queues::new(scenario, ends, step_ns),
             stall: Stall::new(scenario, seed, step_ns),
-            traffic: Traffic::new(scenario.network.model, links, 1),
+            traffic: Traffic::alone(scenario.network.model, links),
             step_ns,
             timeout: steps(scenario.strategy.timeout_ms),
             notice: None,
