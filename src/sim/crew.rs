@@ -86,7 +86,7 @@ impl Crew {
         };
         // Where the system gives no more threads, the others do their work.
         let threads = (1..threads).map_while(begin).collect();
-        Arc::new(Self { board, threads })
+        Arc::new(Self { threads, board })
     }
 
     /// How many there are, the caller included.
@@ -121,6 +121,15 @@ impl Crew {
         if let Some(panic) = own.err().or(panic) {
             resume_unwind(panic);
         }
+    }
+
+    /// Does some work on each item. The one with the same number is always done by the same thread: what it allocates it frees.
+    pub(super) fn each_its_own<I: Send>(&self, items: impl Iterator<Item = I>, work: impl Fn(I) + Sync) {
+        let items: Vec<Mutex<Option<I>>> = items.map(|item| Mutex::new(Some(item))).collect();
+        self.all(&|number: usize| {
+            let own = items.iter().skip(number).step_by(self.len());
+            own.filter_map(|item| lock(item).take()).for_each(&work);
+        });
     }
 
     /// Does some work on each item, with as many threads as there are workers, as far as there are so many. Which worker gets which
@@ -183,6 +192,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn each_thread_has_its_own_item() {
+        let crew = Crew::new(3);
+        let mut by = [const { Vec::new() }; 3];
+        for _ in 0..200 {
+            crew.each_its_own(by.iter_mut(), |by| by.push(std::thread::current().id()));
+        }
+        assert!(by.iter().all(|by| by.len() == 200 && by.iter().all(|id| *id == by[0])));
+        assert!(by[0][0] != by[1][0] && by[1][0] != by[2][0] && by[0][0] == std::thread::current().id());
     }
 
     #[test]

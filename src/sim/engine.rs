@@ -652,11 +652,13 @@ impl Newcomer {
     }
 }
 
-/// Does some work on each item, with all of the crew, or alone if it is not worth that.
+/// Does some work on each item, of which the crew has one each, or alone if it is not worth that.
 fn at_once<I: Send>(crew: &Crew, alone: bool, items: impl Iterator<Item = I>, work: impl Fn(I) + Sync) {
-    let mut items: Vec<Option<I>> = items.map(Some).collect();
-    let threads = if alone { 1 } else { crew.len() };
-    crew.each(&mut vec![(); threads], &mut items, |(), item| item.take().into_iter().for_each(&work));
+    if alone {
+        items.for_each(work);
+    } else {
+        crew.each_its_own(items, work);
+    }
 }
 
 #[cfg(test)]

@@ -558,6 +558,9 @@ impl Machine {
 
     /// Calls the place of the fetch that `event` is about.
     pub(super) fn prefetch_slot(&self, event: &Event) {
+        if matches!(event, Event::Data { .. }) {
+            self.node.prefetch_noted();
+        }
         if let Event::Ask { .. } = event
             && let Some(number) = self.free.last()
         {

@@ -61,15 +61,16 @@ pub struct Node<P, C, R> {
     pub(super) window: Window,
     /// Chunks stored of each slice, saturating.
     pub(super) held: Vec<u16>,
-    // What seldom is.
+    pub(super) copies: Copies,
+    // What the end of a fetch is noted in.
     pub(super) pending: Pending,
     pub(super) possession: Possession,
     pub(super) claims: Claims,
+    // What seldom is needed.
     pub(super) upstream: Upstream,
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
     pub(super) news: News,
-    pub(super) copies: Copies,
     pub(super) counts: Counts,
 }
 

@@ -5,8 +5,6 @@
 //! Nothing decides by it, and nothing else than time depends on it.
 
 use super::marks::Mark;
-use super::pending::Pending;
-use super::possession::Possession;
 use super::{Chunk, Content, Node, Peer, Peers};
 use crate::model::Rng;
 
@@ -71,10 +69,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let slice = self.content.slice(chunk);
         prefetch(self.held.as_ptr().wrapping_add(slice.0 as usize));
         self.doubts.prefetch();
-        prefetch_bytes(
-            std::ptr::from_ref(&self.pending).cast(),
-            size_of::<Pending>() + size_of::<Possession>(),
-        );
+        let lines = std::mem::offset_of!(Self, upstream) - std::mem::offset_of!(Self, pending);
+        prefetch_bytes(std::ptr::from_ref(&self.pending).cast(), lines);
+    }
+
+    /// The same for what that names. It should be in the cache by now.
+    pub(crate) fn prefetch_noted(&self) {
+        self.possession.prefetch();
+        self.claims.prefetch();
     }
 
     /// Calls the asks of others.
