@@ -127,7 +127,8 @@ impl Engine {
         let fastest = node_rates(scenario, seed).iter().flatten().copied().fold(0.0, f64::max);
         let chunk_s = f64::from(scenario.chunk_bytes()) / (fastest * 1e6 / 8.0);
         let network = &scenario.network;
-        let step_ns = step_ns(chunk_s, network.model.steps_per_chunk(), network.latency_us * 1_000);
+        let least = network.model.steps_per_chunk(scenario.settings.window_even);
+        let step_ns = step_ns(chunk_s, least, network.latency_us * 1_000);
         let links = Links::new(scenario, seed, step_ns);
         let map = Arc::new(Map::new(scenario, seed));
         let content = Layout::new(scenario);
@@ -603,6 +604,7 @@ impl Engine {
         }
     }
 
+    /// A transfer ends with the present step; what happens in it otherwise happens at its beginning.
     fn finish(&mut self, flow: Flow<Carried>) {
         let now = self.now;
         self.transfers += 1;
@@ -624,7 +626,7 @@ impl Engine {
                 } else {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
-                self.push(now + self.way(flow.from, flow.to), flow.to, data);
+                self.push(now + 1 + self.way(flow.from, flow.to), flow.to, data);
                 self.push(now + 1, flow.from, Event::Sent { ask });
             }
             Carried::FromStratum { chunk } => {
@@ -638,7 +640,7 @@ impl Engine {
                 }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
-                self.push(now + request + self.way(flow.from, flow.to), flow.to, data);
+                self.push(now + 1 + request + self.way(flow.from, flow.to), flow.to, data);
                 self.fill_stratum();
             }
         }
