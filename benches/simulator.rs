@@ -7,7 +7,7 @@
 //! memory. `--small-pages` leaves that out, to compare. `--network NODES` measures a step of the network alone, with eight transfers
 //! under way to each node, on one thread and on all of them, without and with links that regions share.
 
-use starling::sim::{NetworkLoad, Scenario, measure};
+use starling::sim::{Measured, NetworkLoad, Scenario, measure};
 use std::process::{Command, ExitCode};
 
 /// What is promised on two cores: nodes, slices, seconds, GiB.
@@ -65,15 +65,24 @@ fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
     #[expect(clippy::disallowed_methods, reason = "a measurement takes the real time")]
     let start = std::time::Instant::now();
     let mut first = None;
-    let (report, footprint) = measure(&scenario, None, threads, &mut |_| {
-        first.get_or_insert_with(|| start.elapsed().as_secs_f64());
-    });
+    let Measured { report, footprint, events, visits, steps } =
+        measure(&scenario, None, threads, &mut |_| {
+            first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+        });
     let wall_s = start.elapsed().as_secs_f64();
     let limits = LIMITS.iter().find(|limits| (limits.0, limits.1) == (nodes, slices));
     let (time, fast) = verdict(wall_s, limits.map(|limits| limits.2), "s");
     println!("  wall time       {wall_s:.1} s{time}");
     println!("  of these, until the first 64 steps were over: {:.1} s", first.unwrap_or(wall_s));
     println!("  events          {} = {:.2} million/s", report.events, report.events as f64 / wall_s / 1e6);
+    println!(
+        "  in              {} steps of {} us; nodes were visited {visits} times",
+        steps.0,
+        steps.1 / 1_000
+    );
+    for (kind, count) in events.iter().filter(|(_, count)| *count > 0) {
+        println!("    {:9.2}  {kind}, a transfer", *count as f64 / report.transfers.max(1) as f64);
+    }
     println!(
         "  transfers       {} = {:.2} million/s",
         report.transfers,

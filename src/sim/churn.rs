@@ -127,7 +127,7 @@ mod tests {
         let text = include_str!("../../simulations/scenarios/rollout-32.toml");
         // 20 Mbit/s are 10 bytes in 4 µs.
         let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
-        let mut traffic = Traffic::new(Model::Fluid, links, 1);
+        let mut traffic = Traffic::alone(Model::Fluid, links);
         traffic.start(Flow { from: 0, to: 1, what: () }, 200);
         let mut queues = Queues { levels: vec![[0; 2]; 2], most: 16, last: 0 };
         let (mut longest, mut last) = (0, 0);

@@ -2,147 +2,39 @@
 //!
 //! The latency is a whole number of steps, and a node's link takes at least three to move a slice. Each step has three
 //! parts: the events that are due reach their machines, ordered by machine; what the machines cause is put in line;
-//! the flows move. The queue is a ring of buckets, one a step and part of the fleet (a calendar queue after Brown,
-//! 1988), and a tree for what lies beyond it. Each thread has one part of the fleet. Nothing depends on their number or
+//! the flows move. Each thread has one part of the fleet with a calendar of its own. Nothing depends on their number or
 //! on the machine that runs it: the same seed and scenario give the same run.
 
 use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Queues, Stall};
-use super::fleet::{Effect, Event, Incoming, Machine, Map};
+use super::crew::Crew;
+use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Mail, Map};
 use super::footprint::Footprint;
 use super::layout::Layout;
 use super::liar::Liar;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
+use super::part::{Part, Step};
 use super::reader::{ReadPlan, Reader};
 use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
-use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source, prefetch};
+use crate::mesh::proto::{Ask, Chunk, Content as _, Peer, Settings, Source};
 use crate::model::{Class, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Steps that the ring of buckets covers.
-const RING: usize = 1_024;
 /// Providers that the DHT tells of.
 const PROVIDERS_MAX: usize = 20;
-/// Events that must be due at once before a second thread helps (guess: to begin a thread costs as much as 100).
+/// Events that must be due at once before a second thread helps (guess: to wake one costs as much as some ten).
 const WORTH_A_THREAD: usize = 256;
 
-/// How many events ahead of its turn an event, its machine, that one's tables and its fetch are called into the
-/// processor's cache (guess: each call has the time of a few events, and all of it fits into the nearest cache).
-const AHEAD: [usize; 4] = [16, 8, 4, 2];
+/// How many effects ahead of its turn the machine that sends a chunk and its list of asks are called into the processor's cache.
+const AHEAD: [usize; 2] = [8, 4];
 
 /// What a flow is.
 #[derive(Clone, Copy, Debug)]
 enum Carried {
     Upload { ask: Ask, chunk: Chunk },
     FromStratum { chunk: Chunk },
-}
-
-/// Events for one part of the fleet, each with the machine that it reaches.
-type Bucket = Vec<(u32, Event)>;
-
-/// Events by the step in which they are due and by the part of the fleet that they reach.
-#[derive(Debug)]
-struct Calendar {
-    now: u64,
-    /// Machines in each part.
-    each: u32,
-    parts: usize,
-    /// By step and part.
-    ring: Vec<Bucket>,
-    /// Emptied buckets: only the few that are in use own memory.
-    spare: Vec<Bucket>,
-    /// Wake-ups by step: apart, for they lie far ahead, few in a bucket, and most are outdated when due.
-    wakes: Vec<Vec<u32>>,
-    far: BTreeMap<u64, Bucket>,
-    waiting: usize,
-}
-
-impl Calendar {
-    fn new(machines: usize, parts: usize) -> Self {
-        let each = u32::try_from(machines.div_ceil(parts)).unwrap_or(u32::MAX).max(1);
-        Self {
-            now: 0,
-            each,
-            parts,
-            ring: (0..RING * parts).map(|_| Vec::new()).collect(),
-            spare: Vec::new(),
-            wakes: (0..RING).map(|_| Vec::new()).collect(),
-            far: BTreeMap::new(),
-            waiting: 0,
-        }
-    }
-
-    fn part_of(&self, machine: u32) -> usize {
-        (machine / self.each) as usize
-    }
-
-    /// Puts an event in line for a later step.
-    fn push(&mut self, step: u64, to: u32, event: Event) {
-        let step = step.max(self.now + 1);
-        if step - self.now >= RING as u64 {
-            self.far.entry(step).or_default().push((to, event));
-            return;
-        }
-        self.waiting += 1;
-        if matches!(event, Event::Wake) {
-            self.wakes[place(step)].push(to);
-            return;
-        }
-        let part = self.part_of(to);
-        let bucket = &mut self.ring[place(step) * self.parts + part];
-        if bucket.capacity() == 0
-            && let Some(spare) = self.spare.pop()
-        {
-            *bucket = spare;
-        }
-        bucket.push((to, event));
-    }
-
-    /// Bytes on the heap; what lies far ahead is left out.
-    fn heap_bytes(&self) -> usize {
-        let buckets = self.ring.iter().chain(&self.spare).map(Vec::capacity).sum::<usize>();
-        let wakes = self.wakes.iter().map(Vec::capacity).sum::<usize>();
-        buckets * size_of::<(u32, Event)>() + wakes * size_of::<u32>()
-    }
-
-    fn is_empty_at(&self, step: u64) -> bool {
-        let first = place(step) * self.parts;
-        self.wakes[place(step)].is_empty() && self.ring[first..first + self.parts].iter().all(Vec::is_empty)
-    }
-
-    /// Goes to the next step, or when nothing moves to the next one with an event, and hands out what is due to each
-    /// part, in the order in which it was put in line. `due` is empty before.
-    fn next(&mut self, idle: bool, due: &mut [Bucket]) -> bool {
-        self.now += 1;
-        if idle {
-            if self.waiting == 0 {
-                let Some(first) = self.far.keys().next() else { return false };
-                self.now = self.now.max(*first);
-            } else {
-                let first = self.far.keys().next().copied().unwrap_or(u64::MAX);
-                while self.now < first && self.is_empty_at(self.now) {
-                    self.now += 1;
-                }
-            }
-        }
-        let first = place(self.now) * self.parts;
-        for (due, bucket) in due.iter_mut().zip(&mut self.ring[first..]) {
-            self.waiting -= bucket.len();
-            self.spare.push(std::mem::replace(due, std::mem::take(bucket)));
-        }
-        self.spare.retain(|spare| spare.capacity() > 0);
-        let mut wakes = std::mem::take(&mut self.wakes[place(self.now)]);
-        self.waiting -= wakes.len();
-        for to in wakes.drain(..) {
-            due[self.part_of(to)].push((to, Event::Wake));
-        }
-        for (to, event) in self.far.remove(&self.now).unwrap_or_default() {
-            due[self.part_of(to)].push((to, event));
-        }
-        true
-    }
 }
 
 /// How far a run is.
@@ -164,7 +56,12 @@ pub(super) struct Engine {
     pub(super) machines: Vec<Machine>,
     map: Arc<Map>,
     content: Layout,
-    calendar: Calendar,
+    /// The present step.
+    now: u64,
+    crew: Arc<Crew>,
+    parts: Vec<Part>,
+    /// Machines in each part.
+    each: u32,
     traffic: Traffic<Carried>,
     delays: Delays,
     changes: Changes,
@@ -184,12 +81,14 @@ pub(super) struct Engine {
     /// Who begins when, unless all do at once.
     arrivals: Option<Arrivals>,
     newcomer: Newcomer,
+    /// Whether anybody lies.
+    liars: bool,
     deadline: Time,
     pub(super) unfinished: usize,
     /// Whether a machine ended since `unfinished` was counted.
     someone_ended: bool,
-    pub(super) events: u64,
-    pub(super) messages: u64,
+    /// Requests to the stratum.
+    requests: u64,
     pub(super) transfers: u64,
     pub(super) strata_bytes: u64,
     /// By cell: what came in from outside of it.
@@ -207,16 +106,15 @@ struct Newcomer {
     seed: u64,
 }
 
-/// The bucket of a step.
-fn place(step: u64) -> usize {
-    usize::try_from(step % RING as u64).unwrap_or(0)
-}
-
 /// The longest step of which the latency is a whole number and the transfer of a chunk at least a few.
 pub(super) fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
     let longest = ((chunk_s / steps_per_chunk * 1e9) as u64).max(1);
     if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
+}
+
+fn short(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 fn steps(span_ns: u64, step_ns: u64) -> u64 {
@@ -229,7 +127,8 @@ impl Engine {
         let fastest = node_rates(scenario, seed).iter().flatten().copied().fold(0.0, f64::max);
         let chunk_s = f64::from(scenario.chunk_bytes()) / (fastest * 1e6 / 8.0);
         let network = &scenario.network;
-        let step_ns = step_ns(chunk_s, network.model.steps_per_chunk(), network.latency_us * 1_000);
+        let least = network.model.steps_per_chunk(scenario.settings.window_even);
+        let step_ns = step_ns(chunk_s, least, network.latency_us * 1_000);
         let links = Links::new(scenario, seed, step_ns);
         let map = Arc::new(Map::new(scenario, seed));
         let content = Layout::new(scenario);
@@ -242,29 +141,44 @@ impl Engine {
         let mut machines: Vec<Machine> =
             (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, &content)).collect();
         for (machine, liar) in machines.iter_mut().zip(Liar::draw(scenario, seed)) {
-            machine.liar = liar;
+            machine.liar = liar.map(Box::new);
         }
         let deadline = Time::from_nanos(u64::from(scenario.content.deadline_s) * 1_000_000_000);
-        let mut calendar = Calendar::new(nodes, threads.clamp(1, nodes));
+        let each = nodes.div_ceil(threads.clamp(1, nodes));
+        let delays = Delays::new(scenario, seed, step_ns, |node| map.region_of(node));
+        let count = nodes.div_ceil(each);
+        let part = |number: usize| {
+            let first = number * each;
+            Part::new(short(first), each.min(nodes - first), count, short(each), delays.clone())
+        };
+        let crew = Crew::new(count);
+        let mut parts: Vec<Part> = (0..count).map(part).collect();
         let (arrivals, first) = match Arrivals::new(scenario, seed, step_ns) {
             Some((arrivals, first)) => (Some(arrivals), first),
             None => (None, (0..scenario.fleet.nodes).map(|node| (1, node)).collect()),
         };
         for (step, to) in first {
-            calendar.push(step, to, Event::WantAll(scenario.content.class, deadline));
+            let event = Event::WantAll(scenario.content.class, deadline);
+            parts[to as usize / each].calendar.push(0, step, to, event);
         }
+        let changes = Changes::new(scenario, seed, step_ns, &links);
+        let traffic = Traffic::new(network.model, links, &crew);
         Self {
             machines,
             content,
-            calendar,
+            now: 0,
+            crew,
+            parts,
+            each: short(each),
             queues: Queues::new(scenario, nodes + 1, step_ns),
             churn: Churn::new(scenario, seed, step_ns),
             stall: Stall::new(scenario, seed, step_ns),
             arrivals,
             newcomer,
-            delays: Delays::new(scenario, seed, step_ns, |node| map.region_of(node)),
-            changes: Changes::new(scenario, seed, step_ns, &links),
-            traffic: Traffic::new(network.model, links, threads),
+            liars: scenario.liars.is_some(),
+            delays,
+            changes,
+            traffic,
             map,
             step_ns,
             lookup: steps(network.lookup_ms * 1_000_000, step_ns),
@@ -277,8 +191,7 @@ impl Engine {
             deadline,
             unfinished: nodes,
             someone_ended: false,
-            events: 0,
-            messages: 0,
+            requests: 0,
             transfers: 0,
             strata_bytes: 0,
             crossed_bytes: vec![0; scenario.cells() as usize],
@@ -305,7 +218,7 @@ impl Engine {
     /// Lets the recorder look, when it is time or all is over.
     fn look(&mut self, is_over: bool) {
         let Some(recorder) = &mut self.recorder else { return };
-        let now = self.calendar.now;
+        let now = self.now;
         if is_over || recorder.is_due(now) {
             let traffic = &self.traffic;
             let usage = |link| traffic.usage_of_link(link);
@@ -314,8 +227,56 @@ impl Engine {
         }
     }
 
+    fn step(&self) -> Step {
+        Step { number: self.now, ns: self.step_ns }
+    }
+
     fn now(&self) -> Time {
-        Time::from_nanos(self.calendar.now.saturating_mul(self.step_ns))
+        self.step().time()
+    }
+
+    /// Events that nodes reacted to, by kind.
+    pub(super) fn events_by_kind(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let of = |kind: usize| self.parts.iter().map(|part| part.counts[kind]).sum::<u64>();
+        EVENT_KINDS.into_iter().enumerate().map(move |(kind, name)| (name, of(kind)))
+    }
+
+    /// Events that nodes reacted to.
+    pub(super) fn events(&self) -> u64 {
+        self.events_by_kind().map(|(_, count)| count).sum()
+    }
+
+    /// Nodes that reacted in a step, summed up over all steps.
+    pub(super) fn visits(&self) -> u64 {
+        self.parts.iter().map(|part| part.visits).sum()
+    }
+
+    /// Messages that nodes sent.
+    pub(super) fn messages(&self) -> u64 {
+        self.parts.iter().map(|part| part.messages).sum::<u64>() + self.requests
+    }
+
+    /// Steps, and how long one is in nanoseconds.
+    pub(super) fn steps(&self) -> (u64, u64) {
+        (self.now, self.step_ns)
+    }
+
+    /// Puts an event in line for a later step.
+    fn push(&mut self, step: u64, to: u32, event: Event) {
+        let part = (to / self.each) as usize;
+        self.parts[part].calendar.push(self.now, step, to, event);
+    }
+
+    /// Goes to the next step, or when nothing moves to the next one with an event; `false` if there is none.
+    fn advance(&mut self) -> bool {
+        self.now += 1;
+        if self.traffic.is_idle() {
+            let first = self.parts.iter().filter_map(|part| part.calendar.first(self.now)).min();
+            let Some(first) = first else { return false };
+            self.now = first;
+        }
+        self.parts.iter_mut().for_each(|part| part.take(self.now));
+        true
     }
 
     /// When a node began.
@@ -326,7 +287,7 @@ impl Engine {
 
     pub(super) fn progress(&self) -> Progress {
         let wanted = self.machines.len() as u64 * u64::from(self.content.chunks());
-        Progress { now: self.now(), transfers: self.transfers, wanted, events: self.events }
+        Progress { now: self.now(), transfers: self.transfers, wanted, events: self.events() }
     }
 
     /// What the run takes in memory now, by part.
@@ -335,7 +296,7 @@ impl Engine {
         for part in self.machines.iter().flat_map(Machine::footprint) {
             footprint.add(part);
         }
-        footprint.add(("events in line", self.calendar.heap_bytes()));
+        footprint.add(("events in line", self.parts.iter().map(Part::heap_bytes).sum()));
         footprint.add(("flows and links", self.traffic.heap_bytes()));
         footprint.add(("homes of all slices", self.map.heap_bytes()));
         footprint
@@ -348,24 +309,20 @@ impl Engine {
 
     /// The same, for who looks at more than the progress.
     pub(super) fn run_watched(&mut self, watch: &mut dyn FnMut(&Self)) {
-        let parts = self.calendar.parts;
-        let mut due: Vec<Bucket> = (0..parts).map(|_| Vec::new()).collect();
-        let mut effects: Vec<Vec<(u32, Effect)>> = (0..parts).map(|_| Vec::new()).collect();
         let mut ended = Vec::new();
-        while self.unfinished > 0 && self.calendar.next(self.traffic.is_idle(), &mut due) {
+        if self.recorder.as_ref().is_some_and(|recorder| recorder.traces()) {
+            self.parts.iter_mut().for_each(|part| part.effects.seen = Some(Vec::new()));
+        }
+        while self.unfinished > 0 && self.advance() {
             self.change_links();
             self.replace_the_dead();
             self.end_stall();
-            self.events += due.iter().map(Vec::len).sum::<usize>() as u64;
-            self.react(&mut due, &mut effects);
-            for list in &mut effects {
-                for (from, effect) in list.drain(..) {
-                    self.apply(from, effect);
-                }
-            }
+            self.react();
+            self.deliver();
+            self.put_into_effect();
             self.traffic.step(&mut ended);
             if let Some(queues) = &mut self.queues {
-                queues.step(self.calendar.now, &self.traffic);
+                queues.step(self.now, &self.traffic);
             }
             for flow in ended.drain(..) {
                 self.finish(flow);
@@ -373,7 +330,7 @@ impl Engine {
             self.look(false);
             // Who looks only now and then must look before time jumps to what is far ahead: the run ends with the last node.
             let may_jump = self.someone_ended && self.traffic.is_idle();
-            if self.calendar.now.is_multiple_of(64) || may_jump {
+            if self.now.is_multiple_of(64) || may_jump {
                 self.someone_ended = false;
                 self.unfinished = self.count_unfinished();
                 watch(self);
@@ -394,25 +351,66 @@ impl Engine {
 
     /// Lets the machines react, each thread to its part of them. Within a step no machine sees another, and effects
     /// are kept in the order of the machines, so the number of threads does not show.
-    fn react(&mut self, due: &mut [Bucket], effects: &mut [Vec<(u32, Effect)>]) {
-        let (now, step_ns, each) = (self.now(), self.step_ns, self.calendar.each);
-        let alone = due.iter().map(Vec::len).sum::<usize>() < WORTH_A_THREAD;
-        let parts = self.machines.chunks_mut(each as usize).zip((0..).step_by(each as usize));
-        let mut work = parts.zip(due).zip(effects);
-        let own = work.next();
-        std::thread::scope(|scope| {
-            for (((machines, first), events), effects) in work {
-                let mut react = move || react_all(now, step_ns, (first, machines), events, effects);
-                if alone {
-                    react();
-                } else {
-                    scope.spawn(react);
+    fn react(&mut self) {
+        let (step, each) = (self.step(), self.each as usize);
+        let alone = self.parts.iter().map(Part::due).sum::<usize>() < WORTH_A_THREAD;
+        let work = self.machines.chunks_mut(each).zip(&mut self.parts);
+        at_once(&self.crew, alone, work, |(machines, part)| part.react(step, machines));
+    }
+
+    /// Puts messages in line, each thread those to its part of the machines, in the order of the senders.
+    fn deliver(&mut self) {
+        let now = self.now;
+        let mut letters = 0;
+        let mut to_part: Vec<Vec<Vec<Mail>>> = self.parts.iter().map(|_| Vec::new()).collect();
+        for part in &mut self.parts {
+            for (mail, to_part) in part.effects.mail.iter_mut().zip(&mut to_part) {
+                letters += mail.len();
+                to_part.push(std::mem::take(mail));
+            }
+        }
+        let (queues, changes, links) = (&self.queues, &self.changes, self.traffic.links());
+        let waits = |from: u32, to: u32| {
+            let waits = || queues.as_ref().map_or(0, |queues| queues.steps(from, to));
+            (!changes.cut(links, from, to)).then(waits)
+        };
+        let work = self.parts.iter_mut().zip(&mut to_part);
+        at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
+            part.receive(now, mail.iter_mut().flat_map(|mail| mail.drain(..)), &waits);
+        });
+        // They keep their memory.
+        for (to, lists) in to_part.into_iter().enumerate() {
+            for (part, list) in self.parts.iter_mut().zip(lists) {
+                part.effects.mail[to] = list;
+            }
+        }
+    }
+
+    /// Puts everything but messages into effect, in the order of the machines.
+    fn put_into_effect(&mut self) {
+        for number in 0..self.parts.len() {
+            if let Some(recorder) = &mut self.recorder {
+                for (from, effect) in
+                    self.parts[number].effects.seen.iter_mut().flat_map(|seen| seen.drain(..))
+                {
+                    recorder.effect(self.now, from, &effect);
                 }
             }
-            if let Some((((machines, first), events), effects)) = own {
-                react_all(now, step_ns, (first, machines), events, effects);
+            let mut effects = std::mem::take(&mut self.parts[number].effects.others);
+            for place in 0..effects.len() {
+                let [machine, asks] = AHEAD.map(|ahead| effects.get(place + ahead));
+                if let Some((from, Effect::Serve { .. })) = machine {
+                    self.machines[*from as usize].prefetch_asks();
+                }
+                if let Some((from, Effect::Serve { ask, .. })) = asks {
+                    self.machines[*from as usize].prefetch_ask(*ask);
+                }
+                let (from, effect) = std::mem::replace(&mut effects[place], (0, Effect::Ended));
+                self.apply(from, effect);
             }
-        });
+            effects.clear();
+            self.parts[number].effects.others = effects;
+        }
     }
 
     /// Steps from one node to another, with the waits at both links.
@@ -437,12 +435,12 @@ impl Engine {
 
     /// What links of each kind did.
     pub(super) fn usage(&self) -> Vec<LinksOfAKind> {
-        self.traffic.usage(self.calendar.now)
+        self.traffic.usage(self.now)
     }
 
     /// Lets links become slower, faster or be cut, when it is time. Requests that a cut kept from the stratum go on.
     fn change_links(&mut self) {
-        if !self.changes.apply(self.calendar.now, &mut self.traffic) {
+        if !self.changes.apply(self.now, &mut self.traffic) {
             return;
         }
         for (from, chunk) in std::mem::take(&mut self.cut_off) {
@@ -463,7 +461,7 @@ impl Engine {
     /// Lets nodes die, lets others notice, and begins replacements, when it is time.
     fn replace_the_dead(&mut self) {
         let Some(mut churn) = self.churn.take() else { return };
-        let now = self.calendar.now;
+        let now = self.now;
         if churn.dies.is_some_and(|at| at <= now) {
             churn.dies = None;
             for victim in &churn.victims {
@@ -489,6 +487,7 @@ impl Engine {
             for victim in &churn.victims {
                 let liar = self.machines[*victim as usize].liar.take();
                 self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, &self.content);
+                self.parts[(*victim / self.each) as usize].renew(*victim);
                 self.machines[*victim as usize].liar = liar;
                 // Who had not begun when it died begins in its turn.
                 let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
@@ -504,13 +503,13 @@ impl Engine {
     /// Lets nodes want the content from a step on.
     fn begin(&mut self, starts: Vec<Start>) {
         for (step, node) in starts {
-            self.calendar.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
+            self.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
         }
     }
 
     /// Lets requests go on that the stratum did not answer, when it does again.
     fn end_stall(&mut self) {
-        let over = self.stall.as_mut().map(|stall| stall.over(self.calendar.now)).unwrap_or_default();
+        let over = self.stall.as_mut().map(|stall| stall.over(self.now)).unwrap_or_default();
         if !over.is_empty() {
             for (from, chunk) in over {
                 self.ask_stratum(from, chunk);
@@ -523,25 +522,16 @@ impl Engine {
     fn tell_all(&mut self, whom: &[u32], event: fn(u32) -> Event) {
         for to in 0..u32::try_from(self.machines.len()).unwrap_or(u32::MAX) {
             for peer in whom.iter().filter(|peer| **peer != to) {
-                self.calendar.push(self.calendar.now + 1, to, event(*peer));
+                self.push(self.now + 1, to, event(*peer));
             }
         }
     }
 
     fn apply(&mut self, from: u32, effect: Effect) {
-        let now = self.calendar.now;
-        if let Some(recorder) = &mut self.recorder {
-            recorder.effect(now, from, &effect);
-        }
+        let now = self.now;
         match effect {
-            Effect::Send(to, event) => {
-                self.messages += 1;
-                if !self.is_cut(from, to) {
-                    let waits = self.waits(from, to);
-                    let arrival = self.delays.arrival(now, from, to, event.stream(), waits);
-                    self.calendar.push(arrival, to, event);
-                }
-            }
+            // Messages lie apart: [`Self::deliver`].
+            Effect::Send(..) => {}
             Effect::Serve { ask, to, chunk } => {
                 // An ask that was withdrawn in the same moment, before this was put into effect, is not there any more, or
                 // already another.
@@ -559,7 +549,7 @@ impl Engine {
                 }
             }
             Effect::Upstream(chunk) => {
-                self.messages += 1;
+                self.requests += 1;
                 if !self.stall.as_mut().is_some_and(|stall| stall.holds(now, from, chunk)) {
                     self.ask_stratum(from, chunk);
                     self.fill_stratum();
@@ -579,7 +569,7 @@ impl Engine {
             }
             Effect::Find(segment) => {
                 let peers = self.announced.get(&segment.0).cloned().unwrap_or_default().into_boxed_slice();
-                self.calendar.push(now + self.lookup, from, Event::Providers { segment, peers });
+                self.push(now + self.lookup, from, Event::Providers { segment, peers });
             }
             Effect::Announce(segment) => {
                 let providers = self.announced.entry(segment.0).or_default();
@@ -589,9 +579,8 @@ impl Engine {
             }
             Effect::Later(after_ms, event) => {
                 let nanos = u64::from(after_ms) * 1_000_000;
-                self.calendar.push(now + steps(nanos, self.step_ns), from, event);
+                self.push(now + steps(nanos, self.step_ns), from, event);
             }
-            Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
             Effect::Ended => {
                 self.someone_ended = true;
                 let starts = self.arrivals.as_mut().map(|arrivals| arrivals.ended(from, now));
@@ -607,7 +596,7 @@ impl Engine {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
             if let Some(recorder) = &mut self.recorder {
-                recorder.stratum_began(self.calendar.now, to, chunk);
+                recorder.stratum_began(self.now, to, chunk);
             }
             let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
             let handle = self.traffic.start(flow, self.content.len_bytes(chunk));
@@ -615,8 +604,9 @@ impl Engine {
         }
     }
 
+    /// A transfer ends with the present step; what happens in it otherwise happens at its beginning.
     fn finish(&mut self, flow: Flow<Carried>) {
-        let now = self.calendar.now;
+        let now = self.now;
         self.transfers += 1;
         let cell = self.map.cell_of(flow.to);
         match flow.what {
@@ -624,7 +614,8 @@ impl Engine {
                 if self.map.cell_of(flow.from) != cell {
                     self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 }
-                let wrong = self.machines[flow.from as usize].liar.as_ref().is_some_and(Liar::is_corrupt);
+                let liar = if self.liars { &self.machines[flow.from as usize].liar } else { &None };
+                let wrong = liar.as_ref().is_some_and(|liar| liar.is_corrupt());
                 if let Some(recorder) = &mut self.recorder {
                     let moved = (chunk, self.content.len_bytes(chunk));
                     let outcome = if wrong { Outcome::Wrong } else { Outcome::Received };
@@ -635,8 +626,8 @@ impl Engine {
                 } else {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
-                self.calendar.push(now + self.way(flow.from, flow.to), flow.to, data);
-                self.calendar.push(now + 1, flow.from, Event::Sent { ask });
+                self.push(now + 1 + self.way(flow.from, flow.to), flow.to, data);
+                self.push(now + 1, flow.from, Event::Sent { ask });
             }
             Carried::FromStratum { chunk } => {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
@@ -649,7 +640,7 @@ impl Engine {
                 }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
-                self.calendar.push(now + request + self.way(flow.from, flow.to), flow.to, data);
+                self.push(now + 1 + request + self.way(flow.from, flow.to), flow.to, data);
                 self.fill_stratum();
             }
         }
@@ -663,53 +654,13 @@ impl Newcomer {
     }
 }
 
-fn react_all(
-    now: Time,
-    step_ns: u64,
-    (first, machines): (u32, &mut [Machine]),
-    events: &mut Bucket,
-    effects: &mut Vec<(u32, Effect)>,
-) {
-    // Sorted by machine, and for each in the order in which they were put in line. Moving the numbers is less than moving
-    // the events.
-    let number = |(index, (to, _)): (u64, &(u32, Event))| u64::from(*to) << 32 | index;
-    let mut order: Vec<u64> = (0_u64..).zip(&*events).map(number).collect();
-    order.sort_unstable();
-    let index_of = |number: u64| usize::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
-    let mut out = Outbox::default();
-    let mut last = None;
-    for (place, number) in order.iter().enumerate() {
-        let [event, machine, tables, fetch] =
-            AHEAD.map(|ahead| order.get(place + ahead).map(|n| index_of(*n)));
-        if let Some(index) = event {
-            prefetch(&raw const events[index]);
-        }
-        let machine_of = |index: usize| &machines[(events[index].0 - first) as usize];
-        if let Some(index) = machine {
-            machine_of(index).prefetch();
-        }
-        if let Some(index) = tables {
-            machine_of(index).prefetch_tables(&events[index].1);
-        }
-        if let Some(index) = fetch {
-            machine_of(index).prefetch_fetch(&events[index].1);
-        }
-        let index = index_of(*number);
-        let to = events[index].0;
-        let event = std::mem::replace(&mut events[index].1, Event::Wake);
-        if let Some(before) = last.filter(|before| *before != to) {
-            machines[(before - first) as usize].rest(now, step_ns, effects);
-        }
-        if machines[(to - first) as usize].dead {
-            continue;
-        }
-        last = Some(to);
-        machines[(to - first) as usize].react(now, event, &mut out, effects);
+/// Does some work on each item, of which the crew has one each, or alone if it is not worth that.
+fn at_once<I: Send>(crew: &Crew, alone: bool, items: impl Iterator<Item = I>, work: impl Fn(I) + Sync) {
+    if alone {
+        items.for_each(work);
+    } else {
+        crew.each_its_own(items, work);
     }
-    if let Some(last) = last {
-        machines[(last - first) as usize].rest(now, step_ns, effects);
-    }
-    events.clear();
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use super::scenario::Scenario;
 use crate::mesh::proto::{
     Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
     Peer, Peers, Segment, Settings, Slice, Source, best_members, lease_cells, prefetch, prefetch_list,
-    prefetch_value,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
@@ -215,33 +214,49 @@ impl Peers for CellView {
     }
 }
 
-/// An [`Answer`] as it travels. Millions are on their way at once and few name anybody, so the names lie apart.
-#[derive(Clone, Debug)]
-pub(super) enum Told {
+/// What an answer without data says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
     Wait,
-    Busy(Option<Box<Holders>>),
-    Missing(Option<Box<Holders>>),
+    Busy,
+    Missing,
 }
 
-impl From<Answer> for Told {
-    fn from(answer: Answer) -> Self {
-        let apart = |holders: Holders| (!holders.is_empty()).then(|| Box::new(holders));
-        match answer {
-            Answer::Wait => Self::Wait,
-            Answer::Busy { holders } => Self::Busy(apart(holders)),
-            Answer::Missing { holders } => Self::Missing(apart(holders)),
+/// Whom an answer names, as it travels. Millions are on their way at once and nearly all name a few, so these lie in it.
+#[derive(Clone, Debug)]
+pub(super) enum Named {
+    Few { count: u8, peers: [u32; 4] },
+    Many(Box<Holders>),
+}
+
+impl From<Holders> for Named {
+    fn from(holders: Holders) -> Self {
+        let mut peers = [0; 4];
+        if holders.len() > peers.len() {
+            return Self::Many(Box::new(holders));
+        }
+        for (place, peer) in peers.iter_mut().zip(&holders) {
+            *place = peer.0;
+        }
+        Self::Few { count: u8::try_from(holders.len()).unwrap_or(0), peers }
+    }
+}
+
+impl From<Named> for Holders {
+    fn from(named: Named) -> Self {
+        match named {
+            Named::Few { count, peers } => peers[..usize::from(count)].iter().copied().map(Peer).collect(),
+            Named::Many(holders) => *holders,
         }
     }
 }
 
-impl From<Told> for Answer {
-    fn from(told: Told) -> Self {
-        let whole = |holders: Option<Box<Holders>>| holders.map_or_else(Holders::new, |holders| *holders);
-        match told {
-            Told::Wait => Self::Wait,
-            Told::Busy(holders) => Self::Busy { holders: whole(holders) },
-            Told::Missing(holders) => Self::Missing { holders: whole(holders) },
-        }
+/// The answer that is said so.
+fn said(says: Says, named: Named) -> Answer {
+    match says {
+        Says::Wait => Answer::Wait,
+        Says::Busy => Answer::Busy { holders: named.into() },
+        Says::Missing => Answer::Missing { holders: named.into() },
     }
 }
 
@@ -255,7 +270,7 @@ pub(super) enum Event {
     /// A peer withdraws its ask.
     Withdraw { from: u32, chunk: Chunk },
     /// A peer answers without data.
-    Answer { from: u32, chunk: Chunk, answer: Told, load: u8 },
+    Answer { from: u32, chunk: Chunk, says: Says, load: u8, named: Named },
     /// The last byte of a chunk arrived.
     Data { chunk: Chunk, from: Source },
     /// The last byte of something else arrived.
@@ -276,7 +291,57 @@ pub(super) enum Event {
     Up(u32),
 }
 
+/// What kinds of events there are, as they are counted.
+pub(super) const EVENT_KINDS: [&str; 15] = [
+    "begin",
+    "ask",
+    "withdraw",
+    "wait",
+    "busy, nobody named",
+    "busy",
+    "missing",
+    "data",
+    "wrong",
+    "stall",
+    "sent",
+    "possession",
+    "providers",
+    "wake",
+    "down, up",
+];
+
 impl Event {
+    /// What `from` says instead of data.
+    pub(super) fn answer(from: u32, chunk: Chunk, answer: Answer, load: u8) -> Self {
+        let (says, holders) = match answer {
+            Answer::Wait => (Says::Wait, Holders::new()),
+            Answer::Busy { holders } => (Says::Busy, holders),
+            Answer::Missing { holders } => (Says::Missing, holders),
+        };
+        Self::Answer { from, chunk, says, load, named: holders.into() }
+    }
+
+    /// Its place in [`EVENT_KINDS`].
+    pub(super) fn kind(&self) -> usize {
+        match self {
+            Self::WantAll(..) => 0,
+            Self::Ask { .. } => 1,
+            Self::Withdraw { .. } => 2,
+            Self::Answer { says: Says::Wait, .. } => 3,
+            Self::Answer { says: Says::Busy, named: Named::Few { count: 0, .. }, .. } => 4,
+            Self::Answer { says: Says::Busy, .. } => 5,
+            Self::Answer { says: Says::Missing, .. } => 6,
+            Self::Data { .. } => 7,
+            Self::Wrong { .. } => 8,
+            Self::Stall { .. } => 9,
+            Self::Sent { .. } => 10,
+            Self::Possession { .. } => 11,
+            Self::Providers { .. } => 12,
+            Self::Wake => 13,
+            Self::Down(_) | Self::Up(_) => 14,
+        }
+    }
+
     fn chunk(&self) -> Option<Chunk> {
         match self {
             Self::Ask { chunk, .. }
@@ -315,12 +380,52 @@ pub(super) enum Effect {
     Find(Segment),
     /// An announcement in the DHT.
     Announce(Segment),
-    /// Wake me then.
-    WakeAt(Time),
     /// Let this happen to me after so many milliseconds.
     Later(u32, Event),
     /// I have everything, or gave up what I have not.
     Ended,
+}
+
+/// A message to be sent.
+#[derive(Debug)]
+pub(super) struct Mail {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    pub(super) event: Event,
+}
+
+/// What the machines of one part cause in a step, in their order.
+#[derive(Debug)]
+pub(super) struct Effects {
+    /// Machines in each part.
+    each: u32,
+    /// Messages by the part of the receiver.
+    pub(super) mail: Vec<Vec<Mail>>,
+    /// All else.
+    pub(super) others: Vec<(u32, Effect)>,
+    /// All, if somebody wants to look at them.
+    pub(super) seen: Option<Vec<(u32, Effect)>>,
+}
+
+impl Effects {
+    /// Nothing yet, with so many parts of so many machines.
+    pub(super) fn new(parts: usize, each: u32) -> Self {
+        let mail = (0..parts).map(|_| Vec::new()).collect();
+        Self { each, mail, others: Vec::new(), seen: None }
+    }
+
+    pub(super) fn push(&mut self, (from, effect): (u32, Effect)) {
+        if let Some(seen) = &mut self.seen {
+            seen.push((from, effect.clone()));
+        }
+        match effect {
+            Effect::Send(to, event) => {
+                let part = if self.mail.len() == 1 { 0 } else { (to / self.each) as usize };
+                self.mail[part].push(Mail { from, to, event });
+            }
+            other => self.others.push((from, other)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -334,29 +439,30 @@ pub(super) struct Incoming {
 
 /// A node with its driver.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Machine {
+    // What nearly every event needs lies together, in front of what of the node does.
     pub(super) me: u32,
-    node: Node<CellView, Layout, Generator>,
+    chunks: u32,
     /// Asks under way, by number.
     incoming: Vec<Option<Incoming>>,
     free: Vec<u32>,
-    wake: Time,
-    chunks: u32,
-    reader: Option<Reader>,
-    /// What it does instead of answering, if it lies.
-    pub(super) liar: Option<Liar>,
-    /// Dead and not replaced yet: nothing reaches it.
-    pub(super) dead: bool,
-    /// Chunks delivered and given up.
-    pub(super) delivered: u32,
-    pub(super) given_up: u32,
     /// Bytes given to peers.
     pub(super) given: u64,
     /// Bytes taken from peers and from the stratum.
     pub(super) from_peers: u64,
     pub(super) from_strata: u64,
+    /// Chunks delivered and given up.
+    pub(super) delivered: u32,
+    pub(super) given_up: u32,
+    reader: Option<Box<Reader>>,
+    /// What it does instead of answering, if it lies.
+    pub(super) liar: Option<Box<Liar>>,
     /// When the last chunk was delivered or given up.
     pub(super) finished: Option<Time>,
+    /// Dead and not replaced yet: nothing reaches it.
+    pub(super) dead: bool,
+    node: Node<CellView, Layout, Generator>,
 }
 
 impl Machine {
@@ -376,8 +482,7 @@ impl Machine {
             node: Node::new(view, content, generator, Arc::clone(settings)),
             incoming: Vec::new(),
             free: Vec::new(),
-            wake: Time::NEVER,
-            reader,
+            reader: reader.map(Box::new),
             liar: None,
             dead: false,
             delivered: 0,
@@ -395,23 +500,74 @@ impl Machine {
         self.reader.as_ref().map(|reader| reader.outcome(|chunk| content.len_bytes(chunk)))
     }
 
-    /// Calls the machine into the processor's cache: the first of three calls, each for what the one before it found.
+    /// Calls the machine into the processor's cache: the first of four calls, each for what the one before it found.
     pub(super) fn prefetch(&self) {
-        prefetch_value(self);
+        prefetch(&raw const self.me);
+        prefetch(&raw const self.dead);
+        self.node.prefetch();
+    }
+
+    /// Calls the list of asks of others: the first of two calls for [`Self::incoming_mut`].
+    pub(super) fn prefetch_asks(&self) {
+        prefetch(&raw const self.incoming);
+    }
+
+    /// Calls an ask. The list should be in the cache by now.
+    pub(super) fn prefetch_ask(&self, ask: Ask) {
+        prefetch(self.incoming.as_ptr().wrapping_add(ask.0 as usize));
     }
 
     /// Calls what `event` will be looked up in.
     pub(super) fn prefetch_tables(&self, event: &Event) {
-        prefetch_list(&self.incoming);
         let peer = match event {
-            Event::Ask { from, .. } | Event::Answer { from, .. } => Some(Peer(*from)),
-            Event::Data { from: Source::Peer(peer), .. } => Some(*peer),
+            Event::Ask { .. } => {
+                self.node.prefetch_uploads();
+                prefetch(self.free.as_ptr().wrapping_add(self.free.len().saturating_sub(1)));
+                None
+            }
+            Event::Sent { ask } => {
+                self.node.prefetch_uploads();
+                self.prefetch_ask(*ask);
+                None
+            }
+            Event::Withdraw { .. } => {
+                self.node.prefetch_uploads();
+                prefetch_list(&self.incoming);
+                None
+            }
+            Event::Answer { from, .. } => Some(Peer(*from)),
+            Event::Data { from, chunk } => {
+                self.node.prefetch_end(*chunk);
+                match from {
+                    Source::Peer(peer) => Some(*peer),
+                    Source::Strata => None,
+                }
+            }
+            Event::Wake => {
+                self.node.prefetch_fetches();
+                None
+            }
             _ => None,
         };
         let chunk = event.chunk();
         self.node.prefetch_tables(chunk, peer);
         if let Some(chunk) = chunk {
             self.node.peers().prefetch(self.node.content().slice(chunk));
+        }
+    }
+
+    /// Calls the place of the fetch that `event` is about.
+    pub(super) fn prefetch_slot(&self, event: &Event) {
+        if matches!(event, Event::Data { .. }) {
+            self.node.prefetch_noted();
+        }
+        if let Event::Ask { .. } = event
+            && let Some(number) = self.free.last()
+        {
+            self.prefetch_ask(Ask(*number));
+        }
+        if let Some(chunk) = event.chunk() {
+            self.node.prefetch_slot(chunk);
         }
     }
 
@@ -428,7 +584,7 @@ impl Machine {
             + self.free.capacity() * size_of::<u32>()
             + self.node.peers().down.capacity() * size_of::<u32>();
         let driver = size_of::<Self>() - size_of_val(&self.node);
-        let reader = self.reader.as_ref().map_or(0, Reader::heap_bytes);
+        let reader = self.reader.as_ref().map_or(0, |reader| size_of::<Reader>() + reader.heap_bytes());
         self.node.footprint().into_iter().chain([("driver", driver + asks + reader)])
     }
 
@@ -443,13 +599,7 @@ impl Machine {
     }
 
     /// Lets the node react to an event. `out` is empty before and after.
-    pub(super) fn react(
-        &mut self,
-        now: Time,
-        event: Event,
-        out: &mut Outbox,
-        effects: &mut Vec<(u32, Effect)>,
-    ) {
+    pub(super) fn react(&mut self, now: Time, event: Event, out: &mut Outbox, effects: &mut Effects) {
         match event {
             Event::WantAll(class, deadline) => {
                 self.read_on(now, deadline, out);
@@ -479,8 +629,8 @@ impl Machine {
                 }
                 self.node.handle(now, Input::AskGone { ask }, out);
             }
-            Event::Answer { from, chunk, answer, load } => {
-                let answer = answer.into();
+            Event::Answer { from, chunk, says, load, named } => {
+                let answer = said(says, named);
                 self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer, load }, out);
             }
             Event::Data { chunk, from } => {
@@ -504,13 +654,7 @@ impl Machine {
                 let slices = slices.into_vec();
                 self.node.handle(now, Input::Possession { peer: Peer(from), slices }, out);
             }
-            Event::Wake => {
-                if self.wake != now {
-                    return; // An earlier wake-up was asked for since.
-                }
-                self.wake = Time::NEVER;
-                self.node.handle(now, Input::Tick, out);
-            }
+            Event::Wake => self.node.handle(now, Input::Tick, out),
             Event::Down(peer) => self.peer_down(now, peer, out),
             Event::Up(peer) => {
                 self.node.peers_mut().down.retain(|other| *other != peer);
@@ -522,7 +666,7 @@ impl Machine {
                 self.carry_out(now, output, effects);
             }
             let reader = self.reader.as_ref().filter(|reader| reader.may_go_on(now));
-            let Some(until) = reader.map(Reader::deadline) else { break };
+            let Some(until) = reader.map(|reader| reader.deadline()) else { break };
             self.read_on(now, until, out);
         }
     }
@@ -549,16 +693,11 @@ impl Machine {
         }
     }
 
-    /// After all events of a moment: when to be woken, rounded up to a later step.
-    pub(super) fn rest(&mut self, now: Time, step_ns: u64, effects: &mut Vec<(u32, Effect)>) {
+    /// After all events of a moment: the step in which it must be woken, if nothing happens before.
+    pub(super) fn rest(&self, now: Time, step_ns: u64) -> Option<u64> {
         let read = self.reader.as_ref().and_then(|reader| reader.next_deadline(now));
-        let Some(next) = self.node.next_deadline().into_iter().chain(read).min() else { return };
-        let step = next.as_nanos().div_ceil(step_ns).max(now.as_nanos() / step_ns + 1);
-        let at = Time::from_nanos(step.saturating_mul(step_ns));
-        if at < self.wake {
-            self.wake = at;
-            effects.push((self.me, Effect::WakeAt(at)));
-        }
+        let next = self.node.next_deadline().into_iter().chain(read).min()?;
+        Some(next.as_nanos().div_ceil(step_ns).max(now.as_nanos() / step_ns + 1))
     }
 
     /// Gives an ask its number.
@@ -590,7 +729,7 @@ impl Machine {
         Some(incoming)
     }
 
-    fn carry_out(&mut self, now: Time, output: Output, effects: &mut Vec<(u32, Effect)>) {
+    fn carry_out(&mut self, now: Time, output: Output, effects: &mut Effects) {
         let me = self.me;
         let effect = match output {
             Output::Ask { peer, chunk, class } => Effect::Send(peer.0, Event::Ask { from: me, chunk, class }),
@@ -606,8 +745,7 @@ impl Machine {
                 if ended {
                     self.end(ask);
                 }
-                let event = Event::Answer { from: me, chunk: incoming.chunk, answer: answer.into(), load };
-                Effect::Send(incoming.peer, event)
+                Effect::Send(incoming.peer, Event::answer(me, incoming.chunk, answer, load))
             }
             Output::FetchUpstream { chunk } => Effect::Upstream(chunk),
             Output::CancelUpstream { chunk } => Effect::StopUpstream(chunk),
@@ -635,7 +773,7 @@ impl Machine {
         effects.push((me, effect));
     }
 
-    fn note_end(&mut self, now: Time, effects: &mut Vec<(u32, Effect)>) {
+    fn note_end(&mut self, now: Time, effects: &mut Effects) {
         if self.delivered + self.given_up == self.chunks {
             self.finished = Some(now);
             effects.push((self.me, Effect::Ended));

@@ -39,16 +39,31 @@ impl Footprint {
     }
 }
 
-/// Runs a scenario like [`super::simulate`] and looks at its memory now and then. The largest of the looks is returned.
+/// What a run took.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// What came out.
+    pub report: Report,
+    /// Memory by part: the largest of a few looks.
+    pub footprint: Footprint,
+    /// Events that nodes reacted to, by kind.
+    pub events: Vec<(&'static str, u64)>,
+    /// Nodes that reacted in a step, summed up over all steps.
+    pub visits: u64,
+    /// Steps, and how long one is in nanoseconds.
+    pub steps: (u64, u64),
+}
+
+/// Runs a scenario like [`super::simulate`] and looks at what it takes.
 pub fn measure(
     scenario: &Scenario,
     seed: Option<u64>,
     threads: usize,
     watch: &mut dyn FnMut(Progress),
-) -> (Report, Footprint) {
+) -> Measured {
     let seed = seed.unwrap_or(scenario.seed);
     let mut engine = Engine::new(scenario, seed, threads);
-    let (mut largest, mut looks) = (engine.footprint(), 0);
+    let (mut footprint, mut looks) = (engine.footprint(), 0);
     engine.run_watched(&mut |engine| {
         let progress = engine.progress();
         watch(progress);
@@ -56,10 +71,16 @@ pub fn measure(
         if look > looks {
             looks = look;
             let now = engine.footprint();
-            if now.bytes() > largest.bytes() {
-                largest = now;
+            if now.bytes() > footprint.bytes() {
+                footprint = now;
             }
         }
     });
-    (summarise(scenario, seed, &engine), largest)
+    Measured {
+        report: summarise(scenario, seed, &engine),
+        footprint,
+        events: engine.events_by_kind().collect(),
+        visits: engine.visits(),
+        steps: engine.steps(),
+    }
 }

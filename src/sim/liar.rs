@@ -1,6 +1,6 @@
 //! Machines that lie to whoever asks them. All else of a liar is a node like the others: it is a home, and wants the content.
 
-use super::fleet::{Effect, Event, Machine};
+use super::fleet::{Effect, Effects, Event, Machine};
 use super::scenario::{Lie, Scenario};
 use crate::mesh::proto::{Answer, Ask, Chunk, Holders, Peer};
 use crate::model::{Generator, Rng};
@@ -66,7 +66,7 @@ impl Liar {
 
 impl Machine {
     /// A liar is asked.
-    pub(super) fn lie(&mut self, ask: Ask, from: u32, chunk: Chunk, effects: &mut Vec<(u32, Effect)>) {
+    pub(super) fn lie(&mut self, ask: Ask, from: u32, chunk: Chunk, effects: &mut Effects) {
         let me = self.me;
         let Some(liar) = &mut self.liar else { return };
         let holders = liar.holders(from);
@@ -85,20 +85,16 @@ impl Machine {
         };
         self.end(ask);
         let answer = if busy { Answer::Busy { holders } } else { Answer::Missing { holders } };
-        effects.push((
-            me,
-            Effect::Send(from, Event::Answer { from: me, chunk, answer: answer.into(), load: 0 }),
-        ));
+        effects.push((me, Effect::Send(from, Event::answer(me, chunk, answer, 0))));
     }
 
     /// A liar says `Wait`, and will say so again while it is still asked.
-    pub(super) fn stall(&mut self, to: u32, chunk: Chunk, effects: &mut Vec<(u32, Effect)>) {
+    pub(super) fn stall(&mut self, to: u32, chunk: Chunk, effects: &mut Effects) {
         if self.ask_of(to, chunk).is_none() {
             return;
         }
         let me = self.me;
-        let wait = Event::Answer { from: me, chunk, answer: Answer::Wait.into(), load: 0 };
-        effects.push((me, Effect::Send(to, wait)));
+        effects.push((me, Effect::Send(to, Event::answer(me, chunk, Answer::Wait, 0))));
         effects.push((me, Effect::Later(KEEP_ALIVE_MS, Event::Stall { to, chunk })));
     }
 }

@@ -10,13 +10,16 @@
 
 mod arrival;
 mod bound;
+mod calendar;
 mod churn;
+mod crew;
 mod engine;
 mod fleet;
 mod footprint;
 mod layout;
 mod liar;
 mod network;
+mod part;
 mod profile;
 mod published;
 mod reader;
@@ -34,7 +37,7 @@ mod tests;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
-pub use footprint::{Footprint, measure};
+pub use footprint::{Footprint, Measured, measure};
 pub use network::{LinksOfAKind, NetworkLoad};
 pub use profile::{
     ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,

@@ -5,7 +5,7 @@
 //! and a known grain, whatever the run's length is. Bytes are counted, not sampled; where a node's time went is sampled: the
 //! time since the last look counts as what the node does at this one.
 
-use super::fleet::{Effect, Event, Machine, Told};
+use super::fleet::{Effect, Event, Machine, Says};
 use super::network::{BUSY, SharedLink, Usage, classes, node_rates};
 use super::scenario::Scenario;
 use crate::mesh::proto::Chunk;
@@ -323,12 +323,15 @@ impl Recorder {
         step >= self.last + self.interval
     }
 
+    /// Whether nodes are traced: then it wants to know what machines cause.
+    pub(super) fn traces(&self) -> bool {
+        !self.tracer.traces.is_empty()
+    }
+
     /// Notes what a machine causes.
     pub(super) fn effect(&mut self, step: u64, from: u32, effect: &Effect) {
-        if !self.tracer.traces.is_empty() {
-            let now_s = self.seconds(step);
-            self.tracer.effect(now_s, from, effect);
-        }
+        let now_s = self.seconds(step);
+        self.tracer.effect(now_s, from, effect);
     }
 
     /// Somebody sends a piece that nobody asked for by itself.
@@ -529,10 +532,10 @@ impl Tracer {
             Effect::Send(to, Event::Withdraw { chunk, .. }) => {
                 self.ended(now_s, from, Some(*to), *chunk, Outcome::Withdrawn);
             }
-            Effect::Send(to, Event::Answer { chunk, answer, .. }) => match answer {
-                Told::Wait => {}
-                Told::Busy(_) => self.ended(now_s, *to, Some(from), *chunk, Outcome::Busy),
-                Told::Missing(_) => self.ended(now_s, *to, Some(from), *chunk, Outcome::Missing),
+            Effect::Send(to, Event::Answer { chunk, says, .. }) => match says {
+                Says::Wait => {}
+                Says::Busy => self.ended(now_s, *to, Some(from), *chunk, Outcome::Busy),
+                Says::Missing => self.ended(now_s, *to, Some(from), *chunk, Outcome::Missing),
             },
             _ => {}
         }

@@ -7,7 +7,7 @@
 //! nobody else is left, he is asked all the same.
 
 use super::fetch::{Fetch, Stage};
-use super::{Content, Node, Peer, Peers};
+use super::{Content, Node, Peer, Peers, prefetch};
 use crate::model::{Rng, Time};
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn place_of(peer: Peer) -> usize {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Doubts {
     doubted: Vec<Doubt>,
-    /// In the order of their places; what no ask under way began before is not kept for long.
+    /// In the order of time; of each place the last one counts. What no ask under way began before is not kept for long.
     delivered: Vec<(Peer, Time)>,
     /// When this node last began to run again, having stood still itself.
     woke: Time,
@@ -62,8 +62,7 @@ impl Doubts {
 
     /// For how long `peer`, asked at `since`, has delivered nothing.
     fn idle(&self, peer: Peer, since: Time, now: Time) -> Duration {
-        let place = self.delivered.binary_search_by_key(&place_of(peer), |(other, _)| place_of(*other));
-        let last = place.ok().map(|place| self.delivered[place]);
+        let last = self.delivered.iter().copied().rfind(|(other, _)| place_of(*other) == place_of(peer));
         let last = last.filter(|(other, _)| *other == peer).map_or(Time::ZERO, |(_, at)| at);
         now.since(since.max(last).max(self.woke))
     }
@@ -101,31 +100,41 @@ impl Doubts {
     /// `peer` delivered. `oldest` says when the oldest of the asks under way was made: who delivered before it and nothing
     /// since is idle since the ask, remembered or not.
     pub(super) fn note_delivered(&mut self, peer: Peer, now: Time, oldest: impl FnOnce() -> Time) {
-        match self.delivered.binary_search_by_key(&place_of(peer), |(other, _)| place_of(*other)) {
-            Ok(place) => self.delivered[place] = (peer, now),
-            Err(mut place) => {
-                let len = self.delivered.len();
-                if len >= DELIVERED_FEW && len == self.delivered.capacity() {
-                    let oldest = oldest();
-                    self.delivered.retain(|(_, at)| *at >= oldest);
-                    // Half as many again rather than twice as many: there are many nodes in a simulation.
-                    if self.delivered.len() > len * 3 / 4 {
-                        self.delivered.reserve_exact(len / 2);
-                    }
-                    place = self.delivered.partition_point(|(other, _)| place_of(*other) < place_of(peer));
-                }
-                self.delivered.insert(place, (peer, now));
+        let len = self.delivered.len();
+        if len >= DELIVERED_FEW && len == self.delivered.capacity() {
+            let oldest = oldest();
+            self.delivered.retain(|(_, at)| *at >= oldest);
+            if self.delivered.len() > len * 3 / 4 {
+                self.forget_displaced();
+            }
+            // Half as many again rather than twice as many: there are many nodes in a simulation.
+            if self.delivered.len() > len * 3 / 4 {
+                self.delivered.reserve_exact(len / 2);
             }
         }
+        self.delivered.push((peer, now));
         if let Some(doubt) = self.doubted.iter_mut().find(|doubt| doubt.peer == peer) {
             (doubt.times, doubt.delivers, doubt.until) = (doubt.times - 1, true, now);
         }
         self.doubted.retain(|doubt| doubt.times > 0);
     }
 
+    /// Keeps the last delivery of each place.
+    fn forget_displaced(&mut self) {
+        let mut taken = [false; DELIVERED_SLOTS];
+        self.delivered.reverse();
+        self.delivered.retain(|(peer, _)| !std::mem::replace(&mut taken[place_of(*peer)], true));
+        self.delivered.reverse();
+    }
+
     /// `peer` went: who comes under its number is somebody else.
     pub(super) fn forget_peer(&mut self, peer: Peer) {
         self.doubted.retain(|doubt| doubt.peer != peer);
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch(self.delivered.as_ptr().wrapping_add(self.delivered.len()));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -248,5 +257,10 @@ mod tests {
             assert_eq!(doubts.idle(asked, since, at(second + 3)), at(second + 3).since(since.max(last)));
         }
         assert!(doubts.delivered.capacity() <= 2 * DELIVERED_FEW, "{}", doubts.delivered.capacity());
+        // All deliveries matter: then one of each place is kept.
+        for second in 5_000..9_000 {
+            doubts.note_delivered(Peer(u32::try_from(rng.below(1_000)).unwrap()), at(second), || at(5_000));
+        }
+        assert!(doubts.delivered.capacity() <= 3 * DELIVERED_SLOTS, "{}", doubts.delivered.capacity());
     }
 }

@@ -1,6 +1,6 @@
 //! One chunk on its way to this node: for whom, from where, and what was tried.
 
-use super::{Ask, Chunk, Peer, Slice, prefetch_list};
+use super::{Ask, Chunk, Peer, Slice, prefetch, prefetch_list};
 use crate::model::{Class, Time};
 use smallvec::SmallVec;
 
@@ -399,6 +399,11 @@ impl Fetches {
     /// See [`super::prefetch`].
     pub(super) fn prefetch(&self) {
         prefetch_list(&self.slots);
+    }
+
+    /// The same for one place.
+    pub(super) fn prefetch_slot(&self, slot: u16) {
+        prefetch(self.slots.as_ptr().wrapping_add(usize::from(slot)));
     }
 
     /// Bytes on the heap.

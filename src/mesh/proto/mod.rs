@@ -76,7 +76,7 @@ pub use footprint::PartBytes;
 pub use node::Node;
 pub use peers_table::PeerTable;
 pub use possession::POSSESSION_MAX;
-pub(crate) use prefetch::{prefetch, prefetch_list, prefetch_value};
+pub(crate) use prefetch::{prefetch, prefetch_list};
 pub use record::{Difference, LINE_MAX_BYTES, Replay, ReplayError, event_line, header_line};
 pub use rendezvous::{best_members, lease_cells};
 pub use settings::Settings;

@@ -38,34 +38,39 @@ use std::time::Duration;
 /// * [`Output::Ask`] and [`Output::FetchUpstream`] are ended by an input or by their cancellation. What arrives
 ///   after that is taken all the same.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Node<P, C, R> {
+    // What nearly every input is looked up in lies together, and first: whoever runs many nodes calls it into the cache in
+    // time ([`super::prefetch`]).
+    pub(super) now: Time,
+    pub(super) timers: Timers,
+    pub(super) settings: Arc<Settings>,
+    pub(super) rng: R,
     pub(super) peers: P,
     pub(super) content: C,
-    pub(super) rng: R,
-    pub(super) settings: Arc<Settings>,
-    pub(super) now: Time,
     pub(super) marks: Marks,
-    /// Chunks stored of each slice, saturating.
-    pub(super) held: Vec<u16>,
-    pub(super) pending: Pending,
     pub(super) fetches: Fetches,
-    pub(super) pace: Pace,
-    pub(super) window: Window,
-    pub(super) uploads: Uploads,
     pub(super) homes: Homes,
-    pub(super) hints: Hints,
+    pub(super) uploads: Uploads,
     pub(super) loads: Loads,
     pub(super) speeds: Speeds,
-    pub(super) distrusted: Vec<(Peer, Time)>,
+    pub(super) hints: Hints,
     pub(super) doubts: Doubts,
+    pub(super) distrusted: Vec<(Peer, Time)>,
+    pub(super) pace: Pace,
+    pub(super) window: Window,
+    /// Chunks stored of each slice, saturating.
+    pub(super) held: Vec<u16>,
+    pub(super) copies: Copies,
+    // What the end of a fetch is noted in.
+    pub(super) pending: Pending,
+    pub(super) possession: Possession,
+    pub(super) claims: Claims,
+    // What seldom is needed.
     pub(super) upstream: Upstream,
     pub(super) lookups: Lookups,
     pub(super) announces: Announces,
     pub(super) news: News,
-    pub(super) possession: Possession,
-    pub(super) claims: Claims,
-    pub(super) copies: Copies,
-    pub(super) timers: Timers,
     pub(super) counts: Counts,
 }
 

@@ -8,7 +8,7 @@
 use super::fetch::{At, Fetch};
 use super::footprint::tree_bytes;
 use super::timer::Timer;
-use super::{Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers, Settings, Slice};
+use super::{Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers, Settings, Slice, prefetch_list};
 use crate::model::{Rng, Time};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -58,6 +58,11 @@ impl Possession {
             + self.recent.capacity() * size_of::<Slice>()
     }
 
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch_list(&self.recent);
+    }
+
     pub(super) fn parts_mut(&mut self, slice: Slice) -> Option<&mut u64> {
         self.parts.get_mut(slice.0 as usize)
     }
@@ -82,6 +87,11 @@ struct Teller {
 }
 
 impl Claims {
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch_list(&self.tellers);
+    }
+
     /// Who claims to hold the chunk in `part` of `slice`.
     pub(super) fn of(&self, slice: Slice, part: u8) -> impl Iterator<Item = Peer> + '_ {
         let claims = self.slices.get(&slice).into_iter().flatten();

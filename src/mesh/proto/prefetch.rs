@@ -44,17 +44,19 @@ fn prefetch_bytes(first: *const u8, bytes: usize) {
 }
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
+    /// Calls those of its own lines that nearly every input needs.
+    pub(crate) fn prefetch(&self) {
+        prefetch_bytes(std::ptr::from_ref(self).cast(), std::mem::offset_of!(Self, pending));
+    }
+
     /// Calls the tables that an input about `chunk` from or to `peer` will be looked up in. The node itself should be in the
     /// cache by now.
     pub(crate) fn prefetch_tables(&self, chunk: Option<Chunk>, peer: Option<Peer>) {
-        self.fetches.prefetch();
-        self.uploads.prefetch();
         self.homes.prefetch();
         if let Some(chunk) = chunk {
             let slice = self.content.slice(chunk);
             self.marks.prefetch(chunk);
             self.hints.prefetch(slice);
-            prefetch(self.held.as_ptr().wrapping_add(slice.0 as usize));
         }
         if let Some(peer) = peer {
             self.loads.prefetch(peer);
@@ -62,7 +64,40 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
     }
 
-    /// Calls the fetch of `chunk`, if there is one, and what is remembered of its slice. The tables should be in the cache by now.
+    /// Calls what the end of a fetch is noted in.
+    pub(crate) fn prefetch_end(&self, chunk: Chunk) {
+        let slice = self.content.slice(chunk);
+        prefetch(self.held.as_ptr().wrapping_add(slice.0 as usize));
+        self.doubts.prefetch();
+        let lines = std::mem::offset_of!(Self, upstream) - std::mem::offset_of!(Self, pending);
+        prefetch_bytes(std::ptr::from_ref(&self.pending).cast(), lines);
+    }
+
+    /// The same for what that names. It should be in the cache by now.
+    pub(crate) fn prefetch_noted(&self) {
+        self.possession.prefetch();
+        self.claims.prefetch();
+    }
+
+    /// Calls the asks of others.
+    pub(crate) fn prefetch_uploads(&self) {
+        self.uploads.prefetch();
+    }
+
+    /// Calls the list of all fetches.
+    pub(crate) fn prefetch_fetches(&self) {
+        self.fetches.prefetch();
+    }
+
+    /// Calls the place of the fetch of `chunk` in that list, if there is one. The tables should be in the cache by now.
+    pub(crate) fn prefetch_slot(&self, chunk: Chunk) {
+        if let Mark::Fetching(slot) = self.marks.get(chunk) {
+            self.fetches.prefetch_slot(slot);
+        }
+    }
+
+    /// Calls the fetch of `chunk`, if there is one, and what is remembered of its slice. Its place should be in the cache by
+    /// now.
     pub(crate) fn prefetch_fetch(&self, chunk: Chunk) {
         if let Some(home) = self.homes.get(self.content.slice(chunk)) {
             prefetch_value(home);

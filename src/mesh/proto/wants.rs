@@ -333,7 +333,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if index >= self.settings.numbers_max as usize {
             return;
         }
-        if self.held.len() <= index {
+        let len = self.held.len();
+        if len <= index {
+            // An eighth more rather than twice as many: there are many nodes in a simulation.
+            self.held.reserve_exact((index + 1 - len).max(len / 8));
             self.held.resize(index + 1, 0);
         }
         self.held[index] = self.held[index].saturating_add(1);

@@ -23,8 +23,8 @@ const NOWHERE: u16 = u16::MAX;
 /// Late messages above which those that arrived meanwhile are forgotten.
 const LATE_MIN: usize = 4_096;
 
-/// Latencies and losses of a scenario, in steps.
-#[derive(Debug)]
+/// Latencies and losses of a scenario, in steps. A clone knows nothing of messages that are late already.
+#[derive(Clone, Debug)]
 pub(in crate::sim) struct Delays {
     /// Within a region and to the stratum.
     near: u64,
@@ -37,7 +37,7 @@ pub(in crate::sim) struct Delays {
     loss: Option<Loss>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Loss {
     per_mille: usize,
     seed: u64,

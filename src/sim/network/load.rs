@@ -2,6 +2,7 @@
 
 use super::{Flow, Links, Traffic};
 use crate::model::{Generator, Rng, mix};
+use crate::sim::crew::Crew;
 use crate::sim::scenario::Scenario;
 
 /// One of so many transfers comes from another cell of the region, if there is one, and one from anywhere.
@@ -29,7 +30,7 @@ impl NetworkLoad {
         let nodes = scenario.fleet.nodes;
         let links = Links::new(scenario, scenario.seed, step_ns);
         let mut load = Self {
-            traffic: Traffic::new(scenario.network.model, links, threads),
+            traffic: Traffic::new(scenario.network.model, links, &Crew::new(threads)),
             rng: Generator::new(scenario.seed),
             nodes,
             group: [nodes / scenario.cells(), nodes / scenario.fleet.regions].map(|size| size.max(2)),

@@ -27,12 +27,18 @@ pub(super) use keys::{Change, LinkRates, Model, NodeClass, RegionLatency, check_
 pub(super) use links::{Links, Servers, classes, node_rates};
 pub use load::NetworkLoad;
 
+use super::crew::Crew;
+use crate::mesh::proto::prefetch;
 use exact::Exact;
 use fifo::Fifo;
 use fluid::Fluid;
 use links::Path;
 use serde::Serialize;
 use std::num::NonZeroU32;
+use std::sync::Arc;
+
+/// How many transfers ahead of its turn what is known of one that ended is called into the processor's cache (guess).
+const AHEAD: usize = 8;
 
 /// At this share of its capacity, a link is busy.
 pub(super) const BUSY: f64 = 0.98;
@@ -84,16 +90,16 @@ trait Network: std::fmt::Debug {
 
 /// The model that a scenario names. The fluid one is made for the number of shared links that the scenario has on the longest
 /// way, so that those which it has not cost nothing.
-fn network(model: Model, links: &Links, threads: usize) -> Box<dyn Network> {
+fn network(model: Model, links: &Links, crew: &Arc<Crew>) -> Box<dyn Network> {
     let (rates, ends) = (links.rates(), links.ends());
     match (model, links.most_shared()) {
         (Model::Exact, _) => Box::new(Exact::new(rates)),
         (Model::Fifo, _) => Box::new(Fifo::new(rates)),
-        (Model::Fluid, 0) => Box::new(Fluid::<0>::new(rates, ends, threads)),
-        (Model::Fluid, 1) => Box::new(Fluid::<1>::new(rates, ends, threads)),
-        (Model::Fluid, 2) => Box::new(Fluid::<2>::new(rates, ends, threads)),
-        (Model::Fluid, 3 | 4) => Box::new(Fluid::<4>::new(rates, ends, threads)),
-        (Model::Fluid, _) => Box::new(Fluid::<{ links::SHARED_MAX }>::new(rates, ends, threads)),
+        (Model::Fluid, 0) => Box::new(Fluid::<0>::new(rates, ends, crew)),
+        (Model::Fluid, 1) => Box::new(Fluid::<1>::new(rates, ends, crew)),
+        (Model::Fluid, 2) => Box::new(Fluid::<2>::new(rates, ends, crew)),
+        (Model::Fluid, 3 | 4) => Box::new(Fluid::<4>::new(rates, ends, crew)),
+        (Model::Fluid, _) => Box::new(Fluid::<{ links::SHARED_MAX }>::new(rates, ends, crew)),
     }
 }
 
@@ -136,9 +142,14 @@ pub(super) struct Traffic<S> {
 }
 
 impl<S: Copy> Traffic<S> {
+    /// The same on one thread.
+    pub(super) fn alone(model: Model, links: Links) -> Self {
+        Self::new(model, links, &Crew::new(1))
+    }
+
     /// Links with nothing on them.
-    pub(super) fn new(model: Model, links: Links, threads: usize) -> Self {
-        let network = network(model, &links, threads);
+    pub(super) fn new(model: Model, links: Links, crew: &Arc<Crew>) -> Self {
+        let network = network(model, &links, crew);
         Self { network, links, entries: Vec::new(), free: Vec::new(), under_way: 0, ended: Vec::new() }
     }
 
@@ -220,9 +231,13 @@ impl<S: Copy> Traffic<S> {
     pub(super) fn step(&mut self, ended: &mut Vec<Flow<S>>) {
         let mut numbers = std::mem::take(&mut self.ended);
         self.network.step(&mut numbers);
-        for number in numbers.drain(..) {
-            ended.extend(self.release(number));
+        for place in 0..numbers.len() {
+            if let Some(next) = numbers.get(place + AHEAD) {
+                prefetch(self.entries.as_ptr().wrapping_add(*next as usize));
+            }
+            ended.extend(self.release(numbers[place]));
         }
+        numbers.clear();
         self.ended = numbers;
     }
 

@@ -8,8 +8,8 @@ use crate::model::{Generator, Rng};
 use crate::sim::scenario::Scenario;
 use std::collections::VecDeque;
 
-/// A third of what a transfer of 1 MiB takes at 1 000 Mbit/s, the fastest that is drawn.
-const STEP_NS: u64 = 2_796_000;
+/// Two thirds of what a transfer of 1 MiB takes at 1 000 Mbit/s, the fastest that is drawn.
+const STEP_NS: u64 = 5_592_000;
 const FINE: u64 = 16;
 const BYTES: u32 = 1 << 20;
 
@@ -55,13 +55,13 @@ fn draw_shared(seed: u64) -> Case {
         })
         .collect();
     let dead = crate::sim::churn::draw(short(nodes), 10, Generator::stream(seed, 1));
-    Case { scenario, seed, receivers, slots: 4 + rng.below(5), dead, dies: 40 + rng.below(60) as u64 }
+    Case { scenario, seed, receivers, slots: 4 + rng.below(5), dead, dies: 20 + rng.below(30) as u64 }
 }
 
 /// When each transfer ended that did, in coarse steps, by sender and place in its order.
 fn run(case: &Case, model: Model, fine: u64) -> Vec<Vec<f64>> {
     let links = Links::new(&case.scenario, case.seed, STEP_NS / fine);
-    let mut traffic = Traffic::new(model, links, 1);
+    let mut traffic = Traffic::alone(model, links);
     let mut waiting: Vec<VecDeque<(usize, u32)>> = Vec::new();
     for receivers in &case.receivers {
         waiting.push(receivers.iter().copied().enumerate().collect());

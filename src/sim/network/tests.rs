@@ -15,7 +15,7 @@ fn traffic(model: Model, shares: bool) -> Traffic<u32> {
     let classes = "[[fleet.class]]\nname = 'slow'\nnodes = 5\nup_mbit_s = 200\ndown_mbit_s = 300\n\
                    [[fleet.class]]\nname = 'fast'\nnodes = 3\nup_mbit_s = 2_000\ndown_mbit_s = 4_000\n";
     let scenario = scenario(24, [2, 2, 2], classes, if shares { SHARED } else { "" });
-    Traffic::new(model, Links::new(&scenario, 1, 1_000_000), 1)
+    Traffic::alone(model, Links::new(&scenario, 1, 1_000_000))
 }
 
 /// Moves everything to its end. Returns when each ended.
@@ -175,7 +175,7 @@ fn steps_come_out_the_same_to_the_bit_with_any_number_of_threads() {
 fn what_moves_a_millionth_in_a_step_ends_at_its_time_too() {
     let class = "[[fleet.class]]\nname = 'thin'\nshare = 1.0\nup_mbit_s = 0.25\ndown_mbit_s = 0.25\n";
     let links = Links::new(&scenario(9, [1, 1, 1], class, ""), 1, 250_000);
-    let mut traffic = Traffic::new(Model::Fluid, links, 1);
+    let mut traffic = Traffic::alone(Model::Fluid, links);
     for to in 1..8 {
         traffic.start(Flow { from: 0, to, what: to }, 100_000);
     }

@@ -169,7 +169,7 @@ fn step_ns(scenario: &Scenario, seed: u64, setup: &Setup) -> u64 {
     let network = &scenario.network;
     let fastest = node_rates(scenario, seed).iter().flatten().copied().fold(0.0, f64::max);
     let piece_s = f64::from(setup.layout.piece_bytes()) / (fastest * 1e6 / 8.0);
-    let steps = network.model.steps_per_chunk();
+    let steps = network.model.steps_per_chunk(1);
     // Where no piece is asked for by itself, latencies need not be whole numbers of steps: they matter seldom.
     let latency_ns = if setup.asks_for_each { network.latency_us * 1_000 } else { 0 };
     let fine = crate::sim::engine::step_ns(piece_s, steps, latency_ns);
@@ -216,7 +216,7 @@ impl<N: Copy> World<N> {
             changes: Changes::new(scenario, seed, step_ns, &links),
             queues: Queues::new(scenario, ends, step_ns),
             stall: Stall::new(scenario, seed, step_ns),
-            traffic: Traffic::new(scenario.network.model, links, 1),
+            traffic: Traffic::alone(scenario.network.model, links),
             step_ns,
             timeout: steps(scenario.strategy.timeout_ms),
             notice: None,

@@ -14,13 +14,14 @@
 //! unit and below 2^53 of them: such sums are exact, so neither the order nor the number of threads shows.
 
 mod block;
-mod crew;
 mod side;
 
 use super::links::Path;
 use super::{Network, Usage};
+use crate::sim::crew::Crew;
 use block::{Block, Flow, Gone};
 use side::{Grid, Side, Stretch, Tally};
+use std::sync::Arc;
 
 /// Rounds of water-filling between the ends' own links.
 const ROUNDS: usize = 3;
@@ -32,7 +33,7 @@ const BLOCK: u32 = 2_048;
 const NO_LIMIT: f32 = 1e30;
 /// Wide links that a thread takes at once.
 const STRETCH: usize = 16_384;
-/// Transfers that must be looked at before a second thread helps: to begin a thread costs as much as some thousand.
+/// Transfers that must be looked at before a second thread helps: to wake one costs as much as a thousand.
 const WORTH_A_THREAD: usize = 16_384;
 
 fn short(index: usize) -> u32 {
@@ -54,6 +55,7 @@ pub(super) struct Fluid<const SHARED: usize> {
     /// The ends' uplinks, then the shared links, then one without a limit: who passes fewer passes that one instead.
     wide: Side,
     blocks: Vec<Block<SHARED>>,
+    crew: Arc<Crew>,
     /// By thread.
     tallies: Vec<Tally>,
     /// By number of the transfer.
@@ -65,7 +67,7 @@ pub(super) struct Fluid<const SHARED: usize> {
 
 impl<const SHARED: usize> Fluid<SHARED> {
     /// Links with nothing on them, of which the first are the uplinks of `ends` ends and the next their downlinks.
-    pub(super) fn new(rates: &[f64], ends: u32, threads: usize) -> Self {
+    pub(super) fn new(rates: &[f64], ends: u32, crew: &Arc<Crew>) -> Self {
         let count = ends as usize;
         let (up, others) = rates.split_at(count);
         let (down, shared) = others.split_at(count);
@@ -76,7 +78,8 @@ impl<const SHARED: usize> Fluid<SHARED> {
         }
         Self {
             blocks: down.chunks(BLOCK as usize).map(|rates| Block::new(&grid, rates)).collect(),
-            tallies: (0..threads.max(1)).map(|_| Tally::new(wide.len())).collect(),
+            tallies: (0..crew.len()).map(|_| Tally::new(wide.len())).collect(),
+            crew: Arc::clone(crew),
             wide,
             grid,
             places: Vec::new(),
@@ -108,14 +111,15 @@ impl<const SHARED: usize> Fluid<SHARED> {
     fn each(&mut self, transfers: usize, work: impl Fn(&mut Block<SHARED>, &[f32], &mut Tally) + Sync) {
         let threads = if transfers < WORTH_A_THREAD { 1 } else { self.tallies.len() };
         let shares = self.wide.shares();
-        crew::each(&mut self.tallies[..threads], &mut self.blocks, |tally, block| work(block, shares, tally));
+        let tallies = &mut self.tallies[..threads];
+        self.crew.each(tallies, &mut self.blocks, |tally, block| work(block, shares, tally));
     }
 
     /// Lets each thread take one stretch of the wide links after the other, if there are so many.
     fn each_wide(&mut self, work: impl Fn(&mut Stretch<'_>) + Sync) {
         let threads = if self.wide.len() < 2 * STRETCH { 1 } else { self.tallies.len() };
         let mut stretches = self.wide.stretches(&mut self.tallies, STRETCH);
-        crew::each(&mut vec![(); threads], &mut stretches, |(), stretch| work(stretch));
+        self.crew.each(&mut vec![(); threads], &mut stretches, |(), stretch| work(stretch));
     }
 
     fn fill(&mut self) {

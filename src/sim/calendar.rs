@@ -1,0 +1,212 @@
+//! What is due when, for one part of the fleet.
+//!
+//! A ring of buckets, one a step (a calendar queue after Brown, 1988), and a tree for what lies beyond it. A bucket is a list
+//! of pages, which go from one to the other: so what is in line takes as much memory as its largest number, and not each
+//! bucket as much as the fullest.
+
+use super::fleet::Event;
+use std::collections::BTreeMap;
+
+/// Steps that the ring of buckets covers.
+const RING: usize = 1_024;
+/// Events in a page.
+const PAGE: usize = 512;
+
+/// An event with the machine that it reaches.
+type Entry = (u32, Event);
+
+/// Events in the order in which they were put in line: all pages but the last one are full.
+#[derive(Debug, Default)]
+pub(super) struct Bucket {
+    pages: Vec<Vec<Entry>>,
+}
+
+impl Bucket {
+    fn push(&mut self, entry: Entry, spare: &mut Vec<Vec<Entry>>) {
+        match self.pages.last_mut() {
+            Some(page) if page.len() < PAGE => page.push(entry),
+            _ => {
+                let mut page = spare.pop().unwrap_or_else(|| Vec::with_capacity(PAGE));
+                page.push(entry);
+                self.pages.push(page);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.pages.last().map_or(0, |last| (self.pages.len() - 1) * PAGE + last.len())
+    }
+
+    /// The event of a number below [`Self::len`].
+    pub(super) fn get(&self, number: usize) -> &Entry {
+        &self.pages[number / PAGE][number % PAGE]
+    }
+
+    /// Takes it out; a wake-up stays in its place.
+    pub(super) fn take(&mut self, number: usize) -> Event {
+        std::mem::replace(&mut self.pages[number / PAGE][number % PAGE].1, Event::Wake)
+    }
+
+    /// By number, whom each event reaches.
+    pub(super) fn receivers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.pages.iter().flatten().map(|(to, _)| *to)
+    }
+}
+
+/// What lies beyond the ring.
+#[derive(Debug, Default)]
+struct Far {
+    events: Vec<Entry>,
+    wakes: Vec<u32>,
+}
+
+/// Events by the step in which they are due.
+#[derive(Debug)]
+pub(super) struct Calendar {
+    ring: Vec<Bucket>,
+    /// Wake-ups apart: they lie far ahead, few in a bucket, and most are outdated when due.
+    wakes: Vec<Vec<u32>>,
+    far: BTreeMap<u64, Far>,
+    /// Emptied pages.
+    spare: Vec<Vec<Entry>>,
+    /// What is in line within the ring.
+    waiting: usize,
+}
+
+/// The bucket of a step.
+fn place(step: u64) -> usize {
+    usize::try_from(step % RING as u64).unwrap_or(0)
+}
+
+impl Calendar {
+    pub(super) fn new() -> Self {
+        Self {
+            ring: (0..RING).map(|_| Bucket::default()).collect(),
+            wakes: (0..RING).map(|_| Vec::new()).collect(),
+            far: BTreeMap::new(),
+            spare: Vec::new(),
+            waiting: 0,
+        }
+    }
+
+    /// Puts an event in line for a later step than the present one.
+    pub(super) fn push(&mut self, now: u64, step: u64, to: u32, event: Event) {
+        let step = step.max(now + 1);
+        if step - now >= RING as u64 {
+            self.far.entry(step).or_default().events.push((to, event));
+            return;
+        }
+        self.waiting += 1;
+        self.ring[place(step)].push((to, event), &mut self.spare);
+    }
+
+    /// The same for a wake-up.
+    pub(super) fn push_wake(&mut self, now: u64, step: u64, to: u32) {
+        let step = step.max(now + 1);
+        if step - now >= RING as u64 {
+            self.far.entry(step).or_default().wakes.push(to);
+            return;
+        }
+        self.waiting += 1;
+        self.wakes[place(step)].push(to);
+    }
+
+    /// The first step from `now` on for which something is in line.
+    pub(super) fn first(&self, now: u64) -> Option<u64> {
+        let far = self.far.keys().next().copied();
+        if self.waiting == 0 {
+            return far;
+        }
+        let is_empty =
+            |step: u64| self.wakes[place(step)].is_empty() && self.ring[place(step)].pages.is_empty();
+        let near = (now..now + RING as u64).find(|step| !is_empty(*step));
+        near.into_iter().chain(far).min()
+    }
+
+    /// Hands out what is due at `now` into what is empty: events, and whom wake-ups reach, which come after them.
+    pub(super) fn take(&mut self, now: u64, events: &mut Bucket, wakes: &mut Vec<u32>) {
+        std::mem::swap(&mut self.ring[place(now)], events);
+        std::mem::swap(&mut self.wakes[place(now)], wakes);
+        self.waiting -= events.len() + wakes.len();
+        if let Some(far) = self.far.remove(&now) {
+            far.events.into_iter().for_each(|entry| events.push(entry, &mut self.spare));
+            wakes.extend(far.wakes);
+        }
+    }
+
+    /// Takes a bucket's pages back when all events were taken out.
+    pub(super) fn recycle(&mut self, events: &mut Bucket) {
+        for mut page in events.pages.drain(..) {
+            page.clear();
+            self.spare.push(page);
+        }
+    }
+
+    /// Bytes on the heap; what lies far ahead is left out.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let pages = self.ring.iter().map(|bucket| bucket.pages.len()).sum::<usize>() + self.spare.len();
+        let wakes = self.wakes.iter().map(Vec::capacity).sum::<usize>();
+        pages * PAGE * size_of::<Entry>() + wakes * size_of::<u32>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::proto::Ask;
+    use crate::model::{Generator, Rng};
+
+    #[test]
+    fn everything_comes_when_it_is_due_in_the_order_in_which_it_was_put_in_line() {
+        let (mut calendar, mut rng) = (Calendar::new(), Generator::new(5));
+        let (mut plain, mut woken) =
+            (BTreeMap::<u64, Vec<(u32, u32)>>::new(), BTreeMap::<u64, Vec<u32>>::new());
+        let (mut now, mut number, mut seen) = (0, 0, 0);
+        let (mut events, mut wakes) = (Bucket::default(), Vec::new());
+        loop {
+            let count = if now < 3_000 { rng.below(600) } else { 0 };
+            for _ in 0..count {
+                // Mostly soon, now and then beyond the ring.
+                let span = if rng.below(20) == 0 { 5_000 } else { 6 };
+                let (step, to) = (now + 1 + rng.below(span) as u64, u32::try_from(rng.below(40)).unwrap());
+                if rng.below(5) == 0 {
+                    calendar.push_wake(now, step, to);
+                    woken.entry(step).or_default().push(to);
+                } else {
+                    calendar.push(now, step, to, Event::Sent { ask: Ask(number) });
+                    plain.entry(step).or_default().push((to, number));
+                    number += 1;
+                }
+            }
+            now += 1;
+            let first = plain.keys().chain(woken.keys()).min().copied();
+            assert_eq!(calendar.first(now), first);
+            if first.is_none() {
+                break;
+            }
+            calendar.take(now, &mut events, &mut wakes);
+            let found = |number: usize| match events.get(number) {
+                (to, Event::Sent { ask }) => (*to, ask.0),
+                other => panic!("{other:?}"),
+            };
+            // What was put in line when it lay beyond the ring comes after the rest.
+            let (mut found, mut wanted): (Vec<_>, Vec<_>) =
+                ((0..events.len()).map(found).collect(), plain.remove(&now).unwrap_or_default());
+            assert!(events.receivers().eq(found.iter().map(|(to, _)| *to)));
+            seen += found.len();
+            found.sort_unstable();
+            wanted.sort_unstable();
+            assert_eq!(found, wanted);
+            wakes.sort_unstable();
+            let mut due = woken.remove(&now).unwrap_or_default();
+            due.sort_unstable();
+            assert_eq!(wakes, due);
+            wakes.clear();
+            (0..events.len()).for_each(|number| drop(events.take(number)));
+            calendar.recycle(&mut events);
+        }
+        assert!(seen > 100_000 && calendar.waiting == 0);
+        // Six steps of at most 600 lie in pages at once, each with a last page that is not full, and what came from afar.
+        assert!(calendar.spare.len() < 40, "{}", calendar.spare.len());
+    }
+}

@@ -1,0 +1,216 @@
+//! A thread's part of the fleet: what reaches its machines, and what they cause.
+
+use super::calendar::{Bucket, Calendar};
+use super::fleet::{EVENT_KINDS, Effects, Event, Machine, Mail};
+use super::network::Delays;
+use crate::mesh::proto::{Outbox, prefetch};
+use crate::model::Time;
+
+/// How many events ahead of its turn an event, its machine, that one's tables, the place of its fetch and the fetch are called into
+/// the processor's cache (guess: each call has the time of a few events, and all of it fits into the nearest cache).
+const AHEAD: [usize; 5] = [18, 12, 8, 4, 2];
+/// Machines for each event of a step from which on it is quicker to compare events than to count all machines.
+const SPARSE: usize = 8;
+/// The number of a wake-up, which comes after a machine's other events.
+const WAKE: u64 = u32::MAX as u64;
+/// No wake-up is in line that counts.
+const NEVER: u64 = u64::MAX;
+
+/// What a thread needs for its machines, but for the machines.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its first machine.
+    first: u32,
+    pub(super) calendar: Calendar,
+    /// What is due.
+    events: Bucket,
+    wakes: Vec<u32>,
+    /// By machine: the step of the wake-up that counts; all others in line are outdated.
+    wake_at: Vec<u64>,
+    /// What is due by machine and by its number.
+    order: Vec<u64>,
+    unsorted: Vec<u64>,
+    places: Vec<u32>,
+    out: Outbox,
+    pub(super) effects: Effects,
+    /// The ways of messages to its machines.
+    delays: Delays,
+    pub(super) messages: u64,
+    /// Events by kind that machines reacted to.
+    pub(super) counts: [u64; EVENT_KINDS.len()],
+    /// Machines that reacted in a step, summed up.
+    pub(super) visits: u64,
+}
+
+/// The step in which everything happens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) number: u64,
+    pub(super) ns: u64,
+}
+
+impl Step {
+    pub(super) fn time(self) -> Time {
+        Time::from_nanos(self.number.saturating_mul(self.ns))
+    }
+}
+
+impl Part {
+    /// Of so many machines from `first` on, in one of so many parts of `each`.
+    pub(super) fn new(first: u32, machines: usize, parts: usize, each: u32, delays: Delays) -> Self {
+        Self {
+            first,
+            calendar: Calendar::new(),
+            events: Bucket::default(),
+            wakes: Vec::new(),
+            wake_at: vec![NEVER; machines],
+            order: Vec::new(),
+            unsorted: Vec::new(),
+            places: Vec::new(),
+            out: Outbox::default(),
+            effects: Effects::new(parts, each),
+            delays,
+            messages: 0,
+            counts: [0; EVENT_KINDS.len()],
+            visits: 0,
+        }
+    }
+
+    /// Takes out what is due.
+    pub(super) fn take(&mut self, now: u64) {
+        self.calendar.take(now, &mut self.events, &mut self.wakes);
+    }
+
+    /// Events that are due.
+    pub(super) fn due(&self) -> usize {
+        self.events.len() + self.wakes.len()
+    }
+
+    /// Another machine has this number now: nobody wakes it.
+    pub(super) fn renew(&mut self, machine: u32) {
+        self.wake_at[(machine - self.first) as usize] = NEVER;
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let lists = self.order.capacity() + self.unsorted.capacity() + self.wake_at.capacity();
+        let mail = self.effects.mail.iter().map(Vec::capacity).sum::<usize>();
+        self.calendar.heap_bytes()
+            + lists * size_of::<u64>()
+            + self.places.capacity() * size_of::<u32>()
+            + mail * size_of::<Mail>()
+    }
+
+    /// Sorts what is due by machine, and for each in the order in which it was put in line. Moving the numbers is less
+    /// than moving the events.
+    fn sort(&mut self, step: Step) {
+        let Self { events, wakes, wake_at, order, unsorted, places, first, .. } = self;
+        unsorted.clear();
+        unsorted.extend((0_u64..).zip(events.receivers()).map(|(index, to)| u64::from(to) << 32 | index));
+        for to in wakes.drain(..) {
+            let at = &mut wake_at[(to - *first) as usize];
+            if *at == step.number {
+                *at = NEVER;
+                unsorted.push(u64::from(to) << 32 | WAKE);
+            }
+        }
+        if unsorted.len() * SPARSE < wake_at.len() {
+            std::mem::swap(order, unsorted);
+            order.sort_unstable();
+            return;
+        }
+        places.clear();
+        places.resize(wake_at.len() + 1, 0);
+        let machine = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
+        for key in &*unsorted {
+            places[machine(*key) + 1] += 1;
+        }
+        let mut sum = 0;
+        for place in &mut *places {
+            sum += *place;
+            *place = sum;
+        }
+        order.clear();
+        order.resize(unsorted.len(), 0);
+        for key in &*unsorted {
+            let place = &mut places[machine(*key)];
+            order[*place as usize] = *key;
+            *place += 1;
+        }
+    }
+
+    /// Lets the machines react to what is due.
+    pub(super) fn react(&mut self, step: Step, machines: &mut [Machine]) {
+        self.sort(step);
+        let now = step.time();
+        let Self { events, order, first, calendar, wake_at, effects, counts, out, .. } = self;
+        let mut last = None;
+        let machine_of = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
+        let number_of = |key: u64| (key & WAKE != WAKE).then(|| usize::try_from(key & WAKE).unwrap_or(0));
+        for (place, key) in order.iter().enumerate() {
+            let [event, machine, tables, slot, fetch] = AHEAD.map(|ahead| order.get(place + ahead).copied());
+            let is_new = |key: u64, ahead: usize| order[place + ahead - 1] >> 32 != key >> 32;
+            if let Some(number) = event.and_then(number_of) {
+                prefetch(&raw const *events.get(number));
+            }
+            if let Some(key) = machine.filter(|key| is_new(*key, AHEAD[1])) {
+                machines[machine_of(key)].prefetch();
+            }
+            if let Some(key) = tables {
+                let event = number_of(key).map_or(&Event::Wake, |number| &events.get(number).1);
+                machines[machine_of(key)].prefetch_tables(event);
+            }
+            if let Some(key) = slot
+                && let Some(number) = number_of(key)
+            {
+                machines[machine_of(key)].prefetch_slot(&events.get(number).1);
+            }
+            if let Some(key) = fetch
+                && let Some(number) = number_of(key)
+            {
+                machines[machine_of(key)].prefetch_fetch(&events.get(number).1);
+            }
+            let index = machine_of(*key);
+            let event = number_of(*key).map_or(Event::Wake, |number| events.take(number));
+            if let Some(before) = last.filter(|before| *before != index) {
+                rest(step, &machines[before], calendar, &mut wake_at[before]);
+            }
+            if machines[index].dead {
+                continue;
+            }
+            counts[event.kind()] += 1;
+            self.visits += u64::from(last != Some(index));
+            last = Some(index);
+            machines[index].react(now, event, out, effects);
+        }
+        if let Some(last) = last {
+            rest(step, &machines[last], calendar, &mut wake_at[last]);
+        }
+        calendar.recycle(events);
+    }
+
+    /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if a link is cut.
+    pub(super) fn receive(
+        &mut self,
+        now: u64,
+        mail: impl Iterator<Item = Mail>,
+        waits: impl Fn(u32, u32) -> Option<u64>,
+    ) {
+        for Mail { from, to, event } in mail {
+            self.messages += 1;
+            if let Some(waits) = waits(from, to) {
+                let arrival = self.delays.arrival(now, from, to, event.stream(), waits);
+                self.calendar.push(now, arrival, to, event);
+            }
+        }
+    }
+}
+
+/// After all events of a step: sees to it that a machine is woken in time.
+fn rest(step: Step, machine: &Machine, calendar: &mut Calendar, wake_at: &mut u64) {
+    let Some(at) = machine.rest(step.time(), step.ns) else { return };
+    if at < *wake_at {
+        *wake_at = at;
+        calendar.push_wake(step.number, at, machine.me);
+    }
+}
