@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let profile = profile.together(most).map_err(|error| {
         failed(&error).hint("give a larger --chunks-max, or profile less: --since, --trace")
     })?;
-    std::fs::write(&args.out, profile.to_text())
+    super::pending::write(&args.out, profile.to_text().as_bytes())
         .map_err(|error| CliError::failed(format!("{}: {error}", args.out.display())))?;
     let report = report(&args.out, &profile, left_out);
     if args.json {

@@ -44,6 +44,7 @@ mod mount_helper;
 mod mount_options;
 #[cfg(feature = "node")]
 mod peers;
+mod pending;
 #[cfg(feature = "node")]
 mod publish;
 #[cfg(feature = "node")]

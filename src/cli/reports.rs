@@ -1,12 +1,13 @@
 //! What `starling simulate` writes beside its table: a report for people, tables and traces for other programs.
 
 use super::CliError;
+use super::pending::{Part, Pending, complete};
 use crate::sim::record::TRACED_MAX;
 use crate::sim::report::tables::{Run, Table};
 use crate::sim::report::{Digest, csv, html, perfetto, svg, verdict};
 use crate::sim::{Plan, Record, Recording, Report, Scenario};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write as _};
+use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Where reports go.
@@ -16,7 +17,7 @@ pub(super) struct Options {
     /// Write a report: one HTML file with verdict, charts and tables, which needs no network
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Write the tables of runs, nodes, links and samples as CSV
+    /// Write tables of runs, nodes, links, samples and more as CSV
     #[arg(long, value_name = "DIR")]
     csv: Option<PathBuf>,
     /// Write the same tables as Parquet
@@ -34,40 +35,17 @@ pub(super) struct Options {
     trace_nodes: Vec<u32>,
 }
 
-/// A file that gets its name when it is complete.
-#[derive(Debug)]
-struct Pending {
-    path: PathBuf,
-    file: Part,
+/// Before the run: what cannot be written is known before anybody waited for it.
+fn create(path: &Path) -> Result<Pending, CliError> {
+    Pending::create(path).map_err(|error| unwritable(path, &error))
 }
 
-type Part = BufWriter<File>;
-
-impl Pending {
-    /// Before the run: what cannot be written is known before anybody waited for it.
-    fn create(path: &Path) -> Result<Self, CliError> {
-        let part = part(path);
-        let file = File::create(&part).map_err(|error| unwritable(&part, &error))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
-    }
-
-    fn finish(self) -> Result<(), CliError> {
-        complete(&self.path, self.file)
-    }
+fn write(mut pending: Pending, how: impl FnOnce(&mut Part) -> io::Result<()>) -> Result<(), CliError> {
+    let path = pending.path.clone();
+    how(&mut pending.file).and_then(|()| pending.finish()).map_err(|error| unwritable(&path, &error))
 }
 
-fn part(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    path.with_file_name(name)
-}
-
-fn complete(path: &Path, mut file: Part) -> Result<(), CliError> {
-    file.flush().map_err(|error| unwritable(path, &error))?;
-    fs::rename(part(path), path).map_err(|error| unwritable(path, &error))
-}
-
-fn unwritable(path: &Path, error: &io::Error) -> CliError {
+pub(super) fn unwritable(path: &Path, error: &io::Error) -> CliError {
     CliError::failed(format!("{}: {error}", path.display()))
         .hint("reports go where this user may write; their folder is made, folders above it are not")
 }
@@ -103,6 +81,12 @@ pub(super) struct Reports {
 }
 
 impl Options {
+    /// The folder for Parquet.
+    #[cfg(feature = "node")]
+    pub(super) fn parquet(&self) -> Option<&Path> {
+        self.parquet.as_deref()
+    }
+
     /// Opens what will be written.
     pub(super) fn begin(&self, file: &Path, text: &str, plan: &Plan) -> Result<Reports, CliError> {
         let nodes = plan.cases.first().map_or(0, |case| case.scenario.fleet.nodes);
@@ -119,15 +103,14 @@ impl Options {
         for table in Table::ALL {
             if let Some(path) = &self.csv {
                 directory(path)?;
-                let Pending { path, file } = Pending::create(&path.join(format!("{}.csv", table.name())))?;
+                let Pending { path, file } = create(&path.join(format!("{}.csv", table.name())))?;
                 let sheet = csv::Writer::new(table, file).map_err(|error| unwritable(&path, &error))?;
                 sheets.push((path, Sheet::Csv(sheet)));
             }
             #[cfg(feature = "node")]
             if let Some(path) = &self.parquet {
                 directory(path)?;
-                let Pending { path, file } =
-                    Pending::create(&path.join(format!("{}.parquet", table.name())))?;
+                let Pending { path, file } = create(&path.join(format!("{}.parquet", table.name())))?;
                 let sheet = crate::sim::report::parquet::Writer::new(table, file);
                 let sheet = sheet.map_err(|error| unwritable(&path, &error))?;
                 sheets.push((path, Sheet::Parquet(sheet)));
@@ -136,7 +119,7 @@ impl Options {
         if let Some(path) = &self.svg {
             directory(path)?;
             // Which charts there will be is not known yet, but there is one that all reports have.
-            Pending::create(&path.join("completion.svg"))?;
+            create(&path.join("completion.svg"))?;
         }
         let traced = match (&self.perfetto, self.trace_nodes.is_empty()) {
             (None, _) => Vec::new(),
@@ -146,9 +129,9 @@ impl Options {
         Ok(Reports {
             title: file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
             scenario: text.to_owned(),
-            html: self.report.as_deref().map(Pending::create).transpose()?,
+            html: self.report.as_deref().map(create).transpose()?,
             svg: self.svg.clone(),
-            perfetto: self.perfetto.as_deref().map(Pending::create).transpose()?,
+            perfetto: self.perfetto.as_deref().map(create).transpose()?,
             sheets,
             traced,
             tells: self.report.is_some() || self.svg.is_some() || plan.cases.len() == 1,
@@ -180,10 +163,8 @@ impl Reports {
             }
             .map_err(|error| unwritable(path, &error))?;
         }
-        if let Some(mut pending) = self.perfetto.take() {
-            let written = perfetto::write(&run, &mut pending.file);
-            written.map_err(|error| unwritable(&pending.path, &error))?;
-            pending.finish()?;
+        if let Some(pending) = self.perfetto.take() {
+            write(pending, |file| perfetto::write(&run, file))?;
         }
         if self.tells {
             self.digests.push(Digest::new(label, scenario, report, record));
@@ -199,21 +180,16 @@ impl Reports {
                 #[cfg(feature = "node")]
                 Sheet::Parquet(writer) => writer.finish(),
             };
-            complete(&path, file.map_err(|error| unwritable(&path, &error))?)?;
+            file.and_then(|file| complete(&path, file)).map_err(|error| unwritable(&path, &error))?;
         }
         if let Some(folder) = &self.svg {
             for (name, text) in svg::files(&self.digests) {
-                let mut pending = Pending::create(&folder.join(format!("{name}.svg")))?;
-                let written = pending.file.write_all(text.as_bytes());
-                written.map_err(|error| unwritable(&pending.path, &error))?;
-                pending.finish()?;
+                write(create(&folder.join(format!("{name}.svg")))?, |file| file.write_all(text.as_bytes()))?;
             }
         }
-        if let Some(mut pending) = self.html {
+        if let Some(pending) = self.html {
             let about = html::About { title: &self.title, scenario: &self.scenario, command };
-            let written = html::write(&about, &self.digests, &mut pending.file);
-            written.map_err(|error| unwritable(&pending.path, &error))?;
-            pending.finish()?;
+            write(pending, |file| html::write(&about, &self.digests, file))?;
         }
         Ok(verdict::text(&self.digests))
     }

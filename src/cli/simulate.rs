@@ -1,6 +1,8 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
 mod meter;
+#[cfg(feature = "node")]
+mod shard;
 
 use super::{CliError, reports};
 use crate::sim::{
@@ -12,6 +14,7 @@ use reports::Reports;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io::{ErrorKind, Read as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
@@ -48,6 +51,12 @@ The table [compare] runs all of it under several strategies, and shows them side
   [compare]
   strategies = ['origin', 'kraken', 'starling']
 
+Many runs can be divided among machines (deploy/ has a Kubernetes Job and a Slurm array for it):
+
+  starling simulate fleet.toml --shard 0/2 --parquet out/0      # on one machine
+  starling simulate fleet.toml --shard 1/2 --parquet out/1      # on another
+  starling simulate fleet.toml --merge out/* --report all.html  # as if one had done all
+
 The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
@@ -69,8 +78,25 @@ pub(super) struct Args {
     /// Tell what a key of a scenario means, or all keys of a table, or all keys.
     #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "file")]
     explain: Option<String>,
+    /// Do only one of N parts of the runs, of about the same weight and counted from 0, and leave it in the folder of --parquet.
+    #[cfg(feature = "node")]
+    #[arg(long, value_name = "I/N", requires = "parquet", conflicts_with_all = ["report", "csv", "svg", "perfetto", "merge"])]
+    shard: Option<shard::Shard>,
+    /// Do no run, but take those that all shards left in these folders, and report them as if they had been done here.
+    #[cfg(feature = "node")]
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with = "perfetto")]
+    merge: Vec<PathBuf>,
     #[command(flatten)]
     reports: reports::Options,
+}
+
+/// Where runs come from.
+enum Source {
+    /// They are done here, those with these numbers.
+    Here(Range<usize>),
+    /// Shards did them.
+    #[cfg(feature = "node")]
+    Shards(shard::Shards),
 }
 
 /// What one run shows.
@@ -82,6 +108,18 @@ struct Timed {
     #[serde(flatten)]
     report: Report,
     wall_s: f64,
+}
+
+impl Timed {
+    fn new(case: Map<String, Value>, report: Report, wall_us: u64) -> Self {
+        Self { case, report, wall_s: wall_us as f64 / 1e6 }
+    }
+
+    /// Whole microseconds.
+    #[cfg(feature = "node")]
+    fn wall_us(&self) -> u64 {
+        std::time::Duration::from_secs_f64(self.wall_s).as_micros().try_into().unwrap_or(u64::MAX)
+    }
 }
 
 /// What all runs of a case show.
@@ -122,11 +160,24 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
         )
     })?;
-    let reports = args.reports.begin(file, &text, &plan)?;
-    if plan.runs().len() == 1 {
-        one(file, &plan, reports, args.json)
+    // What cannot be merged is said before anything is written.
+    #[cfg(feature = "node")]
+    let source = if args.merge.is_empty() {
+        Source::Here(0..plan.runs().len())
     } else {
-        several(file, &plan, reports, args.json)
+        Source::Shards(shard::Shards::open(&args.merge, args.reports.parquet(), &plan)?)
+    };
+    #[cfg(not(feature = "node"))]
+    let source = Source::Here(0..plan.runs().len());
+    let reports = args.reports.begin(file, &text, &plan)?;
+    #[cfg(feature = "node")]
+    if let (Some(shard), Some(folder)) = (args.shard, args.reports.parquet()) {
+        return shard::part(file, &plan, shard, folder, reports, args.json);
+    }
+    if plan.runs().len() == 1 {
+        one(file, &plan, &source, reports, args.json)
+    } else {
+        several(file, &plan, &source, reports, args.json)
     }
 }
 
@@ -170,9 +221,20 @@ fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Does all runs and hands out what they show and leave, in their order.
-fn all(plan: &Plan, meter: &Meter, traced: &Recording, each: impl FnMut(usize, (Timed, Record))) {
-    let runs = plan.runs();
+/// Hands out what the runs show and leave, in their order, until `each` fails.
+fn each_run(
+    source: &Source,
+    plan: &Plan,
+    meter: &Meter,
+    traced: &Recording,
+    mut each: impl FnMut(usize, Timed, Record) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let range = match source {
+        Source::Here(range) => range,
+        #[cfg(feature = "node")]
+        Source::Shards(shards) => return shards.each(plan, each),
+    };
+    let runs = &plan.runs()[range.clone()];
     let weights: Vec<u64> = runs.iter().map(|(case, _)| case.scenario.node_chunks()).collect();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let work = |number: usize, threads: usize| {
@@ -184,9 +246,16 @@ fn all(plan: &Plan, meter: &Meter, traced: &Recording, each: impl FnMut(usize, (
         let recording = if number == 0 { traced.clone() } else { Recording::default() };
         let watch = &mut |progress| share.note(progress);
         let (report, record) = simulate_recorded(&case.scenario, Some(seed), &recording, threads, watch);
-        (Timed { case: swept(case), report, wall_s: start.elapsed().as_secs_f64() }, record)
+        let wall_us = start.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        (Timed::new(swept(case), report, wall_us), record)
     };
-    in_order(&weights, NODE_CHUNKS_MAX, threads, work, each);
+    let mut done = Ok(());
+    in_order(&weights, NODE_CHUNKS_MAX, threads, work, |number, (timed, record)| {
+        if done.is_ok() {
+            done = each(range.start + number, timed, record);
+        }
+    });
+    done
 }
 
 fn now() -> std::time::Instant {
@@ -198,8 +267,8 @@ fn swept(case: &Case) -> Map<String, Value> {
     case.values.iter().cloned().collect()
 }
 
-fn wanted(plan: &Plan) -> u64 {
-    plan.runs().iter().map(|(case, _)| case.scenario.node_chunks()).sum()
+fn wanted(runs: &[(&Case, u64)]) -> u64 {
+    runs.iter().map(|(case, _)| case.scenario.node_chunks()).sum()
 }
 
 fn json(value: &impl Serialize) -> Result<String, CliError> {
@@ -216,10 +285,19 @@ fn label(file: &Path, case: &Case) -> String {
     values.join(", ")
 }
 
-fn one(file: &Path, plan: &Plan, mut reports: Reports, as_json: bool) -> Result<(), CliError> {
-    let meter = Meter::new(wanted(plan), 1);
+fn one(
+    file: &Path,
+    plan: &Plan,
+    source: &Source,
+    mut reports: Reports,
+    as_json: bool,
+) -> Result<(), CliError> {
+    let meter = Meter::new(wanted(&plan.runs()), 1);
     let mut done = None;
-    all(plan, &meter, &reports.recording(), |_, one| done = Some(one));
+    each_run(source, plan, &meter, &reports.recording(), |_, timed, record| {
+        done = Some((timed, record));
+        Ok(())
+    })?;
     meter.end();
     let (Some((timed, record)), Some((case, seed))) = (done, plan.runs().first().copied()) else {
         return Ok(());
@@ -235,27 +313,30 @@ fn one(file: &Path, plan: &Plan, mut reports: Reports, as_json: bool) -> Result<
     Ok(())
 }
 
-fn several(file: &Path, plan: &Plan, mut reports: Reports, as_json: bool) -> Result<(), CliError> {
+fn several(
+    file: &Path,
+    plan: &Plan,
+    source: &Source,
+    mut reports: Reports,
+    as_json: bool,
+) -> Result<(), CliError> {
     let start = now();
     let runs = plan.runs();
-    let meter = Meter::new(wanted(plan), runs.len());
-    let (mut figures, mut failed) = (Vec::with_capacity(runs.len()), None);
-    all(plan, &meter, &reports.recording(), |number, (timed, record)| {
+    let meter = Meter::new(wanted(&runs), runs.len());
+    let mut figures = Vec::with_capacity(runs.len());
+    let done = each_run(source, plan, &meter, &reports.recording(), |number, timed, record| {
         let case = runs[number].0;
-        let added = reports.add(&label(file, case), &case.scenario, &timed.report, &record);
+        reports.add(&label(file, case), &case.scenario, &timed.report, &record)?;
         // As they come: what is done is not lost when the rest takes too long.
-        let line = added.and_then(|()| if as_json { json(&timed) } else { Ok(String::new()) });
-        match line {
-            Ok(line) if as_json => meter.print(|| println!("{line}")),
-            Ok(_) => {}
-            Err(error) => failed = Some(error),
+        if as_json {
+            let line = json(&timed)?;
+            meter.print(|| println!("{line}"));
         }
         figures.push(timed.report);
+        Ok(())
     });
     meter.end();
-    if let Some(failed) = failed {
-        return Err(failed);
-    }
+    done?;
     let verdict = reports.finish(&format!("starling simulate {}", file.display()))?;
     let per_case = figures.chunks(plan.seeds.len().max(1));
     let summary: Vec<CaseSummary> = plan
@@ -294,27 +375,22 @@ fn busy_links(report: &Report) -> String {
 
 fn table(path: &Path, timed: &Timed) -> String {
     let report = &timed.report;
+    let rollout = &report.rollout;
     let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
     let mut rows = vec![
-        ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
+        ("scenario", format!("{} (seed {})", path.display(), rollout.seed)),
         ("strategy", report.strategy.to_owned()),
-        ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
+        ("nodes", format!("{} of {} completed", rollout.completed, rollout.nodes)),
+        ("bound", format!("{:.4} s, bound by {}", rollout.bound_s, rollout.binding_term.text())),
+        ("makespan", format!("{:.4} s = {:.3} x bound", rollout.makespan_s, rollout.makespan_over_bound)),
         (
-            "bound",
-            format!("{:.4} s, bound by {}", report.rollout.bound_s, report.rollout.binding_term.text()),
+            "p50 / p99 / p99.9",
+            format!("{:.4} s / {:.4} s / {:.4} s", rollout.p50_s, rollout.p99_s, rollout.p999_s),
         ),
-        (
-            "makespan",
-            format!("{:.4} s = {:.3} x bound", report.rollout.makespan_s, report.rollout.makespan_over_bound),
-        ),
-        ("p50 / p99", format!("{:.4} s / {:.4} s", report.rollout.p50_s, report.rollout.p99_s)),
         ("since they began", format!("{own}; the last began at {:.4} s", report.last_start_s)),
-        (
-            "left the stratum",
-            format!("{} bytes = {:.4} copies", report.rollout.strata_bytes, report.rollout.strata_copies),
-        ),
-        ("into a cell", format!("at most {:.4} copies", report.rollout.most_into_a_cell_copies)),
-        ("given by a node", format!("at most {:.4} copies", report.rollout.most_given_copies)),
+        ("left the stratum", format!("{} bytes = {:.4} copies", rollout.strata_bytes, rollout.strata_copies)),
+        ("into a cell", format!("at most {:.4} copies", rollout.most_into_a_cell_copies)),
+        ("given by a node", format!("at most {:.4} copies", rollout.most_given_copies)),
         ("busy links", busy_links(report)),
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
@@ -373,7 +449,7 @@ fn summaries(path: &Path, plan: &Plan, together: &Together, reports: &[Report]) 
             format!("{median:.digits$} [{min:.digits$}-{max:.digits$}]")
         }
     };
-    let figures = ["complete", "makespan s", "x bound", "p99 s", "own p99 s", "copies"];
+    let figures = ["complete", "makespan s", "x bound", "p99 s", "p99.9 s", "own p99 s", "copies"];
     let mut rows = vec![keys.iter().copied().chain(figures).map(str::to_owned).collect::<Vec<_>>()];
     for CaseSummary { case, summary } in &together.summary {
         let value = |key: &&str| case.get(*key).map_or_else(|| "-".to_owned(), shown);
@@ -383,6 +459,7 @@ fn summaries(path: &Path, plan: &Plan, together: &Together, reports: &[Report]) 
             spread(summary.makespan_s, 4),
             spread(summary.makespan_over_bound, 3),
             spread(summary.p99_s, 4),
+            spread(summary.p999_s, 4),
             spread(summary.own_p99_s, 4),
             spread(summary.strata_copies, 4),
         ]);
@@ -421,6 +498,17 @@ fn aligned(rows: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
 
+    fn done(plan: &Plan) -> Vec<Timed> {
+        let (runs, mut done) = (plan.runs(), Vec::new());
+        let meter = Meter::new(wanted(&runs), runs.len());
+        let each = |_, timed, _| {
+            done.push(timed);
+            Ok(())
+        };
+        each_run(&Source::Here(0..runs.len()), plan, &meter, &Recording::default(), each).unwrap();
+        done
+    }
+
     #[test]
     fn a_published_scenario_needs_no_file_and_what_is_neither_is_said_to_be() {
         assert!(read(Path::new("rollout-32")).unwrap().contains("[fleet]"));
@@ -457,8 +545,7 @@ mod tests {
         let text = read(Path::new("rollout-32")).unwrap().replace("134_217_728", "8_388_608");
         let text = format!("{text}\n[compare]\nstrategies = ['origin', 'starling']\n");
         let plan = Plan::parse(&text, None, None).unwrap();
-        let (meter, mut done) = (Meter::new(wanted(&plan), 2), Vec::new());
-        all(&plan, &meter, &Recording::default(), |_, (timed, _)| done.push(timed));
+        let done = done(&plan);
         let lines: Vec<String> = done.iter().map(|timed| json(timed).unwrap()).collect();
         assert!(lines[0].contains(r#""strategy":"origin""#), "{}", lines[0]);
         assert!(lines[1].contains(r#""strategy":"starling""#), "{}", lines[1]);
@@ -479,8 +566,7 @@ mod tests {
         let text = read(Path::new("rollout-32")).unwrap().replace("134_217_728", "8_388_608");
         let text = format!("seeds = [1, 2]\n{text}\n[sweep]\nfleet.nodes = [4, 8]\n");
         let plan = Plan::parse(&text, None, None).unwrap();
-        let (meter, mut reports) = (Meter::new(wanted(&plan), 4), Vec::new());
-        all(&plan, &meter, &Recording::default(), |_, (timed, _)| reports.push(timed.report));
+        let reports: Vec<Report> = done(&plan).into_iter().map(|timed| timed.report).collect();
         assert_eq!(reports.iter().map(|report| report.rollout.nodes).collect::<Vec<_>>(), [4, 4, 8, 8]);
         assert_eq!(reports.iter().map(|report| report.rollout.seed).collect::<Vec<_>>(), [1, 2, 1, 2]);
         let summary = plan

@@ -22,6 +22,18 @@ pub enum Term {
 }
 
 impl Term {
+    /// All terms.
+    pub(super) const ALL: [Self; 3] = [Self::Stratum, Self::SlowestDownlink, Self::AllUplinks];
+
+    /// The term as JSON and tables have it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stratum => "stratum",
+            Self::SlowestDownlink => "slowest_downlink",
+            Self::AllUplinks => "all_uplinks",
+        }
+    }
+
     /// The term as people read it.
     pub const fn text(self) -> &'static str {
         match self {
@@ -83,6 +95,13 @@ pub(super) fn bound_of(scenario: &Scenario, seed: u64, servers: Servers) -> Boun
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_and_json_call_a_term_the_same() {
+        for term in Term::ALL {
+            assert_eq!(serde_json::to_value(term).unwrap(), term.word());
+        }
+    }
 
     #[test]
     fn each_term_binds_where_it_should() {

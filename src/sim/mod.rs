@@ -51,4 +51,4 @@ pub use scenario::{
     Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
 pub use statistics::Spread;
-pub use sweep::{Summary, in_order};
+pub use sweep::{Summary, in_order, shards};

@@ -262,6 +262,13 @@ impl Watched {
     }
 }
 
+/// The names of the classes of nodes, the last of them that of the nodes of none.
+pub(super) fn class_names(scenario: &Scenario) -> Vec<String> {
+    let classes = scenario.fleet.class.iter().map(|class| class.name.clone());
+    let rest = if scenario.fleet.class.is_empty() { "node" } else { "other" };
+    classes.chain([rest.to_owned()]).collect()
+}
+
 impl Recorder {
     /// Of a run that has not begun.
     pub(super) fn new(
@@ -301,7 +308,7 @@ impl Recorder {
             groups: (0..).zip(sums).map(group).collect(),
             links: shared.iter().map(watched).collect(),
             between_regions_bytes: 0,
-            class_names: scenario.fleet.class.iter().map(|class| class.name.clone()).collect(),
+            class_names: class_names(scenario),
             classes: classes(scenario, seed),
             spent: vec![[0; 2]; cells.len()],
             receives: vec![false; cells.len()],
@@ -458,7 +465,8 @@ impl Recorder {
             let finished_s = seen.finished.map(Time::as_secs_f64);
             let start_s = start_s(number);
             let all_s = (finished_s.unwrap_or(end_s) - start_s).max(0.0);
-            let class = classes.get(number as usize).map_or(class_names.len(), |class| usize::from(*class));
+            let class =
+                classes.get(number as usize).map_or(class_names.len() - 1, |class| usize::from(*class));
             NodeRecord {
                 class: u16::try_from(class).unwrap_or(u16::MAX),
                 region: cell / self.cells_per_region,
@@ -477,9 +485,8 @@ impl Recorder {
         };
         let nodes = (0..).zip(nodes).zip(&self.cells).zip(&self.spent).map(node).collect();
         let links = self.links.into_iter().chain(self.groups.into_iter().flatten());
-        let rest = if self.class_names.is_empty() { "node" } else { "other" };
         Record {
-            classes: self.class_names.into_iter().chain([rest.to_owned()]).collect(),
+            classes: self.class_names,
             nodes,
             links: links.map(|link| link.finish(steps)).collect(),
             samples: self.samples,

@@ -25,6 +25,8 @@ pub struct Rollout {
     pub p50_s: f64,
     /// When 99 % had it, in seconds.
     pub p99_s: f64,
+    /// When 99.9 % had it, in seconds.
+    pub p999_s: f64,
     /// Bytes of content that left the strata.
     pub strata_bytes: u64,
     /// The same in copies of the content.
@@ -63,6 +65,7 @@ impl Rollout {
             makespan_over_bound: makespan_s / bound.seconds,
             p50_s: quantile(times, 50),
             p99_s: quantile(times, 99),
+            p999_s: per_mille(times, 999),
             strata_bytes: moved.strata,
             strata_copies: moved.strata as f64 / moved.copy,
             most_into_a_cell_copies: moved.most_into_a_cell as f64 / moved.copy,
@@ -85,6 +88,15 @@ mod tests {
         let values: Vec<f64> = (1..=32).map(f64::from).collect();
         assert_eq!([1, 50, 99, 100].map(|p| quantile(&values, p)), [1.0, 16.0, 32.0, 32.0]);
         assert!(quantile(&[], 50).is_nan());
+    }
+
+    #[test]
+    fn of_many_nodes_99_9_per_cent_are_more_than_99_and_fewer_than_all() {
+        let bound = Bound { seconds: 1.0, term: Term::Stratum };
+        let moved = Moved { copy: 1.0, strata: 1, most_into_a_cell: 1, most_given: 1 };
+        let mut times: Vec<f64> = (1..=2_000).rev().map(f64::from).collect();
+        let rollout = Rollout::new(1, 2_000, &mut times, bound, moved);
+        assert_eq!((rollout.p99_s, rollout.p999_s, rollout.makespan_s), (1_980.0, 1_998.0, 2_000.0));
     }
 
     #[test]

@@ -4,8 +4,39 @@ use super::report::Report;
 use super::statistics::Spread;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Condvar, Mutex, PoisonError};
+
+/// Results that wait for an earlier one at most (a guess: of 100 000 nodes one has some tens of MB).
+const EARLY_MAX: usize = 16;
+
+/// Cuts a list of runs into `of` parts that lie behind each other, such that the heaviest part is as light as it can be. Some at the
+/// end may be empty.
+pub fn shards(weights: &[u64], of: usize) -> Vec<Range<usize>> {
+    let cut = |most: u64| {
+        let (mut parts, mut start, mut load) = (Vec::new(), 0, 0_u64);
+        for (number, weight) in weights.iter().enumerate() {
+            if number > start && load.saturating_add(*weight) > most {
+                parts.push(start..number);
+                (start, load) = (number, 0);
+            }
+            load = load.saturating_add(*weight);
+        }
+        parts.push(start..weights.len());
+        parts
+    };
+    let heaviest = weights.iter().copied().max().unwrap_or(0);
+    let (mut least, mut enough) =
+        (heaviest, weights.iter().fold(0, |sum: u64, weight| sum.saturating_add(*weight)));
+    while least < enough {
+        let middle = least + (enough - least) / 2;
+        if cut(middle).len() <= of { enough = middle } else { least = middle + 1 }
+    }
+    let mut parts = cut(enough);
+    parts.resize(of.max(1), weights.len()..weights.len());
+    parts
+}
 
 /// What all workers share.
 #[derive(Debug, Default)]
@@ -14,11 +45,16 @@ struct Desk {
     next: usize,
     /// Weight of all jobs under way.
     load: u64,
+    /// Results that were handed out.
+    handed: usize,
+    /// Whether somebody panicked: no result comes from there any more.
+    stopped: bool,
 }
 
 /// Does the jobs `0..weights.len()` on as many threads, of which jobs under way weigh at most `weight_max` together (one that alone is
 /// heavier runs alone). `work` has the number of the job and of the threads that it may use itself; `each` gets what came
-/// of it, in the order of the numbers.
+/// of it, in the order of the numbers. No job begins that is more than a few ahead of the first one under way, so that few results
+/// wait for their turn.
 pub fn in_order<T: Send>(
     weights: &[u64],
     weight_max: u64,
@@ -34,7 +70,7 @@ pub fn in_order<T: Send>(
         for _ in 0..workers {
             let (send, desk, changed, work) = (send.clone(), &desk, &changed, &work);
             scope.spawn(move || {
-                while let Some(turn) = Turn::take(desk, changed, weights, weight_max) {
+                while let Some(turn) = Turn::take(desk, changed, weights, weight_max, workers + EARLY_MAX) {
                     let done = work(turn.number, threads_each);
                     let number = turn.number;
                     drop(turn);
@@ -46,15 +82,33 @@ pub fn in_order<T: Send>(
         }
         drop(send);
         let (mut early, mut next) = (BTreeMap::new(), 0);
+        let _stop = StopOnPanic { desk: &desk, changed: &changed };
         // Ends when all workers have, also when one of them panics: the scope passes that on.
         for (number, done) in receive {
             early.insert(number, done);
             while let Some(done) = early.remove(&next) {
                 each(next, done);
                 next += 1;
+                desk.lock().unwrap_or_else(PoisonError::into_inner).handed = next;
+                changed.notify_all();
             }
         }
     });
+}
+
+/// Lets nobody wait for a result that does not come.
+struct StopOnPanic<'a> {
+    desk: &'a Mutex<Desk>,
+    changed: &'a Condvar,
+}
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.desk.lock().unwrap_or_else(PoisonError::into_inner).stopped = true;
+            self.changed.notify_all();
+        }
+    }
 }
 
 /// A job under way: its weight is given back in any case.
@@ -67,12 +121,22 @@ struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     /// The next job, once there is room for it: no lighter one goes before, or a heavy one would wait for ever.
-    fn take(desk: &'a Mutex<Desk>, changed: &'a Condvar, weights: &[u64], weight_max: u64) -> Option<Self> {
+    fn take(
+        desk: &'a Mutex<Desk>,
+        changed: &'a Condvar,
+        weights: &[u64],
+        weight_max: u64,
+        ahead: usize,
+    ) -> Option<Self> {
         let mut locked = desk.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
+            if locked.stopped {
+                return None;
+            }
             let number = locked.next;
             let weight = *weights.get(number)?;
-            if locked.load == 0 || locked.load.saturating_add(weight) <= weight_max {
+            let fits = locked.load == 0 || locked.load.saturating_add(weight) <= weight_max;
+            if fits && number < locked.handed + ahead {
                 locked.next += 1;
                 locked.load += weight;
                 changed.notify_all();
@@ -85,7 +149,9 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner).load -= self.weight;
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.load -= self.weight;
+        desk.stopped |= std::thread::panicking();
         self.changed.notify_all();
     }
 }
@@ -107,6 +173,8 @@ pub struct Summary {
     pub p50_s: Spread,
     /// When 99 % had everything, in seconds.
     pub p99_s: Spread,
+    /// When 99.9 % had everything, in seconds.
+    pub p999_s: Spread,
     /// What 99 % took at most since they began, in seconds.
     pub own_p99_s: Spread,
     /// What left the strata, in copies of the content.
@@ -126,6 +194,7 @@ impl Summary {
             makespan_over_bound: spread(|report| report.rollout.makespan_over_bound),
             p50_s: spread(|report| report.rollout.p50_s),
             p99_s: spread(|report| report.rollout.p99_s),
+            p999_s: spread(|report| report.rollout.p999_s),
             own_p99_s: spread(|report| report.own_p99_s),
             strata_copies: spread(|report| report.rollout.strata_copies),
         }
@@ -169,8 +238,55 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_panics_ends_all_with_its_panic() {
-        let run = || in_order(&[5; 8], 5, 2, |number, _| assert_ne!(number, 3, "three"), |_, ()| ());
-        assert!(std::panic::catch_unwind(run).is_err());
+    fn a_job_that_panics_ends_all_with_its_panic_and_so_does_who_takes_the_results() {
+        for threads in [1, 2, 4] {
+            let run =
+                || in_order(&[1; 99], 9, threads, |number, _| assert_ne!(number, 3, "three"), |_, ()| ());
+            assert!(std::panic::catch_unwind(run).is_err());
+            let run =
+                || in_order(&[1; 99], 9, threads, |_, _| (), |number, ()| assert_ne!(number, 3, "three"));
+            assert!(std::panic::catch_unwind(run).is_err());
+        }
+    }
+
+    #[test]
+    fn behind_a_slow_first_job_few_results_wait() {
+        let (slow, begun) = (std::sync::Barrier::new(2), AtomicU64::new(0));
+        let work = |number: usize, _: usize| {
+            begun.fetch_max(number as u64, Ordering::SeqCst);
+            // Whoever is the last that may begin lets the first end.
+            if number == 0 || number == EARLY_MAX + 1 {
+                slow.wait();
+            }
+            (number, begun.load(Ordering::SeqCst))
+        };
+        let mut seen = Vec::new();
+        in_order(&[1; 60], 60, 2, work, |number, (own, begun)| {
+            assert_eq!(number, own);
+            seen.push(begun);
+        });
+        assert_eq!(
+            (seen.len(), seen[0]),
+            (60, EARLY_MAX as u64 + 1),
+            "two threads: one job under way is the first"
+        );
+    }
+
+    #[test]
+    fn shards_lie_behind_each_other_have_every_run_once_and_are_as_even_as_they_can_be() {
+        assert_eq!(shards(&[1; 10], 4), [0..3, 3..6, 6..9, 9..10]);
+        assert_eq!(shards(&[9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2), [0..1, 1..10]);
+        assert_eq!(shards(&[1, 100, 1, 100, 1, 100], 3), [0..2, 2..4, 4..6]);
+        assert_eq!(shards(&[5, 5], 4), [0..1, 1..2, 2..2, 2..2]);
+        assert_eq!(shards(&[], 2), [0..0, 0..0]);
+        let weights: Vec<u64> = (0..97).map(|number| 1 + number * number % 53).collect();
+        for of in 1..=97 {
+            let parts = shards(&weights, of);
+            let all: Vec<usize> = parts.iter().cloned().flatten().collect();
+            assert_eq!((parts.len(), all), (of, (0..97).collect()), "{of}");
+            let load = |part: &Range<usize>| weights[part.clone()].iter().sum::<u64>();
+            let (most, sum) = (parts.iter().map(load).max().unwrap(), weights.iter().sum::<u64>());
+            assert!(most < sum.div_ceil(of as u64) + 53, "{of}: {most} of {sum}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::sim::record::{LinkRecord, NodeRecord, Record, Sample};
 use crate::sim::scenario::Scenario;
-use crate::sim::statistics::{Spread, completion_curve, median_index, per_mille};
+use crate::sim::statistics::{Spread, completion_curve, median_index};
 
 /// Links that are kept: those that are used most.
 const LINKS_MAX: usize = 48;
@@ -27,8 +27,6 @@ pub struct Digest {
     pub deaths: u32,
     /// When 1, 2, 3 … of 1 000 honest nodes had everything, in seconds.
     pub curve: Vec<f64>,
-    /// When 99.9 % had, in seconds.
-    pub p999_s: f64,
     /// How long the run was, in seconds.
     pub run_s: f64,
     /// Its state over time.
@@ -111,7 +109,6 @@ impl Digest {
             regions: scenario.fleet.regions,
             deaths,
             curve: completion_curve(&ends, honest.len()),
-            p999_s: per_mille(&ends, 999),
             run_s: record.samples.last().map_or(0.0, |sample| sample.at_s),
             samples: record.samples.clone(),
             links,

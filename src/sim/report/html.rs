@@ -144,7 +144,7 @@ fn figures_table(groups: &[Group<'_>]) -> String {
             times(median(|run| run.report.rollout.makespan_over_bound)),
             seconds(median(|run| run.report.rollout.p50_s)),
             seconds(median(|run| run.report.rollout.p99_s)),
-            seconds(median(|run| run.p999_s)),
+            seconds(median(|run| run.report.rollout.p999_s)),
             times(median(|run| run.report.rollout.strata_copies)),
             times(median(|run| run.report.rollout.most_into_a_cell_copies)),
             times(median(|run| run.report.rollout.most_given_copies)),

@@ -2,7 +2,7 @@
 //!
 //! [`Digest`] is what reports keep of a run when its record is gone: many runs fit into memory. [`verdict`] says in words how
 //! runs went, [`html`] draws them, [`svg`] has the charts alone; [`csv`], `parquet` (with the feature `node`) and [`perfetto`]
-//! take the record itself. Everything is written to a [`std::io::Write`] that the caller opened.
+//! take the record itself, and [`restore`] makes a run of its tables again. Everything is written to a [`std::io::Write`] that the caller opened.
 
 mod charts;
 pub mod csv;
@@ -11,6 +11,7 @@ pub mod html;
 #[cfg(feature = "node")]
 pub mod parquet;
 pub mod perfetto;
+pub mod restore;
 pub mod svg;
 pub mod tables;
 #[cfg(test)]

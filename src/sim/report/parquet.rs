@@ -1,10 +1,13 @@
-//! Tables as Parquet, for tools that work on columns. Nothing is compressed: dictionaries make the texts small, and the rest
-//! needs no further library.
+//! Tables as Parquet, for tools that work on columns, and back again. Nothing is compressed: dictionaries make the texts small, and
+//! the rest needs no further library.
 
 use super::tables::{Kind, Run, Table, Value};
-use ::parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
+use ::parquet::basic::Type as Physical;
+use ::parquet::column::reader::get_typed_column_reader;
+use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use ::parquet::errors::{ParquetError, Result};
 use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::reader::{ChunkReader, FileReader as _, RowGroupReader, SerializedFileReader};
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 use std::io::{self, Write};
@@ -31,7 +34,7 @@ impl<W: Write + Send> std::fmt::Debug for Writer<W> {
 enum Values {
     Text(Vec<ByteArray>),
     Whole(Vec<i64>),
-    /// And for each row whether it has one: 1 or 0.
+    /// And for each row whether it has one: 1 or 0. What is read has one for each row, `NaN` where there is none.
     Real(Vec<f64>, Vec<i16>),
 }
 
@@ -42,6 +45,15 @@ impl Values {
             Kind::Whole => Self::Whole(Vec::new()),
             Kind::Real => Self::Real(Vec::new(), Vec::new()),
         }
+    }
+
+    /// What a row has that was read.
+    fn at(&self, row: usize) -> io::Result<Value<'_>> {
+        Ok(match self {
+            Self::Text(texts) => Value::Text(texts[row].as_utf8().map_err(failed)?),
+            Self::Whole(wholes) => Value::Whole(wholes[row].cast_unsigned()),
+            Self::Real(reals, _) => Value::Real(reals[row]),
+        })
     }
 }
 
@@ -137,11 +149,122 @@ impl<W: Write + Send> Writer<W> {
     }
 }
 
+/// Reads one table that a [`Writer`] wrote, row after row.
+pub struct Reader<R: ChunkReader + 'static> {
+    table: Table,
+    file: SerializedFileReader<R>,
+    /// The row group that is read next.
+    group: usize,
+    columns: Vec<Values>,
+    /// The row of the present group that is read next, and how many it has.
+    row: usize,
+    rows: usize,
+}
+
+impl<R: ChunkReader + 'static> std::fmt::Debug for Reader<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("table", &self.table)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R: ChunkReader + 'static> Reader<R> {
+    /// Begins with the first row.
+    ///
+    /// # Errors
+    /// Those of `from`, and if the file has other columns than the table.
+    pub fn new(table: Table, from: R) -> io::Result<Self> {
+        let file = SerializedFileReader::new(from).map_err(failed)?;
+        let found = file.metadata().file_metadata().schema_descr().columns();
+        let is = |found: &::parquet::schema::types::ColumnDescPtr, (name, kind, _): &(&str, Kind, &str)| {
+            let (physical, optional) = match kind {
+                Kind::Text => (Physical::BYTE_ARRAY, 0),
+                Kind::Whole => (Physical::INT64, 0),
+                Kind::Real => (Physical::DOUBLE, 1),
+            };
+            let levels = (found.max_def_level(), found.max_rep_level());
+            found.name() == *name && found.physical_type() == physical && levels == (optional, 0)
+        };
+        let columns = table.columns();
+        if found.len() != columns.len() || !found.iter().zip(columns).all(|(found, column)| is(found, column))
+        {
+            let names: Vec<&str> = columns.iter().map(|column| column.0).collect();
+            return Err(io::Error::other(format!("it has not the columns {}", names.join(", "))));
+        }
+        let columns = columns.iter().map(|column| Values::new(column.1)).collect();
+        Ok(Self { table, file, group: 0, columns, row: 0, rows: 0 })
+    }
+
+    /// The next row; nothing after the last one.
+    ///
+    /// # Errors
+    /// Those of the reader below, and of what is no table's.
+    pub fn next_row(&mut self) -> io::Result<Option<Vec<Value<'_>>>> {
+        while self.row == self.rows {
+            if self.group == self.file.num_row_groups() {
+                return Ok(None);
+            }
+            self.load().map_err(failed)?;
+        }
+        let row = self.row;
+        self.row += 1;
+        self.columns.iter().map(|values| values.at(row)).collect::<io::Result<Vec<_>>>().map(Some)
+    }
+
+    /// Reads the columns of the next row group.
+    fn load(&mut self) -> Result<()> {
+        let group = self.file.get_row_group(self.group)?;
+        let rows = usize::try_from(group.metadata().num_rows()).unwrap_or(usize::MAX);
+        if rows > ROWS {
+            return Err(ParquetError::General(format!(
+                "a group of {rows} rows, but at most {ROWS} are written"
+            )));
+        }
+        for (place, values) in self.columns.iter_mut().enumerate() {
+            match values {
+                Values::Text(texts) => read::<ByteArrayType>(&*group, place, rows, None, texts)?,
+                Values::Whole(wholes) => read::<Int64Type>(&*group, place, rows, None, wholes)?,
+                Values::Real(reals, has) => {
+                    let mut there = Vec::new();
+                    read::<DoubleType>(&*group, place, rows, Some(has), &mut there)?;
+                    let mut there = there.into_iter();
+                    let value =
+                        |has: &i16| if *has == 1 { there.next().unwrap_or(f64::NAN) } else { f64::NAN };
+                    *reals = has.iter().map(value).collect();
+                }
+            }
+        }
+        (self.group, self.row, self.rows) = (self.group + 1, 0, rows);
+        Ok(())
+    }
+}
+
+/// Reads a column of a row group: a value a row, or where some rows have none, of each whether it has one and then the values.
+fn read<T: DataType>(
+    group: &dyn RowGroupReader,
+    place: usize,
+    rows: usize,
+    mut has: Option<&mut Vec<i16>>,
+    values: &mut Vec<T::T>,
+) -> Result<()> {
+    values.clear();
+    if let Some(has) = &mut has {
+        has.clear();
+    }
+    let mut column = get_typed_column_reader::<T>(group.get_column_reader(place)?);
+    let (found, ..) = column.read_records(rows, has, None, values)?;
+    if found == rows {
+        return Ok(());
+    }
+    Err(ParquetError::General(format!("column {place} has {found} values of {rows}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sim::report::testing::run;
-    use ::parquet::file::reader::{FileReader as _, SerializedFileReader};
     use ::parquet::record::Field;
 
     #[test]
@@ -181,5 +304,34 @@ mod tests {
             }
             assert!(read.next().is_none());
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_the_reader_too() {
+        let (_, report, mut record) = run(1);
+        record.nodes[7].end_s = None;
+        let run = Run { label: "über", report: &report, record: &record };
+        for table in Table::ALL {
+            let mut writer = Writer::new(table, Vec::new()).unwrap();
+            let times = if table == Table::Nodes { ROWS / record.nodes.len() + 1 } else { 2 };
+            for _ in 0..times {
+                writer.add(&run).unwrap();
+            }
+            let bytes = bytes::Bytes::from(writer.finish().unwrap());
+            let mut reader = Reader::new(table, bytes.clone()).unwrap();
+            let shown = |row: &[Value<'_>]| format!("{row:?}");
+            for _ in 0..times {
+                let check = |row: &[Value<'_>]| {
+                    assert_eq!(shown(&reader.next_row().unwrap().unwrap()), shown(row));
+                    Ok::<_, ()>(())
+                };
+                table.rows(&run, check).unwrap();
+            }
+            assert!(reader.next_row().unwrap().is_none());
+            let other = if table == Table::Nodes { Table::Links } else { Table::Nodes };
+            let error = Reader::new(other, bytes).unwrap_err().to_string();
+            assert!(error.contains("it has not the columns run, seed, "), "{error}");
+        }
+        assert!(Reader::new(Table::Runs, bytes::Bytes::from_static(b"PAR1 is no table PAR1")).is_err());
     }
 }

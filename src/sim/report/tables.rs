@@ -1,8 +1,11 @@
 //! The tables that CSV and Parquet files have: their columns, and the rows of a run.
 //!
-//! The columns stand here once, with their kinds and meanings; both writers and docs/simulation-report.md go by them.
+//! The columns stand here once, with their kinds and meanings; both writers and docs/simulation-report.md go by them. Together the
+//! tables have all that a run left but its traces: `restore` makes the run of them again.
 
 use super::Report;
+use crate::sim::network::LinksOfAKind;
+use crate::sim::readers::{Distribution, Readers};
 use crate::sim::record::{LinkRecord, NodeRecord, Record, Sample};
 
 /// A column: name, kind, and what it has.
@@ -35,10 +38,16 @@ pub enum Value<'a> {
 pub enum Table {
     /// A row a run.
     Runs,
+    /// A row a figure of those who read, of each run in which somebody reads.
+    Readers,
+    /// A row a kind of links of each run.
+    Kinds,
     /// A row a node of each run.
     Nodes,
     /// A row a link of each run.
     Links,
+    /// A row a link and sample of each run.
+    LinkSamples,
     /// A row a sample of each run.
     Samples,
 }
@@ -49,23 +58,57 @@ const SEED: Column = ("seed", Kind::Whole, "the run's seed");
 const RUNS: &[Column] = &[
     RUN,
     SEED,
+    ("strategy", Kind::Text, "who decided"),
     ("nodes", Kind::Whole, "honest nodes"),
     ("completed", Kind::Whole, "those of them that have everything in the end"),
     ("makespan_s", Kind::Real, "when the last of those had it, s"),
     ("bound_s", Kind::Real, "the least possible time, s"),
+    ("binding_term", Kind::Text, "the term of the bound that binds"),
     ("makespan_over_bound", Kind::Real, "the one divided by the other"),
     ("p50_s", Kind::Real, "when half of them had it, s"),
     ("p99_s", Kind::Real, "when 99 % had it, s"),
+    ("p999_s", Kind::Real, "when 99.9 % had it, s"),
+    ("own_p50_s", Kind::Real, "what half of them took at most since they began, s"),
+    ("own_p99_s", Kind::Real, "what 99 % of them took at most since they began, s"),
+    ("last_start_s", Kind::Real, "when the last of them began, s"),
     ("strata_bytes", Kind::Whole, "bytes that left the stratum"),
     ("strata_copies", Kind::Real, "the same in copies of the content"),
     ("most_into_a_cell_copies", Kind::Real, "most that came into a cell from outside of it, in copies"),
     ("most_given_copies", Kind::Real, "most that a node gave, in copies"),
     ("liars", Kind::Whole, "nodes that lied"),
+    ("doubts", Kind::Whole, "times that an honest node passed somebody over who delivered nothing"),
+    ("asides", Kind::Whole, "wants that stood aside for others"),
     ("messages", Kind::Whole, "messages between nodes and to the stratum"),
     ("transfers", Kind::Whole, "chunks that moved"),
     ("events", Kind::Whole, "events that nodes reacted to"),
+    ("readers", Kind::Whole, "nodes on which somebody reads"),
+    ("read_all", Kind::Whole, "those of them that got everything"),
+    ("stalls", Kind::Whole, "stalls of all these readers together"),
+    ("without_stall", Kind::Real, "share of them who never stalled"),
     ("result_hash", Kind::Text, "the same for the same result"),
     ("model", Kind::Text, "the network model and its error band"),
+];
+
+const READERS: &[Column] = &[
+    RUN,
+    SEED,
+    ("figure", Kind::Text, "which"),
+    ("p50", Kind::Real, "what half of the readers had at most"),
+    ("p90", Kind::Real, "what 90 % had at most"),
+    ("p99", Kind::Real, "what 99 % had at most"),
+    ("max", Kind::Real, "what all had at most"),
+];
+
+const KINDS: &[Column] = &[
+    RUN,
+    SEED,
+    ("kind", Kind::Text, "what they are"),
+    ("links", Kind::Whole, "how many there are"),
+    ("gigabytes", Kind::Real, "what they carried together, 10^9 bytes"),
+    ("busy_share", Kind::Real, "share of the run in which one of them was busy, the mean of all"),
+    ("busiest", Kind::Text, "the one that was busy for longest"),
+    ("busiest_gigabytes", Kind::Real, "what it carried, 10^9 bytes"),
+    ("busiest_share", Kind::Real, "share of the run in which it was busy"),
 ];
 
 const NODES: &[Column] = &[
@@ -96,6 +139,14 @@ const LINKS: &[Column] = &[
     ("busy_share", Kind::Real, "share of the run in which it carried 98 % of its capacity or more"),
 ];
 
+const LINK_SAMPLES: &[Column] = &[
+    RUN,
+    SEED,
+    ("link", Kind::Text, "which"),
+    ("at_s", Kind::Real, "the moment, s"),
+    ("bytes", Kind::Real, "what it had carried until then"),
+];
+
 const SAMPLES: &[Column] = &[
     RUN,
     SEED,
@@ -110,14 +161,18 @@ const SAMPLES: &[Column] = &[
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 4] = [Self::Runs, Self::Nodes, Self::Links, Self::Samples];
+    pub const ALL: [Self; 7] =
+        [Self::Runs, Self::Readers, Self::Kinds, Self::Nodes, Self::Links, Self::LinkSamples, Self::Samples];
 
     /// The name of its file, without the ending.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Runs => "runs",
+            Self::Readers => "readers",
+            Self::Kinds => "kinds",
             Self::Nodes => "nodes",
             Self::Links => "links",
+            Self::LinkSamples => "link-samples",
             Self::Samples => "samples",
         }
     }
@@ -126,9 +181,24 @@ impl Table {
     pub const fn columns(self) -> &'static [Column] {
         match self {
             Self::Runs => RUNS,
+            Self::Readers => READERS,
+            Self::Kinds => KINDS,
             Self::Nodes => NODES,
             Self::Links => LINKS,
+            Self::LinkSamples => LINK_SAMPLES,
             Self::Samples => SAMPLES,
+        }
+    }
+
+    /// How many rows a run has.
+    pub fn count(self, run: &Run<'_>) -> u64 {
+        let mut rows = 0;
+        let counted = self.rows(run, |_| {
+            rows += 1;
+            Ok::<_, std::convert::Infallible>(())
+        });
+        match counted {
+            Ok(()) => rows,
         }
     }
 
@@ -144,11 +214,23 @@ impl Table {
         let (label, seed) = (Value::Text(run.label), Value::Whole(run.report.rollout.seed));
         match self {
             Self::Runs => take(&run_row(label, seed, run.report)),
+            Self::Readers => run.report.readers.iter().flat_map(figures).try_for_each(|(figure, values)| {
+                let Distribution { p50, p90, p99, max } = values;
+                let [p50, p90, p99, max] = [p50, p90, p99, max].map(Value::Real);
+                take(&[label, seed, Value::Text(figure), p50, p90, p99, max])
+            }),
+            Self::Kinds => run.report.links.iter().try_for_each(|kind| take(&kind_row(label, seed, kind))),
             Self::Nodes => (0..).zip(&run.record.nodes).try_for_each(|(number, node)| {
                 let class = run.record.classes.get(usize::from(node.class)).map_or("", String::as_str);
                 take(&node_row(label, seed, number, class, node))
             }),
             Self::Links => run.record.links.iter().try_for_each(|link| take(&link_row(label, seed, link))),
+            Self::LinkSamples => run.record.links.iter().try_for_each(|link| {
+                run.record.samples.iter().zip(&link.over_time).try_for_each(|(sample, bytes)| {
+                    let name = Value::Text(&link.name);
+                    take(&[label, seed, name, Value::Real(sample.at_s), Value::Real(*bytes)])
+                })
+            }),
             Self::Samples => {
                 run.record.samples.iter().try_for_each(|sample| take(&sample_row(label, seed, sample)))
             }
@@ -167,28 +249,65 @@ pub struct Run<'a> {
     pub record: &'a Record,
 }
 
+/// The distributions of those who read, by name.
+pub(super) fn figures(readers: &Readers) -> [(&'static str, Distribution); 5] {
+    [
+        ("first_chunk_s", readers.first_chunk_s),
+        ("read_s", readers.read_s),
+        ("stalls_each", readers.stalls_each),
+        ("stalled_s", readers.stalled_s),
+        ("longest_stall_s", readers.longest_stall_s),
+    ]
+}
+
 fn run_row<'a>(label: Value<'a>, seed: Value<'a>, report: &'a Report) -> [Value<'a>; RUNS.len()] {
-    let rollout = &report.rollout;
+    let (rollout, readers) = (&report.rollout, report.readers.as_ref());
     [
         label,
         seed,
+        Value::Text(report.strategy),
         Value::Whole(rollout.nodes.into()),
         Value::Whole(rollout.completed.into()),
         Value::Real(rollout.makespan_s),
         Value::Real(rollout.bound_s),
+        Value::Text(rollout.binding_term.word()),
         Value::Real(rollout.makespan_over_bound),
         Value::Real(rollout.p50_s),
         Value::Real(rollout.p99_s),
+        Value::Real(rollout.p999_s),
+        Value::Real(report.own_p50_s),
+        Value::Real(report.own_p99_s),
+        Value::Real(report.last_start_s),
         Value::Whole(rollout.strata_bytes),
         Value::Real(rollout.strata_copies),
         Value::Real(rollout.most_into_a_cell_copies),
         Value::Real(rollout.most_given_copies),
         Value::Whole(report.liars.into()),
+        Value::Whole(report.doubts),
+        Value::Whole(report.asides),
         Value::Whole(report.messages),
         Value::Whole(report.transfers),
         Value::Whole(report.events),
+        Value::Whole(readers.map_or(0, |readers| readers.readers.into())),
+        Value::Whole(readers.map_or(0, |readers| readers.read_all.into())),
+        Value::Whole(readers.map_or(0, |readers| readers.stalls)),
+        Value::Real(readers.map_or(f64::NAN, |readers| readers.without_stall)),
         Value::Text(&report.result_hash),
         Value::Text(report.model),
+    ]
+}
+
+fn kind_row<'a>(label: Value<'a>, seed: Value<'a>, links: &'a LinksOfAKind) -> [Value<'a>; KINDS.len()] {
+    [
+        label,
+        seed,
+        Value::Text(&links.kind),
+        Value::Whole(links.links as u64),
+        Value::Real(links.gigabytes),
+        Value::Real(links.busy_share),
+        Value::Text(&links.busiest),
+        Value::Real(links.busiest_gigabytes),
+        Value::Real(links.busiest_share),
     ]
 }
 
@@ -253,7 +372,9 @@ mod tests {
     fn every_row_has_a_value_of_the_right_kind_for_every_column() {
         let (_, report, record) = run(1);
         let run = Run { label: "a", report: &report, record: &record };
-        for (table, rows) in Table::ALL.into_iter().zip([1, 200, record.links.len(), record.samples.len()]) {
+        let (links, samples) = (record.links.len(), record.samples.len());
+        let counts = [1, 5, report.links.len(), 200, links, links * samples, samples];
+        for (table, rows) in Table::ALL.into_iter().zip(counts) {
             let mut found = 0;
             let check = |row: &[Value<'_>]| {
                 found += 1;

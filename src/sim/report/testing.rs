@@ -20,6 +20,7 @@ links.cell_down_mbit_s = 20_000
 bytes = 20_000_000
 slice_bytes = 1_048_576
 class = 'Fill'
+read_ahead_chunks = 4
 deadline_s = 60
 [stratum]
 up_mbit_s = 2_000

@@ -78,11 +78,8 @@ fn answer(group: &Group<'_>, complete: bool) -> String {
         )
     };
     let makespan = band_text(group, |run| run.report.rollout.makespan_s, seconds);
-    let (p50, p99) = (seconds(rollout.p50_s), seconds(rollout.p99_s));
-    format!(
-        "{nodes} {makespan}: half of them after {p50}, 99 % after {p99}, 99.9 % after {}.",
-        seconds(middle.p999_s)
-    )
+    let [p50, p99, p999] = [rollout.p50_s, rollout.p99_s, rollout.p999_s].map(seconds);
+    format!("{nodes} {makespan}: half of them after {p50}, 99 % after {p99}, 99.9 % after {p999}.")
 }
 
 /// A figure of one run, or of several the median and the range.

@@ -164,6 +164,11 @@ impl<'f> Profiles<'f> {
         Self { files, known: BTreeMap::new() }
     }
 
+    /// What all that were read so far say, with their names.
+    pub(super) fn known(&self) -> impl Iterator<Item = (&str, &ContentProfile)> {
+        self.known.iter().map(|(name, profile)| (name.as_str(), &**profile))
+    }
+
     /// The profile in a file.
     pub(super) fn get(&mut self, name: &str) -> Result<Arc<ContentProfile>, ScenarioError> {
         if let Some(known) = self.known.get(name) {

@@ -17,6 +17,8 @@ pub struct Plan {
     pub cases: Vec<Case>,
     /// What each case is run with.
     pub seeds: Vec<u64>,
+    /// BLAKE3 over the file, the profiles that it names, and the seeds: plans of one hash ask for the same runs.
+    pub hash: String,
 }
 
 /// One combination of what is swept.
@@ -73,7 +75,8 @@ impl Plan {
             Some(case) => chosen(&case.scenario, seed, seeds),
             None => Vec::new(),
         };
-        let plan = Self { cases, seeds };
+        let hash = hash(text, &profiles, &seeds);
+        let plan = Self { cases, seeds, hash };
         if plan.runs().len() > RUNS_MAX as usize {
             let key = if sweep.is_some() { "sweep" } else { "seeds" };
             return Err(too_many(key, plan.runs().len()).at(text, sweep.map(|sweep| sweep.span())));
@@ -85,6 +88,23 @@ impl Plan {
     pub fn runs(&self) -> Vec<(&Case, u64)> {
         self.cases.iter().flat_map(|case| self.seeds.iter().map(move |seed| (case, *seed))).collect()
     }
+}
+
+fn hash(text: &str, profiles: &Profiles<'_>, seeds: &[u64]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    add(text.as_bytes());
+    for (name, profile) in profiles.known() {
+        add(name.as_bytes());
+        add(profile.to_text().as_bytes());
+    }
+    for seed in seeds {
+        hasher.update(&seed.to_le_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// The seeds of the runs. A seed on the command line begins a count, and stands alone where the file has a list.

@@ -18,6 +18,36 @@ const CACHE: Kind = Kind::Word(&["cold", "warm"]);
 /// The words of [`Name`].
 const NAMES: &[&str] = &["starling", "origin", "proxies", "dragonfly", "kraken", "spegel", "faasnet"];
 
+/// A key with few of something.
+const fn few(name: &'static str, preset: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind: FEW, unit: "", preset: Preset::Is(preset), meaning }
+}
+
+/// The key of the pieces.
+const fn pieces(preset: &'static str, meaning: &'static str) -> Key {
+    Key { name: "piece_bytes", kind: PIECE, unit: "bytes", preset: Preset::Is(preset), meaning }
+}
+
+/// The key of the servers' links.
+const fn links(meaning: &'static str) -> Key {
+    Key { name: "mbit_s", kind: RATE, unit: "Mbit/s", preset: AS_A_NODE, meaning }
+}
+
+/// The key of what servers have.
+const fn cache(preset: &'static str, meaning: &'static str) -> Key {
+    Key { name: "cache", kind: CACHE, unit: "", preset: Preset::Is(preset), meaning }
+}
+
+/// The keys of strategies that move layers.
+const LAYERS: Key = Key {
+    name: "layers",
+    kind: Kind::Whole(1, 1_000),
+    unit: "",
+    preset: Preset::Is("8"),
+    meaning: "layers of the content, all as long",
+};
+const LAYERS_AT_ONCE: Key = few("streams", "3", "layers that a node fetches at once");
+
 /// Who decides, and how each of those but Starling is set up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -283,22 +313,7 @@ pub(super) const ORIGIN: Table = Table {
     about: "every node fetches all layers from the stratum, as `docker pull` does",
     is_required: false,
     is_list: false,
-    keys: &[
-        Key {
-            name: "layers",
-            kind: Kind::Whole(1, 1_000),
-            unit: "",
-            preset: Preset::Is("8"),
-            meaning: "layers of the content, all as long",
-        },
-        Key {
-            name: "streams",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("3"),
-            meaning: "layers that a node fetches at once",
-        },
-    ],
+    keys: &[LAYERS, LAYERS_AT_ONCE],
 };
 
 pub(super) const PROXIES: Table = Table {
@@ -307,34 +322,14 @@ pub(super) const PROXIES: Table = Table {
     is_required: false,
     is_list: false,
     keys: &[
-        Key {
-            name: "per_cell",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("1"),
-            meaning: "proxies of a cell, each with its own cache; the seed draws which of them a node uses",
-        },
-        Key {
-            name: "mbit_s",
-            kind: RATE,
-            unit: "Mbit/s",
-            preset: AS_A_NODE,
-            meaning: "a proxy's uplink, and its downlink",
-        },
-        Key {
-            name: "cache",
-            kind: CACHE,
-            unit: "",
-            preset: Preset::Is("cold"),
-            meaning: "what a proxy has in the beginning: nothing, or everything",
-        },
-        Key {
-            name: "streams",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("4"),
-            meaning: "chunks that a node asks for at once",
-        },
+        few(
+            "per_cell",
+            "1",
+            "proxies of a cell, each with its own cache; the seed draws which of them a node uses",
+        ),
+        links("a proxy's uplink, and its downlink"),
+        cache("cold", "what a proxy has in the beginning: nothing, or everything"),
+        few("streams", "4", "chunks that a node asks for at once"),
         Key {
             name: "connections",
             kind: Kind::Whole(1, 65_536),
@@ -351,48 +346,12 @@ pub(super) const DRAGONFLY: Table = Table {
     is_required: false,
     is_list: false,
     keys: &[
-        Key {
-            name: "piece_bytes",
-            kind: PIECE,
-            unit: "bytes",
-            preset: Preset::Is("4194304"),
-            meaning: "a piece",
-        },
-        Key {
-            name: "seed_peers",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("1"),
-            meaning: "seed peers that fetch the content, spread over the cells",
-        },
-        Key {
-            name: "mbit_s",
-            kind: RATE,
-            unit: "Mbit/s",
-            preset: AS_A_NODE,
-            meaning: "a seed peer's uplink, and its downlink",
-        },
-        Key {
-            name: "cache",
-            kind: CACHE,
-            unit: "",
-            preset: Preset::Is("cold"),
-            meaning: "what a seed peer has in the beginning: nothing, or everything (preheated)",
-        },
-        Key {
-            name: "parents",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("4"),
-            meaning: "parents of a node at most",
-        },
-        Key {
-            name: "streams",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("10"),
-            meaning: "pieces that a node or seed peer fetches at once",
-        },
+        pieces("4194304", "a piece"),
+        few("seed_peers", "1", "seed peers that fetch the content, spread over the cells"),
+        links("a seed peer's uplink, and its downlink"),
+        cache("cold", "what a seed peer has in the beginning: nothing, or everything (preheated)"),
+        few("parents", "4", "parents of a node at most"),
+        few("streams", "10", "pieces that a node or seed peer fetches at once"),
         Key {
             name: "uploads",
             kind: Kind::Whole(1, 2_000),
@@ -416,48 +375,15 @@ pub(super) const KRAKEN: Table = Table {
     is_required: false,
     is_list: false,
     keys: &[
-        Key {
-            name: "piece_bytes",
-            kind: PIECE,
-            unit: "bytes",
-            preset: Preset::Is("4194304"),
-            meaning: "a piece",
-        },
-        Key {
-            name: "origins",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("3"),
-            meaning: "origins that hold the content, spread over the cells",
-        },
-        Key {
-            name: "mbit_s",
-            kind: RATE,
-            unit: "Mbit/s",
-            preset: AS_A_NODE,
-            meaning: "an origin's uplink, and its downlink",
-        },
-        Key {
-            name: "cache",
-            kind: CACHE,
-            unit: "",
-            preset: Preset::Is("warm"),
-            meaning: "what an origin has in the beginning: nothing, or everything, as after a push to Kraken",
-        },
-        Key {
-            name: "connections",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("10"),
-            meaning: "neighbours of a node or origin at most",
-        },
-        Key {
-            name: "pipeline",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("3"),
-            meaning: "pieces that are asked of one neighbour at once",
-        },
+        pieces("4194304", "a piece"),
+        few("origins", "3", "origins that hold the content, spread over the cells"),
+        links("an origin's uplink, and its downlink"),
+        cache(
+            "warm",
+            "what an origin has in the beginning: nothing, or everything, as after a push to Kraken",
+        ),
+        few("connections", "10", "neighbours of a node or origin at most"),
+        few("pipeline", "3", "pieces that are asked of one neighbour at once"),
         Key {
             name: "announce_ms",
             kind: Kind::Whole(10, HOUR_MS),
@@ -474,20 +400,8 @@ pub(super) const SPEGEL: Table = Table {
     is_required: false,
     is_list: false,
     keys: &[
-        Key {
-            name: "layers",
-            kind: Kind::Whole(1, 1_000),
-            unit: "",
-            preset: Preset::Is("8"),
-            meaning: "layers of the content, all as long",
-        },
-        Key {
-            name: "streams",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("3"),
-            meaning: "layers that a node fetches at once",
-        },
+        LAYERS,
+        LAYERS_AT_ONCE,
         Key {
             name: "resolve_ms",
             kind: Kind::Whole(0, 60_000),
@@ -495,13 +409,7 @@ pub(super) const SPEGEL: Table = Table {
             preset: Preset::Is("20"),
             meaning: "from the question who has a layer to the answer; an announcement is known after `network.lookup_ms`",
         },
-        Key {
-            name: "tries",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("3"),
-            meaning: "those who have a layer that are tried before the stratum",
-        },
+        few("tries", "3", "those who have a layer that are tried before the stratum"),
     ],
 };
 
@@ -510,22 +418,7 @@ pub(super) const FAASNET: Table = Table {
     about: "nodes form a tree, through which the content streams block by block; the root fetches from the stratum",
     is_required: false,
     is_list: false,
-    keys: &[
-        Key {
-            name: "piece_bytes",
-            kind: PIECE,
-            unit: "bytes",
-            preset: Preset::Is("524288"),
-            meaning: "a block",
-        },
-        Key {
-            name: "arity",
-            kind: FEW,
-            unit: "",
-            preset: Preset::Is("2"),
-            meaning: "children of a node at most",
-        },
-    ],
+    keys: &[pieces("524288", "a block"), few("arity", "2", "children of a node at most")],
 };
 
 pub(super) const COMPARE: Table = Table {
