@@ -12,6 +12,8 @@ mod arrival;
 mod bound;
 mod churn;
 mod engine;
+#[cfg(test)]
+mod fault_tests;
 mod fleet;
 mod footprint;
 mod layout;
@@ -24,6 +26,7 @@ mod readers;
 pub mod record;
 pub mod report;
 mod rollout;
+mod root_spread;
 mod scenario;
 pub mod statistics;
 mod strategy;
@@ -39,11 +42,12 @@ pub use network::{LinksOfAKind, NetworkLoad};
 pub use profile::{
     ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
 };
-pub use published::{PUBLISHED, Published};
+pub use published::{Kept, PUBLISHED, Published, results_page};
 pub use readers::{Distribution, Readers};
 pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
+pub use root_spread::RootSpread;
 pub use scenario::{
     Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
