@@ -74,10 +74,8 @@ fn slow_nodes_are_slow_for_as_long_as_they_are() {
     assert!((4.0..8.0).contains(&slow.rollout.makespan_s), "{slow:?}");
     // 50 MB with 20 Mbit/s are 20 s.
     assert!((20.0..60.0).contains(&slower.rollout.makespan_s), "{slower:?}");
-    assert!(
-        slower.rollout.p50_s < 1.7 * plain.rollout.p50_s,
-        "nine of ten suffer little: {slower:?} {plain:?}"
-    );
+    // They are homes of a tenth of the slices, which is felt by all, but the others do not wait as long as they do.
+    assert!(slower.rollout.p50_s < slower.rollout.makespan_s / 2.0, "{slower:?}");
 }
 
 #[test]
@@ -116,7 +114,7 @@ fn a_root_that_spreads_reaches_all_and_they_begin_when_they_hear_of_it() {
     assert!((5.0..21.0).contains(&root.messages_each), "{root:?}");
     assert!((report.last_start_s - root.heard_s.max).abs() < 1e-9 && at_once.root.is_none());
     let slow = run("[arrival.news]\nnodes = 1\nhandshake_ms = 600\n").root.unwrap();
-    assert!(slow.heard_s.p50 > 4.0 * root.heard_s.p50, "{slow:?} {root:?}");
+    assert!(slow.heard_s.p50 > 3.0 * root.heard_s.p50, "{slow:?} {root:?}");
     let many = run("[arrival.news]\nnodes = 40\n").root.unwrap();
     assert!(many.heard_s.p50 < 0.01, "half of them know it from the beginning: {many:?}");
 }

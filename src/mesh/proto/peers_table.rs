@@ -510,8 +510,8 @@ mod tests {
                 } else {
                     (2, 1)
                 };
-                table.apply(&met(peer, cell, region, 100), 100).unwrap();
-                table.apply(&PeerUpdate::Up { peer: Peer(peer) }, 100).unwrap();
+                table.apply(&met(peer, cell, region, 100), 200).unwrap();
+                table.apply(&PeerUpdate::Up { peer: Peer(peer) }, 200).unwrap();
             }
             let of =
                 |nearness| table.contacts().iter().filter(|peer| table.nearness(**peer) == nearness).count();

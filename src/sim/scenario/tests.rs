@@ -350,7 +350,7 @@ fn times_of_death_and_departures_are_bounded() {
     );
     assert!(shown.contains("churn.lifetime_s") && shown.contains("not 10368000"), "{shown}");
     let shown = error("for_ms = 1_000\nnoticed_after_ms = 200", "for_ms = 1_000\nnoticed_after_ms = 300");
-    assert!(shown.contains("churn.noticed_after_ms") && shown.contains("line 72"), "{shown}");
+    assert!(shown.contains("churn.noticed_after_ms") && shown.contains("line 63"), "{shown}");
     let one = "{ per_cent = 1, at_ms = 1, noticed_after_ms = 2, replaced_after_ms = 3 }";
     let (before, after) = WHOLE.split_once("[deaths]").unwrap();
     let rest = after.split_once("[churn]").unwrap().1;
@@ -446,7 +446,7 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
     let (before, after) = WHOLE.split_once("[arrival.canary]").unwrap();
     let text = format!("{before}[deaths]{}", after.split_once("[deaths]").unwrap().1);
     let error = Scenario::parse(&text).unwrap_err();
-    assert!(error.to_string().contains("canary, waves or rolling"), "{error}");
+    assert!(error.to_string().contains("canary, waves, rolling or news"), "{error}");
 }
 
 #[test]
