@@ -124,3 +124,30 @@ fn a_sweep_is_what_its_single_runs_are_in_the_order_of_the_file() {
         "{shown}"
     );
 }
+
+#[test]
+fn what_is_kept_of_a_run_is_the_same_each_time_and_the_page_has_a_row_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let scenario = file(folder.path(), "small.toml", SCENARIO);
+    let results = folder.path().join("results");
+    let keep = || {
+        let output = simulate(&[&scenario, "--results", results.to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+        ["small.json", "README.md"].map(|name| std::fs::read_to_string(results.join(name)).unwrap())
+    };
+    let [json, page] = keep();
+    assert_eq!(keep(), [json.clone(), page.clone()]);
+    let kept: Value = serde_json::from_str(&json).unwrap();
+    let run = &objects(&simulate(&[&scenario, "--json"]))[0];
+    for key in ["result_hash", "makespan_s", "strata_copies", "seed"] {
+        assert_eq!(kept[key], run[key], "{key}");
+    }
+    assert_eq!(kept["scenario_hash"], blake3::hash(SCENARIO.as_bytes()).to_hex().as_str());
+    assert!(kept.get("wall_s").is_none() && kept["program"].as_str().unwrap().starts_with("starling "));
+    let row = page.lines().find(|line| line.starts_with("| [`small`]")).unwrap();
+    assert!(row.contains(&format!("| 24 | {:.3} s |", kept["makespan_s"].as_f64().unwrap())), "{row}");
+
+    let several = simulate(&[&scenario, "--seeds", "2", "--results", results.to_str().unwrap()]);
+    assert_eq!(several.status.code(), Some(2), "{several:?}");
+    assert!(text(&several.stderr).contains("makes 2 runs"), "{several:?}");
+}

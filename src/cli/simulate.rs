@@ -6,8 +6,9 @@ mod shard;
 
 use super::{CliError, reports};
 use crate::sim::{
-    Case, Distribution, LinksOfAKind, NODE_CHUNKS_MAX, PROFILE_MAX_BYTES, PUBLISHED, Plan, RUNS_MAX, Readers,
-    Record, Recording, Report, Spread, Summary, explain, in_order, nearest, simulate_recorded,
+    Case, Distribution, Kept, LinksOfAKind, NODE_CHUNKS_MAX, PROFILE_MAX_BYTES, PUBLISHED, Plan, RUNS_MAX,
+    Readers, Record, Recording, Report, RootSpread, Spread, Summary, explain, in_order, nearest,
+    results_page, simulate_recorded,
 };
 use meter::Meter;
 use reports::Reports;
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// Largest scenario file that is read, in bytes.
 const SCENARIO_MAX_BYTES: u64 = 1 << 20;
+/// Largest result that is read, in bytes.
+const RESULT_MAX_BYTES: u64 = 1 << 20;
 /// Threads of one run at most: more only wait for each other (a guess).
 const RUN_THREADS_MAX: usize = 8;
 /// What starts a name that is no file.
@@ -86,6 +89,9 @@ pub(super) struct Args {
     #[cfg(feature = "node")]
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with = "perfetto")]
     merge: Vec<PathBuf>,
+    /// Keep the figures of the run in DIR, as NAME.json, and make the page README.md there anew from all that is kept in it.
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
     #[command(flatten)]
     reports: reports::Options,
 }
@@ -160,10 +166,17 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
         )
     })?;
+    let runs = plan.runs().len();
+    if runs != 1 && args.results.is_some() {
+        let shown = format!("{} makes {runs} runs, and `--results` keeps that of one", file.display());
+        return Err(
+            CliError::usage(shown).hint("`--seeds 1` makes one of a file without [sweep] and [compare]")
+        );
+    }
     // What cannot be merged is said before anything is written.
     #[cfg(feature = "node")]
     let source = if args.merge.is_empty() {
-        Source::Here(0..plan.runs().len())
+        Source::Here(0..runs)
     } else {
         Source::Shards(shard::Shards::open(&args.merge, args.reports.parquet(), &plan)?)
     };
@@ -174,8 +187,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if let (Some(shard), Some(folder)) = (args.shard, args.reports.parquet()) {
         return shard::part(file, &plan, shard, folder, reports, args.json);
     }
-    if plan.runs().len() == 1 {
-        one(file, &plan, &source, reports, args.json)
+    if runs == 1 {
+        let keep = args.results.as_deref().map(|folder| (folder, text.as_str()));
+        one(file, &plan, &source, reports, args.json, keep)
     } else {
         several(file, &plan, &source, reports, args.json)
     }
@@ -285,12 +299,14 @@ fn label(file: &Path, case: &Case) -> String {
     values.join(", ")
 }
 
+/// `keep` says where the figures are kept, and the text of the scenario.
 fn one(
     file: &Path,
     plan: &Plan,
     source: &Source,
     mut reports: Reports,
     as_json: bool,
+    keep: Option<(&Path, &str)>,
 ) -> Result<(), CliError> {
     let meter = Meter::new(wanted(&plan.runs()), 1);
     let mut done = None;
@@ -305,12 +321,37 @@ fn one(
     reports.add(&label(file, case), &case.scenario, &timed.report, &record)?;
     let verdict = reports.finish(&format!("starling simulate {} --seed {seed}", file.display()))?;
     println!("{}", if as_json { json(&timed)? } else { format!("{verdict}\n\n{}", table(file, &timed)) });
+    if let Some((folder, text)) = keep {
+        keep_result(folder, file, &Kept::new(text, &timed.report))?;
+    }
     let rollout = &timed.report.rollout;
     if rollout.completed < rollout.nodes {
         let (missing, nodes) = (rollout.nodes - rollout.completed, rollout.nodes);
         return Err(CliError::failed(format!("{missing} of {nodes} nodes did not get all content")));
     }
     Ok(())
+}
+
+/// Writes what is kept of a run, and the page about all that is kept beside it.
+fn keep_result(folder: &Path, file: &Path, kept: &Kept<'_>) -> Result<(), CliError> {
+    let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let name = file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy();
+    let text = serde_json::to_string_pretty(kept).map_err(CliError::failed)?;
+    std::fs::write(folder.join(format!("{name}.json")), text + "\n").map_err(failed)?;
+    let mut results = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|end| end == "json") {
+            let text = read_text(&path, RESULT_MAX_BYTES).map_err(failed)?;
+            let result = serde_json::from_str(&text)
+                .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            results.push((name, result));
+        }
+    }
+    results.sort_by(|one: &(String, Value), other| one.0.cmp(&other.0));
+    std::fs::write(folder.join("README.md"), results_page(&results)).map_err(failed)
 }
 
 fn several(
@@ -402,6 +443,10 @@ fn table(path: &Path, timed: &Timed) -> String {
         let before = rows.iter().position(|(name, _)| *name == "busy links").unwrap_or(rows.len());
         rows.splice(before..before, reader_rows(readers));
     }
+    if let Some(root) = &report.root {
+        let before = rows.iter().position(|(name, _)| *name == "busy links").unwrap_or(rows.len());
+        rows.insert(before, ("new root", root_row(root)));
+    }
     // Where all begin at once, it says what the row before says.
     rows.retain(|(name, _)| *name != "since they began" || report.last_start_s > 0.0);
     for (key, value) in &timed.case {
@@ -409,6 +454,15 @@ fn table(path: &Path, timed: &Timed) -> String {
     }
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     lines.join("\n")
+}
+
+/// How the new root spread.
+fn root_row(root: &RootSpread) -> String {
+    let Distribution { p50, p99, max, .. } = root.heard_s;
+    format!(
+        "{} nodes heard of it, p50 {p50:.4} s, p99 {p99:.4} s, max {max:.4} s; {:.1} messages a node",
+        root.heard, root.messages_each
+    )
 }
 
 /// How those who read waited.

@@ -54,6 +54,8 @@ impl Arrivals {
             deadline: steps(u64::from(scenario.content.deadline_s) * 1_000),
         };
         let first = match arrivals.canaries {
+            // Who hears first is told apart: they begin as all others do, when they have heard.
+            _ if arrival.news.is_some() => Vec::new(),
             0 => arrivals.rest(1),
             canaries => arrivals.begin(canaries, 1),
         };
@@ -63,6 +65,16 @@ impl Arrivals {
     /// The step in which a node begins, if it is known.
     pub(super) fn start(&self, node: u32) -> Option<u64> {
         self.starts.get(node as usize).copied().filter(|start| *start != UNKNOWN)
+    }
+
+    /// A node hears of the new root: when it begins therefore, unless it has.
+    pub(super) fn heard(&mut self, node: u32, now: u64) -> Vec<Start> {
+        let start = now + 1;
+        if self.starts[node as usize] != UNKNOWN || start >= self.deadline {
+            return Vec::new();
+        }
+        self.starts[node as usize] = start;
+        vec![(start, node)]
     }
 
     /// A node has everything, or gave up what it has not: who begins therefore.

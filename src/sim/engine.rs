@@ -6,7 +6,7 @@
 //! on the machine that runs it: the same seed and scenario give the same run.
 
 use super::arrival::{Arrivals, Start};
-use super::churn::{Churn, Queues, Stall};
+use super::churn::{Churn, Fate, Queues, Stall};
 use super::crew::Crew;
 use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Mail, Map};
 use super::footprint::Footprint;
@@ -16,6 +16,7 @@ use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic
 use super::part::{Part, Step};
 use super::reader::{ReadPlan, Reader};
 use super::record::{Outcome, Record, Recorder, Recording};
+use super::root_spread::{RootSpread, Spread};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Peer, Settings, Source};
 use crate::model::{Class, Time};
@@ -77,9 +78,13 @@ pub(super) struct Engine {
     announced: BTreeMap<u32, Vec<Peer>>,
     queues: Option<Queues>,
     churn: Option<Churn>,
+    /// By dead node: those outside of its cell who had a transfer with it. They notice as its cell does: their connection ends.
+    stranded: BTreeMap<u32, Vec<u32>>,
     stall: Option<Stall<Chunk>>,
     /// Who begins when, unless all do at once.
     arrivals: Option<Arrivals>,
+    /// How a root spreads, if nodes begin with it.
+    spread: Option<Spread>,
     newcomer: Newcomer,
     /// Whether anybody lies.
     liars: bool,
@@ -87,7 +92,7 @@ pub(super) struct Engine {
     pub(super) unfinished: usize,
     /// Whether a machine ended since `unfinished` was counted.
     someone_ended: bool,
-    /// Requests to the stratum.
+    /// Messages that are no node's mail: requests to the stratum, a root that is handed on.
     requests: u64,
     pub(super) transfers: u64,
     pub(super) strata_bytes: u64,
@@ -163,6 +168,17 @@ impl Engine {
         }
         let changes = Changes::new(scenario, seed, step_ns, &links);
         let traffic = Traffic::new(network.model, links, &crew);
+        let spread = Spread::new(scenario, seed).map(|(spread, first)| {
+            first
+                .into_iter()
+                .for_each(|node| parts[node as usize / each].calendar.push(0, 1, node, Event::News(None)));
+            spread
+        });
+        let mut churn = Churn::new(scenario, seed, step_ns);
+        if let Some(step) = churn.as_mut().and_then(Churn::stop) {
+            // Nobody is woken: the step is not passed over.
+            parts[0].calendar.push_wake(0, step, 0);
+        }
         Self {
             machines,
             content,
@@ -171,9 +187,11 @@ impl Engine {
             parts,
             each: short(each),
             queues: Queues::new(scenario, nodes + 1, step_ns),
-            churn: Churn::new(scenario, seed, step_ns),
+            churn,
+            stranded: BTreeMap::new(),
             stall: Stall::new(scenario, seed, step_ns),
             arrivals,
+            spread,
             newcomer,
             liars: scenario.liars.is_some(),
             delays,
@@ -277,6 +295,11 @@ impl Engine {
         }
         self.parts.iter_mut().for_each(|part| part.take(self.now));
         true
+    }
+
+    /// How many nodes died.
+    pub(super) fn died(&self) -> u32 {
+        self.churn.as_ref().map_or(0, Churn::died)
     }
 
     /// When a node began.
@@ -461,43 +484,64 @@ impl Engine {
     /// Lets nodes die, lets others notice, and begins replacements, when it is time.
     fn replace_the_dead(&mut self) {
         let Some(mut churn) = self.churn.take() else { return };
-        let now = self.now;
-        if churn.dies.is_some_and(|at| at <= now) {
-            churn.dies = None;
-            for victim in &churn.victims {
-                self.machines[*victim as usize].dead = true;
+        while let Some((fate, nodes)) = churn.next(self.now) {
+            match fate {
+                Fate::Dies => self.die(&nodes),
+                Fate::Noticed => {
+                    nodes.iter().for_each(|node| self.map.set_away(*node, true));
+                    self.tell_of(&nodes, Event::Down);
+                }
+                Fate::Replaced => self.replace(&nodes),
             }
-            for flow in self.traffic.stop_ends(&churn.victims) {
-                if let Carried::FromStratum { chunk } = flow.what {
+        }
+        if let Some(step) = churn.stop() {
+            self.parts[0].calendar.push_wake(self.now, step, 0);
+        }
+        self.churn = Some(churn);
+    }
+
+    /// Nodes die, which are in ascending order.
+    fn die(&mut self, nodes: &[u32]) {
+        let dies = |node: u32| nodes.binary_search(&node).is_ok();
+        for node in nodes {
+            self.machines[*node as usize].dead = true;
+        }
+        for flow in self.traffic.stop_ends(nodes) {
+            match flow.what {
+                Carried::FromStratum { chunk } => {
                     self.from_stratum.remove(&(flow.to, chunk));
                     self.stratum_busy -= 1;
                 }
-            }
-            let lives = |waiting: &(u32, Chunk)| churn.victims.binary_search(&waiting.0).is_err();
-            self.stratum_line.retain(lives);
-            self.cut_off.retain(lives);
-            self.fill_stratum();
-        }
-        if churn.noticed.is_some_and(|at| at <= now) {
-            churn.noticed = None;
-            self.tell_all(&churn.victims, Event::Down);
-        }
-        if churn.replaced.is_some_and(|at| at <= now) {
-            churn.replaced = None;
-            for victim in &churn.victims {
-                let liar = self.machines[*victim as usize].liar.take();
-                self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, &self.content);
-                self.parts[(*victim / self.each) as usize].renew(*victim);
-                self.machines[*victim as usize].liar = liar;
-                // Who had not begun when it died begins in its turn.
-                let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
-                if start.is_some_and(|start| start <= now) {
-                    self.begin(vec![(now + 1, *victim)]);
+                Carried::Upload { .. } => {
+                    for (node, other) in [(flow.from, flow.to), (flow.to, flow.from)] {
+                        if dies(node) && self.map.cell_of(node) != self.map.cell_of(other) {
+                            self.stranded.entry(node).or_default().push(other);
+                        }
+                    }
                 }
             }
-            self.tell_all(&churn.victims, Event::Up);
         }
-        self.churn = Some(churn);
+        self.stratum_line.retain(|waiting| !dies(waiting.0));
+        self.cut_off.retain(|waiting| !dies(waiting.0));
+        self.fill_stratum();
+    }
+
+    /// Empty nodes take the places of dead ones.
+    fn replace(&mut self, nodes: &[u32]) {
+        let now = self.now;
+        for node in nodes {
+            let liar = self.machines[*node as usize].liar.take();
+            self.machines[*node as usize] = self.newcomer.machine(*node, &self.map, &self.content);
+            self.parts[(*node / self.each) as usize].renew(*node);
+            self.machines[*node as usize].liar = liar;
+            self.map.set_away(*node, false);
+            // Who had not begun when it died begins in its turn.
+            let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*node));
+            if start.is_some_and(|start| start <= now) {
+                self.begin(vec![(now + 1, *node)]);
+            }
+        }
+        self.tell_of(nodes, Event::Up);
     }
 
     /// Lets nodes want the content from a step on.
@@ -518,11 +562,15 @@ impl Engine {
         }
     }
 
-    /// Tells all that live of each of `whom`.
-    fn tell_all(&mut self, whom: &[u32], event: fn(u32) -> Event) {
-        for to in 0..u32::try_from(self.machines.len()).unwrap_or(u32::MAX) {
-            for peer in whom.iter().filter(|peer| **peer != to) {
-                self.push(self.now + 1, to, event(*peer));
+    /// Tells of each of `whom` the members of its cell, and who was stranded when it died. All others see it when they look.
+    fn tell_of(&mut self, whom: &[u32], event: fn(u32) -> Event) {
+        for node in whom {
+            let members = self.map.members_of(self.map.cell_of(*node)).filter(|to| to != node);
+            let mut stranded = self.stranded.remove(node).unwrap_or_default();
+            stranded.sort_unstable();
+            stranded.dedup();
+            for to in members.chain(stranded) {
+                self.push(self.now + 1, to, event(*node));
             }
         }
     }
@@ -577,6 +625,11 @@ impl Engine {
                     providers.push(Peer(from));
                 }
             }
+            Effect::Spread(to) => self.hand_on(from, to),
+            Effect::Heard => {
+                let starts = self.arrivals.as_mut().map(|arrivals| arrivals.heard(from, now));
+                self.begin(starts.unwrap_or_default());
+            }
             Effect::Later(after_ms, event) => {
                 let nanos = u64::from(after_ms) * 1_000_000;
                 self.push(now + steps(nanos, self.step_ns), from, event);
@@ -587,6 +640,29 @@ impl Engine {
                 self.begin(starts.unwrap_or_default());
             }
         }
+    }
+
+    /// The new root goes to a peer: over a connection that is made first, which is a way there and back.
+    fn hand_on(&mut self, from: u32, to: u32) {
+        let Some(spread) = &mut self.spread else { return };
+        let now = self.now;
+        self.requests += 1;
+        spread.messages += 1;
+        let made = 2 * self.delays.way(from, to) + spread.handshake_ns(now, from, to).div_ceil(self.step_ns);
+        if !self.is_cut(from, to) {
+            let waits = self.waits(from, to);
+            let arrival = self.delays.arrival(now + made, from, to, u32::MAX, waits);
+            self.push(arrival, to, Event::News(Some(from)));
+        }
+    }
+
+    /// How the root spread, if one did.
+    pub(super) fn root_spread(&self) -> Option<RootSpread> {
+        let (spread, arrivals) = (self.spread.as_ref()?, self.arrivals.as_ref()?);
+        let nodes = u32::try_from(self.machines.len()).unwrap_or(u32::MAX);
+        let seconds = |step: u64| Time::from_nanos(step.saturating_mul(self.step_ns)).as_secs_f64();
+        let heard = (0..nodes).filter_map(|node| arrivals.start(node)).map(seconds).collect();
+        Some(RootSpread::new(heard, nodes, spread.messages))
     }
 
     /// Lets requests in line begin. The way of the request itself is added to that of the data.

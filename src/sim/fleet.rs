@@ -9,18 +9,27 @@ use super::network::Handle;
 use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
-    Peer, Peers, Segment, Settings, Slice, Source, best_members, lease_cells, prefetch, prefetch_list,
+    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, NewsId, Node, Outbox, Output,
+    PartBytes, Peer, Peers, Segment, Settings, Slice, Source, best_members, lease_cells, prefetch,
+    prefetch_list,
 };
-use crate::model::{Class, Generator, Time, mix};
+use crate::model::{Class, Generator, Rng as _, Time, mix};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
 /// Cells that are known to hold a lease, and in whose place; the core asks for no more by default.
 const LEASE_PLACES: usize = 3;
-/// Contacts in other cells that a node knows.
-const CONTACTS_MAX: usize = 16;
+/// Members of another cell of the region that a node knows, and members of other cells and of other regions in all: as the node's
+/// own table of peers has them.
+const CONTACTS_OF_CELL: u32 = 3;
+const CONTACTS_MAX: usize = 64;
+const FAR_CONTACTS: usize = 16;
+/// Sets the draw of the contacts apart from all other randomness.
+const CONTACTS: u64 = 0x636f_6e74_6163;
+/// The one document that spreads.
+const ROOT: NewsId = NewsId(1);
 
 /// Who is where, and the homes of all slices in all cells.
 #[derive(Debug)]
@@ -41,6 +50,10 @@ pub(super) struct Map {
     lease_places: usize,
     /// By cell.
     contacts: Vec<Vec<Peer>>,
+    /// By node: whether the others believe it to be dead. Changes between steps only.
+    away: Vec<AtomicBool>,
+    /// How many they are.
+    away_count: AtomicU32,
 }
 
 impl Map {
@@ -58,6 +71,8 @@ impl Map {
             lease_cells: Vec::new(),
             lease_places: LEASE_PLACES.min(scenario.fleet.cells_per_region as usize),
             contacts: Vec::new(),
+            away: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
+            away_count: AtomicU32::new(0),
         };
         let salt = mix(seed);
         let slice_key = |slice: u32| mix(salt ^ u64::from(slice));
@@ -71,8 +86,10 @@ impl Map {
                 let first = members.start;
                 map.homes.extend(best.into_iter().map(|index| first + u32::try_from(index).unwrap_or(0)));
             }
-            let others = (1..cells).map(|step| (cell + step) % cells).take(CONTACTS_MAX);
-            map.contacts.push(others.map(|other| Peer(map.members_of(other).start)).collect());
+        }
+        for cell in 0..cells {
+            let contacts = map.draw_contacts(cell, Generator::stream(seed, CONTACTS ^ u64::from(cell) << 24));
+            map.contacts.push(contacts);
         }
         for region in 0..scenario.fleet.regions {
             let first = region * map.cells_per_region;
@@ -85,11 +102,62 @@ impl Map {
         map
     }
 
+    /// Whom the members of a cell know in others: some of each cell of the region, and some of other regions.
+    fn draw_contacts(&self, cell: u32, mut rng: Generator) -> Vec<Peer> {
+        let per_region = self.cells_per_region;
+        let (own, first) = (cell % per_region, cell - cell % per_region);
+        let is_one_region = self.cells == per_region;
+        let near_max = if is_one_region { CONTACTS_MAX } else { CONTACTS_MAX - FAR_CONTACTS };
+        let mut contacts = Vec::new();
+        for step in 1..per_region {
+            if contacts.len() >= near_max {
+                break;
+            }
+            let members = self.members_of(first + (own + step) % per_region);
+            for number in 0..CONTACTS_OF_CELL.min(members.len() as u32) {
+                // In thirds of the cell, so that none is drawn twice.
+                let third = members.len() / CONTACTS_OF_CELL.min(members.len() as u32) as usize;
+                let place = number as usize * third + rng.below(third.max(1));
+                contacts.push(Peer(members.start + u32::try_from(place).unwrap_or(0)));
+            }
+        }
+        contacts.truncate(near_max);
+        if is_one_region {
+            return contacts;
+        }
+        let mut far = Vec::new();
+        for _ in 0..4 * CONTACTS_MAX {
+            let other = rng.below(self.nodes as usize);
+            let peer = Peer(u32::try_from(other).unwrap_or(0));
+            if self.region_of(peer.0) != cell / per_region && !far.contains(&peer) {
+                far.push(peer);
+            }
+            if contacts.len() + far.len() >= CONTACTS_MAX {
+                break;
+            }
+        }
+        contacts.extend(far);
+        contacts
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
         (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts)
             * size_of::<u32>()
+            + self.away.capacity()
+    }
+
+    /// From now on the others believe that a node is dead, or that it is not.
+    pub(super) fn set_away(&self, node: u32, is_away: bool) {
+        if self.away[node as usize].swap(is_away, Ordering::Relaxed) != is_away {
+            let one = if is_away { 1 } else { u32::MAX };
+            self.away_count.fetch_add(one, Ordering::Relaxed);
+        }
+    }
+
+    fn is_away(&self, node: u32) -> bool {
+        self.away[node as usize].load(Ordering::Relaxed)
     }
 
     /// The cell of a node. The stratum, whose number follows the last node's, lies outside of all cells.
@@ -97,7 +165,7 @@ impl Map {
         self.cell_of.get(node as usize).copied().unwrap_or(self.cells)
     }
 
-    fn members_of(&self, cell: u32) -> std::ops::Range<u32> {
+    pub(super) fn members_of(&self, cell: u32) -> std::ops::Range<u32> {
         let start = |cell: u32| {
             u32::try_from(u64::from(cell) * u64::from(self.nodes) / u64::from(self.cells)).unwrap_or(u32::MAX)
         };
@@ -131,15 +199,13 @@ pub(super) struct CellView {
     me: u32,
     cell: u32,
     members: (u32, u32),
-    /// Who is believed to be dead; all others are alive.
-    down: Vec<u32>,
 }
 
 impl CellView {
     fn new(map: &Arc<Map>, me: u32) -> Self {
         let cell = map.cell_of(me);
         let members = map.members_of(cell);
-        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end), down: Vec::new() }
+        Self { map: Arc::clone(map), me, cell, members: (members.start, members.end) }
     }
 
     /// Calls the homes of `slice` into the processor's cache.
@@ -158,7 +224,7 @@ impl CellView {
 
     /// The home of the given rank among the living.
     fn living_home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
-        if self.down.is_empty() {
+        if self.map.away_count.load(Ordering::Relaxed) == 0 {
             return self.map.home(cell, slice, rank);
         }
         (0..).map_while(|rank| self.map.home(cell, slice, rank)).filter(|peer| self.is_up(*peer)).nth(rank)
@@ -194,7 +260,7 @@ impl Peers for CellView {
     }
 
     fn is_up(&self, peer: Peer) -> bool {
-        peer.0 < self.map.nodes && !self.down.contains(&peer.0)
+        peer.0 < self.map.nodes && !self.map.is_away(peer.0)
     }
 
     fn has_other_regions(&self) -> bool {
@@ -283,6 +349,8 @@ pub(super) enum Event {
     Possession { from: u32, slices: Box<[(Slice, u64)]> },
     /// The DHT answers.
     Providers { segment: Segment, peers: Box<[Peer]> },
+    /// The new root comes, from a peer or from whoever published it.
+    News(Option<u32>),
     /// The deadline that was asked for.
     Wake,
     /// A peer is believed to be dead, or alive again.
@@ -292,7 +360,7 @@ pub(super) enum Event {
 }
 
 /// What kinds of events there are, as they are counted.
-pub(super) const EVENT_KINDS: [&str; 15] = [
+pub(super) const EVENT_KINDS: [&str; 16] = [
     "begin",
     "ask",
     "withdraw",
@@ -308,6 +376,7 @@ pub(super) const EVENT_KINDS: [&str; 15] = [
     "providers",
     "wake",
     "down, up",
+    "news",
 ];
 
 impl Event {
@@ -339,6 +408,7 @@ impl Event {
             Self::Providers { .. } => 12,
             Self::Wake => 13,
             Self::Down(_) | Self::Up(_) => 14,
+            Self::News(_) => 15,
         }
     }
 
@@ -380,6 +450,10 @@ pub(super) enum Effect {
     Find(Segment),
     /// An announcement in the DHT.
     Announce(Segment),
+    /// The new root for a peer.
+    Spread(u32),
+    /// The new root came here for the first time.
+    Heard,
     /// Let this happen to me after so many milliseconds.
     Later(u32, Event),
     /// I have everything, or gave up what I have not.
@@ -447,6 +521,8 @@ pub(super) struct Machine {
     /// Asks under way, by number.
     incoming: Vec<Option<Incoming>>,
     free: Vec<u32>,
+    /// Whether it has the new root.
+    heard: bool,
     /// Bytes given to peers.
     pub(super) given: u64,
     /// Bytes taken from peers and from the stratum.
@@ -485,6 +561,7 @@ impl Machine {
             reader: reader.map(Box::new),
             liar: None,
             dead: false,
+            heard: false,
             delivered: 0,
             given_up: 0,
             given: 0,
@@ -581,8 +658,7 @@ impl Machine {
     /// What it takes in memory, by part.
     pub(super) fn footprint(&self) -> impl Iterator<Item = PartBytes> {
         let asks = self.incoming.capacity() * size_of::<Option<Incoming>>()
-            + self.free.capacity() * size_of::<u32>()
-            + self.node.peers().down.capacity() * size_of::<u32>();
+            + self.free.capacity() * size_of::<u32>();
         let driver = size_of::<Self>() - size_of_val(&self.node);
         let reader = self.reader.as_ref().map_or(0, |reader| size_of::<Reader>() + reader.heap_bytes());
         self.node.footprint().into_iter().chain([("driver", driver + asks + reader)])
@@ -655,11 +731,14 @@ impl Machine {
                 self.node.handle(now, Input::Possession { peer: Peer(from), slices }, out);
             }
             Event::Wake => self.node.handle(now, Input::Tick, out),
-            Event::Down(peer) => self.peer_down(now, peer, out),
-            Event::Up(peer) => {
-                self.node.peers_mut().down.retain(|other| *other != peer);
-                self.node.handle(now, Input::PeerUp { peer: Peer(peer) }, out);
+            Event::News(from) => {
+                if !std::mem::replace(&mut self.heard, true) {
+                    effects.push((self.me, Effect::Heard));
+                }
+                self.node.handle(now, Input::NewsSeen { news: ROOT, from: from.map(Peer) }, out);
             }
+            Event::Down(peer) => self.peer_down(now, peer, out),
+            Event::Up(peer) => self.node.handle(now, Input::PeerUp { peer: Peer(peer) }, out),
         }
         loop {
             for output in out.drain() {
@@ -681,7 +760,6 @@ impl Machine {
     }
 
     fn peer_down(&mut self, now: Time, peer: u32, out: &mut Outbox) {
-        self.node.peers_mut().down.push(peer);
         self.node.handle(now, Input::PeerDown { peer: Peer(peer) }, out);
         for number in 0..self.incoming.len() {
             if self.incoming[number].is_some_and(|incoming| incoming.peer == peer) {
@@ -767,8 +845,9 @@ impl Machine {
             Output::TellPossession { to, slices } => {
                 Effect::Send(to.0, Event::Possession { from: me, slices: slices.into_boxed_slice() })
             }
-            // Nobody publishes, and the core itself asks no liar again.
-            Output::Spread { .. } | Output::Distrust { .. } => return,
+            Output::Spread { to, .. } => Effect::Spread(to.0),
+            // The core itself asks no liar again.
+            Output::Distrust { .. } => return,
         };
         effects.push((me, effect));
     }

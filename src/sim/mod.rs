@@ -14,6 +14,8 @@ mod calendar;
 mod churn;
 mod crew;
 mod engine;
+#[cfg(test)]
+mod fault_tests;
 mod fleet;
 mod footprint;
 mod layout;
@@ -27,6 +29,7 @@ mod readers;
 pub mod record;
 pub mod report;
 mod rollout;
+mod root_spread;
 mod scenario;
 pub mod statistics;
 mod strategy;
@@ -42,11 +45,12 @@ pub use network::{LinksOfAKind, NetworkLoad};
 pub use profile::{
     ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
 };
-pub use published::{PUBLISHED, Published};
+pub use published::{Kept, PUBLISHED, Published, results_page};
 pub use readers::{Distribution, Readers};
 pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
+pub use root_spread::RootSpread;
 pub use scenario::{
     Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };

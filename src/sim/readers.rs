@@ -19,7 +19,7 @@ pub struct Distribution {
 
 impl Distribution {
     /// Of values in any order; all `NaN` of none.
-    fn of(mut values: Vec<f64>) -> Self {
+    pub(super) fn of(mut values: Vec<f64>) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let [p50, p90, p99, max] = [50, 90, 99, 100].map(|per_cent| quantile(&values, per_cent));
         Self { p50, p90, p99, max }

@@ -1,5 +1,6 @@
 //! Signed documents spread by gossip: each node hands each document on once, to a few random members of its cell
-//! and to contacts in other cells.
+//! and to a few random contacts in other cells. All members of a cell know much the same contacts: were it always the nearest, a
+//! cell would tell the same few nodes a thousand times over, and no other region at all.
 //!
 //! With ln n + c random targets a node, a document reaches all n members with probability e^(-e^-c) (Kermarrec,
 //! Massoulié, Ganesh: "Probabilistic reliable dissemination in large-scale systems", 2003). That is when nothing is lost. So
@@ -90,11 +91,24 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if draws != members {
             to.truncate(fan_out);
         }
-        let contacts = self.peers.contacts().iter().copied().filter(|peer| Some(*peer) != from);
-        to.extend(contacts.take(usize::from(self.settings.news_contacts)));
+        self.choose_contacts(from, &mut to);
         for to in to {
             out.push(Output::Spread { news, to });
         }
+    }
+
+    /// Adds random contacts in other cells, each once.
+    fn choose_contacts(&mut self, from: Option<Peer>, to: &mut Vec<Peer>) {
+        let contacts = self.peers.contacts();
+        let most = usize::from(self.settings.news_contacts);
+        // A number for each, of which the first are drawn (Fisher and Yates): a few dozen at most.
+        let mut order: Vec<usize> = (0..contacts.len()).collect();
+        for place in 0..order.len().min(most) {
+            let other = place + self.rng.below(order.len() - place);
+            order.swap(place, other);
+        }
+        let drawn = order.iter().take(most).filter_map(|index| contacts.get(*index).copied());
+        to.extend(drawn.filter(|peer| Some(*peer) != from));
     }
 
     /// Plans the next time that a document is handed on, if there is one: at a random moment of an interval that doubles.
@@ -209,6 +223,69 @@ mod tests {
         }
         fn len_bytes(&self, _chunk: Chunk) -> u32 {
             1
+        }
+    }
+
+    /// One of a cell that knows others in other cells.
+    struct Bordering(Vec<Peer>);
+
+    impl Peers for Bordering {
+        fn me(&self) -> Peer {
+            Peer(0)
+        }
+        fn nearness(&self, peer: Peer) -> Nearness {
+            if peer == Peer(0) { Nearness::Cell } else { Nearness::Region }
+        }
+        fn home(&self, _slice: Slice, _rank: usize) -> Option<Peer> {
+            None
+        }
+        fn lease_home(&self, _slice: Slice, _rank: usize) -> Option<Peer> {
+            None
+        }
+        fn home_elsewhere(&self, _slice: Slice, _place: usize) -> Option<Peer> {
+            None
+        }
+        fn is_up(&self, _peer: Peer) -> bool {
+            true
+        }
+        fn has_other_regions(&self) -> bool {
+            false
+        }
+        fn members(&self) -> usize {
+            1
+        }
+        fn member(&self, _index: usize) -> Peer {
+            Peer(0)
+        }
+        fn contacts(&self) -> &[Peer] {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn members_who_know_the_same_contacts_tell_all_of_them_between_them_and_each_a_few() {
+        let most = usize::from(Settings::default().news_contacts);
+        for known in [3, most, 64] {
+            let contacts: Vec<Peer> = (1..=u32::try_from(known).unwrap()).map(Peer).collect();
+            let (members, mut told) = (60, BTreeMap::new());
+            for me in 0..members {
+                let generator = Generator::stream(9, me);
+                let mut node =
+                    Node::new(Bordering(contacts.clone()), Nothing, generator, Settings::default());
+                let mut out = Outbox::default();
+                node.handle(Time::ZERO, Input::NewsSeen { news: NewsId(1), from: Some(Peer(1)) }, &mut out);
+                let to: BTreeSet<Peer> = out
+                    .drain()
+                    .map(|output| {
+                        let Output::Spread { to, .. } = output else { panic!("{output:?}") };
+                        to
+                    })
+                    .collect();
+                assert!(!to.contains(&Peer(1)), "he has it");
+                assert!((known.min(most) - 1..=known.min(most)).contains(&to.len()), "{to:?} of {known}");
+                to.into_iter().for_each(|peer| *told.entry(peer).or_insert(0) += 1);
+            }
+            assert_eq!(told.len(), known - 1, "somebody is told by nobody");
         }
     }
 

@@ -14,6 +14,8 @@ const CACHED_SLICES: usize = 4_096;
 const ELSEWHERE: usize = 4;
 /// Contacts in other cells that are offered.
 const CONTACTS_MAX: usize = 64;
+/// Places among them that contacts in other regions have in any case (guess).
+const FAR_CONTACTS: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 struct Row {
@@ -176,16 +178,16 @@ impl PeerTable {
             .all()
             .filter(|(peer, row)| (row.up || is_me(*peer)) && row.cell == me.cell)
             .map(|(peer, _)| peer);
-        let mut others: Vec<(bool, Peer)> = self
-            .all()
-            .filter(|(_, row)| row.up && row.cell != me.cell)
-            .map(|(peer, row)| (row.region != me.region, peer))
-            .collect();
-        others.sort_unstable();
+        let others = self.all().filter(|(_, row)| row.up && row.cell != me.cell);
+        let (near, mut far): (Vec<_>, Vec<_>) = others.partition(|(_, row)| row.region == me.region);
+        // A large region does not leave the others without a place.
+        far.truncate(CONTACTS_MAX - near.len().min(CONTACTS_MAX - FAR_CONTACTS));
+        let near = near.into_iter().take(CONTACTS_MAX - far.len());
+        let contacts = near.chain(far).map(|(peer, _)| peer).collect();
         let members = members.collect();
         let other_regions = self.all().any(|(_, row)| row.region != me.region);
         self.other_regions = other_regions;
-        self.contacts = others.into_iter().map(|(_, peer)| peer).take(CONTACTS_MAX).collect();
+        self.contacts = contacts;
         self.members = members;
     }
 
@@ -492,6 +494,29 @@ mod tests {
             }
         }
         assert!((1..200).contains(&own));
+    }
+
+    #[test]
+    fn a_large_region_leaves_places_for_contacts_in_others() {
+        for (near, far, shown) in
+            [(100, 40, [48, 16]), (10, 100, [10, 54]), (100, 3, [61, 3]), (5, 0, [5, 0])]
+        {
+            let mut table = PeerTable::new(Peer(0));
+            for peer in 0..=near + far {
+                let (cell, region) = if peer == 0 {
+                    (0, 0)
+                } else if peer <= near {
+                    (1, 0)
+                } else {
+                    (2, 1)
+                };
+                table.apply(&met(peer, cell, region, 100), 200).unwrap();
+                table.apply(&PeerUpdate::Up { peer: Peer(peer) }, 200).unwrap();
+            }
+            let of =
+                |nearness| table.contacts().iter().filter(|peer| table.nearness(**peer) == nearness).count();
+            assert_eq!([of(Nearness::Region), of(Nearness::Far)], shown, "{near} near, {far} far");
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ pub struct Settings {
     /// Milliseconds to the first of these times; doubled each time (guess: two round trips and a handshake, so that most
     /// repeats lie within the second that a root may take).
     pub news_repeat_ms: u32,
-    /// Contacts in other cells to whom a document is handed on (guess).
+    /// Contacts in other cells to whom a document is handed on, drawn at random (guess).
     pub news_contacts: u8,
 
     /// Peers whose last known load is remembered; a power of two (guess).

@@ -351,7 +351,7 @@ pub trait Peers {
     fn members(&self) -> usize;
     /// The `index`-th live member of the own cell, in an order that is fixed for one state of the view.
     fn member(&self, index: usize) -> Peer;
-    /// Known contacts in other cells, nearest first.
+    /// Some known contacts in other cells, of which some are in other regions if any are known.
     fn contacts(&self) -> &[Peer];
 }
 

@@ -218,18 +218,17 @@ fn check_classes(scenario: &Scenario) -> Result<(), ScenarioError> {
     let mut total = 0;
     for (place, class) in fleet.class.iter().enumerate() {
         let name = class.name.as_str();
-        check((1..=64).contains(&name.len()), "fleet.class.name", name, "1 to 64 bytes")?;
+        let of = |name: &str| format!("fleet.class[{place}].{name}");
+        check((1..=64).contains(&name.len()), &of("name"), name, "1 to 64 bytes")?;
         let is_new = fleet.class[..place].iter().all(|other| other.name != name);
-        check(is_new, "fleet.class.name", name, "another name for each class")?;
+        check(is_new, &of("name"), name, "another name for each class")?;
         let one = class.share.is_some() != class.nodes.is_some();
-        check(one, key, name, "either `share` or `nodes`, for each class")?;
+        check(one, &format!("{key}[{place}]"), name, "either `share` or `nodes`, for each class")?;
         let share = class.share.unwrap_or(1.0);
-        check(share > 0.0 && share <= 1.0, "fleet.class.share", share, "above 0 and at most 1")?;
-        check(class.nodes != Some(0), "fleet.class.nodes", 0, "at least 1")?;
-        for (key, rate) in
-            [("fleet.class.up_mbit_s", class.up_mbit_s), ("fleet.class.down_mbit_s", class.down_mbit_s)]
-        {
-            check((0.001..=1e7).contains(&rate), key, rate, "0.001 to 10 000 000 (Mbit/s)")?;
+        check(share > 0.0 && share <= 1.0, &of("share"), share, "above 0 and at most 1")?;
+        check(class.nodes != Some(0), &of("nodes"), 0, "at least 1")?;
+        for (name, rate) in [("up_mbit_s", class.up_mbit_s), ("down_mbit_s", class.down_mbit_s)] {
+            check((0.001..=1e7).contains(&rate), &of(name), rate, "0.001 to 10 000 000 (Mbit/s)")?;
         }
         total += u64::from(class.count(fleet.nodes));
     }
@@ -259,12 +258,13 @@ fn check_latency(latency: &RegionLatency, regions: u32) -> Result<(), ScenarioEr
 fn check_changes(scenario: &Scenario) -> Result<(), ScenarioError> {
     let changes = &scenario.network.change;
     check(changes.len() <= CHANGES_MAX, "network.change", changes.len(), "at most 64 changes")?;
-    for change in changes {
-        check(change.at_ms <= DAY_MS, "network.change.at_ms", change.at_ms, "at most a day")?;
+    for (index, change) in changes.iter().enumerate() {
+        let key = |name: &str| format!("network.change[{index}].{name}");
+        check(change.at_ms <= DAY_MS, &key("at_ms"), change.at_ms, "at most a day")?;
         let span = change.for_ms.unwrap_or(1);
-        check((1..=DAY_MS).contains(&span), "network.change.for_ms", span, "1 to a day")?;
+        check((1..=DAY_MS).contains(&span), &key("for_ms"), span, "1 to a day")?;
         let factor = change.factor;
-        check((0.0..=1_000.0).contains(&factor), "network.change.factor", factor, "0 to 1 000")?;
+        check((0.0..=1_000.0).contains(&factor), &key("factor"), factor, "0 to 1 000")?;
         let groups = change.of.tier().map(|tier| scenario.groups(tier));
         let found = change.number.map_or("none".to_owned(), |number| number.to_string());
         let (ok, must) = match groups {
@@ -274,11 +274,11 @@ fn check_changes(scenario: &Scenario) -> Result<(), ScenarioError> {
             ),
             None => (change.number.is_none(), "only for a rack, a cell or a region".to_owned()),
         };
-        check(ok, "network.change.number", found, must)?;
+        check(ok, &key("number"), found, must)?;
         let found = change.per_cent.map_or("none".to_owned(), |part| part.to_string());
         let is_of_nodes = change.of == Whose::Nodes;
         let ok = change.per_cent.map_or(!is_of_nodes, |part| is_of_nodes && (1..=100).contains(&part));
-        check(ok, "network.change.per_cent", found, "1 to 100 for `nodes`, and only for them")?;
+        check(ok, &key("per_cent"), found, "1 to 100 for `nodes`, and only for them")?;
     }
     Ok(())
 }

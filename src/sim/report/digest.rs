@@ -23,8 +23,6 @@ pub struct Digest {
     pub copy: u64,
     /// Number of regions.
     pub regions: u32,
-    /// Nodes that died on the way and were replaced.
-    pub deaths: u32,
     /// When 1, 2, 3 … of 1 000 honest nodes had everything, in seconds.
     pub curve: Vec<f64>,
     /// How long the run was, in seconds.
@@ -98,16 +96,11 @@ impl Digest {
         let ends: Vec<f64> = honest.iter().filter_map(|node| node.end_s).collect();
         let slowest = &honest[honest.len() - honest.len().div_ceil(SLOWEST)..];
         let (links, links_omitted) = most_used(&record.links);
-        let deaths = scenario.deaths.as_ref().map_or(0, |deaths| {
-            u32::try_from((u64::from(scenario.fleet.nodes) * u64::from(deaths.per_cent)).div_ceil(100))
-                .unwrap_or(u32::MAX)
-        });
         Self {
             label: label.into(),
             report: report.clone(),
             copy: scenario.content.bytes,
             regions: scenario.fleet.regions,
-            deaths,
             curve: completion_curve(&ends, honest.len()),
             run_s: record.samples.last().map_or(0.0, |sample| sample.at_s),
             samples: record.samples.clone(),

@@ -28,6 +28,7 @@ use super::network::LinksOfAKind;
 use super::readers::Readers;
 use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
+use super::root_spread::RootSpread;
 use super::scenario::{Name, Scenario};
 use super::strategy::simulate_other;
 use crate::model::Time;
@@ -55,6 +56,8 @@ pub struct Report {
     pub events: u64,
     /// Nodes that lied. They are not among those that completed, nor in the times.
     pub liars: u32,
+    /// Nodes that died on the way and were replaced, each as often as it did.
+    pub deaths: u32,
     /// Times that an honest node decided to pass somebody over for a while, who took asks and delivered nothing.
     pub doubts: u64,
     /// Times that an honest node's want stood still for so long that another began in its place.
@@ -62,6 +65,9 @@ pub struct Report {
     /// How those who read waited, if somebody reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readers: Option<Readers>,
+    /// How the new root spread, if the nodes began with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<RootSpread>,
     /// What the links did, kind by kind.
     pub links: Vec<LinksOfAKind>,
     /// The network model and its error band.
@@ -149,12 +155,14 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         own_p50_s: quantile(&own_times, 50),
         own_p99_s: quantile(&own_times, 99),
         liars: scenario.fleet.nodes - nodes,
+        deaths: engine.died(),
         doubts: honest().map(|machine| machine.counts().doubts).sum(),
         asides: honest().map(|machine| machine.counts().asides).sum(),
         messages: engine.messages(),
         transfers: engine.transfers,
         events: engine.events(),
         readers: Readers::of(honest().filter_map(Machine::reading)),
+        root: engine.root_spread(),
         links: engine.usage(),
         model: scenario.network.model.text(),
         result_hash: hasher.finalize().to_hex().to_string(),

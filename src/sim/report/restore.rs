@@ -7,6 +7,7 @@ use crate::sim::network::LinksOfAKind;
 use crate::sim::readers::{Distribution, Readers};
 use crate::sim::record::{LinkRecord, NodeRecord, Record, Sample, class_names};
 use crate::sim::rollout::Rollout;
+use crate::sim::root_spread::RootSpread;
 use crate::sim::scenario::Scenario;
 
 /// What takes the rows of a run in a table, one after the other.
@@ -141,7 +142,8 @@ fn run(fields: &mut Fields<'_, '_>, scenario: &Scenario, seed: u64) -> Result<Re
     let [makespan_over_bound, p50_s, p99_s, p999_s, own_p50_s, own_p99_s, last_start_s] = fields.reals()?;
     let strata_bytes = fields.whole()?;
     let [strata_copies, most_into_a_cell_copies, most_given_copies] = fields.reals()?;
-    let (liars, doubts, asides) = (fields.whole()?, fields.whole()?, fields.whole()?);
+    let (liars, deaths) = (fields.whole()?, fields.whole()?);
+    let (doubts, asides) = (fields.whole()?, fields.whole()?);
     let (messages, transfers, events) = (fields.whole()?, fields.whole()?, fields.whole()?);
     let (readers, read_all, stalls) = (fields.whole()?, fields.whole()?, fields.whole()?);
     let without_stall = fields.real()?;
@@ -157,6 +159,16 @@ fn run(fields: &mut Fields<'_, '_>, scenario: &Scenario, seed: u64) -> Result<Re
         longest_stall_s: none,
         without_stall,
     });
+    let heard = fields.whole()?;
+    let [p50, p90, p99, max] = fields.reals()?;
+    let root_messages: u64 = fields.whole()?;
+    let root =
+        scenario.arrival.as_ref().is_some_and(|arrival| arrival.news.is_some()).then_some(RootSpread {
+            heard,
+            heard_s: Distribution { p50, p90, p99, max },
+            messages: root_messages,
+            messages_each: root_messages as f64 / f64::from(scenario.fleet.nodes),
+        });
     let result_hash = fields.text()?.to_owned();
     Ok(Report {
         strategy,
@@ -183,9 +195,11 @@ fn run(fields: &mut Fields<'_, '_>, scenario: &Scenario, seed: u64) -> Result<Re
         transfers,
         events,
         liars,
+        deaths,
         doubts,
         asides,
         readers,
+        root,
         links: Vec::new(),
         model: fields.known(scenario.network.model.text())?,
         result_hash,

@@ -76,6 +76,7 @@ const RUNS: &[Column] = &[
     ("most_into_a_cell_copies", Kind::Real, "most that came into a cell from outside of it, in copies"),
     ("most_given_copies", Kind::Real, "most that a node gave, in copies"),
     ("liars", Kind::Whole, "nodes that lied"),
+    ("deaths", Kind::Whole, "nodes that died on the way and were replaced, each as often as it did"),
     ("doubts", Kind::Whole, "times that an honest node passed somebody over who delivered nothing"),
     ("asides", Kind::Whole, "wants that stood aside for others"),
     ("messages", Kind::Whole, "messages between nodes and to the stratum"),
@@ -85,6 +86,12 @@ const RUNS: &[Column] = &[
     ("read_all", Kind::Whole, "those of them that got everything"),
     ("stalls", Kind::Whole, "stalls of all these readers together"),
     ("without_stall", Kind::Real, "share of them who never stalled"),
+    ("root_heard", Kind::Whole, "nodes that heard of the new root, if it spreads"),
+    ("root_p50_s", Kind::Real, "when half of these had heard of it since the first did, s"),
+    ("root_p90_s", Kind::Real, "when 90 % had, s"),
+    ("root_p99_s", Kind::Real, "when 99 % had, s"),
+    ("root_max_s", Kind::Real, "when all had, s"),
+    ("root_messages", Kind::Whole, "messages that handed it on"),
     ("result_hash", Kind::Text, "the same for the same result"),
     ("model", Kind::Text, "the network model and its error band"),
 ];
@@ -262,6 +269,9 @@ pub(super) fn figures(readers: &Readers) -> [(&'static str, Distribution); 5] {
 
 fn run_row<'a>(label: Value<'a>, seed: Value<'a>, report: &'a Report) -> [Value<'a>; RUNS.len()] {
     let (rollout, readers) = (&report.rollout, report.readers.as_ref());
+    let root = report.root.as_ref();
+    let of_root =
+        |pick: fn(&Distribution) -> f64| Value::Real(root.map_or(f64::NAN, |root| pick(&root.heard_s)));
     [
         label,
         seed,
@@ -283,6 +293,7 @@ fn run_row<'a>(label: Value<'a>, seed: Value<'a>, report: &'a Report) -> [Value<
         Value::Real(rollout.most_into_a_cell_copies),
         Value::Real(rollout.most_given_copies),
         Value::Whole(report.liars.into()),
+        Value::Whole(report.deaths.into()),
         Value::Whole(report.doubts),
         Value::Whole(report.asides),
         Value::Whole(report.messages),
@@ -292,6 +303,12 @@ fn run_row<'a>(label: Value<'a>, seed: Value<'a>, report: &'a Report) -> [Value<
         Value::Whole(readers.map_or(0, |readers| readers.read_all.into())),
         Value::Whole(readers.map_or(0, |readers| readers.stalls)),
         Value::Real(readers.map_or(f64::NAN, |readers| readers.without_stall)),
+        Value::Whole(root.map_or(0, |root| root.heard.into())),
+        of_root(|heard| heard.p50),
+        of_root(|heard| heard.p90),
+        of_root(|heard| heard.p99),
+        of_root(|heard| heard.max),
+        Value::Whole(root.map_or(0, |root| root.messages)),
         Value::Text(&report.result_hash),
         Value::Text(report.model),
     ]

@@ -2,6 +2,7 @@
 
 use super::digest::{Digest, Group, group};
 use super::text::{bytes, count, per_cent, rate, seconds, times};
+use crate::sim::RootSpread;
 use crate::sim::statistics::Spread;
 
 /// Labels that a verdict speaks of; of others there are rows in the tables.
@@ -52,15 +53,31 @@ fn verdict(group: &Group<'_>) -> Verdict {
         label: group.label.to_owned(),
         complete,
         answer: answer(group, complete),
-        points: vec![
-            ("bound", bound(group)),
-            ("out of strata", strata(group)),
-            ("busiest links", links(middle)),
-            ("lost", lost(group)),
-            ("slowest 1 %", slowest(middle)),
-            ("how far to trust", middle.report.model.to_owned()),
-        ],
+        points: middle
+            .report
+            .root
+            .iter()
+            .map(|_| ("new root", root(group)))
+            .chain([
+                ("bound", bound(group)),
+                ("out of strata", strata(group)),
+                ("busiest links", links(middle)),
+                ("lost", lost(group)),
+                ("slowest 1 %", slowest(middle)),
+                ("how far to trust", middle.report.model.to_owned()),
+            ])
+            .collect(),
     }
+}
+
+/// How the new root spread.
+fn root(group: &Group<'_>) -> String {
+    let of = |pick: fn(&RootSpread) -> f64| {
+        band_text(group, move |run| run.report.root.as_ref().map_or(f64::NAN, pick), seconds)
+    };
+    let [p99, max] = [of(|root| root.heard_s.p99), of(|root| root.heard_s.max)];
+    let each = band_text(group, |run| run.report.root.as_ref().map_or(0.0, |root| root.messages_each), times);
+    format!("99 % of the nodes heard of it within {p99}, the last after {max}; {each} messages a node")
 }
 
 fn answer(group: &Group<'_>, complete: bool) -> String {
@@ -123,7 +140,7 @@ fn lost(group: &Group<'_>) -> String {
     let parts = [
         (missing, "nodes without everything"),
         (most(|run| run.given_up), "chunks given up"),
-        (most(|run| u64::from(run.deaths)), "nodes that died and were replaced"),
+        (most(|run| u64::from(run.report.deaths)), "nodes that died and were replaced"),
         (most(|run| u64::from(run.report.liars)), "liars"),
         (most(|run| run.report.doubts), "times that an honest node passed somebody over"),
         (most(|run| run.report.asides), "wants that stood aside for others"),

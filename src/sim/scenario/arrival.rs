@@ -16,6 +16,8 @@ pub struct Arrival {
     pub waves: Option<Waves>,
     /// Only so many of the others are under way at once.
     pub rolling: Option<Rolling>,
+    /// Each when it hears of the new root.
+    pub news: Option<News>,
 }
 
 /// The order in which nodes begin.
@@ -57,6 +59,46 @@ pub struct Rolling {
     /// Nodes that are under way at the same time at most.
     pub nodes: u32,
 }
+
+/// Nodes begin when they hear of the new root, which spreads among them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct News {
+    /// How many hear of it first.
+    pub nodes: u32,
+    /// How long it takes at most to make a connection, beside the ways, in milliseconds.
+    #[serde(default = "default_handshake_ms")]
+    pub handshake_ms: u64,
+}
+
+fn default_handshake_ms() -> u64 {
+    60
+}
+
+pub(super) const NEWS: Table = Table {
+    name: "arrival.news",
+    about: "each node begins when it hears of the new root, which they hand on to each other as their own decisions say (`mesh/proto`): \
+            from time 0 on, from a few that hear of it first. Not together with canaries, waves or rolling",
+    is_required: false,
+    is_list: false,
+    keys: &[
+        Key {
+            name: "nodes",
+            kind: Kind::Whole(1, 10_000_000),
+            unit: "",
+            preset: Preset::Required,
+            meaning: "how many hear of it first, drawn by the seed: those that whoever publishes tells, or that ask the stratum",
+        },
+        Key {
+            name: "handshake_ms",
+            kind: Kind::Whole(0, 60_000),
+            unit: "ms",
+            preset: Preset::Is("60"),
+            meaning: "to hand it on takes three ways, for a connection is made first, and up to so long beside, drawn evenly: processors \
+                      that make many at once, and verify",
+        },
+    ],
+};
 
 pub(super) const TABLE: Table = Table {
     name: "arrival",

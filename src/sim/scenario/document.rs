@@ -50,11 +50,12 @@ impl<'a> Document<'a> {
         self.root.remove(key)
     }
 
-    /// The value of a key with dots.
+    /// The value of a key with dots. `name[2]` is the third of a list, and `name[0]` of what is none the whole.
     pub(super) fn get(&self, path: &str) -> Option<&Value<'a>> {
-        let mut names = path.split('.');
-        let first = self.root.get(names.next()?)?;
-        names.try_fold(first, |value, name| value.get_ref().get(name))
+        let mut names = path.split('.').map(indexed);
+        let (name, index) = names.next()?;
+        let first = at(self.root.get(name)?, index)?;
+        names.try_fold(first, |value, (name, index)| at(value.get_ref().get(name)?, index))
     }
 
     /// Where a key with dots stands; if it does not, the table where it would.
@@ -88,9 +89,15 @@ impl<'a> Document<'a> {
     }
 
     /// An error about a value of several keys, with the place of the one that it names.
-    pub(super) fn place(&self, error: ScenarioError) -> ScenarioError {
-        let span = match &error.problem {
-            Problem::Value { key, .. } => self.span_of(key),
+    pub(super) fn place(&self, mut error: ScenarioError) -> ScenarioError {
+        let span = match &mut error.problem {
+            Problem::Value { key, .. } => {
+                let span = self.span_of(key);
+                // The line says which of a list it is.
+                let names: Vec<&str> = key.split('.').map(|name| indexed(name).0).collect();
+                *key = names.join(".");
+                span
+            }
             _ => None,
         };
         error.at(self.text, span)
@@ -112,6 +119,23 @@ impl<'a> Document<'a> {
                 shown
             }
         }
+    }
+}
+
+/// A name and the number behind it, if there is one.
+fn indexed(name: &str) -> (&str, Option<usize>) {
+    let parts = name.strip_suffix(']').and_then(|name| name.rsplit_once('['));
+    match parts.and_then(|(name, number)| Some((name, number.parse().ok()?))) {
+        Some((name, number)) => (name, Some(number)),
+        None => (name, None),
+    }
+}
+
+/// The value itself, or the one of this number in it.
+fn at<'d, 'a>(value: &'d Value<'a>, index: Option<usize>) -> Option<&'d Value<'a>> {
+    match (value.get_ref(), index) {
+        (DeValue::Array(list), Some(index)) => list.get(index),
+        _ => Some(value),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What goes wrong.
 
 use super::keys::{Key, Kind, Preset, Table};
+use super::{Scenario, ScenarioError, check};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds of a day.
@@ -8,7 +9,7 @@ const DAY_MS: Kind = Kind::Whole(0, 86_400_000);
 /// Some of a hundred nodes, at least one.
 const SHARE: Kind = Kind::Whole(1, 100);
 
-/// Nodes that die, all at once, and are replaced by empty ones of the same number.
+/// Nodes that die, these at once, and are replaced by empty ones of the same number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deaths {
@@ -24,9 +25,10 @@ pub struct Deaths {
 
 pub(super) const DEATHS: Table = Table {
     name: "deaths",
-    about: "nodes that die, all at once, and are replaced by empty ones of the same number",
+    about: "nodes that die, these at once, and are replaced by empty ones of the same number; `[[deaths]]`, several times, for several \
+            times, at most 64. Each draws for itself; who is dead already does not die again",
     is_required: false,
-    is_list: false,
+    is_list: true,
     keys: &[
         Key {
             name: "per_cent",
@@ -58,6 +60,92 @@ pub(super) const DEATHS: Table = Table {
         },
     ],
 };
+
+/// Nodes that leave one by one, as those of any fleet do, each replaced by an empty one of the same number.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leaving {
+    /// How long a node stays on average, in seconds.
+    pub lifetime_s: u32,
+    /// When nodes begin to leave, in milliseconds.
+    #[serde(default)]
+    pub at_ms: u64,
+    /// How long they do, in milliseconds after that.
+    pub for_ms: u64,
+    /// When the others notice, in milliseconds after a node left.
+    pub noticed_after_ms: u64,
+    /// When another takes its place, in milliseconds after it left.
+    pub replaced_after_ms: u64,
+}
+
+pub(super) const CHURN: Table = Table {
+    name: "churn",
+    about: "nodes that leave one by one, each at moments of its own stream of randomness, and are replaced by empty ones of the same \
+            number: of N nodes with a mean lifetime of L seconds N / L leave in a second. At most 1 000 000 departures are to be expected",
+    is_required: false,
+    is_list: false,
+    keys: &[
+        Key {
+            name: "lifetime_s",
+            kind: Kind::Whole(1, 4_000_000_000),
+            unit: "s",
+            preset: Preset::Required,
+            meaning: "how long a node stays on average; lifetimes are distributed exponentially",
+        },
+        Key {
+            name: "at_ms",
+            kind: DAY_MS,
+            unit: "ms",
+            preset: Preset::Is("0"),
+            meaning: "when nodes begin to leave, from the beginning of the run",
+        },
+        Key {
+            name: "for_ms",
+            kind: Kind::Whole(1, 86_400_000),
+            unit: "ms",
+            preset: Preset::Required,
+            meaning: "how long they do; who leaves shortly before the end of the run may not get everything again",
+        },
+        Key {
+            name: "noticed_after_ms",
+            kind: DAY_MS,
+            unit: "ms",
+            preset: Preset::Required,
+            meaning: "how long after it left the others notice; until then who asks it hears nothing",
+        },
+        Key {
+            name: "replaced_after_ms",
+            kind: DAY_MS,
+            unit: "ms",
+            preset: Preset::Required,
+            meaning: "how long after it left another is in its place; longer than `churn.noticed_after_ms`",
+        },
+    ],
+};
+
+/// Departures of a run that may be expected at most.
+const DEPARTURES_MAX: u64 = 1_000_000;
+/// Times at which nodes die at most.
+const DEATHS_MAX: usize = 64;
+
+/// Checks when nodes die and leave.
+pub(super) fn check_deaths(scenario: &Scenario) -> Result<(), ScenarioError> {
+    let all = &scenario.deaths;
+    check(all.len() <= DEATHS_MAX, "deaths", format!("{} times", all.len()), "at most 64 times")?;
+    for (number, deaths) in all.iter().enumerate() {
+        let key = format!("deaths[{number}].noticed_after_ms");
+        let must = format!("less than deaths.replaced_after_ms, which is {}", deaths.replaced_after_ms);
+        check(deaths.noticed_after_ms < deaths.replaced_after_ms, &key, deaths.noticed_after_ms, must)?;
+    }
+    let Some(churn) = &scenario.churn else { return Ok(()) };
+    let must = format!("less than churn.replaced_after_ms, which is {}", churn.replaced_after_ms);
+    let noticed = churn.noticed_after_ms;
+    check(noticed < churn.replaced_after_ms, "churn.noticed_after_ms", noticed, must)?;
+    let departures = u64::from(scenario.fleet.nodes) * churn.for_ms / (1_000 * u64::from(churn.lifetime_s));
+    let must =
+        format!("so long that at most {DEPARTURES_MAX} departures are to be expected, not {departures}");
+    check(departures <= DEPARTURES_MAX, "churn.lifetime_s", churn.lifetime_s, must)
+}
 
 /// Nodes that the stratum does not answer for a while: what they ask for meanwhile begins afterwards, unless it is called off.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Who takes part.
 
 use super::keys::{Key, Kind, Preset, Table};
+use super::one_or_many;
 use crate::sim::network::NodeClass;
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +26,7 @@ pub struct Fleet {
     /// Downlink of a node of no class, in Mbit/s.
     pub down_mbit_s: f64,
     /// Nodes with links of their own speed, drawn by the seed from all of them.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub class: Vec<NodeClass>,
 }
 

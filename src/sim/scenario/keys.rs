@@ -127,7 +127,9 @@ pub(super) const TABLES: &[Table] = &[
     arrival::CANARY,
     arrival::WAVES,
     arrival::ROLLING,
+    arrival::NEWS,
     faults::DEATHS,
+    faults::CHURN,
     faults::STALLS,
     faults::LIARS,
     strategy::TABLE,
@@ -369,7 +371,8 @@ fn look<'d, 'a>(table: &'d DeTable<'a>, path: &str, found: &mut Vec<Wrong<'d, 'a
             whole(value.get_ref()).is_none().then(|| "a whole number".to_owned())
         } else if is_table(&inner) {
             match value.get_ref() {
-                DeValue::Table(table) if !is_list(&inner) => {
+                // One is a list of one.
+                DeValue::Table(table) => {
                     look(table, &inner, found);
                     None
                 }
@@ -381,7 +384,7 @@ fn look<'d, 'a>(table: &'d DeTable<'a>, path: &str, found: &mut Vec<Wrong<'d, 'a
                     });
                     None
                 }
-                _ if is_list(&inner) => Some("a list of tables".to_owned()),
+                _ if is_list(&inner) => Some("a table, or a list of tables".to_owned()),
                 _ => Some("a table".to_owned()),
             }
         } else {

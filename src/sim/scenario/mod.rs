@@ -19,7 +19,7 @@ mod tests;
 pub(super) use arrival::{Order, Rolling, Waves};
 pub use content::Files;
 pub use error::{Problem, ScenarioError, check};
-pub(super) use faults::Lie;
+pub(super) use faults::{Leaving, Lie};
 pub use keys::{explain, nearest};
 pub use plan::{Case, Plan, RUNS_MAX};
 pub(super) use strategy::{Cache, Name};
@@ -32,11 +32,11 @@ use crate::mesh::proto::Settings;
 use arrival::Arrival;
 use content::{Content, Profiles, Stratum, check_choice, check_count};
 use document::Document;
-use faults::{Deaths, Liars, Stalls};
+use faults::{Deaths, Liars, Stalls, check_deaths};
 use fleet::Fleet;
 use keys::grouped;
 use network::Network;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use strategy::{Compare, Strategy};
 
 /// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
@@ -64,7 +64,10 @@ pub struct Scenario {
     /// When they begin to want it, if not all at once.
     pub arrival: Option<Arrival>,
     /// Nodes that die.
-    pub deaths: Option<Deaths>,
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub deaths: Vec<Deaths>,
+    /// Nodes that leave one by one.
+    pub churn: Option<Leaving>,
     /// Nodes that lie.
     pub liars: Option<Liars>,
     /// Nodes that the stratum does not answer for a while.
@@ -82,6 +85,23 @@ pub struct Scenario {
 /// What stands for the files of a scenario that may name none.
 fn no_files(_: &str) -> Result<String, String> {
     Err("this scenario is no file of a folder, so it can name none".to_owned())
+}
+
+/// A list of tables, or one table that stands for a list of one.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Vec<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either<T> {
+        Many(Vec<T>),
+        One(T),
+    }
+    // What either may say was looked at before, so that the error of the other does not matter.
+    Ok(match Either::deserialize(from)? {
+        Either::Many(many) => many,
+        Either::One(one) => vec![one],
+    })
 }
 
 fn default_seed() -> u64 {
@@ -209,26 +229,30 @@ impl Scenario {
         );
         check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
         check_strategy(self)?;
-        if let Some(deaths) = &self.deaths {
-            check(
-                deaths.noticed_after_ms < deaths.replaced_after_ms,
-                "deaths.noticed_after_ms",
-                deaths.noticed_after_ms,
-                format!("less than deaths.replaced_after_ms, which is {}", deaths.replaced_after_ms),
-            )?;
-        }
+        check_deaths(self)?;
         self.arrival.as_ref().map_or(Ok(()), |arrival| self.check_arrival(arrival))
     }
 
     fn check_arrival(&self, arrival: &Arrival) -> Result<(), ScenarioError> {
-        let Arrival { canary, waves, rolling, .. } = arrival;
-        let some = canary.is_some() || waves.is_some() || rolling.is_some();
+        let Arrival { canary, waves, rolling, news, .. } = arrival;
+        let others = canary.is_some() || waves.is_some() || rolling.is_some();
+        let some = others || news.is_some();
         check(
             some,
             "arrival",
             "a table",
-            "with a table canary, waves or rolling; without all it says nothing",
+            "with a table canary, waves, rolling or news; without all it says nothing",
         )?;
+        check(
+            !(others && news.is_some()),
+            "arrival.news",
+            "a table",
+            "without arrival.canary, arrival.waves and arrival.rolling: nodes begin when they hear of the root, or otherwise",
+        )?;
+        if let Some(news) = news {
+            let must = format!("at most all {} nodes", self.fleet.nodes);
+            check(news.nodes <= self.fleet.nodes, "arrival.news.nodes", news.nodes, must)?;
+        }
         let both = waves.is_some() && rolling.is_some();
         check(
             !both,

@@ -1,6 +1,7 @@
 //! What lies between the nodes.
 
 use super::keys::{Key, Kind, Preset, Table};
+use super::one_or_many;
 use crate::sim::network::{Change, LinkRates, Model, RegionLatency};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,7 @@ pub struct Network {
     #[serde(default)]
     pub links: LinkRates,
     /// Links that become slower, faster or are cut for a while.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "one_or_many")]
     pub change: Vec<Change>,
     /// How many of 1 000 messages between nodes are lost, and sent again after a while.
     #[serde(default)]

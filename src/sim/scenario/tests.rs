@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::strategy::Strategy;
 use std::collections::BTreeSet;
 
-/// Has every key that there is but `arrival.rolling`, which waves exclude, and `compare`, which makes several runs.
+/// Has every key that there is but `arrival.rolling` and `arrival.news`, which waves exclude, and `compare`, which makes several runs.
 const WHOLE: &str = "seed = 7
 seeds = 3
 [fleet]
@@ -65,6 +65,12 @@ per_cent = 5
 at_ms = 100
 noticed_after_ms = 200
 replaced_after_ms = 300
+[churn]
+lifetime_s = 600
+at_ms = 10
+for_ms = 1_000
+noticed_after_ms = 200
+replaced_after_ms = 300
 [stalls]
 per_cent = 5
 at_ms = 100
@@ -120,6 +126,13 @@ fn rolling() -> String {
     format!("{before}[arrival.rolling]\nnodes = 10\n[deaths]{after}")
 }
 
+/// The same with nodes that begin when they hear of the root.
+fn news() -> String {
+    let (before, after) = WHOLE.split_once("[arrival.canary]").unwrap();
+    let after = after.split_once("[deaths]").unwrap().1;
+    format!("{before}[arrival.news]\nnodes = 2\nhandshake_ms = 5\n[deaths]{after}")
+}
+
 /// The same under several strategies.
 fn compared() -> String {
     format!("{WHOLE}[compare]\nstrategies = ['starling']\n")
@@ -148,6 +161,8 @@ fn set(document: &mut toml::Table, path: &str, value: Option<toml::Value>) {
 fn with_key(path: &str) -> toml::Table {
     if path.starts_with("arrival.rolling") {
         table(&rolling())
+    } else if path.starts_with("arrival.news") {
+        table(&news())
     } else if path.starts_with("compare") {
         table(&compared())
     } else {
@@ -183,13 +198,17 @@ fn leaves(path: &str, value: &serde_json::Value, found: &mut BTreeSet<String>) {
 #[test]
 fn the_table_of_keys_has_the_fields_of_the_structs_and_no_others() {
     let mut fields = BTreeSet::new();
-    for text in [WHOLE, &rolling(), &compared()] {
+    for text in [WHOLE, &rolling(), &news(), &compared()] {
         let scenario = serde_json::to_value(Scenario::parse(text).unwrap()).unwrap();
         leaves("", &scenario, &mut fields);
     }
     fields.retain(|path| !path.starts_with("settings."));
     // Of these, one or another is missing in each text.
-    assert!(["arrival.waves", "arrival.rolling", "compare"].iter().all(|name| fields.remove(*name)));
+    assert!(
+        ["arrival.canary", "arrival.waves", "arrival.rolling", "arrival.news", "compare"]
+            .iter()
+            .all(|name| fields.remove(*name))
+    );
     assert_eq!(fields, keys().into_iter().map(|(path, _)| path).collect());
 }
 
@@ -301,6 +320,58 @@ fn what_the_table_of_keys_says_of_bounds_is_so_and_the_line_is_named() {
 }
 
 #[test]
+fn a_table_stands_for_a_list_of_one_and_of_a_list_the_line_of_the_wrong_one_is_named() {
+    let one = "per_cent = 5\nat_ms = 1\nnoticed_after_ms = 2\nreplaced_after_ms = ";
+    let (before, after) = WHOLE.split_once("[deaths]").unwrap();
+    let rest = after.split_once("[churn]").unwrap().1;
+    let with = |deaths: &str| format!("{before}{deaths}\n[churn]{rest}");
+    for text in [with(&format!("[deaths]\n{one}3")), with(&format!("[[deaths]]\n{one}3"))] {
+        assert_eq!(Scenario::parse(&text).unwrap().deaths.len(), 1);
+    }
+    let text = with(&format!("[[deaths]]\n{one}3\n[[deaths]]\n{one}2\n[[deaths]]\n{one}3"));
+    let error = Scenario::parse(&text).unwrap_err();
+    let first = before.lines().count();
+    assert_eq!(error.line(), Some(first + 9), "{error}");
+    assert!(error.to_string().contains("deaths.noticed_after_ms = 2: must be less than"), "{error}");
+    let text = with("deaths = 5");
+    assert!(Scenario::parse(&text).is_err());
+}
+
+#[test]
+fn times_of_death_and_departures_are_bounded() {
+    let error = |from: &str, to: &str| {
+        assert!(WHOLE.contains(from), "{from}");
+        Scenario::parse(&WHOLE.replace(from, to)).unwrap_err().to_string()
+    };
+    // 120 nodes that stay for a second, for a day.
+    let shown = error(
+        "lifetime_s = 600\nat_ms = 10\nfor_ms = 1_000",
+        "lifetime_s = 1\nat_ms = 10\nfor_ms = 86_400_000",
+    );
+    assert!(shown.contains("churn.lifetime_s") && shown.contains("not 10368000"), "{shown}");
+    let shown = error("for_ms = 1_000\nnoticed_after_ms = 200", "for_ms = 1_000\nnoticed_after_ms = 300");
+    assert!(shown.contains("churn.noticed_after_ms") && shown.contains("line 63"), "{shown}");
+    let one = "{ per_cent = 1, at_ms = 1, noticed_after_ms = 2, replaced_after_ms = 3 }";
+    let (before, after) = WHOLE.split_once("[deaths]").unwrap();
+    let rest = after.split_once("[churn]").unwrap().1;
+    let many = vec![one; 65].join(", ");
+    let head = before.replacen("seed = 7\n", &format!("seed = 7\ndeaths = [{many}]\n"), 1);
+    let shown = Scenario::parse(&format!("{head}[churn]{rest}")).unwrap_err().to_string();
+    assert!(shown.contains("deaths = 65 times"), "{shown}");
+    for (arrival, part) in [
+        (
+            "[arrival.news]\nnodes = 2\n[arrival.waves]\nper_cent = 20\nevery_ms = 1\n",
+            "without arrival.canary",
+        ),
+        ("[arrival.news]\nnodes = 121\n", "at most all 120 nodes"),
+    ] {
+        let text = format!("{}{arrival}[deaths]{after}", before.split_once("[arrival]").unwrap().0);
+        let shown = Scenario::parse(&text).unwrap_err().to_string();
+        assert!(shown.contains("arrival.news") && shown.contains(part), "{shown}");
+    }
+}
+
+#[test]
 fn the_documentation_lists_all_keys_as_they_are() {
     let documentation = include_str!("../../../docs/simulation.md");
     assert!(
@@ -375,7 +446,7 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
     let (before, after) = WHOLE.split_once("[arrival.canary]").unwrap();
     let text = format!("{before}[deaths]{}", after.split_once("[deaths]").unwrap().1);
     let error = Scenario::parse(&text).unwrap_err();
-    assert!(error.to_string().contains("canary, waves or rolling"), "{error}");
+    assert!(error.to_string().contains("canary, waves, rolling or news"), "{error}");
 }
 
 #[test]
@@ -510,7 +581,7 @@ fn tables_in_a_sweep_are_laid_over_those_of_the_scenario() {
     let swept = plan(&format!("{text}[sweep]\ndeaths = [{{}}, {deaths}]\nliars = [{{ per_cent = 2 }}]\n"));
     let cases: Vec<_> = swept.cases.iter().map(|case| &case.scenario).collect();
     assert_eq!(
-        cases.iter().map(|case| case.deaths.as_ref().map(|d| d.at_ms)).collect::<Vec<_>>(),
+        cases.iter().map(|case| case.deaths.first().map(|d| d.at_ms)).collect::<Vec<_>>(),
         [None, Some(1)]
     );
     let liars = cases[0].liars.as_ref().unwrap();

@@ -9,7 +9,7 @@ use super::world::{Account, Due, World};
 use crate::model::Time;
 use crate::sim::arrival::{Arrivals, Start};
 use crate::sim::bound::{Servers, bound_of};
-use crate::sim::churn::Churn;
+use crate::sim::churn::{Churn, Fate};
 use crate::sim::engine::Progress;
 use crate::sim::record::{Record, Recorder, Recording, Seen};
 use crate::sim::report::Report;
@@ -55,7 +55,7 @@ pub(super) fn run<S: Strategy>(
 impl<S: Strategy> Engine<S> {
     fn new(scenario: &Scenario, seed: u64, strategy: S, mut world: World<S::Note>) -> Self {
         let step_ns = world.step_ns;
-        let churn = Churn::new(scenario, seed, step_ns);
+        let mut churn = Churn::new(scenario, seed, step_ns);
         let (arrivals, first) = match Arrivals::new(scenario, seed, step_ns) {
             Some((arrivals, first)) => (Some(arrivals), first),
             None => (None, (0..world.nodes()).map(|node| (1, node)).collect()),
@@ -66,9 +66,7 @@ impl<S: Strategy> Engine<S> {
         // Idle time must not leave out when something happens to the fleet.
         let step = |ms: u64| ms * 1_000_000 / step_ns;
         let mut ticks: Vec<u64> = Vec::new();
-        if let Some(churn) = &churn {
-            ticks.extend([churn.dies, churn.noticed, churn.replaced].into_iter().flatten());
-        }
+        ticks.extend(churn.as_mut().and_then(Churn::stop));
         ticks.extend(scenario.stalls.iter().map(|stalls| step(stalls.at_ms + stalls.for_ms)));
         for change in &scenario.network.change {
             ticks.push(step(change.at_ms));
@@ -211,34 +209,37 @@ impl<S: Strategy> Engine<S> {
     fn replace_the_dead(&mut self) {
         let Some(mut churn) = self.churn.take() else { return };
         let now = self.world.calendar.now();
-        if churn.dies.is_some_and(|at| at <= now) {
-            churn.dies = None;
-            self.world.notice = churn.noticed;
-            self.world.kill(&churn.victims);
-            for victim in &churn.victims {
-                self.strategy.died(*victim);
+        while let Some((fate, nodes)) = churn.next(now) {
+            match fate {
+                Fate::Dies => {
+                    self.world.kill(&nodes, churn.notice(nodes[0]));
+                    nodes.iter().for_each(|node| self.strategy.died(*node));
+                }
+                Fate::Noticed => self.strategy.noticed(&nodes, &mut self.world),
+                Fate::Replaced => self.replace(&nodes),
             }
         }
-        if churn.noticed.is_some_and(|at| at <= now) {
-            churn.noticed = None;
-            self.strategy.noticed(&churn.victims, &mut self.world);
-        }
-        if churn.replaced.is_some_and(|at| at <= now) {
-            churn.replaced = None;
-            for victim in &churn.victims {
-                if self.world.accounts[*victim as usize].finished.is_some() {
-                    self.unfinished += 1;
-                }
-                self.world.replace(*victim);
-                // Who had not begun when it died begins in its turn.
-                let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
-                if start.is_some_and(|start| start <= now) {
-                    self.begin(vec![(now + 1, *victim)]);
-                }
-            }
+        if let Some(step) = churn.stop() {
+            self.world.calendar.push(step, Due::Tick);
         }
         self.churn = Some(churn);
         self.tell_of_lacks();
+    }
+
+    /// Empty nodes take the places of dead ones.
+    fn replace(&mut self, nodes: &[u32]) {
+        let now = self.world.calendar.now();
+        for node in nodes {
+            if self.world.accounts[*node as usize].finished.is_some() {
+                self.unfinished += 1;
+            }
+            self.world.replace(*node);
+            // Who had not begun when it died begins in its turn.
+            let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*node));
+            if start.is_some_and(|start| start <= now) {
+                self.begin(vec![(now + 1, *node)]);
+            }
+        }
     }
 
     /// When a node began.
@@ -324,12 +325,14 @@ impl<S: Strategy> Engine<S> {
             own_p50_s: quantile(&own_times, 50),
             own_p99_s: quantile(&own_times, 99),
             liars: 0,
+            deaths: self.churn.as_ref().map_or(0, Churn::died),
             doubts: 0,
             asides: 0,
             messages: totals.messages,
             transfers: totals.transfers,
             events: totals.events,
             readers: None,
+            root: None,
             links: world.traffic.usage(world.calendar.now()),
             model: scenario.network.model.text(),
             result_hash: hasher.finalize().to_hex().to_string(),

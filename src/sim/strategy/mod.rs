@@ -176,6 +176,8 @@ pub(super) fn check_strategy(scenario: &Scenario) -> Result<(), ScenarioError> {
     }
     let must = |what: &str| format!("left out: the strategy `{}` is modelled without {what}", name.text());
     check(scenario.liars.is_none(), "liars", "a table", must("liars"))?;
+    let news = scenario.arrival.as_ref().is_some_and(|arrival| arrival.news.is_some());
+    check(!news, "arrival.news", "a table", must("the spread of a root"))?;
     let readers = scenario.content.read_ahead_chunks;
     check(readers.is_none(), "content.read_ahead_chunks", readers.unwrap_or(0), must("readers"))?;
     let per_cell = scenario.strategy.proxies.per_cell;

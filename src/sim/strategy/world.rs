@@ -142,8 +142,8 @@ pub(super) struct World<N> {
     pub(super) stall: Option<Stall<StreamId>>,
     pub(super) step_ns: u64,
     timeout: u64,
-    /// When all notice who died, if that is to come.
-    pub(super) notice: Option<u64>,
+    /// By end: when all notice that it is dead, if it died.
+    notice: Vec<u64>,
     streams: Vec<(u32, Option<Stream>)>,
     free: Vec<u32>,
     doors: Vec<Door>,
@@ -219,7 +219,7 @@ impl<N: Copy> World<N> {
             traffic: Traffic::alone(scenario.network.model, links),
             step_ns,
             timeout: steps(scenario.strategy.timeout_ms),
-            notice: None,
+            notice: vec![0; ends],
             streams: Vec::new(),
             free: Vec::new(),
             doors: vec![Door::default(); ends],
@@ -419,19 +419,20 @@ impl<N: Copy> World<N> {
 
     /// A message reached somebody who is dead: its sender hears nothing.
     pub(super) fn lose(&mut self, from: u32, to: u32, note: N) {
-        self.calendar.push(self.silence(true), Due::Unanswered { from, to, note });
+        self.calendar.push(self.silence(Some(to)), Due::Unanswered { from, to, note });
     }
 
-    /// When who waits for an answer gives up.
-    fn silence(&self, is_death: bool) -> u64 {
+    /// When who waits for an answer gives up, of an end that is dead or of another.
+    fn silence(&self, dead: Option<u32>) -> u64 {
         let (now, until) = (self.calendar.now(), self.calendar.now() + self.timeout);
-        let noticed = self.notice.filter(|notice| is_death && *notice > now);
+        let noticed = dead.map(|end| self.notice[end as usize]).filter(|notice| *notice > now);
         noticed.map_or(until, |notice| until.min(notice))
     }
 
     /// A stream stops; its receiver learns of it when it has waited long enough.
     fn fall_silent(&mut self, id: StreamId, is_death: bool) {
-        let at = self.silence(is_death);
+        let from = self.stream(id).map(|stream| stream.from);
+        let at = self.silence(from.filter(|_| is_death));
         if let Some(stream) = self.stream(id) {
             stream.state = State::Silent;
             let next = stream.arrived;
@@ -496,7 +497,7 @@ impl<N: Copy> World<N> {
             stream.state = state;
         }
         if from != self.nodes && self.is_cut(from, to) {
-            let at = self.silence(false);
+            let at = self.silence(None);
             self.calendar.push(at, Due::GiveUp(id, arrived));
         }
     }
@@ -594,7 +595,7 @@ impl<N: Copy> World<N> {
             _ if stream.arrived == arrived => self.remove(id),
             _ => {
                 // What was on its way came; it waits as long for the next.
-                self.calendar.push(self.silence(false), Due::GiveUp(id, stream.arrived));
+                self.calendar.push(self.silence(None), Due::GiveUp(id, stream.arrived));
                 None
             }
         }
@@ -613,7 +614,7 @@ impl<N: Copy> World<N> {
                 self.ask_stratum(id, to);
             }
         }
-        let at = self.silence(false);
+        let at = self.silence(None);
         for index in 0..self.streams.len() {
             let (generation, Some(stream)) = self.streams[index] else { continue };
             if stream.from != self.nodes && self.is_cut(stream.from, stream.to) {
@@ -632,9 +633,10 @@ impl<N: Copy> World<N> {
         }
     }
 
-    /// Nodes die, which are in ascending order.
-    pub(super) fn kill(&mut self, victims: &[u32]) {
+    /// Nodes die, which are in ascending order. All notice it then, unless they have already.
+    pub(super) fn kill(&mut self, victims: &[u32], notice: Option<u64>) {
         for victim in victims {
+            self.notice[*victim as usize] = notice.unwrap_or(0);
             self.dead[*victim as usize] = true;
             self.deaths[*victim as usize] += 1;
             self.doors[*victim as usize] = Door::default();
