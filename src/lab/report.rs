@@ -80,6 +80,10 @@ pub struct NodeReport {
     /// How it lied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lies: Option<LiarKind>,
+    /// Its place among the nodes of the scenario; a replacement has that of the node that it replaces.
+    pub place: u32,
+    /// When it began to mount, in seconds from the start of the run.
+    pub began_s: Option<f64>,
     /// When it had everything, in seconds from the start of the run.
     pub completed_s: Option<f64>,
     /// Bytes on its uplink. A replacement shares the link with the node that it replaces.

@@ -171,6 +171,10 @@ fn publish(stage: &Stage, tree: &Path, announce: Option<&Path>) -> Result<Publis
     if let Some(socket) = &announce {
         arguments.extend(["--announce", socket]);
     }
+    let chunk_bytes = stage.scenario.content.chunk_bytes.map(|bytes| bytes.to_string());
+    if let Some(bytes) = &chunk_bytes {
+        arguments.extend(["--chunk-bytes", bytes]);
+    }
     let process = stage.launcher.start("publish", &arguments, None)?;
     let printed = process.output(PUBLISH_PATIENCE, &stage.interrupt)?;
     let parse = || {
@@ -256,11 +260,11 @@ impl Run<'_> {
             self.members.push(Member::new(node, process));
         }
         say("waiting until all know each other");
-        let count = self.members.iter().filter(|member| member.node.cell == authority.cell).count();
-        let all_know = if stage.scenario.cells() == 1 { count - 1 } else { 0 };
+        let cells: Vec<_> = self.members.iter().map(|member| member.node.cell.clone()).collect();
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
-            member.node.wait_until_member(stage, process, all_know)?;
+            let others = cells.iter().filter(|cell| **cell == member.node.cell).count() - 1;
+            member.node.wait_until_member(stage, process, others)?;
         }
         Ok(())
     }
@@ -456,11 +460,10 @@ impl Run<'_> {
             })
             .collect();
         let rate = |mbit_s: f64| mbit_s * 1e6 / 8.0;
-        let rates = FullRates {
-            strata_up: rate(scenario.stratum.up_mbit_s),
-            up: rate(scenario.fleet.up_mbit_s),
-            down: rate(scenario.fleet.down_mbit_s),
-        };
+        let own = scenario.rates();
+        let mean = |way: usize| own.iter().map(|rates| rates[way]).sum::<f64>() / nodes as f64;
+        let rates =
+            FullRates { strata_up: rate(scenario.stratum.up_mbit_s), up: rate(mean(0)), down: rate(mean(1)) };
         let cpu = busy(first, last);
         let seconds = last.at.since(first.at).as_secs_f64();
         let agents_cpu_s: f64 = per_node.iter().filter_map(|node| node.cpu_s).sum();
@@ -513,7 +516,9 @@ impl Run<'_> {
     }
 
     fn node_report(&self, member: &Member, start: Time, link: super::measure::Traffic) -> NodeReport {
-        let finished = member.outcome.as_ref().and_then(|outcome| outcome.finished);
+        let outcome = member.outcome.as_ref();
+        let finished = outcome.and_then(|outcome| outcome.finished);
+        let began = outcome.and_then(|outcome| outcome.began);
         let fate = match (member.node.liar, finished) {
             (Some(_), _) => Fate::Liar,
             _ if member.node.is_gone() => Fate::Killed,
@@ -526,6 +531,8 @@ impl Run<'_> {
             cell: member.node.cell.to_string(),
             fate,
             lies: member.node.liar,
+            place: member.node.place,
+            began_s: began.map(|at| at.since(start).as_secs_f64()),
             completed_s: finished.map(|at| at.since(start).as_secs_f64()),
             up_bytes: link.up,
             down_bytes: link.down,
@@ -538,21 +545,17 @@ impl Run<'_> {
 
     /// The least time for the links as the scenario has them, for those who shall complete.
     fn bound(&self, wanted: u32) -> Bound {
-        let Scenario { fleet, stratum, work, .. } = &self.stage.scenario;
+        let Scenario { stratum, work, .. } = &self.stage.scenario;
         if work.how.mounts_before() {
             // No content travels.
             return Bound { seconds: f64::NAN, term: Term::SlowestDownlink };
         }
         let rate = |mbit_s: f64| mbit_s * 1e6 / 8.0;
         let slow = Faults::slowest(&self.stage.scenario);
-        let down = fleet.down_mbit_s.min(slow.unwrap_or(f64::INFINITY));
-        bound(
-            self.stored as f64,
-            f64::from(wanted),
-            rate(stratum.up_mbit_s),
-            rate(fleet.up_mbit_s),
-            rate(down),
-        )
+        let own = self.stage.scenario.rates();
+        let up = own.iter().map(|rates| rates[0]).sum::<f64>() / own.len() as f64;
+        let down = own.iter().map(|rates| rates[1]).fold(slow.unwrap_or(f64::INFINITY), f64::min);
+        bound(self.stored as f64, f64::from(wanted), rate(stratum.up_mbit_s), rate(up), rate(down))
     }
 }
 

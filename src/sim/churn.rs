@@ -23,7 +23,7 @@ pub(super) struct Churn {
 impl Churn {
     pub(super) fn new(scenario: &Scenario, seed: u64, step_ns: u64) -> Option<Self> {
         let deaths = scenario.deaths.as_ref()?;
-        let nodes = draw(scenario.fleet.nodes, deaths.per_cent, Generator::stream(seed, VICTIMS));
+        let nodes = victims(scenario.fleet.nodes, deaths.per_cent, seed);
         let step = |after_ms: u64| Some((deaths.at_ms + after_ms) * 1_000_000 / step_ns);
         Some(Self {
             victims: nodes,
@@ -32,6 +32,11 @@ impl Churn {
             replaced: step(deaths.replaced_after_ms),
         })
     }
+}
+
+/// Who dies in a fleet of `nodes` of which so many of 100 do.
+pub(super) fn victims(nodes: u32, per_cent: u32, seed: u64) -> Vec<u32> {
+    draw(nodes, per_cent, Generator::stream(seed, VICTIMS))
 }
 
 /// So many of 100 nodes, at least one, in ascending order.

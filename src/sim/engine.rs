@@ -156,6 +156,7 @@ pub(super) struct Engine {
     changes: Changes,
     step_ns: u64,
     lookup: u64,
+    wire: Wire,
     connections: u32,
     stratum_busy: u32,
     stratum_line: VecDeque<(u32, Chunk)>,
@@ -180,12 +181,31 @@ pub(super) struct Engine {
     pub(super) crossed_bytes: Vec<u64>,
 }
 
+/// What a transfer takes beyond the bytes of its chunk.
+#[derive(Clone, Copy, Debug)]
+struct Wire {
+    header_per_mille: u64,
+    request_bytes: u64,
+    /// Steps until the first byte.
+    first_byte: u64,
+}
+
+impl Wire {
+    /// What links carry for a chunk of so many bytes.
+    fn bytes(self, chunk_bytes: u32) -> u32 {
+        let bytes = u64::from(chunk_bytes) * (1_000 + self.header_per_mille) / 1_000 + self.request_bytes;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
 /// What a machine begins with.
 #[derive(Debug)]
 struct Newcomer {
     settings: Arc<Settings>,
     read_ahead: Option<u32>,
     class: Class,
+    /// Steps from its beginning until it knows what it wants.
+    prepare: u64,
     seed: u64,
 }
 
@@ -219,6 +239,7 @@ impl Engine {
             settings: Arc::new(scenario.settings.clone()),
             read_ahead: scenario.content.read_ahead_chunks,
             class: scenario.content.class,
+            prepare: scenario.content.prepare_ms * 1_000_000 / step_ns,
             seed,
         };
         let mut machines: Vec<Machine> =
@@ -233,6 +254,7 @@ impl Engine {
             None => (None, (0..scenario.fleet.nodes).map(|node| (1, node)).collect()),
         };
         for (step, to) in first {
+            let step = step + newcomer.prepare;
             calendar.push(step, to, Event::WantAll(scenario.content.class, deadline));
         }
         Self {
@@ -250,6 +272,11 @@ impl Engine {
             map,
             step_ns,
             lookup: steps(network.lookup_ms * 1_000_000, step_ns),
+            wire: Wire {
+                header_per_mille: u64::from(network.header_per_mille),
+                request_bytes: u64::from(network.request_bytes),
+                first_byte: network.first_byte_us * 1_000 / step_ns,
+            },
             connections: scenario.stratum.connections,
             stratum_busy: 0,
             stratum_line: VecDeque::new(),
@@ -435,6 +462,7 @@ impl Engine {
     /// Lets nodes want the content from a step on.
     fn begin(&mut self, starts: Vec<Start>) {
         for (step, node) in starts {
+            let step = step + self.newcomer.prepare;
             self.calendar.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
         }
     }
@@ -478,7 +506,8 @@ impl Engine {
                 };
                 if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
                     let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
-                    incoming.flow = Some(self.traffic.start(flow, self.content.len_bytes(chunk)));
+                    let bytes = self.wire.bytes(self.content.len_bytes(chunk));
+                    incoming.flow = Some(self.traffic.start(flow, bytes));
                 }
             }
             Effect::StopServing(flow) => {
@@ -534,7 +563,7 @@ impl Engine {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
             let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
-            let handle = self.traffic.start(flow, self.content.len_bytes(chunk));
+            let handle = self.traffic.start(flow, self.wire.bytes(self.content.len_bytes(chunk)));
             self.from_stratum.insert((to, chunk), handle);
         }
     }
@@ -554,7 +583,8 @@ impl Engine {
                 } else {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
-                self.calendar.push(now + self.way(flow.from, flow.to), flow.to, data);
+                let way = self.way(flow.from, flow.to) + self.wire.first_byte;
+                self.calendar.push(now + way, flow.to, data);
                 self.calendar.push(now + 1, flow.from, Event::Sent { ask });
             }
             Carried::FromStratum { chunk } => {
@@ -564,7 +594,8 @@ impl Engine {
                 self.from_stratum.remove(&(flow.to, chunk));
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
-                self.calendar.push(now + request + self.way(flow.from, flow.to), flow.to, data);
+                let way = request + self.way(flow.from, flow.to) + self.wire.first_byte;
+                self.calendar.push(now + way, flow.to, data);
                 self.fill_stratum();
             }
         }

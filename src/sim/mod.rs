@@ -5,12 +5,15 @@
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
 //! network (`network`) and the least possible time to compare with (`bound`).
 //!
+//! [`validation`] holds what it predicts against real runs, and [`envelope`] says where that was done and how far off it was.
+//!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
 mod arrival;
 mod bound;
 mod churn;
 mod engine;
+pub mod envelope;
 mod fleet;
 mod liar;
 mod network;
@@ -19,14 +22,16 @@ mod reader;
 mod report;
 mod rollout;
 mod scenario;
+pub mod statistics;
 pub mod swarm;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod validation;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
-pub use network::LinksOfAKind;
+pub use network::{LinksOfAKind, NodeClass, check_classes, class_rates};
 pub use published::{PUBLISHED, Published};
 pub use report::{Report, simulate};
 pub use rollout::{Moved, Rollout, quantile};

@@ -22,6 +22,9 @@ pub struct Content {
     pub class: Class,
     /// On each node somebody also reads the content in its order, with this many chunks of read-ahead.
     pub read_ahead_chunks: Option<u32>,
+    /// Milliseconds from when a node begins until it knows what it wants: mounting, root and catalogs.
+    #[serde(default)]
+    pub prepare_ms: u64,
     /// Seconds after which the nodes give up, and the run ends.
     pub deadline_s: u32,
 }
@@ -66,6 +69,13 @@ pub(super) const TABLE: Table = Table {
             unit: "chunks",
             preset: Preset::Nothing("nobody reads"),
             meaning: "on each node somebody also reads the content in its order, with so much read-ahead",
+        },
+        Key {
+            name: "prepare_ms",
+            kind: Kind::Whole(0, 60_000),
+            unit: "ms",
+            preset: Preset::Is("0"),
+            meaning: "from when a node begins until it knows what it wants: mounting, root and catalogs",
         },
         Key {
             name: "deadline_s",

@@ -1,0 +1,145 @@
+//! Calibration finds what was hidden in recordings that a simulation made, and says how far off it is.
+
+use super::*;
+
+/// What a simulation with these parameters would have left, as a recording.
+fn recorded(trial: &Trial, hidden: &Calibrated) -> Recorded {
+    let replaced_at_ms = trial.killed.as_ref().map(|killed| killed.at_ms + 1_500);
+    let scenario = Scenario::parse(&trial.simulation(hidden, replaced_at_ms)).unwrap();
+    let mut engine = Engine::new(&scenario, trial.seed, 1);
+    engine.run(&mut |_| {});
+    let links = engine.usage();
+    let bytes = |kind: &str| {
+        let found = links.iter().find(|links| links.kind == kind);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of a small run")]
+        found.map(|links| (links.gigabytes * 1e9) as u64)
+    };
+    let dead = |place: u32| trial.killed.as_ref().is_some_and(|killed| killed.nodes.contains(&place));
+    let node = |place: u32, killed: bool, began_s: f64| RecordedNode {
+        place,
+        killed,
+        began_s: Some(began_s),
+        completed_s: engine.machines[place as usize]
+            .finished
+            .map(crate::model::Time::as_secs_f64)
+            .filter(|_| !killed),
+        up_bytes: if place == 0 { bytes("uplinks of nodes").unwrap() } else { 0 },
+        down_bytes: if place == 0 { bytes("downlinks of nodes").unwrap() } else { 0 },
+    };
+    let mut nodes: Vec<RecordedNode> = (0..trial.nodes).map(|place| node(place, dead(place), 0.0)).collect();
+    let replaced_s = replaced_at_ms.unwrap_or(0) as f64 / 1e3;
+    nodes.extend((0..trial.nodes).filter(|place| dead(*place)).map(|place| node(place, false, replaced_s)));
+    Recorded {
+        format: FORMAT,
+        grid_seed: 1,
+        grid_trials: 48,
+        drawn: trial.clone(),
+        trial: trial.clone(),
+        recorded_unix_s: 0,
+        version: String::new(),
+        model: String::new(),
+        cpu: 0.4,
+        void: false,
+        problems: Vec::new(),
+        strata_bytes: engine.strata_bytes,
+        strata_link_bytes: bytes("uplink of the stratum").unwrap(),
+        nodes,
+        into_cells_bytes: bytes("downlinks of cells").into_iter().collect(),
+    }
+}
+
+/// Small and quick trials of all kinds.
+fn trials() -> Vec<Trial> {
+    let small = |mut trial: Trial| {
+        trial.nodes = trial.nodes.min(16);
+        trial.chunks = trial.chunks.min(96);
+        if let Some(killed) = &mut trial.killed {
+            killed.nodes = crate::sim::churn::victims(trial.nodes, killed.per_cent, trial.seed);
+            killed.at_ms = 500;
+        }
+        trial
+    };
+    draw(5, 16).into_iter().map(small).collect()
+}
+
+const HIDDEN: Calibrated = Calibrated {
+    latency_us: 2_000,
+    header_per_mille: 60,
+    request_bytes: 1_500,
+    first_byte_us: 6_000,
+    prepare_ms: 700,
+    noticed_after_ms: 1_200,
+};
+
+#[test]
+fn a_recording_of_a_simulation_is_off_by_nothing_with_the_parameters_that_made_it() {
+    for trial in trials() {
+        let recorded = recorded(&trial, &HIDDEN);
+        let errors = recorded.figures().errors(&recorded.simulated(&HIDDEN).unwrap());
+        for (error, figure) in errors.iter().zip(FIGURES) {
+            assert!(error.is_nan() || error.abs() < 1e-6, "{figure}: {error} of {trial:?}");
+        }
+        assert_eq!(errors[8].is_nan(), trial.cells == 1);
+    }
+}
+
+#[test]
+fn calibration_finds_hidden_parameters_and_the_other_half_confirms_them() {
+    let mut all: Vec<Recorded> = trials().iter().map(|trial| recorded(trial, &HIDDEN)).collect();
+    all[3].void = true;
+    all[4].problems.push("a node did not get everything".to_owned());
+    let mut rounds = 0;
+    let found = validate(&all, 9, 2, &mut |round, most| {
+        assert!(round <= most);
+        rounds = round;
+    })
+    .unwrap();
+    assert!(rounds > 10);
+    assert_eq!(found.left_out.iter().map(|out| out.trial).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!((found.trials.len(), found.trials.iter().filter(|one| one.fitted).count()), (14, 7));
+    let makespan = &found.held_back[MAKESPAN].accuracy;
+    assert!(makespan.median[0] < 0.02 && makespan.most[0] < 0.05, "{found:#?}");
+    assert!(found.promises.iter().all(|promise| promise.holds), "{:?}", found.promises);
+    let headers = found.calibrated.header_per_mille;
+    assert!((40..=80).contains(&headers), "{:?}", found.calibrated);
+    let worst = found.trials.iter().find(|one| one.trial.number == found.worst).unwrap();
+    assert!(!worst.fitted);
+    let more =
+        found.trials.iter().filter(|one| !one.fitted).all(|one| one.errors[0].abs() <= worst.errors[0].abs());
+    assert!(more);
+    assert_eq!(validate(&all, 9, 1, &mut |_, _| {}).unwrap(), found, "the number of threads changes nothing");
+}
+
+#[test]
+fn what_misses_a_promise_is_said_to() {
+    let mut all: Vec<Recorded> = trials().iter().map(|trial| recorded(trial, &HIDDEN)).collect();
+    // Every second real run took half as long again, which no parameter explains.
+    for one in all.iter_mut().step_by(2) {
+        for node in &mut one.nodes {
+            node.completed_s = node.completed_s.map(|at| at * 1.5);
+        }
+    }
+    let found = validate(&all, 9, 2, &mut |_, _| {}).unwrap();
+    assert!(!found.promises[0].holds && found.promises[1].holds, "{:?}", found.promises);
+}
+
+#[test]
+fn few_recordings_are_refused() {
+    let all: Vec<Recorded> = trials().iter().take(5).map(|trial| recorded(trial, &HIDDEN)).collect();
+    let error = validate(&all, 1, 1, &mut |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "5 of 5 recordings can be used, 12 are the least");
+}
+
+#[test]
+fn calibrated_values_are_keys_of_a_scenario() {
+    let trial = &draw(1, 12)[0];
+    let mut document: toml::Table = trial.simulation(&Calibrated::START, None).parse().unwrap();
+    let keys: toml::Table = HIDDEN.toml().parse().unwrap();
+    for name in ["network", "content"] {
+        let values = keys[name].as_table().unwrap().clone();
+        document[name].as_table_mut().unwrap().extend(values);
+    }
+    let scenario = Scenario::parse(&document.to_string()).unwrap();
+    assert_eq!((scenario.network.latency_us, scenario.content.prepare_ms), (2_000, 700));
+    assert!(keys["deaths"]["noticed_after_ms"].as_integer() == Some(1_200));
+}
