@@ -46,6 +46,7 @@ mod peers;
 mod publish;
 #[cfg(feature = "node")]
 mod repo;
+mod reports;
 mod simulate;
 #[cfg(feature = "node")]
 mod status;

@@ -2,12 +2,13 @@
 
 mod meter;
 
-use super::CliError;
+use super::{CliError, reports};
 use crate::sim::{
-    Case, LinksOfAKind, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Report, Spread, Summary, explain,
-    in_order, nearest, simulate,
+    Case, LinksOfAKind, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Record, Recording, Report, Spread,
+    Summary, explain, in_order, nearest, simulate_recorded,
 };
 use meter::Meter;
+use reports::Reports;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::io::{ErrorKind, Read as _};
@@ -28,6 +29,7 @@ const BUSY_SHOWN: usize = 3;
 Examples:
   starling simulate --list                                # what needs no file
   starling simulate flash-crowd-10k                       # one of these
+  starling simulate flash-crowd-10k --report crowd.html   # with charts, to be opened in a browser
   starling simulate fleet.toml --seeds 10                 # a file of your own, with ten seeds
   starling simulate fleet.toml --json | jq .makespan_s    # an object a run; of several, a summary last
   starling simulate --explain                             # all keys of a scenario
@@ -62,6 +64,8 @@ pub(super) struct Args {
     /// Tell what a key of a scenario means, or all keys of a table, or all keys.
     #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "file")]
     explain: Option<String>,
+    #[command(flatten)]
+    reports: reports::Options,
 }
 
 /// What one run shows.
@@ -110,7 +114,12 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
             "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
         )
     })?;
-    if plan.runs().len() == 1 { one(file, &plan, args.json) } else { several(file, &plan, args.json) }
+    let reports = args.reports.begin(file, &text, &plan)?;
+    if plan.runs().len() == 1 {
+        one(file, &plan, reports, args.json)
+    } else {
+        several(file, &plan, reports, args.json)
+    }
 }
 
 fn list() -> String {
@@ -151,8 +160,8 @@ fn read(path: &Path) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// Does all runs and hands out what they show, in their order.
-fn all(plan: &Plan, meter: &Meter, each: impl FnMut(usize, Timed)) {
+/// Does all runs and hands out what they show and leave, in their order.
+fn all(plan: &Plan, meter: &Meter, traced: &Recording, each: impl FnMut(usize, (Timed, Record))) {
     let runs = plan.runs();
     let weights: Vec<u64> = runs.iter().map(|(case, _)| case.scenario.node_chunks()).collect();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -161,8 +170,11 @@ fn all(plan: &Plan, meter: &Meter, each: impl FnMut(usize, Timed)) {
         let start = now();
         let mut share = meter.share(case.scenario.node_chunks());
         let threads = threads.min(RUN_THREADS_MAX);
-        let report = simulate(&case.scenario, Some(seed), threads, &mut |progress| share.note(progress));
-        Timed { case: swept(case), report, wall_s: start.elapsed().as_secs_f64() }
+        // Of many runs the first is the one whose nodes are traced.
+        let recording = if number == 0 { traced.clone() } else { Recording::default() };
+        let watch = &mut |progress| share.note(progress);
+        let (report, record) = simulate_recorded(&case.scenario, Some(seed), &recording, threads, watch);
+        (Timed { case: swept(case), report, wall_s: start.elapsed().as_secs_f64() }, record)
     };
     in_order(&weights, NODE_CHUNKS_MAX, threads, work, each);
 }
@@ -184,13 +196,27 @@ fn json(value: &impl Serialize) -> Result<String, CliError> {
     serde_json::to_string(value).map_err(CliError::failed)
 }
 
-fn one(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
+/// What a report calls a case.
+fn label(file: &Path, case: &Case) -> String {
+    if case.values.is_empty() {
+        return file.display().to_string();
+    }
+    let values: Vec<String> =
+        case.values.iter().map(|(key, value)| format!("{key} = {}", shown(value))).collect();
+    values.join(", ")
+}
+
+fn one(file: &Path, plan: &Plan, mut reports: Reports, as_json: bool) -> Result<(), CliError> {
     let meter = Meter::new(wanted(plan), 1);
-    let mut timed = None;
-    all(plan, &meter, |_, one| timed = Some(one));
+    let mut done = None;
+    all(plan, &meter, &reports.recording(), |_, one| done = Some(one));
     meter.end();
-    let Some(timed) = timed else { return Ok(()) };
-    println!("{}", if as_json { json(&timed)? } else { table(file, &timed) });
+    let (Some((timed, record)), Some((case, seed))) = (done, plan.runs().first().copied()) else {
+        return Ok(());
+    };
+    reports.add(&label(file, case), &case.scenario, &timed.report, &record)?;
+    let verdict = reports.finish(&format!("starling simulate {} --seed {seed}", file.display()))?;
+    println!("{}", if as_json { json(&timed)? } else { format!("{verdict}\n\n{}", table(file, &timed)) });
     let rollout = &timed.report.rollout;
     if rollout.completed < rollout.nodes {
         let (missing, nodes) = (rollout.nodes - rollout.completed, rollout.nodes);
@@ -199,26 +225,29 @@ fn one(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-fn several(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
+fn several(file: &Path, plan: &Plan, mut reports: Reports, as_json: bool) -> Result<(), CliError> {
     let start = now();
-    let runs = plan.cases.len() * plan.seeds.len();
-    let meter = Meter::new(wanted(plan), runs);
-    let (mut reports, mut failed) = (Vec::with_capacity(runs), None);
-    all(plan, &meter, |_, timed| {
-        if as_json {
-            // As they come: what is done is not lost when the rest takes too long.
-            match json(&timed) {
-                Ok(line) => meter.print(|| println!("{line}")),
-                Err(error) => failed = Some(error),
-            }
+    let runs = plan.runs();
+    let meter = Meter::new(wanted(plan), runs.len());
+    let (mut figures, mut failed) = (Vec::with_capacity(runs.len()), None);
+    all(plan, &meter, &reports.recording(), |number, (timed, record)| {
+        let case = runs[number].0;
+        let added = reports.add(&label(file, case), &case.scenario, &timed.report, &record);
+        // As they come: what is done is not lost when the rest takes too long.
+        let line = added.and_then(|()| if as_json { json(&timed) } else { Ok(String::new()) });
+        match line {
+            Ok(line) if as_json => meter.print(|| println!("{line}")),
+            Ok(_) => {}
+            Err(error) => failed = Some(error),
         }
-        reports.push(timed.report);
+        figures.push(timed.report);
     });
     meter.end();
     if let Some(failed) = failed {
         return Err(failed);
     }
-    let per_case = reports.chunks(plan.seeds.len().max(1));
+    let verdict = reports.finish(&format!("starling simulate {}", file.display()))?;
+    let per_case = figures.chunks(plan.seeds.len().max(1));
     let summary: Vec<CaseSummary> = plan
         .cases
         .iter()
@@ -230,11 +259,13 @@ fn several(file: &Path, plan: &Plan, as_json: bool) -> Result<(), CliError> {
     if as_json {
         println!("{}", json(&together)?);
     } else {
-        println!("{}", summaries(file, plan, &together, &reports));
+        let verdict = if plan.cases.len() == 1 { format!("{verdict}\n\n") } else { String::new() };
+        println!("{verdict}{}", summaries(file, plan, &together, &figures));
     }
     if incomplete > 0 {
         return Err(CliError::failed(format!(
-            "in {incomplete} of {runs} runs a node did not get all content"
+            "in {incomplete} of {} runs a node did not get all content",
+            runs.len()
         )));
     }
     Ok(())
@@ -388,7 +419,7 @@ mod tests {
         let text = format!("seeds = [1, 2]\n{text}\n[sweep]\nfleet.nodes = [4, 8]\n");
         let plan = Plan::parse(&text, None, None).unwrap();
         let (meter, mut reports) = (Meter::new(wanted(&plan), 4), Vec::new());
-        all(&plan, &meter, |_, timed| reports.push(timed.report));
+        all(&plan, &meter, &Recording::default(), |_, (timed, _)| reports.push(timed.report));
         assert_eq!(reports.iter().map(|report| report.rollout.nodes).collect::<Vec<_>>(), [4, 4, 8, 8]);
         assert_eq!(reports.iter().map(|report| report.rollout.seed).collect::<Vec<_>>(), [1, 2, 1, 2]);
         let summary = plan

@@ -9,11 +9,13 @@
 use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Queues, Stall};
 use super::fleet::{Effect, EvenContent, Event, Incoming, Machine, Map};
+use super::footprint::Footprint;
 use super::liar::Liar;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
 use super::reader::Reader;
+use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
-use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source};
+use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source, prefetch};
 use crate::model::{Class, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,6 +26,10 @@ const RING: usize = 1_024;
 const PROVIDERS_MAX: usize = 20;
 /// Events that must be due at once before a second thread helps (guess: to begin a thread costs as much as 100).
 const WORTH_A_THREAD: usize = 256;
+
+/// How many events ahead of its turn an event, its machine, that one's tables and its fetch are called into the
+/// processor's cache (guess: each call has the time of a few events, and all of it fits into the nearest cache).
+const AHEAD: [usize; 4] = [16, 8, 4, 2];
 
 /// What a flow is.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +97,13 @@ impl Calendar {
             *bucket = spare;
         }
         bucket.push((to, event));
+    }
+
+    /// Bytes on the heap; what lies far ahead is left out.
+    fn heap_bytes(&self) -> usize {
+        let buckets = self.ring.iter().chain(&self.spare).map(Vec::capacity).sum::<usize>();
+        let wakes = self.wakes.iter().map(Vec::capacity).sum::<usize>();
+        buckets * size_of::<(u32, Event)>() + wakes * size_of::<u32>()
     }
 
     fn is_empty_at(&self, step: u64) -> bool {
@@ -179,6 +192,7 @@ pub(super) struct Engine {
     pub(super) strata_bytes: u64,
     /// By cell: what came in from outside of it.
     pub(super) crossed_bytes: Vec<u64>,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// What a transfer takes beyond the bytes of its chunk.
@@ -290,6 +304,33 @@ impl Engine {
             transfers: 0,
             strata_bytes: 0,
             crossed_bytes: vec![0; scenario.cells() as usize],
+            recorder: None,
+        }
+    }
+
+    /// From now on, what happens is recorded.
+    pub(super) fn record(&mut self, scenario: &Scenario, seed: u64, recording: &Recording) {
+        let cell_of = |node| self.map.cell_of(node);
+        let recorder =
+            Recorder::new(scenario, seed, recording, self.step_ns, cell_of, &self.traffic.shared());
+        self.recorder = Some(Box::new(recorder));
+    }
+
+    /// What was recorded, if anything was.
+    pub(super) fn take_record(&mut self) -> Option<Record> {
+        self.look(true);
+        let recorder = self.recorder.take()?;
+        Some(recorder.finish(&self.machines, |node| self.start(node).as_secs_f64()))
+    }
+
+    /// Lets the recorder look, when it is time or all is over.
+    fn look(&mut self, is_over: bool) {
+        let Some(recorder) = &mut self.recorder else { return };
+        let now = self.calendar.now;
+        if is_over || recorder.is_due(now) {
+            let traffic = &self.traffic;
+            let usage = |link| traffic.usage_of_link(link);
+            recorder.look(now, &self.machines, traffic.receivers(), self.strata_bytes, usage);
         }
     }
 
@@ -308,8 +349,25 @@ impl Engine {
         Progress { now: self.now(), transfers: self.transfers, wanted, events: self.events }
     }
 
+    /// What the run takes in memory now, by part.
+    pub(super) fn footprint(&self) -> Footprint {
+        let mut footprint = Footprint::of_nodes(self.machines.len());
+        for part in self.machines.iter().flat_map(Machine::footprint) {
+            footprint.add(part);
+        }
+        footprint.add(("events in line", self.calendar.heap_bytes()));
+        footprint.add(("flows and links", self.traffic.heap_bytes()));
+        footprint.add(("homes of all slices", self.map.heap_bytes()));
+        footprint
+    }
+
     /// Runs until all nodes have ended or nothing happens any more. `watch` is told now and then.
     pub(super) fn run(&mut self, watch: &mut dyn FnMut(Progress)) {
+        self.run_watched(&mut |engine| watch(engine.progress()));
+    }
+
+    /// The same, for who looks at more than the progress.
+    pub(super) fn run_watched(&mut self, watch: &mut dyn FnMut(&Self)) {
         let parts = self.calendar.parts;
         let mut due: Vec<Bucket> = (0..parts).map(|_| Vec::new()).collect();
         let mut effects: Vec<Vec<(u32, Effect)>> = (0..parts).map(|_| Vec::new()).collect();
@@ -332,9 +390,10 @@ impl Engine {
             for flow in ended.drain(..) {
                 self.finish(flow);
             }
+            self.look(false);
             if self.calendar.now.is_multiple_of(64) {
                 self.unfinished = self.count_unfinished();
-                watch(self.progress());
+                watch(self);
             }
             // All wants end by the deadline; what is left then could only be a defect of the core.
             if self.now().since(self.deadline).as_secs() > 1 {
@@ -489,6 +548,9 @@ impl Engine {
 
     fn apply(&mut self, from: u32, effect: Effect) {
         let now = self.calendar.now;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.effect(now, from, &effect);
+        }
         match effect {
             Effect::Send(to, event) => {
                 self.messages += 1;
@@ -535,7 +597,7 @@ impl Engine {
                 self.fill_stratum();
             }
             Effect::Find(segment) => {
-                let peers = self.announced.get(&segment.0).cloned().unwrap_or_default();
+                let peers = self.announced.get(&segment.0).cloned().unwrap_or_default().into_boxed_slice();
                 self.calendar.push(now + self.lookup, from, Event::Providers { segment, peers });
             }
             Effect::Announce(segment) => {
@@ -544,8 +606,8 @@ impl Engine {
                     providers.push(Peer(from));
                 }
             }
-            Effect::Later(span, event) => {
-                let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+            Effect::Later(after_ms, event) => {
+                let nanos = u64::from(after_ms) * 1_000_000;
                 self.calendar.push(now + steps(nanos, self.step_ns), from, event);
             }
             Effect::WakeAt(at) => self.calendar.push(at.as_nanos() / self.step_ns, from, Event::Wake),
@@ -562,6 +624,9 @@ impl Engine {
         while self.stratum_busy < self.connections {
             let Some((to, chunk)) = self.stratum_line.pop_front() else { return };
             self.stratum_busy += 1;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.stratum_began(self.calendar.now, to, chunk);
+            }
             let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
             let handle = self.traffic.start(flow, self.wire.bytes(self.content.len_bytes(chunk)));
             self.from_stratum.insert((to, chunk), handle);
@@ -578,6 +643,11 @@ impl Engine {
                     self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 }
                 let wrong = self.machines[flow.from as usize].liar.as_ref().is_some_and(Liar::is_corrupt);
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    let outcome = if wrong { Outcome::Wrong } else { Outcome::Received };
+                    recorder.moved(now, (Some(flow.from), flow.to), moved, outcome);
+                }
                 let data = if wrong {
                     Event::Wrong { chunk, from: flow.from }
                 } else {
@@ -592,6 +662,10 @@ impl Engine {
                 self.crossed_bytes[cell as usize] += u64::from(self.content.len_bytes(chunk));
                 self.stratum_busy -= 1;
                 self.from_stratum.remove(&(flow.to, chunk));
+                if let Some(recorder) = &mut self.recorder {
+                    let moved = (chunk, self.content.len_bytes(chunk));
+                    recorder.moved(now, (None, flow.to), moved, Outcome::Received);
+                }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
                 let way = request + self.way(flow.from, flow.to) + self.wire.first_byte;
@@ -616,10 +690,33 @@ fn react_all(
     events: &mut Bucket,
     effects: &mut Vec<(u32, Effect)>,
 ) {
-    events.sort_by_key(|(to, _)| *to);
+    // Sorted by machine, and for each in the order in which they were put in line. Moving the numbers is less than moving
+    // the events.
+    let number = |(index, (to, _)): (u64, &(u32, Event))| u64::from(*to) << 32 | index;
+    let mut order: Vec<u64> = (0_u64..).zip(&*events).map(number).collect();
+    order.sort_unstable();
+    let index_of = |number: u64| usize::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
     let mut out = Outbox::default();
     let mut last = None;
-    for (to, event) in events.drain(..) {
+    for (place, number) in order.iter().enumerate() {
+        let [event, machine, tables, fetch] =
+            AHEAD.map(|ahead| order.get(place + ahead).map(|n| index_of(*n)));
+        if let Some(index) = event {
+            prefetch(&raw const events[index]);
+        }
+        let machine_of = |index: usize| &machines[(events[index].0 - first) as usize];
+        if let Some(index) = machine {
+            machine_of(index).prefetch();
+        }
+        if let Some(index) = tables {
+            machine_of(index).prefetch_tables(&events[index].1);
+        }
+        if let Some(index) = fetch {
+            machine_of(index).prefetch_fetch(&events[index].1);
+        }
+        let index = index_of(*number);
+        let to = events[index].0;
+        let event = std::mem::replace(&mut events[index].1, Event::Wake);
         if let Some(before) = last.filter(|before| *before != to) {
             machines[(before - first) as usize].rest(now, step_ns, effects);
         }
@@ -632,6 +729,7 @@ fn react_all(
     if let Some(last) = last {
         machines[(last - first) as usize].rest(now, step_ns, effects);
     }
+    events.clear();
 }
 
 #[cfg(test)]

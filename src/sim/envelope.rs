@@ -52,8 +52,9 @@ impl Range {
         }
     }
 
+    /// Whether a value lies in it, rounding aside.
     fn has(&self, value: f64) -> bool {
-        (self.least..=self.most).contains(&value)
+        (self.least * 0.99..=self.most * 1.01).contains(&value)
     }
 }
 

@@ -8,12 +8,12 @@ use super::network::Handle;
 use super::reader::Reader;
 use super::scenario::Scenario;
 use crate::mesh::proto::{
-    Answer, Ask, Chunk, Content, Counts, Failure, Input, Nearness, Node, Outbox, Output, Peer, Peers,
-    Segment, Settings, Slice, Source, best_members, lease_cells,
+    Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
+    Peer, Peers, Segment, Settings, Slice, Source, best_members, lease_cells, prefetch, prefetch_list,
+    prefetch_value,
 };
 use crate::model::{Class, Generator, Time, mix};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
@@ -31,6 +31,8 @@ pub(super) struct Map {
     cells: u32,
     cells_per_region: u32,
     slices: u32,
+    /// By node: asked for with every message.
+    cell_of: Vec<u32>,
     /// By cell, slice and rank.
     homes: Vec<u32>,
     /// Homes of a slice in a cell: cells with fewer members have fewer.
@@ -52,6 +54,7 @@ impl Map {
             cells,
             cells_per_region: scenario.fleet.cells_per_region,
             slices,
+            cell_of: Vec::with_capacity(nodes as usize),
             homes: Vec::with_capacity(cells as usize * slices as usize * ranks),
             ranks,
             lease_cells: Vec::new(),
@@ -62,6 +65,7 @@ impl Map {
         let slice_key = |slice: u32| mix(salt ^ u64::from(slice));
         for cell in 0..cells {
             let members = map.members_of(cell);
+            map.cell_of.extend(members.clone().map(|_| cell));
             let keys: Vec<(u64, u16)> =
                 members.clone().map(|node| (mix(!salt ^ u64::from(node)), 100)).collect();
             for slice in 0..slices {
@@ -83,12 +87,16 @@ impl Map {
         map
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
+        (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts)
+            * size_of::<u32>()
+    }
+
+    /// The cell of a node. The stratum, whose number follows the last node's, lies outside of all cells.
     pub(super) fn cell_of(&self, node: u32) -> u32 {
-        // The inverse of `members_of`, whose cells differ by at most one member.
-        u32::try_from(
-            (u64::from(node) * u64::from(self.cells) + u64::from(self.cells) - 1) / u64::from(self.nodes),
-        )
-        .map_or(0, |cell| if self.members_of(cell).contains(&node) { cell } else { cell.saturating_sub(1) })
+        self.cell_of.get(node as usize).copied().unwrap_or(self.cells)
     }
 
     fn members_of(&self, cell: u32) -> std::ops::Range<u32> {
@@ -134,6 +142,12 @@ impl CellView {
         let cell = map.cell_of(me);
         let members = map.members_of(cell);
         Self { map: Arc::clone(map), me, cell, members: (members.start, members.end), down: Vec::new() }
+    }
+
+    /// Calls the homes of `slice` into the processor's cache.
+    fn prefetch(&self, slice: Slice) {
+        let row = self.cell as usize * self.map.slices as usize + slice.0 as usize;
+        prefetch(self.map.homes.as_ptr().wrapping_add(row * self.map.ranks));
     }
 
     /// The cells of the region that would hold the lease, best first.
@@ -244,7 +258,37 @@ impl Content for EvenContent {
     }
 }
 
-/// What reaches a machine.
+/// An [`Answer`] as it travels. Millions are on their way at once and few name anybody, so the names lie apart.
+#[derive(Clone, Debug)]
+pub(super) enum Told {
+    Wait,
+    Busy(Option<Box<Holders>>),
+    Missing(Option<Box<Holders>>),
+}
+
+impl From<Answer> for Told {
+    fn from(answer: Answer) -> Self {
+        let apart = |holders: Holders| (!holders.is_empty()).then(|| Box::new(holders));
+        match answer {
+            Answer::Wait => Self::Wait,
+            Answer::Busy { holders } => Self::Busy(apart(holders)),
+            Answer::Missing { holders } => Self::Missing(apart(holders)),
+        }
+    }
+}
+
+impl From<Told> for Answer {
+    fn from(told: Told) -> Self {
+        let whole = |holders: Option<Box<Holders>>| holders.map_or_else(Holders::new, |holders| *holders);
+        match told {
+            Told::Wait => Self::Wait,
+            Told::Busy(holders) => Self::Busy { holders: whole(holders) },
+            Told::Missing(holders) => Self::Missing { holders: whole(holders) },
+        }
+    }
+}
+
+/// What reaches a machine. Small, for it is moved from list to list: what is long lies apart.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// All of the content is wanted by then.
@@ -254,7 +298,7 @@ pub(super) enum Event {
     /// A peer withdraws its ask.
     Withdraw { from: u32, chunk: Chunk },
     /// A peer answers without data.
-    Answer { from: u32, chunk: Chunk, answer: Answer, load: u8 },
+    Answer { from: u32, chunk: Chunk, answer: Told, load: u8 },
     /// The last byte of a chunk arrived.
     Data { chunk: Chunk, from: Source },
     /// The last byte of something else arrived.
@@ -264,9 +308,9 @@ pub(super) enum Event {
     /// The last byte of an upload left.
     Sent { ask: Ask },
     /// A peer tells what it holds.
-    Possession { from: u32, slices: Vec<(Slice, u64)> },
+    Possession { from: u32, slices: Box<[(Slice, u64)]> },
     /// The DHT answers.
-    Providers { segment: Segment, peers: Vec<Peer> },
+    Providers { segment: Segment, peers: Box<[Peer]> },
     /// The deadline that was asked for.
     Wake,
     /// A peer is believed to be dead, or alive again.
@@ -276,6 +320,18 @@ pub(super) enum Event {
 }
 
 impl Event {
+    fn chunk(&self) -> Option<Chunk> {
+        match self {
+            Self::Ask { chunk, .. }
+            | Self::Withdraw { chunk, .. }
+            | Self::Answer { chunk, .. }
+            | Self::Data { chunk, .. }
+            | Self::Wrong { chunk, .. }
+            | Self::Stall { chunk, .. } => Some(*chunk),
+            _ => None,
+        }
+    }
+
     /// The stream of a message between two nodes: all about one chunk goes on one, whose messages keep their order.
     pub(super) fn stream(&self) -> u32 {
         match self {
@@ -304,8 +360,8 @@ pub(super) enum Effect {
     Announce(Segment),
     /// Wake me then.
     WakeAt(Time),
-    /// Let this happen to me later.
-    Later(Duration, Event),
+    /// Let this happen to me after so many milliseconds.
+    Later(u32, Event),
     /// I have everything, or gave up what I have not.
     Ended,
 }
@@ -376,9 +432,51 @@ impl Machine {
         }
     }
 
+    /// Calls the machine into the processor's cache: the first of three calls, each for what the one before it found.
+    pub(super) fn prefetch(&self) {
+        prefetch_value(self);
+    }
+
+    /// Calls what `event` will be looked up in.
+    pub(super) fn prefetch_tables(&self, event: &Event) {
+        prefetch_list(&self.incoming);
+        let peer = match event {
+            Event::Ask { from, .. } | Event::Answer { from, .. } => Some(Peer(*from)),
+            Event::Data { from: Source::Peer(peer), .. } => Some(*peer),
+            _ => None,
+        };
+        let chunk = event.chunk();
+        self.node.prefetch_tables(chunk, peer);
+        if let Some(chunk) = chunk {
+            self.node.peers().prefetch(self.node.content().slice(chunk));
+        }
+    }
+
+    /// Calls the fetch that `event` is about.
+    pub(super) fn prefetch_fetch(&self, event: &Event) {
+        if let Some(chunk) = event.chunk() {
+            self.node.prefetch_fetch(chunk);
+        }
+    }
+
+    /// What it takes in memory, by part.
+    pub(super) fn footprint(&self) -> impl Iterator<Item = PartBytes> {
+        let asks = self.incoming.capacity() * size_of::<Option<Incoming>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.node.peers().down.capacity() * size_of::<u32>();
+        let driver = size_of::<Self>() - size_of_val(&self.node);
+        let reader = self.reader.as_ref().map_or(0, Reader::heap_bytes);
+        self.node.footprint().into_iter().chain([("driver", driver + asks + reader)])
+    }
+
     /// What its node decided how often.
     pub(super) fn counts(&self) -> Counts {
         self.node.counts()
+    }
+
+    /// Whether its node gets something or looks for it.
+    pub(super) fn is_fetching(&self) -> bool {
+        self.node.is_fetching()
     }
 
     /// Lets the node react to an event. `out` is empty before and after.
@@ -417,6 +515,7 @@ impl Machine {
                 self.node.handle(now, Input::AskGone { ask }, out);
             }
             Event::Answer { from, chunk, answer, load } => {
+                let answer = answer.into();
                 self.node.handle(now, Input::Told { peer: Peer(from), chunk, answer, load }, out);
             }
             Event::Data { chunk, from } => {
@@ -434,9 +533,10 @@ impl Machine {
                 }
             }
             Event::Providers { segment, peers } => {
-                self.node.handle(now, Input::Providers { segment, peers }, out);
+                self.node.handle(now, Input::Providers { segment, peers: peers.into_vec() }, out);
             }
             Event::Possession { from, slices } => {
+                let slices = slices.into_vec();
                 self.node.handle(now, Input::Possession { peer: Peer(from), slices }, out);
             }
             Event::Wake => {
@@ -541,7 +641,7 @@ impl Machine {
                 if ended {
                     self.end(ask);
                 }
-                let event = Event::Answer { from: me, chunk: incoming.chunk, answer, load };
+                let event = Event::Answer { from: me, chunk: incoming.chunk, answer: answer.into(), load };
                 Effect::Send(incoming.peer, event)
             }
             Output::FetchUpstream { chunk } => Effect::Upstream(chunk),
@@ -562,7 +662,7 @@ impl Machine {
                 return self.note_end(now, effects);
             }
             Output::TellPossession { to, slices } => {
-                Effect::Send(to.0, Event::Possession { from: me, slices })
+                Effect::Send(to.0, Event::Possession { from: me, slices: slices.into_boxed_slice() })
             }
             // Nobody publishes, and the core itself asks no liar again.
             Output::Spread { .. } | Output::Distrust { .. } => return,

@@ -4,12 +4,11 @@ use super::fleet::{Effect, Event, Machine};
 use super::scenario::{Lie, Scenario};
 use crate::mesh::proto::{Answer, Ask, Chunk, Holders, Peer};
 use crate::model::{Generator, Rng};
-use std::time::Duration;
 
 /// Sets the draw of the liars apart from all other randomness.
 const LIARS: u64 = 0x006c_6961_7273;
-/// How often one who waits is told to go on waiting: what an honest node does.
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// How often one who waits is told to go on waiting, in milliseconds: what an honest node does.
+const KEEP_ALIVE_MS: u32 = 500;
 /// Askers that a liar remembers, to name them.
 const KNOWN_MAX: usize = 64;
 
@@ -86,7 +85,10 @@ impl Machine {
         };
         self.end(ask);
         let answer = if busy { Answer::Busy { holders } } else { Answer::Missing { holders } };
-        effects.push((me, Effect::Send(from, Event::Answer { from: me, chunk, answer, load: 0 })));
+        effects.push((
+            me,
+            Effect::Send(from, Event::Answer { from: me, chunk, answer: answer.into(), load: 0 }),
+        ));
     }
 
     /// A liar says `Wait`, and will say so again while it is still asked.
@@ -95,8 +97,8 @@ impl Machine {
             return;
         }
         let me = self.me;
-        let wait = Event::Answer { from: me, chunk, answer: Answer::Wait, load: 0 };
+        let wait = Event::Answer { from: me, chunk, answer: Answer::Wait.into(), load: 0 };
         effects.push((me, Effect::Send(to, wait)));
-        effects.push((me, Effect::Later(KEEP_ALIVE, Event::Stall { to, chunk })));
+        effects.push((me, Effect::Later(KEEP_ALIVE_MS, Event::Stall { to, chunk })));
     }
 }

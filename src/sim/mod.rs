@@ -15,11 +15,13 @@ mod churn;
 mod engine;
 pub mod envelope;
 mod fleet;
+mod footprint;
 mod liar;
 mod network;
 mod published;
 mod reader;
-mod report;
+pub mod record;
+pub mod report;
 mod rollout;
 mod scenario;
 pub mod statistics;
@@ -31,11 +33,14 @@ pub mod validation;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
+pub use footprint::{Footprint, measure};
 pub use network::{LinksOfAKind, NodeClass, check_classes, class_rates};
 pub use published::{PUBLISHED, Published};
-pub use report::{Report, simulate};
+pub use record::{Record, Recording};
+pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
     Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
-pub use sweep::{Spread, Summary, in_order};
+pub use statistics::Spread;
+pub use sweep::{Summary, in_order};

@@ -23,6 +23,11 @@ impl Reader {
         Self { have, next: 0, ahead, unwanted: 0, started: false, deadline: Time::NEVER }
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.have.capacity()
+    }
+
     /// A chunk is here. `false` if it was before.
     pub(super) fn note(&mut self, chunk: Chunk) -> bool {
         !std::mem::replace(&mut self.have[chunk.0 as usize], true)

@@ -1,6 +1,7 @@
 //! The figures that simulated and real roll-outs have in common, so that the two can be laid side by side.
 
 use super::bound::{Bound, Term};
+use super::statistics::per_mille;
 use serde::Serialize;
 
 /// How a roll-out went. Times are in seconds from its start; figures of which there are none are `NaN` (`null` in JSON).
@@ -72,8 +73,7 @@ impl Rollout {
 
 /// The value below or at which `per_cent` of the sorted values lie; `NaN` of none.
 pub fn quantile(sorted: &[f64], per_cent: usize) -> f64 {
-    let index = (sorted.len() * per_cent).div_ceil(100).max(1) - 1;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
+    per_mille(sorted, per_cent * 10)
 }
 
 #[cfg(test)]

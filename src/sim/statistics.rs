@@ -3,6 +3,8 @@
 //! A percentile is always the least value at or below which that share of the values lies, so it is a value that some node or
 //! some run had. numpy calls it `method="inverted_cdf"`; the tests hold this file against numpy's figures.
 
+use serde::Serialize;
+
 /// Levels of a completion curve: per mille of the nodes.
 pub const LEVELS: usize = 1_000;
 
@@ -31,34 +33,36 @@ pub fn completion_curve(sorted: &[f64], all: usize) -> Vec<f64> {
     (1..=LEVELS).map(time).collect()
 }
 
-/// Where the values of several seeds lie.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Band {
-    /// The least.
-    pub least: f64,
-    /// The median: of an even number, the lower of the two in the middle.
+/// Where the values of several seeds lie; `NaN` (`null` in JSON) where no run has the figure.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one: of an even number, the lower of the two in the middle.
     pub median: f64,
-    /// The largest.
-    pub most: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
 }
 
-/// The band of some values in any order; `NaN` of none.
-pub fn band(values: impl IntoIterator<Item = f64>) -> Band {
-    let mut sorted: Vec<f64> = values.into_iter().collect();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-    Band { least: end(sorted.first()), median: per_mille(&sorted, 500), most: end(sorted.last()) }
+impl Spread {
+    /// Of some values in any order; those that are not there (`NaN`) do not count.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
+        Self { median: per_mille(&sorted, 500), min: end(sorted.first()), max: end(sorted.last()) }
+    }
 }
 
 /// The bands of curves of one length, point by point.
-pub fn bands(curves: &[&[f64]]) -> Vec<Band> {
+pub fn bands(curves: &[&[f64]]) -> Vec<Spread> {
     let points = curves.iter().map(|curve| curve.len()).min().unwrap_or(0);
-    (0..points).map(|point| band(curves.iter().map(|curve| curve[point]))).collect()
+    (0..points).map(|point| Spread::of(curves.iter().map(|curve| curve[point]))).collect()
 }
 
-/// The number of the value that is the median, by the same rule as [`band`]'s; of equal ones, the first.
+/// The number of the value that is the median, by the same rule as [`Spread`]'s; of equal ones, the first.
 pub fn median_index(values: &[f64]) -> Option<usize> {
-    let median = band(values.iter().copied()).median;
+    let median = Spread::of(values.iter().copied()).median;
     values.iter().position(|value| value.total_cmp(&median).is_eq())
 }
 
@@ -93,7 +97,7 @@ mod tests {
         let large = (0_u64..10_000).map(|i| ((i * i * 31 + i) % 100_003) as f64 / 16.0).collect();
         let large = sorted(large);
         let found = [1, 500, 990, 999].map(|level| per_mille(&large, level));
-        assert_eq!(found, [3.6875, 3_114.6875, 6_195.8125, 6_246.8125]);
+        assert_eq!(found, [3.6875, 3_114.687_5, 6_195.812_5, 6_246.812_5]);
     }
 
     #[test]
@@ -145,16 +149,17 @@ mod tests {
         let curves: Vec<Vec<f64>> = (0..5).map(curve).collect();
         let curves: Vec<&[f64]> = curves.iter().map(Vec::as_slice).collect();
         let bands = bands(&curves);
-        let column = |of: fn(&Band) -> f64| bands.iter().map(of).collect::<Vec<f64>>();
+        let column = |of: fn(&Spread) -> f64| bands.iter().map(of).collect::<Vec<f64>>();
         // m.min(axis=0); numpy.quantile(m, 0.5, axis=0, method="inverted_cdf"); m.max(axis=0)
-        assert_eq!(column(|band| band.least), [0.0, 2.25, 7.25, 3.25, 0.0, 3.25]);
+        assert_eq!(column(|band| band.min), [0.0, 2.25, 7.25, 3.25, 0.0, 3.25]);
         assert_eq!(column(|band| band.median), [7.75, 10.0, 17.0, 13.0, 15.5, 11.0]);
-        assert_eq!(column(|band| band.most), [23.25, 19.75, 24.75, 20.75, 23.25, 20.75]);
+        assert_eq!(column(|band| band.max), [23.25, 19.75, 24.75, 20.75, 23.25, 20.75]);
 
         // y = numpy.array([((s * 53) % 97) / 2 for s in range(8)]): an even number of values.
         let even: Vec<f64> = (0_u32..8).map(|s| f64::from(s * 53 % 97) / 2.0).collect();
-        assert_eq!(band(even.iter().copied()), Band { least: 0.0, median: 13.5, most: 40.0 });
+        assert_eq!(Spread::of(even.iter().copied()), Spread { median: 13.5, min: 0.0, max: 40.0 });
         assert_eq!(median_index(&even), Some(6));
-        assert_eq!((median_index(&[]), band([]).median.is_nan()), (None, true));
+        assert_eq!(Spread::of([3.0, 1.0, f64::NAN, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!((median_index(&[]), Spread::of([]).median.is_nan()), (None, true));
     }
 }

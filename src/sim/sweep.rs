@@ -1,6 +1,7 @@
 //! Many runs: in parallel as far as memory and processors go, handed out in their order, and taken together.
 
 use super::report::Report;
+use super::statistics::Spread;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::mpsc::sync_channel;
@@ -89,28 +90,6 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A figure of several runs; `NaN` (`null` in JSON) where no run has it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// The middle one, or halfway between the middle two.
-    pub median: f64,
-    /// The least.
-    pub min: f64,
-    /// The most.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of these values; those that are not there (`NaN`) do not count.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
-        Self { median: f64::midpoint(at(low), at(high)), min: at(0), max: at(values.len().saturating_sub(1)) }
-    }
-}
-
 /// The runs of one case with all its seeds, taken together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
@@ -190,12 +169,5 @@ mod tests {
     fn a_job_that_panics_ends_all_with_its_panic() {
         let run = || in_order(&[5; 8], 5, 2, |number, _| assert_ne!(number, 3, "three"), |_, ()| ());
         assert!(std::panic::catch_unwind(run).is_err());
-    }
-
-    #[test]
-    fn a_spread_is_of_what_is_there() {
-        assert_eq!(Spread::of([3.0, 1.0, f64::NAN, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(Spread::of([4.0, 1.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
-        assert!(Spread::of([f64::NAN]).median.is_nan() && Spread::of([]).max.is_nan());
     }
 }

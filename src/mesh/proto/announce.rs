@@ -1,5 +1,6 @@
 //! Announcements in the DHT: a home tells of each segment of which it holds something, at a measured pace.
 
+use super::footprint::tree_bytes;
 use super::timer::Timer;
 use super::{Content, Node, Outbox, Output, Peers, Segment};
 use crate::model::{Rng, Time};
@@ -20,6 +21,11 @@ impl Announces {
     /// Segments that are remembered, and those of them that wait.
     pub(super) fn len(&self) -> (usize, usize) {
         (self.planned.len(), self.line.len())
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        tree_bytes::<Segment, ()>(self.planned.len()) + self.line.capacity() * size_of::<Segment>()
     }
 }
 

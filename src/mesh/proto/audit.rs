@@ -184,6 +184,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     fn audit_fetches(&self) -> Result<(), AuditError> {
+        agree("fetches", self.fetches.in_step(), || "a slot does not know when its fetch is due".to_owned())?;
         let mut waiters = 0;
         for fetch in self.fetches.iter() {
             agree("fetch", !fetch.is_orphan(), || format!("nobody waits for {:?}", fetch.chunk))?;

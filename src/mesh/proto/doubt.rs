@@ -32,10 +32,18 @@ struct Doubt {
     until: Time,
 }
 
+/// Deliveries that are remembered before it is looked which of them do not matter any more.
+const DELIVERED_FEW: usize = 32;
+
+fn place_of(peer: Peer) -> usize {
+    peer.0 as usize % DELIVERED_SLOTS
+}
+
 /// Who is doubted, and when others delivered last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Doubts {
     doubted: Vec<Doubt>,
+    /// In the order of their places; what no ask under way began before is not kept for long.
     delivered: Vec<(Peer, Time)>,
     /// When this node last began to run again, having stood still itself.
     woke: Time,
@@ -54,8 +62,9 @@ impl Doubts {
 
     /// For how long `peer`, asked at `since`, has delivered nothing.
     fn idle(&self, peer: Peer, since: Time, now: Time) -> Duration {
-        let last = self.delivered.get(peer.0 as usize % DELIVERED_SLOTS);
-        let last = last.filter(|(other, _)| *other == peer).map_or(Time::ZERO, |(_, at)| *at);
+        let place = self.delivered.binary_search_by_key(&place_of(peer), |(other, _)| place_of(*other));
+        let last = place.ok().map(|place| self.delivered[place]);
+        let last = last.filter(|(other, _)| *other == peer).map_or(Time::ZERO, |(_, at)| at);
         now.since(since.max(last).max(self.woke))
     }
 
@@ -89,12 +98,25 @@ impl Doubts {
         }
     }
 
-    /// `peer` delivered.
-    pub(super) fn note_delivered(&mut self, peer: Peer, now: Time) {
-        if self.delivered.len() != DELIVERED_SLOTS {
-            self.delivered.resize(DELIVERED_SLOTS, (Peer(u32::MAX), Time::ZERO));
+    /// `peer` delivered. `oldest` says when the oldest of the asks under way was made: who delivered before it and nothing
+    /// since is idle since the ask, remembered or not.
+    pub(super) fn note_delivered(&mut self, peer: Peer, now: Time, oldest: impl FnOnce() -> Time) {
+        match self.delivered.binary_search_by_key(&place_of(peer), |(other, _)| place_of(*other)) {
+            Ok(place) => self.delivered[place] = (peer, now),
+            Err(mut place) => {
+                let len = self.delivered.len();
+                if len >= DELIVERED_FEW && len == self.delivered.capacity() {
+                    let oldest = oldest();
+                    self.delivered.retain(|(_, at)| *at >= oldest);
+                    // Half as many again rather than twice as many: there are many nodes in a simulation.
+                    if self.delivered.len() > len * 3 / 4 {
+                        self.delivered.reserve_exact(len / 2);
+                    }
+                    place = self.delivered.partition_point(|(other, _)| place_of(*other) < place_of(peer));
+                }
+                self.delivered.insert(place, (peer, now));
+            }
         }
-        self.delivered[peer.0 as usize % DELIVERED_SLOTS] = (peer, now);
         if let Some(doubt) = self.doubted.iter_mut().find(|doubt| doubt.peer == peer) {
             (doubt.times, doubt.delivers, doubt.until) = (doubt.times - 1, true, now);
         }
@@ -109,6 +131,11 @@ impl Doubts {
     pub(super) fn len(&self) -> usize {
         self.doubted.len()
     }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.doubted.capacity() * size_of::<Doubt>() + self.delivered.capacity() * size_of::<(Peer, Time)>()
+    }
 }
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
@@ -121,9 +148,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Each rank may have had to wait for those before it; and where everybody takes long, it may, too.
     pub(super) fn shirks(&self, fetch: &Fetch, peer: Peer, since: Time) -> bool {
         let once = Duration::from_millis(u64::from(self.settings.ask_ms));
-        let idle = self.doubts.idle(peer, since, self.now);
+        // Nobody is idle for longer than he was waited for: most answers need no look at what he delivered.
+        let waited = self.now.since(since);
+        let is_idle = |most: Duration| waited > most && self.doubts.idle(peer, since, self.now) > most;
         if self.doubts.has(peer, self.now) {
-            return idle > once;
+            return is_idle(once);
         }
         let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
         let alone = Duration::from_millis(u64::from(fetch.len_bytes) * 1_000 / slowest);
@@ -131,8 +160,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let lookup = if self.peers.has_other_regions() { self.settings.lookup_ms } else { 0 };
         let beyond = Duration::from_millis(u64::from(self.settings.lease_ms.saturating_add(lookup)));
         let patience = u32::from(fetch.behind) * (once + alone + beyond);
-        let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or_default();
-        idle > patience.max(2 * usual)
+        waited > patience && {
+            let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or_default();
+            is_idle(patience.max(2 * usual))
+        }
     }
 
     /// How many, itself included, an authority may have to wait for one after the other: each rank for those before it, and
@@ -163,6 +194,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Generator;
 
     fn at(seconds: u64) -> Time {
         Time::ZERO + Duration::from_secs(seconds)
@@ -177,9 +209,9 @@ mod tests {
         assert!(doubts.has(Peer(1), at(11)), "one tries it");
         doubts.note(Peer(1), at(20), first);
         assert!(doubts.has(Peer(1), at(39)) && !doubts.has(Peer(1), at(40)));
-        doubts.note_delivered(Peer(1), at(30));
+        doubts.note_delivered(Peer(1), at(30), || Time::ZERO);
         assert!(!doubts.has(Peer(1), at(30)) && doubts.len() == 1);
-        doubts.note_delivered(Peer(1), at(31));
+        doubts.note_delivered(Peer(1), at(31), || Time::ZERO);
         assert_eq!(doubts.len(), 0);
     }
 
@@ -191,10 +223,30 @@ mod tests {
         }
         assert_eq!(doubts.len(), DOUBTED_MAX);
         assert!(doubts.has(Peer(999), at(1_000)) && !doubts.has(Peer(1), at(1_000)), "the last replaces one");
-        doubts.note_delivered(Peer(7), at(5));
+        doubts.note_delivered(Peer(7), at(5), || Time::ZERO);
         assert_eq!(doubts.idle(Peer(7), at(2), at(6)), Duration::from_secs(1));
         assert_eq!(doubts.idle(Peer(8), at(2), at(6)), Duration::from_secs(4));
         doubts.note_woke(at(5));
         assert_eq!(doubts.idle(Peer(8), at(2), at(6)), Duration::from_secs(1), "this node slept itself");
+    }
+
+    #[test]
+    fn deliveries_before_all_asks_under_way_make_no_difference_and_are_forgotten() {
+        let (mut doubts, mut all) = (Doubts::default(), vec![(Peer(u32::MAX), Time::ZERO); DELIVERED_SLOTS]);
+        let mut rng = Generator::new(9);
+        for second in 0..5_000_u64 {
+            let peer = Peer(u32::try_from(rng.below(1_000)).unwrap());
+            let oldest = at(second.saturating_sub(20));
+            doubts.note_delivered(peer, at(second), || oldest);
+            all[place_of(peer)] = (peer, at(second));
+            let (asked, since) = (
+                Peer(u32::try_from(rng.below(1_000)).unwrap()),
+                at(second.saturating_sub(rng.below(20) as u64)),
+            );
+            let (other, last) = all[place_of(asked)];
+            let last = if other == asked { last } else { Time::ZERO };
+            assert_eq!(doubts.idle(asked, since, at(second + 3)), at(second + 3).since(since.max(last)));
+        }
+        assert!(doubts.delivered.capacity() <= 2 * DELIVERED_FEW, "{}", doubts.delivered.capacity());
     }
 }

@@ -1,6 +1,6 @@
 //! One chunk on its way to this node: for whom, from where, and what was tried.
 
-use super::{Ask, Chunk, Peer, Slice};
+use super::{Ask, Chunk, Peer, Slice, prefetch_list};
 use crate::model::{Class, Time};
 use smallvec::SmallVec;
 
@@ -102,7 +102,7 @@ pub(super) struct Fetch {
     /// How many, itself included, it may have to wait for one after the other.
     pub(super) behind: u8,
     /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
-    pub(super) hedge: Option<Asked>,
+    pub(super) hedge: Option<Box<Asked>>,
     /// When the peer at `at` counts as slow.
     pub(super) hedge_at: Time,
     pub(super) stage: Stage,
@@ -135,8 +135,8 @@ pub(super) struct Fetch {
     pub(super) candidates: SmallVec<[Peer; 4]>,
     /// Tried since an authority last answered.
     pub(super) tried: SmallVec<[Peer; 6]>,
-    /// Failed or said that it does not have it: not asked again.
-    pub(super) bad: SmallVec<[Peer; 4]>,
+    /// Failed or said that it does not have it: not asked again. Seldom anybody.
+    pub(super) bad: Vec<Peer>,
 }
 
 impl Fetch {
@@ -176,7 +176,7 @@ impl Fetch {
             named: false,
             candidates: SmallVec::new(),
             tried: SmallVec::new(),
-            bad: SmallVec::new(),
+            bad: Vec::new(),
         }
     }
 
@@ -208,25 +208,36 @@ impl Fetch {
             At::Peer(peer) => Some(peer),
             _ => None,
         };
-        main.into_iter().chain(self.hedge.map(|hedge| hedge.peer))
+        main.into_iter().chain(self.hedge.as_deref().map(|hedge| hedge.peer))
     }
 
     /// When `peer` was asked, if it is asked right now.
     pub(super) fn asked_since(&self, peer: Peer) -> Option<Time> {
         let main = (self.at == At::Peer(peer)).then_some(self.since);
-        main.or_else(|| self.hedge.filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
+        main.or_else(|| self.hedge.as_deref().filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
     }
 
     /// The next moment at which something must be done about it, its readers aside.
     pub(super) fn next_due(&self) -> Time {
-        let hedge = self.hedge.map_or(Time::NEVER, |hedge| hedge.due);
+        let hedge = self.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.due);
         let slow = if self.hedge.is_none() { self.hedge_at } else { Time::NEVER };
         self.due.min(hedge).min(slow)
     }
 
+    /// The same, its readers included.
+    pub(super) fn due_with_readers(&self) -> Time {
+        self.next_due().min(self.want.map_or(Time::NEVER, |want| want.deadline))
+    }
+
+    /// When the first of its waiters must hear of it.
+    pub(super) fn waiters_due(&self) -> Time {
+        self.waiters.iter().map(|waiter| waiter.due).min().unwrap_or(Time::NEVER)
+    }
+
     /// The second source becomes the first.
     pub(super) fn promote(&mut self) -> bool {
-        let Some(Asked { peer, since, due, named, waits }) = self.hedge.take() else { return false };
+        let Some(hedge) = self.hedge.take() else { return false };
+        let Asked { peer, since, due, named, waits } = *hedge;
         (self.at, self.since, self.due) = (At::Peer(peer), since, due);
         (self.named, self.waits, self.peeked) = (named, waits, false);
         true
@@ -263,10 +274,29 @@ impl Fetch {
     }
 }
 
+/// A fetch, and beside it what all of them are looked through for again and again.
+#[derive(Clone, Debug)]
+struct Slot {
+    fetch: Option<Box<Fetch>>,
+    /// The next moment at which something must be done about it, its readers included.
+    due: Time,
+    /// When the first of its waiters must hear of it.
+    waiters_due: Time,
+}
+
+impl Slot {
+    fn new(fetch: Box<Fetch>) -> Self {
+        let (due, waiters_due) = (fetch.due_with_readers(), fetch.waiters_due());
+        Self { fetch: Some(fetch), due, waiters_due }
+    }
+}
+
 /// Fetches by slot. Slots are given again, the lowest free one first come.
+///
+/// Each lies by itself: it is taken out and put back at every turn, and a node has room for many and seldom many under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fetches {
-    slots: Vec<Option<Fetch>>,
+    slots: Vec<Slot>,
     free: Vec<u16>,
     len: usize,
 }
@@ -282,46 +312,107 @@ impl Fetches {
             Some(slot) => slot,
             None => match u16::try_from(self.slots.len()) {
                 Ok(slot) if slot < super::marks::SLOTS_MAX => {
-                    self.slots.push(None);
+                    self.slots.push(Slot { fetch: None, due: Time::NEVER, waiters_due: Time::NEVER });
                     slot
                 }
                 _ => return None,
             },
         };
         fetch.slot = slot;
-        self.slots[usize::from(slot)] = Some(fetch);
+        self.slots[usize::from(slot)] = Slot::new(Box::new(fetch));
         self.len += 1;
         Some(slot)
     }
 
     /// Takes a fetch out to work on it; [`Self::put`] brings it back or [`Self::release`] frees its slot.
-    pub(super) fn take(&mut self, slot: u16) -> Option<Fetch> {
-        self.slots.get_mut(usize::from(slot)).and_then(Option::take)
+    pub(super) fn take(&mut self, slot: u16) -> Option<Box<Fetch>> {
+        self.slots.get_mut(usize::from(slot)).and_then(|slot| slot.fetch.take())
     }
 
-    pub(super) fn put(&mut self, fetch: Fetch) {
+    pub(super) fn put(&mut self, fetch: Box<Fetch>) {
         let slot = usize::from(fetch.slot);
-        debug_assert!(self.slots[slot].is_none(), "a fetch is taken out before it is put back");
-        self.slots[slot] = Some(fetch);
+        debug_assert!(self.slots[slot].fetch.is_none(), "a fetch is taken out before it is put back");
+        self.slots[slot] = Slot::new(fetch);
     }
 
     /// Frees the slot of a fetch that was taken out.
     pub(super) fn release(&mut self, slot: u16) {
-        debug_assert!(self.slots[usize::from(slot)].is_none(), "only what was taken out is released");
+        debug_assert!(self.slots[usize::from(slot)].fetch.is_none(), "only what was taken out is released");
         self.free.push(slot);
         self.len -= 1;
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Fetch> {
-        self.slots.iter().flatten()
+        self.slots.iter().filter_map(|slot| slot.fetch.as_deref())
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.slots.iter_mut().flatten()
+    fn taken(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.fetch.is_some())
+    }
+
+    /// Slots of the fetches about which something must be done by `now`, in the order of the slots.
+    pub(super) fn due(&self, now: Time) -> SmallVec<[u16; 16]> {
+        let due = (0_u16..).zip(&self.slots).filter(|(_, slot)| slot.due <= now && slot.fetch.is_some());
+        due.map(|(number, _)| number).collect()
+    }
+
+    /// When something must be done about one of them.
+    pub(super) fn due_at(&self) -> Option<Time> {
+        self.taken().map(|slot| slot.due).min()
+    }
+
+    /// Lets `tell` look at each fetch of which a waiter must hear something by `now`. Returns when the next one must.
+    pub(super) fn waiters_due(&mut self, now: Time, mut tell: impl FnMut(&mut Fetch)) -> Time {
+        for slot in self.slots.iter_mut().filter(|slot| slot.waiters_due <= now) {
+            if let Some(fetch) = slot.fetch.as_deref_mut() {
+                tell(fetch);
+                slot.waiters_due = fetch.waiters_due();
+            }
+        }
+        self.taken().map(|slot| slot.waiters_due).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Whether what is kept beside each fetch is what the fetch says: what an audit looks at.
+    pub(super) fn in_step(&self) -> bool {
+        let moments = |fetch: &Fetch| (fetch.due_with_readers(), fetch.waiters_due());
+        let is_so = |slot: &Slot| {
+            slot.fetch.as_deref().is_none_or(|fetch| moments(fetch) == (slot.due, slot.waiters_due))
+        };
+        self.slots.iter().all(is_so)
     }
 
     pub(super) fn get(&self, slot: u16) -> Option<&Fetch> {
-        self.slots.get(usize::from(slot)).and_then(Option::as_ref)
+        self.slots.get(usize::from(slot)).and_then(|slot| slot.fetch.as_deref())
+    }
+
+    /// When the oldest of the asks was made on which somebody's idleness is judged: those under way, and of those that were
+    /// answered `Busy`. `Time::NEVER` when there are none.
+    pub(super) fn oldest_ask(&self) -> Time {
+        let of = |fetch: &Fetch| {
+            let main = if matches!(fetch.at, At::Peer(_)) { fetch.since } else { Time::NEVER };
+            let hedge = fetch.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.since);
+            main.min(hedge).min(fetch.busy.map_or(Time::NEVER, |busy| busy.1))
+        };
+        self.iter().map(of).min().unwrap_or(Time::NEVER)
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch_list(&self.slots);
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = |fetch: &Fetch| {
+            let lists =
+                [fetch.candidates.capacity(), fetch.tried.capacity()].map(|places| places.saturating_sub(6));
+            fetch.waiters.capacity() * size_of::<Waiter>()
+                + (fetch.bad.capacity() + lists.iter().sum::<usize>()) * size_of::<Peer>()
+                + fetch.hedge.as_ref().map_or(0, |_| size_of::<Asked>())
+        };
+        self.slots.capacity() * size_of::<Slot>()
+            + self.free.capacity() * size_of::<u16>()
+            + self.iter().map(|fetch| size_of::<Fetch>() + spilled(fetch)).sum::<usize>()
     }
 
     /// Slots of the fetches for which `due` holds, in the order of the slots.

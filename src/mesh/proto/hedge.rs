@@ -15,7 +15,7 @@ use std::time::Duration;
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Puts back a fetch that stands at a peer, and wakes when that is slow.
-    pub(super) fn watch(&mut self, mut fetch: Fetch) {
+    pub(super) fn watch(&mut self, mut fetch: Box<Fetch>) {
         if let At::Peer(peer) = fetch.at {
             let usual = self.speeds.usual(peer, fetch.len_bytes);
             let slow = hedge_times(usual, fetch.class(), fetch.since, &self.settings).0;
@@ -29,16 +29,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Takes the fetch out if `peer` is its second source.
-    pub(super) fn take_hedged(&mut self, chunk: Chunk, peer: Peer) -> Option<Fetch> {
+    pub(super) fn take_hedged(&mut self, chunk: Chunk, peer: Peer) -> Option<Box<Fetch>> {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
-        let hedge = self.fetches.get(slot)?.hedge?;
+        let hedge = self.fetches.get(slot)?.hedge.as_deref()?;
         if hedge.peer == peer { self.fetches.take(slot) } else { None }
     }
 
     /// The second source is too slow, or the first is.
-    pub(super) fn hedge_due(&mut self, fetch: Fetch, out: &mut Outbox) {
-        match fetch.hedge {
-            Some(hedge) => {
+    pub(super) fn hedge_due(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
+        match fetch.hedge.as_deref() {
+            Some(&hedge) => {
                 out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                 self.doubt(hedge.peer, hedge.since);
                 self.hedge_over(fetch, true, out);
@@ -48,7 +48,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Asks a second source beside the first, if it is slow and there is somebody to ask.
-    fn ask_second(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    fn ask_second(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let At::Peer(main) = fetch.at else { return self.fetches.put(fetch) };
         let usual = self.speeds.usual(main, fetch.len_bytes);
         let (slow, stalled) = hedge_times(usual, fetch.class(), fetch.since, &self.settings);
@@ -65,7 +65,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.tried.push(peer);
             let ask = Duration::from_millis(u64::from(self.settings.ask_ms));
             self.doubts.note_asked(peer, self.now, due.since(self.now) + ask);
-            fetch.hedge = Some(Asked { peer, since: self.now, due, named, waits: false });
+            fetch.hedge = Some(Box::new(Asked { peer, since: self.now, due, named, waits: false }));
             out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
         } else if self.now < stalled {
             fetch.hedge_at = stalled;
@@ -93,8 +93,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// The second source says something instead of data.
-    pub(super) fn hedge_told(&mut self, mut fetch: Fetch, answer: Answer, out: &mut Outbox) {
-        let Some(hedge) = fetch.hedge else { return self.fetches.put(fetch) };
+    pub(super) fn hedge_told(&mut self, mut fetch: Box<Fetch>, answer: Answer, out: &mut Outbox) {
+        let Some(hedge) = fetch.hedge.as_deref().copied() else { return self.fetches.put(fetch) };
         match answer {
             Answer::Wait => {
                 if self.now.since(hedge.since) > self.wait_max(hedge.named)
@@ -105,7 +105,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     return self.hedge_over(fetch, true, out);
                 }
                 let due = self.patience(fetch.len_bytes);
-                fetch.hedge = Some(Asked { waits: true, due, ..hedge });
+                fetch.hedge = Some(Box::new(Asked { waits: true, due, ..hedge }));
                 self.timers.arm(Timer::Fetch, due);
                 self.fetches.put(fetch);
             }
@@ -121,7 +121,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// The second source did not deliver: somebody else may.
-    pub(super) fn hedge_over(&mut self, mut fetch: Fetch, bad: bool, out: &mut Outbox) {
+    pub(super) fn hedge_over(&mut self, mut fetch: Box<Fetch>, bad: bool, out: &mut Outbox) {
         if let Some(hedge) = fetch.hedge.take()
             && bad
         {

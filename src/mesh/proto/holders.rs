@@ -1,8 +1,7 @@
 //! Who holds what: what a home remembers of its slices, what others said, and how busy peers were.
 
-use super::{Holders, Peer, Settings, Slice};
+use super::{Holders, Peer, Settings, Slice, prefetch};
 use crate::model::Time;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
@@ -119,46 +118,64 @@ impl Home {
 }
 
 /// The homes' memory, bounded: a further slice displaces another.
+///
+/// In the order of the slices, and each apart: a node is home of few slices, and of as many as it may be seldom a new one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Homes {
-    slices: BTreeMap<Slice, Home>,
+    slices: Vec<(Slice, Box<Home>)>,
     hand: u32,
 }
 
 impl Homes {
+    fn place(&self, slice: Slice) -> Result<usize, usize> {
+        self.slices.binary_search_by_key(&slice, |(other, _)| *other)
+    }
+
     pub(super) fn get(&self, slice: Slice) -> Option<&Home> {
-        self.slices.get(&slice)
+        self.place(slice).ok().map(|place| &*self.slices[place].1)
     }
 
     pub(super) fn get_mut(&mut self, slice: Slice) -> Option<&mut Home> {
-        self.slices.get_mut(&slice)
+        self.place(slice).ok().map(|place| &mut *self.slices[place].1)
     }
 
     pub(super) fn entry(&mut self, slice: Slice, slices_max: u32) -> &mut Home {
-        if self.slices.len() >= slices_max as usize && !self.slices.contains_key(&slice) {
-            let next = self.slices.range(Slice(self.hand)..).next().or_else(|| self.slices.iter().next());
-            if let Some(victim) = next.map(|(slice, _)| *slice) {
-                self.slices.remove(&victim);
-                self.hand = victim.0.wrapping_add(1);
+        let place = self.place(slice).unwrap_or_else(|mut place| {
+            if self.slices.len() >= slices_max as usize && !self.slices.is_empty() {
+                let next = self.slices.partition_point(|(other, _)| other.0 < self.hand);
+                let victim = if next < self.slices.len() { next } else { 0 };
+                self.hand = self.slices.remove(victim).0.0.wrapping_add(1);
+                place -= usize::from(victim < place);
             }
-        }
-        self.slices.entry(slice).or_default()
+            self.slices.insert(place, (slice, Box::default()));
+            place
+        });
+        &mut self.slices[place].1
     }
 
     pub(super) fn forget_slice(&mut self, slice: Slice) {
-        self.slices.remove(&slice);
+        if let Ok(place) = self.place(slice) {
+            self.slices.remove(place);
+        }
     }
 
     pub(super) fn forget_peer(&mut self, peer: Peer) {
-        for home in self.slices.values_mut() {
+        for (_, home) in &mut self.slices {
             home.forget(peer);
         }
     }
 
     /// Somebody may have what the next ranks did not have before.
     pub(super) fn check_anew(&mut self) {
-        for home in self.slices.values_mut() {
+        for (_, home) in &mut self.slices {
             home.checked = false;
+        }
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        if let [first, ..] = &self.slices[..] {
+            prefetch(first);
         }
     }
 }
@@ -169,11 +186,22 @@ impl Homes {
         self.slices.len()
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let of = |(_, home): &(Slice, Box<Home>)| {
+            size_of::<Home>()
+                + home.peers.capacity() * size_of::<Peer>()
+                + home.holders.capacity() * size_of::<Holder>()
+        };
+        self.slices.capacity() * size_of::<(Slice, Box<Home>)>() + self.slices.iter().map(of).sum::<usize>()
+    }
+
     /// Most holders that are remembered of a slice; `None` when a ring is torn.
     pub(super) fn most_holders(&self) -> Option<usize> {
         let in_step = |home: &Home| home.peers.len() == home.holders.len() && home.oldest <= home.peers.len();
-        let all = self.slices.values().all(in_step);
-        all.then(|| self.slices.values().map(|home| home.peers.len()).max().unwrap_or(0))
+        let sorted = self.slices.is_sorted_by(|a, b| a.0 < b.0);
+        let all = sorted && self.slices.iter().all(|(_, home)| in_step(home));
+        all.then(|| self.slices.iter().map(|(_, home)| home.peers.len()).max().unwrap_or(0))
     }
 }
 
@@ -193,6 +221,11 @@ struct Hint {
 impl Hints {
     const SLOTS: usize = 32;
 
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, slice: Slice) {
+        prefetch(self.entries.as_ptr().wrapping_add(slice.0 as usize % Self::SLOTS));
+    }
+
     pub(super) fn note(&mut self, slice: Slice, peers: &Holders, until: Time) {
         if peers.is_empty() {
             return;
@@ -208,6 +241,15 @@ impl Hints {
             Some(Some(hint)) if hint.slice == slice && hint.until > now => &hint.peers,
             _ => &[],
         }
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = |hint: &Hint| {
+            if hint.peers.spilled() { hint.peers.capacity() * size_of::<Peer>() } else { 0 }
+        };
+        self.entries.capacity() * size_of::<Option<Hint>>()
+            + self.entries.iter().flatten().map(spilled).sum::<usize>()
     }
 
     pub(super) fn forget_slice(&mut self, slice: Slice) {
@@ -230,6 +272,16 @@ pub(super) struct Loads {
 }
 
 impl Loads {
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, peer: Peer) {
+        prefetch(self.entries.as_ptr().wrapping_add(peer.0 as usize % self.entries.len().max(1)));
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<(Peer, u8)>()
+    }
+
     pub(super) fn note(&mut self, peer: Peer, load: u8, slots: u16) {
         let slots = usize::from(slots.max(1));
         if self.entries.len() != slots {

@@ -1,6 +1,7 @@
 //! Look-ups of segments in the DHT: one for all chunks of a segment, remembered for a while.
 
 use super::fetch::{At, Fetch};
+use super::footprint::tree_bytes;
 use super::timer::Timer;
 use super::{Content, Node, Outbox, Output, Peer, Peers, Segment};
 use crate::model::{Rng, Time};
@@ -36,6 +37,11 @@ impl Lookups {
         self.0.len()
     }
 
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        tree_bytes::<Segment, Lookup>(self.0.len())
+    }
+
     pub(super) fn is_running(&self, segment: Segment) -> bool {
         matches!(self.0.get(&segment), Some(Lookup::Running(_)))
     }
@@ -48,7 +54,7 @@ impl Lookups {
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Looks up who announced the fetch's segment, or uses what is known.
-    pub(super) fn look_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn look_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let segment = self.content.segment(fetch.slice);
         fetch.looked_up = true;
         match self.lookups.0.get(&segment) {

@@ -147,6 +147,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.counts
     }
 
+    /// Whether a chunk is on its way here, or is looked for.
+    pub fn is_fetching(&self) -> bool {
+        self.fetches.len() > 0
+    }
+
     /// The view of the mesh.
     pub fn peers(&self) -> &P {
         &self.peers

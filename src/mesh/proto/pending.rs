@@ -5,10 +5,145 @@ use super::fetch::Want;
 use crate::model::{Class, Rng, Time};
 use std::collections::VecDeque;
 
+/// Wants of consecutive chunks that have one deadline, the oldest first.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    chunk: Chunk,
+struct Run {
+    first: u32,
+    len: u32,
     deadline: Time,
+}
+
+impl Run {
+    fn chunks(self) -> impl Iterator<Item = Chunk> {
+        (self.first..self.first + self.len).map(Chunk)
+    }
+
+    /// Takes the oldest.
+    fn take(&mut self) -> (Chunk, Time) {
+        let chunk = Chunk(self.first);
+        (self.first, self.len) = (self.first.wrapping_add(1), self.len - 1);
+        (chunk, self.deadline)
+    }
+}
+
+/// Wants of one class, the oldest first.
+///
+/// Who wants a whole tree wants runs of chunks by one moment, so they are kept as runs; only the oldest, among which a
+/// fill picks, are spread out. Wants without any order take as much as if each were kept by itself.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    /// The oldest, one by one.
+    spread: VecDeque<Chunk>,
+    /// Their deadlines, in step; empty while all of them have `deadline`.
+    deadlines: VecDeque<Time>,
+    deadline: Time,
+    /// The others.
+    runs: VecDeque<Run>,
+    len: usize,
+}
+
+impl Queue {
+    fn push(&mut self, chunk: Chunk, deadline: Time) {
+        self.len += 1;
+        match self.runs.back_mut() {
+            Some(run) if run.deadline == deadline && run.first.checked_add(run.len) == Some(chunk.0) => {
+                run.len += 1;
+            }
+            _ => self.runs.push_back(Run { first: chunk.0, len: 1, deadline }),
+        }
+    }
+
+    fn oldest(&self) -> Option<Chunk> {
+        self.spread.front().copied().or_else(|| self.runs.front().map(|run| Chunk(run.first)))
+    }
+
+    /// Takes the oldest of the runs.
+    fn take_from_runs(&mut self) -> Option<(Chunk, Time)> {
+        let run = self.runs.front_mut()?;
+        let taken = run.take();
+        if run.len == 0 {
+            self.runs.pop_front();
+        }
+        Some(taken)
+    }
+
+    /// Spreads out the `count` oldest at least, as far as there are so many.
+    fn spread(&mut self, count: usize) {
+        let more = count.min(self.len).saturating_sub(self.spread.len());
+        self.spread.reserve(more);
+        for _ in 0..more {
+            let Some((chunk, deadline)) = self.take_from_runs() else { return };
+            if self.spread.is_empty() {
+                self.deadline = deadline;
+            }
+            if self.deadlines.is_empty() && deadline != self.deadline {
+                self.deadlines.extend(std::iter::repeat_n(self.deadline, self.spread.len()));
+            }
+            if !self.deadlines.is_empty() || deadline != self.deadline {
+                self.deadlines.push_back(deadline);
+            }
+            self.spread.push_back(chunk);
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Chunk, Time)> {
+        if self.spread.is_empty() {
+            let taken = self.take_from_runs()?;
+            self.len -= 1;
+            return Some(taken);
+        }
+        self.take(0)
+    }
+
+    /// Takes the one at `index`. The oldest takes its place: it stays near the front, and nothing else moves.
+    fn take(&mut self, index: usize) -> Option<(Chunk, Time)> {
+        self.spread(index + 1);
+        let chunk = self.spread.swap_remove_front(index)?;
+        self.len -= 1;
+        Some((chunk, self.deadlines.swap_remove_front(index).unwrap_or(self.deadline)))
+    }
+
+    fn remove(&mut self, chunk: Chunk) -> Option<Time> {
+        if let Some(index) = self.spread.iter().position(|other| *other == chunk) {
+            self.spread.remove(index);
+            self.len -= 1;
+            return Some(self.deadlines.remove(index).unwrap_or(self.deadline));
+        }
+        let index = self.runs.iter().position(|run| chunk.0.wrapping_sub(run.first) < run.len)?;
+        let Run { first, len, deadline } = self.runs.remove(index)?;
+        let before = chunk.0 - first;
+        let after = len - before - 1;
+        for (first, len) in [(chunk.0.wrapping_add(1), after), (first, before)] {
+            if len > 0 {
+                self.runs.insert(index, Run { first, len, deadline });
+            }
+        }
+        self.len -= 1;
+        Some(deadline)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Chunk, Time)> {
+        let deadlines = self.deadlines.iter().copied().chain(std::iter::repeat(self.deadline));
+        let runs = self.runs.iter().flat_map(|run| run.chunks().map(|chunk| (chunk, run.deadline)));
+        self.spread.iter().copied().zip(deadlines).chain(runs)
+    }
+
+    /// Takes out all that are due by `now` and appends them to `gone`; tells when the next one is.
+    fn expire(&mut self, now: Time, gone: &mut Vec<Chunk>) -> Time {
+        let next = self.iter().map(|(_, deadline)| deadline).filter(|deadline| *deadline > now).min();
+        let before = gone.len();
+        gone.extend(self.iter().filter(|(_, deadline)| *deadline <= now).map(|(chunk, _)| chunk));
+        if self.deadlines.is_empty() && self.deadline <= now {
+            self.spread.clear();
+        } else {
+            let mut deadlines = self.deadlines.iter();
+            self.spread.retain(|_| deadlines.next().is_none_or(|deadline| *deadline > now));
+            self.deadlines.retain(|deadline| *deadline > now);
+        }
+        self.runs.retain(|run| run.deadline > now);
+        self.len -= gone.len() - before;
+        next.unwrap_or(Time::NEVER)
+    }
 }
 
 /// One queue a class, oldest first.
@@ -17,29 +152,27 @@ struct Entry {
 /// wants is bounded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
-    queues: [VecDeque<Entry>; 3],
+    queues: [Queue; 3],
     /// Fills that were taken since there were none.
     filled: usize,
 }
 
 impl Pending {
     pub(super) fn len(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum()
+        self.queues.iter().map(|queue| queue.len).sum()
     }
 
     pub(super) fn has(&self, class: Class) -> bool {
-        !self.queues[class as usize].is_empty()
+        self.queues[class as usize].len > 0
     }
 
     pub(super) fn push(&mut self, chunk: Chunk, want: Want) {
-        self.queues[want.class as usize].push_back(Entry { chunk, deadline: want.deadline });
+        self.queues[want.class as usize].push(chunk, want.deadline);
     }
 
     /// Takes out the want for `chunk`.
     pub(super) fn remove(&mut self, chunk: Chunk, class: Class) -> Option<Want> {
-        let queue = &mut self.queues[class as usize];
-        let index = queue.iter().position(|entry| entry.chunk == chunk)?;
-        queue.remove(index).map(|entry| Want { class, deadline: entry.deadline })
+        self.queues[class as usize].remove(chunk).map(|deadline| Want { class, deadline })
     }
 
     /// The next want of `class` to begin: the oldest, but for `Fill` any of the oldest `range.0` and as many more as
@@ -53,25 +186,24 @@ impl Pending {
         rng: &mut impl Rng,
     ) -> Option<(Chunk, Want)> {
         let queue = &mut self.queues[class as usize];
-        let first = queue.front()?;
-        let entry = if class == Class::Fill {
-            let each = u64::from(len_of(first.chunk)).max(1);
+        let oldest = queue.oldest()?;
+        let taken = if class == Class::Fill {
+            let each = u64::from(len_of(oldest)).max(1);
             let most = usize::try_from(range.1 / each).unwrap_or(usize::MAX);
             let window = range.0.saturating_add(self.filled).min(most);
-            self.filled = if queue.len() > 1 { self.filled.saturating_add(1) } else { 0 };
-            // The oldest takes the place of the chosen one: it stays in the window, and nothing else moves.
-            queue.swap_remove_front(rng.below(window.clamp(1, queue.len())))
+            self.filled = if queue.len > 1 { self.filled.saturating_add(1) } else { 0 };
+            queue.take(rng.below(window.clamp(1, queue.len)))
         } else {
-            queue.pop_front()
+            queue.pop()
         };
-        entry.map(|entry| (entry.chunk, Want { class, deadline: entry.deadline }))
+        taken.map(|(chunk, deadline)| (chunk, Want { class, deadline }))
     }
 
     /// What waits, with its class and deadline: what an audit looks at.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Class, Time)> {
         let classes = [Class::Read, Class::Prefetch, Class::Fill];
-        let of_class = |(class, queue): (Class, &'_ VecDeque<Entry>)| {
-            queue.iter().map(move |entry| (entry.chunk, class, entry.deadline)).collect::<Vec<_>>()
+        let of_class = |(class, queue): (Class, &'_ Queue)| {
+            queue.iter().map(|(chunk, deadline)| (chunk, class, deadline)).collect::<Vec<_>>()
         };
         classes.into_iter().zip(&self.queues).flat_map(of_class)
     }
@@ -80,16 +212,19 @@ impl Pending {
     pub(super) fn expire(&mut self, now: Time) -> (Vec<Chunk>, Time) {
         let (mut gone, mut next) = (Vec::new(), Time::NEVER);
         for queue in &mut self.queues {
-            queue.retain(|entry| {
-                if entry.deadline <= now {
-                    gone.push(entry.chunk);
-                } else {
-                    next = next.min(entry.deadline);
-                }
-                entry.deadline > now
-            });
+            next = next.min(queue.expire(now, &mut gone));
         }
         (gone, next)
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let of = |queue: &Queue| {
+            queue.spread.capacity() * size_of::<Chunk>()
+                + queue.deadlines.capacity() * size_of::<Time>()
+                + queue.runs.capacity() * size_of::<Run>()
+        };
+        self.queues.iter().map(of).sum()
     }
 }
 
@@ -133,5 +268,79 @@ mod tests {
         assert_eq!((gone, next), (vec![Chunk(0), Chunk(1), Chunk(2)], Time::from_nanos(3)));
         assert!(pending.remove(Chunk(4), Class::Read).is_some());
         assert_eq!(pending.len(), 1);
+    }
+
+    /// The same as one entry a want, which is what the runs must look like from outside.
+    #[derive(Default)]
+    struct Plain(VecDeque<(Chunk, Time)>);
+
+    impl Plain {
+        fn remove(&mut self, chunk: Chunk) -> Option<Time> {
+            let index = self.0.iter().position(|entry| entry.0 == chunk)?;
+            self.0.remove(index).map(|entry| entry.1)
+        }
+
+        fn expire(&mut self, now: Time) -> Vec<Chunk> {
+            let gone = self.0.iter().filter(|entry| entry.1 <= now).map(|entry| entry.0).collect();
+            self.0.retain(|entry| entry.1 > now);
+            gone
+        }
+    }
+
+    #[test]
+    fn runs_are_the_same_queue_as_one_entry_a_want() {
+        for seed in 0..200 {
+            let mut rng = Generator::new(seed);
+            let (mut queue, mut plain, mut next) = (Queue::default(), Plain::default(), 0_u32);
+            for turn in 0..300_u64 {
+                match rng.below(8) {
+                    // A run, seldom with a gap before it, of one of a few deadlines.
+                    0 | 1 => {
+                        let deadline = Time::from_nanos(turn / 8 + 20 * rng.below(3) as u64);
+                        next += u32::try_from(rng.below(2)).unwrap();
+                        for _ in 0..rng.below(12) {
+                            queue.push(Chunk(next), deadline);
+                            plain.0.push_back((Chunk(next), deadline));
+                            next += 1;
+                        }
+                    }
+                    2 | 3 if !plain.0.is_empty() => {
+                        let index = rng.below(plain.0.len());
+                        assert_eq!(queue.take(index), plain.0.swap_remove_front(index));
+                    }
+                    4 => assert_eq!(queue.pop(), plain.0.pop_front()),
+                    5 => {
+                        let chunk = Chunk(u32::try_from(rng.below(next as usize + 1)).unwrap());
+                        assert_eq!(queue.remove(chunk), plain.remove(chunk));
+                    }
+                    6 => queue.spread(rng.below(20)),
+                    _ => {
+                        let (now, mut gone) = (Time::from_nanos(turn / 8), Vec::new());
+                        let due = queue.expire(now, &mut gone);
+                        assert_eq!(gone, plain.expire(now));
+                        let least = plain.0.iter().map(|entry| entry.1).min();
+                        assert_eq!(due, least.unwrap_or(Time::NEVER));
+                    }
+                }
+                assert!(queue.iter().eq(plain.0.iter().copied()), "seed {seed}, turn {turn}");
+                assert_eq!(
+                    (queue.len, queue.oldest()),
+                    (plain.0.len(), plain.0.front().map(|entry| entry.0))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_tree_that_is_wanted_takes_little_more_than_what_a_fill_picks_among() {
+        let mut pending = Pending::default();
+        for chunk in 0..100_000 {
+            pending.push(Chunk(chunk), Want { class: Class::Fill, deadline: Time::NEVER });
+        }
+        let mut rng = Generator::new(3);
+        for _ in 0..5_000 {
+            pending.take(Class::Fill, (1_000, 256), |_| 1, &mut rng).unwrap();
+        }
+        assert!(pending.len() == 95_000 && pending.heap_bytes() < 4_096, "{} bytes", pending.heap_bytes());
     }
 }

@@ -6,6 +6,7 @@
 //! claims again and again what he does not have is not listened to for a while.
 
 use super::fetch::{At, Fetch};
+use super::footprint::tree_bytes;
 use super::timer::Timer;
 use super::{Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers, Settings, Slice};
 use crate::model::{Rng, Time};
@@ -47,6 +48,14 @@ impl Possession {
     /// Neighbours that are told.
     pub(super) fn neighbours(&self) -> usize {
         self.neighbours.len()
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = if self.neighbours.spilled() { self.neighbours.capacity() } else { 0 };
+        self.parts.capacity() * size_of::<u64>()
+            + spilled * size_of::<Neighbour>()
+            + self.recent.capacity() * size_of::<Slice>()
     }
 
     pub(super) fn parts_mut(&mut self, slice: Slice) -> Option<&mut u64> {
@@ -109,6 +118,14 @@ impl Claims {
             !claims.is_empty()
         });
         self.len = self.slices.values().map(SmallVec::len).sum();
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let spilled = self.slices.values().filter(|claims| claims.spilled()).map(SmallVec::capacity);
+        tree_bytes::<Slice, SmallVec<[(Peer, u64); 4]>>(self.slices.len())
+            + spilled.sum::<usize>() * size_of::<(Peer, u64)>()
+            + self.tellers.capacity() * size_of::<Teller>()
     }
 
     /// Claims as they are remembered, and the peers that made any.

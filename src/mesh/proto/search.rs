@@ -23,7 +23,7 @@ fn millis(span: u32) -> Duration {
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Begins the search for a fetch that was just made.
-    pub(super) fn search(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn search(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let slice = fetch.slice;
         // What is known here of holders saves the way to the home; as home, it is all there is.
         if let Some(home) = self.homes.get_mut(slice) {
@@ -36,7 +36,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Chooses the next source and orders from it, or ends the fetch. Takes the fetch and puts it back.
-    pub(super) fn advance(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn advance(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         if fetch.is_orphan() {
             return self.put_or_abandon(fetch, out);
         }
@@ -200,7 +200,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         chosen
     }
 
-    fn ask(&mut self, mut fetch: Fetch, peer: Peer, out: &mut Outbox) {
+    fn ask(&mut self, mut fetch: Box<Fetch>, peer: Peer, out: &mut Outbox) {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
         fetch.waits = false;
@@ -245,7 +245,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Waits a random while, longer at each round, before somebody busy is asked again.
-    fn pause(&mut self, mut fetch: Fetch, first_us: u32) {
+    fn pause(&mut self, mut fetch: Box<Fetch>, first_us: u32) {
         let doublings = fetch.rounds.saturating_sub(1).min(BACKOFF_DOUBLINGS_MAX);
         let most = usize::try_from(u64::from(first_us) << doublings).unwrap_or(usize::MAX);
         let micros = self.rng.below(most) as u64 + 1;
@@ -256,7 +256,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// The pause is over.
-    fn resume(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    fn resume(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let Some(peer) = fetch.again.take() else { return self.advance(fetch, out) };
         fetch.tries = 0;
         fetch.tried.clear();
@@ -268,7 +268,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Takes the fetch out if it stands at `at`.
-    pub(super) fn take_at(&mut self, chunk: Chunk, at: At) -> Option<Fetch> {
+    pub(super) fn take_at(&mut self, chunk: Chunk, at: At) -> Option<Box<Fetch>> {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
         if self.fetches.get(slot)?.at != at {
             return None;
@@ -377,7 +377,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Nothing is left to try.
-    fn give_up(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    fn give_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let chunk = fetch.chunk;
         if fetch.busy.is_some() && fetch.want.is_some_and(|want| want.deadline > self.now) {
             // Somebody has it and is only busy, and nobody else is left: late is better than never.
@@ -400,9 +400,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// [`Timer::Fetch`]: sources that are too slow, pauses that are over, readers that give up.
     pub(super) fn fetches_due(&mut self, out: &mut Outbox) {
         let now = self.now;
-        let due =
-            |fetch: &Fetch| fetch.next_due() <= now || fetch.want.is_some_and(|want| want.deadline <= now);
-        for slot in self.fetches.slots_where(due) {
+        for slot in self.fetches.due(now) {
             // What was done for an earlier slot may have ended this one.
             let Some(mut fetch) = self.fetches.take(slot) else { continue };
             if fetch.want.is_some_and(|want| want.deadline <= now) {
@@ -436,12 +434,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
         }
         self.begin_wants(out);
-        let next = self.fetches.iter().map(|fetch| {
-            // At `Lookup` there is nothing to wake for but the readers.
-            let deadline = fetch.want.map_or(Time::NEVER, |want| want.deadline);
-            fetch.next_due().min(deadline)
-        });
-        if let Some(next) = next.min() {
+        // At `Lookup` there is nothing to wake for but the readers.
+        if let Some(next) = self.fetches.due_at() {
             self.timers.arm(Timer::Fetch, next);
         }
     }

@@ -5,7 +5,7 @@
 //! above. Steps are taken on the logarithm of the time, so that one step fits microseconds and seconds alike, and old
 //! answers count ever less. Times are counted for each 64 KiB, and one such unit more for the way there and back.
 
-use super::{Peer, Settings};
+use super::{Peer, Settings, prefetch};
 use crate::model::{Class, Time};
 use std::time::Duration;
 
@@ -75,6 +75,16 @@ pub(super) struct Speeds {
 impl Speeds {
     pub(super) fn new(settings: &Settings) -> Self {
         Self { entries: Vec::new(), all: Quantile::default(), credit: most_credit(settings) }
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self, peer: Peer) {
+        prefetch(self.entries.as_ptr().wrapping_add(peer.0 as usize % self.entries.len().max(1)));
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<(Peer, Quantile)>()
     }
 
     /// Notes that `peer` delivered `len_bytes` after `span`.

@@ -4,7 +4,9 @@ use super::fetch::{At, Fetch, Waiter};
 use super::marks::Mark;
 use super::pace::Pace;
 use super::timer::Timer;
-use super::{Answer, Ask, Chunk, Content, Holders, Nearness, Node, Outbox, Output, Peer, Peers};
+use super::{
+    Answer, Ask, Chunk, Content, Holders, Nearness, Node, Outbox, Output, Peer, Peers, prefetch_list,
+};
 use crate::model::{Class, Rng, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -156,6 +158,18 @@ impl Uploads {
 
     pub(super) fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// See [`super::prefetch`].
+    pub(super) fn prefetch(&self) {
+        prefetch_list(&self.asks.0);
+        let (first, _) = self.queue.as_slices();
+        prefetch_list(first);
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.asks.0.capacity() * size_of::<(Ask, Asked)>() + self.queue.capacity() * size_of::<Queued>()
     }
 
     /// Asks that wait for a fetch.
@@ -479,8 +493,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let now = self.now;
         let again = now + Duration::from_millis(u64::from(self.settings.keep_alive_ms));
         let (mut tell, mut redirect) = (Vec::new(), Vec::new());
-        let mut next = Time::NEVER;
-        for fetch in self.fetches.iter_mut() {
+        let next = self.fetches.waiters_due(now, |fetch| {
             let chunk = fetch.chunk;
             for waiter in fetch.waiters.iter_mut().filter(|waiter| waiter.due <= now) {
                 if waiter.short {
@@ -491,8 +504,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 }
             }
             fetch.waiters.retain(|waiter| waiter.due > now);
-            next = fetch.waiters.iter().map(|waiter| waiter.due).fold(next, Time::min);
-        }
+        });
         for ask in tell {
             self.answer(ask, Answer::Wait, out);
         }

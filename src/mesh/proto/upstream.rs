@@ -6,6 +6,7 @@
 
 use super::budget::Budget;
 use super::fetch::{At, Fetch, Stage};
+use super::footprint::tree_bytes;
 use super::marks::Mark;
 use super::timer::Timer;
 use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers, Slice};
@@ -60,11 +61,18 @@ impl Upstream {
     pub(super) fn hopeless(&self) -> usize {
         self.hopeless.len()
     }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.line.capacity() * size_of::<u16>()
+            + tree_bytes::<Slice, u32>(self.open.len())
+            + self.hopeless.capacity() * size_of::<(Chunk, Time)>()
+    }
 }
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// The fetch has the lease: other regions first, if there are any, then the strata.
-    pub(super) fn go_upstream(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn go_upstream(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         if self.peers.has_other_regions() && !fetch.looked_up {
             return self.look_up(fetch, out);
         }
@@ -153,7 +161,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// A fetch stood in line for long. Who has the chunk may have changed, so the search begins anew; only its place in
     /// line and its tries at the strata are kept.
-    pub(super) fn look_again(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn look_again(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         self.leave_upstream(&fetch, out);
         if let Some(home) = self.homes.get_mut(fetch.slice) {
             home.checked = false;
@@ -207,13 +215,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// No progress for as long as a lease is good.
-    pub(super) fn lease_lapsed(&mut self, fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn lease_lapsed(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
         self.counts.leases_lapsed += 1;
         out.push(Output::CancelUpstream { chunk: fetch.chunk });
         self.retry_upstream(fetch, out);
     }
 
-    fn retry_upstream(&mut self, mut fetch: Fetch, out: &mut Outbox) {
+    fn retry_upstream(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         self.leave_upstream(&fetch, out);
         if fetch.upstream_tries >= self.settings.upstream_tries {
             fetch.at = At::Choosing;

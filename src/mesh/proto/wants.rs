@@ -177,7 +177,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Begins to fetch `chunk`, without choosing a source yet. `None` when there is no slot.
-    pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Fetch> {
+    pub(super) fn new_fetch(&mut self, chunk: Chunk, want: Option<Want>) -> Option<Box<Fetch>> {
         let (slice, len_bytes) = (self.content.slice(chunk), self.content.len_bytes(chunk));
         let fetch = Fetch::new(chunk, slice, len_bytes, self.now);
         let slot = self.fetches.insert(fetch)?;
@@ -213,7 +213,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     }
 
     /// Brings a fetch back, or ends it when nobody waits for it any more.
-    pub(super) fn put_or_abandon(&mut self, fetch: Fetch, out: &mut Outbox) {
+    pub(super) fn put_or_abandon(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
         if fetch.is_orphan() {
             self.stop_sources(&fetch, None, out);
             self.release(&fetch, Mark::Nothing, out);
@@ -251,7 +251,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             self.note_holder(chunk, peer);
         }
         if let Source::Peer(peer) = from {
-            self.doubts.note_delivered(peer, self.now);
+            let fetches = &self.fetches;
+            self.doubts.note_delivered(peer, self.now, || fetches.oldest_ask());
         }
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return self.stored(chunk, out) };
         let Some(fetch) = self.fetches.take(slot) else { return };
@@ -260,7 +261,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             if let Some(since) = fetch.asked_since(peer) {
                 self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
             }
-            self.counts.hedges_won += u64::from(fetch.hedge.is_some_and(|hedge| hedge.peer == peer));
+            self.counts.hedges_won +=
+                u64::from(fetch.hedge.as_deref().is_some_and(|hedge| hedge.peer == peer));
             self.counts.origin_spared += u64::from(fetch.delayed && fetch.upstream_tries == 0);
         }
         self.finish(fetch, Some(from), out);
@@ -268,7 +270,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The chunk of a fetch is there, from a source or from nowhere: what else was ordered is withdrawn, and who waits for
     /// it gets it.
-    fn finish(&mut self, mut fetch: Fetch, from: Option<Source>, out: &mut Outbox) {
+    fn finish(&mut self, mut fetch: Box<Fetch>, from: Option<Source>, out: &mut Outbox) {
         let chunk = fetch.chunk;
         if from.is_some() && self.is_from_outside(fetch.at) {
             self.offer_copies(chunk);
@@ -280,6 +282,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             out.push(Output::Deliver { chunk });
         }
         let mut waiters = std::mem::take(&mut fetch.waiters);
+        drop(fetch);
         // Peers of other cells before those of the own: they are homes there, for whom a cell waits.
         waiters.sort_by_key(|waiter| (waiter.class, self.peers.nearness(waiter.peer) == Nearness::Cell));
         for waiter in waiters {

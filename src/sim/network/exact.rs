@@ -252,6 +252,11 @@ impl Network for Exact {
         let Usage { bytes, busy_steps: before } = self.usage[at];
         Usage { bytes: bytes + self.used[at] * span, busy_steps: before + busy_steps }
     }
+
+    fn heap_bytes(&self) -> usize {
+        self.transfers.capacity() * (size_of::<Transfer>() + size_of::<u32>())
+            + self.capacity.capacity() * (2 * size_of::<f64>() + size_of::<Usage>())
+    }
 }
 
 #[cfg(test)]

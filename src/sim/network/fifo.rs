@@ -204,6 +204,14 @@ impl Network for Fifo {
         }
         usage
     }
+
+    fn heap_bytes(&self) -> usize {
+        let waiting: usize = self.links.iter().map(|link| link.line.capacity()).sum();
+        self.links.capacity() * size_of::<Link>()
+            + waiting * size_of::<(u32, u64)>()
+            + self.transfers.capacity() * size_of::<Transfer>()
+            + self.ends.capacity() * size_of::<Reverse<(u64, u32, u32)>>()
+    }
 }
 
 #[cfg(test)]

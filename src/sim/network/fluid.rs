@@ -282,4 +282,13 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
         usage.bytes += f64::from(link.owed);
         usage
     }
+
+    fn heap_bytes(&self) -> usize {
+        let numbers = self.indices.capacity() + self.numbers.capacity() + self.open.capacity();
+        numbers * size_of::<u32>()
+            + self.ends.capacity() * size_of::<(u32, u32)>()
+            + self.shared.capacity() * size_of::<[u32; SHARED]>()
+            + (self.left.capacity() + self.rate.capacity()) * size_of::<f32>()
+            + self.links.capacity() * (size_of::<Link>() + size_of::<Usage>())
+    }
 }

@@ -211,6 +211,16 @@ impl Links {
         &self.rates
     }
 
+    /// The number of links.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The first of those that belong to racks, cells and regions.
+    pub(super) fn first_shared(&self) -> u32 {
+        2 * self.ends()
+    }
+
     /// Most shared links on the way of a transfer.
     pub(super) fn most_shared(&self) -> usize {
         self.shared.len()
@@ -293,7 +303,7 @@ impl Links {
             ("uplinks of nodes".to_owned(), 0..self.nodes),
             ("downlinks of nodes".to_owned(), ends..ends + self.nodes),
         ];
-        let all = u32::try_from(self.rates.len()).unwrap_or(u32::MAX);
+        let all = self.count();
         for (place, shared) in self.shared.iter().enumerate() {
             let end = self.shared.get(place + 1).map_or(all, |next| next.first);
             let direction = if shared.direction == Direction::Up { "uplinks" } else { "downlinks" };

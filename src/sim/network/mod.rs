@@ -25,7 +25,7 @@ pub(super) use delays::Delays;
 pub(super) use keys::{Change, LinkRates, Model, RegionLatency, check_network};
 pub use keys::{NodeClass, check_classes};
 pub use links::class_rates;
-pub(super) use links::{Links, node_rates};
+pub(super) use links::{Links, classes, node_rates};
 
 use exact::Exact;
 use fifo::Fifo;
@@ -35,15 +35,26 @@ use serde::Serialize;
 use std::num::NonZeroU32;
 
 /// At this share of its capacity, a link is busy.
-const BUSY: f64 = 0.98;
+pub(super) const BUSY: f64 = 0.98;
 
 /// What a link did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Usage {
+pub(super) struct Usage {
     /// Bytes that it carried.
-    bytes: f64,
+    pub(super) bytes: f64,
     /// Steps in which it was busy.
-    busy_steps: f64,
+    pub(super) busy_steps: f64,
+}
+
+/// A link that many share.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SharedLink {
+    /// Its number.
+    pub(super) number: u32,
+    /// What a report calls it.
+    pub(super) name: String,
+    /// What it can carry at first.
+    pub(super) bytes_per_step: f64,
 }
 
 /// How transfers share links. Transfers have numbers below the most that were ever under way at once; links have those of
@@ -66,6 +77,9 @@ trait Network: std::fmt::Debug {
 
     /// What a link did until now.
     fn usage(&self, link: u32) -> Usage;
+
+    /// Bytes on the heap, without the small lists of some models.
+    fn heap_bytes(&self) -> usize;
 }
 
 /// The model that a scenario names. The fluid one is made for the number of shared links that the scenario has on the longest
@@ -131,6 +145,13 @@ impl<S: Copy> Traffic<S> {
     /// The links.
     pub(super) fn links(&self) -> &Links {
         &self.links
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry<S>>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.network.heap_bytes()
     }
 
     /// Whether nothing is under way.
@@ -208,6 +229,28 @@ impl<S: Copy> Traffic<S> {
     /// From now on, a link has so many times the capacity that it had at first.
     fn scale(&mut self, link: u32, factor: f64) {
         self.network.set_rate(link, self.links.rates()[link as usize] * factor);
+    }
+
+    /// The receiving ends of all transfers under way.
+    pub(super) fn receivers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| flow.to)
+    }
+
+    /// The links that many share: the stratum's uplink, then those of racks, cells and regions.
+    pub(super) fn shared(&self) -> Vec<SharedLink> {
+        let links =
+            std::iter::once(self.links.stratum()).chain(self.links.first_shared()..self.links.count());
+        let shared = |number| SharedLink {
+            number,
+            name: self.links.name(number),
+            bytes_per_step: self.links.rates()[number as usize],
+        };
+        links.map(shared).collect()
+    }
+
+    /// What a link did until now, by its number.
+    pub(super) fn usage_of_link(&self, number: u32) -> Usage {
+        self.network.usage(number)
     }
 
     /// What the links did, kind by kind, in the first `steps` steps.

@@ -306,7 +306,7 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
         assert!(WHOLE.contains(from), "{from}");
         let mut text = WHOLE.replacen(from, to, 1);
         if part == "200 000 000" {
-            text = text.replace("nodes = 120", "nodes = 120_000");
+            text = text.replace("nodes = 120", "nodes = 140_000");
         }
         let error = Scenario::parse(&text).unwrap_err();
         let shown = text.lines().nth(error.line().unwrap() - 1).unwrap();

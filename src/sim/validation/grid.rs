@@ -106,9 +106,10 @@ fn trial(grid: u64, number: u32, point: &[f64]) -> Trial {
     // Each class is as many times faster than the one before, and their mean is the mean.
     let steps = f64::from(classes.max(2) - 1);
     let speeds: Vec<f64> = (0..classes).map(|class| ratio.powf(f64::from(class) / steps)).collect();
-    let sum: f64 = speeds.iter().sum();
-    let mbit_s: Vec<f64> =
-        speeds.iter().map(|speed| rounded(mean * speed * f64::from(classes) / sum)).collect();
+    let each = f64::from(nodes / classes);
+    let fastest: f64 = speeds[1..].iter().map(|speed| speed * each).sum();
+    let sum = speeds[0] * (f64::from(nodes) - each * f64::from(classes - 1)) + fastest;
+    let mbit_s: Vec<f64> = speeds.iter().map(|speed| rounded(fleet_mbit_s * speed / sum)).collect();
     let slowest = mbit_s[0] * 1e6 / 8.0;
     // Whoever has few chunks under way waits for each of them, and gets less in the same time.
     let chunk_s = |chunk: f64| f64::from(in_flight) * chunk / (chunk / slowest + ASK_S);

@@ -19,7 +19,7 @@ use super::scenario::{Scenario, ScenarioError};
 use super::sweep::in_order;
 use crate::model::{Generator, Rng};
 use figures::{EGRESS, Figures, MAKESPAN, OnLinks, P99, cost};
-use fit::{Knob, descend};
+use fit::{Knob, fit};
 use serde::{Deserialize, Serialize};
 
 /// The form in which recordings are written.
@@ -27,7 +27,7 @@ pub const FORMAT: u32 = 1;
 /// Least recordings of which a half can be fitted to: as many as there are parameters, in each half.
 pub const RECORDINGS_MIN: usize = 2 * KNOBS.len();
 /// How often all trials of a half are simulated to find the parameters.
-const ASKS_MAX: usize = 150;
+const ASKS_MAX: usize = 300;
 /// Sets the draw of the halves apart from all other randomness.
 const HALVES: u64 = 0x6861_6c76_6573;
 
@@ -330,7 +330,7 @@ pub fn validate(
     // What cannot be simulated cannot be with other parameters either.
     compare(&good, &Calibrated::START, threads)?;
     let mut asked = 0;
-    let (values, _) = descend(&KNOBS, ASKS_MAX, |values| {
+    let (values, _) = fit(&KNOBS, ASKS_MAX, |values| {
         asked += 1;
         watch(asked, ASKS_MAX);
         let all = compare(fitted, &Calibrated::of(values), threads);

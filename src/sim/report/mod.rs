@@ -1,8 +1,29 @@
-//! What a run shows.
+//! What a run shows: its figures, and what can be made of its record for people and for other programs.
+//!
+//! [`Digest`] is what reports keep of a run when its record is gone: many runs fit into memory. [`verdict`] says in words how
+//! runs went, [`html`] draws them, [`svg`] has the charts alone; [`csv`], `parquet` (with the feature `node`) and [`perfetto`]
+//! take the record itself. Everything is written to a [`std::io::Write`] that the caller opened.
+
+mod charts;
+pub mod csv;
+mod digest;
+pub mod html;
+#[cfg(feature = "node")]
+pub mod parquet;
+pub mod perfetto;
+pub mod svg;
+pub mod tables;
+#[cfg(test)]
+mod testing;
+mod text;
+pub mod verdict;
+
+pub use digest::{Digest, Group, Spent, group};
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
 use super::network::{LinksOfAKind, node_rates};
+use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
 use super::scenario::Scenario;
 use crate::model::Time;
@@ -53,7 +74,24 @@ pub fn simulate(
     summarise(scenario, seed, &engine)
 }
 
-fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
+/// The same, and what it leaves for reports. The figures are those of [`simulate`].
+pub fn simulate_recorded(
+    scenario: &Scenario,
+    seed: Option<u64>,
+    recording: &Recording,
+    threads: usize,
+    watch: &mut dyn FnMut(Progress),
+) -> (Report, Record) {
+    let seed = seed.unwrap_or(scenario.seed);
+    let mut engine = Engine::new(scenario, seed, threads);
+    engine.record(scenario, seed, recording);
+    engine.run(watch);
+    let report = summarise(scenario, seed, &engine);
+    let record = engine.take_record().unwrap_or_default();
+    (report, record)
+}
+
+pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Report {
     let mut hasher = blake3::Hasher::new();
     let mut times = Vec::with_capacity(engine.machines.len());
     let mut own_times = Vec::with_capacity(engine.machines.len());
