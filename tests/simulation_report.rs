@@ -18,9 +18,9 @@ regions = 2
 cells_per_region = 2
 up_mbit_s = 1_000
 down_mbit_s = 1_000
-cell_down_mbit_s = 8_000
 [network]
 latency_us = 500
+links.cell_down_mbit_s = 8_000
 [content]
 bytes = 50_000_000
 slice_bytes = 1_048_576
@@ -84,11 +84,13 @@ fn all_that_was_asked_for_is_written_and_agrees() {
     let nodes = fs::read_to_string(place.path("t/nodes.csv")).unwrap();
     let lines: Vec<Vec<&str>> = nodes.lines().map(|line| line.split(',').collect()).collect();
     let column = |name: &str| lines[0].iter().position(|other| *other == name).unwrap();
-    let values = |name: &str| lines[1..].iter().map(move |line| line[column(name)].parse::<f64>().unwrap());
+    let values = |name: &str| -> Vec<f64> {
+        lines[1..].iter().map(|line| line[column(name)].parse().unwrap()).collect()
+    };
     assert_eq!(lines.len(), 61);
-    let last = values("end_s").fold(0.0, f64::max);
+    let last = values("end_s").into_iter().fold(0.0, f64::max);
     assert!((last - figures["makespan_s"].as_f64().unwrap()).abs() < 1e-9, "{last}");
-    let from_strata: f64 = values("from_strata_bytes").sum();
+    let from_strata: f64 = values("from_strata_bytes").iter().sum();
     assert_eq!(Some(from_strata), figures["strata_bytes"].as_f64());
     for line in &lines[1..] {
         let value = |name: &str| line[column(name)].parse::<f64>().unwrap();
@@ -170,7 +172,7 @@ fn open(browser: &Path, page: &Path, profile: &Path, more: &[&str]) -> (String, 
 const PROBE: &str = r##"<script>
 const drawn = (what) => [...document.querySelectorAll(what)].filter((shape) => {
   const box = shape.getBoundingClientRect();
-  return box.width > 1 && box.height > 1;
+  return box.width > 1 && (box.height > 1 || shape.matches("path.line"));
 }).length;
 const hover = (shape) => {
   const box = shape.getBoundingClientRect();

@@ -14,14 +14,14 @@ pub(super) const TONES: usize = 8;
 const HOVER_POINTS: usize = 256;
 
 const WIDTH: f64 = 760.0;
-const LEFT: f64 = 72.0;
+const LEFT: f64 = 88.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
 /// Height of a chart with lines.
 const HEIGHT: f64 = 280.0;
 /// Where the cells of a heat map and the bars begin: names stand before them.
-const NAMES: f64 = 190.0;
+const NAMES: f64 = 216.0;
 const ROW: f64 = 17.0;
 
 /// Colours and strokes. The hues are those of Okabe and Ito ("Color universal design", 2008), darkened or lightened until they

@@ -299,7 +299,7 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
         ("chunk_bytes = 65_536", "chunk_bytes = 65_537", "chunk_bytes = 65_537", "divisor"),
         ("slice_bytes = 1_048_576", "slice_bytes = 1_048_577", "chunk_bytes = 65_536", "1048577"),
         ("bytes = 100_000_000", "bytes = 100_000_000_000", "bytes = 100_000_000_000", "wants_max"),
-        ("model = 'exact'\n", "", "nodes = 120", "200 000 000"),
+        ("model = 'exact'\n", "", "nodes = 140_000", "200 000 000"),
         ("noticed_after_ms = 200", "noticed_after_ms = 300", "noticed_after_ms = 300", "300"),
         ("every_ms = 1_000", "every_ms = 15_000", "every_ms = 15_000", "last of 5 waves"),
     ] {
