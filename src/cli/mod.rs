@@ -44,6 +44,7 @@ mod mount_options;
 mod peers;
 #[cfg(feature = "node")]
 mod publish;
+mod recordings;
 #[cfg(feature = "node")]
 mod repo;
 mod reports;

@@ -1,6 +1,7 @@
 //! `starling simulate`: predict a roll-out to a fleet with the node's own decisions.
 
 mod meter;
+mod validate;
 
 use super::{CliError, reports};
 use crate::sim::{
@@ -32,6 +33,7 @@ Examples:
   starling simulate flash-crowd-10k --report crowd.html   # with charts, to be opened in a browser
   starling simulate fleet.toml --seeds 10                 # a file of your own, with ten seeds
   starling simulate fleet.toml --json | jq .makespan_s    # an object a run; of several, a summary last
+  starling simulate --validate simulations/validation     # how far off it is: against recorded real runs
   starling simulate --explain                             # all keys of a scenario
   starling simulate --explain arrival                     # those of one table
   starling simulate --explain fleet.nodes                 # one: meaning, unit, bounds, default
@@ -47,7 +49,7 @@ The same scenario and seed give the same result_hash on every machine; wall_s al
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
     /// The scenario: a TOML file, or the name of a published one.
-    #[arg(required_unless_present_any = ["list", "explain"])]
+    #[arg(required_unless_present_any = ["list", "explain", "validate"])]
     file: Option<PathBuf>,
     /// Seed of all randomness, instead of the scenario's.
     #[arg(long)]
@@ -64,6 +66,13 @@ pub(super) struct Args {
     /// Tell what a key of a scenario means, or all keys of a table, or all keys.
     #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "file")]
     explain: Option<String>,
+    /// Hold the simulation against the recordings of real runs in DIR that `starling lab --grid DIR` made: calibrate with one half of
+    /// them, drawn by --seed, and test with the other.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "list", "explain", "seeds", "Options"])]
+    validate: Option<PathBuf>,
+    /// With --validate: write the calibrated delays and overheads, as keys of a scenario.
+    #[arg(long, value_name = "FILE", requires = "validate")]
+    calibrated: Option<PathBuf>,
     #[command(flatten)]
     reports: reports::Options,
 }
@@ -104,6 +113,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if let Some(key) = &args.explain {
         println!("{}", explained(key)?.trim_end());
         return Ok(());
+    }
+    if let Some(directory) = &args.validate {
+        return validate::run(directory, args.seed.unwrap_or(1), args.json, args.calibrated.as_deref());
     }
     let Some(file) = &args.file else {
         return Err(CliError::usage("which scenario?").hint(NO_FILE));

@@ -1,0 +1,62 @@
+//! Recordings of real runs: one JSON file a trial, which `starling lab --grid` writes and `starling simulate --validate` reads.
+
+use super::CliError;
+use crate::sim::validation::{Recorded, TRIALS_MAX};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Largest recording that is read, in bytes: some hundred nodes.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// The file of a trial.
+#[cfg(feature = "node")]
+pub(super) fn path(directory: &Path, trial: u32) -> PathBuf {
+    directory.join(format!("trial-{trial:02}.json"))
+}
+
+/// A recording, if there is one.
+pub(super) fn read(path: &Path) -> Result<Option<Recorded>, CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("{}: {error}", path.display()));
+    let length = match fs::metadata(path) {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    if length > BYTES_MAX {
+        return Err(failed(&format_args!("a recording has at most {BYTES_MAX} bytes")));
+    }
+    let text = fs::read(path).map_err(|error| failed(&error))?;
+    let recorded = serde_json::from_slice(&text).map_err(|error| {
+        failed(&error).hint("it is no recording of this program's form; remove it, and record it again with `starling lab --grid`")
+    })?;
+    Ok(Some(recorded))
+}
+
+/// All recordings of a folder, in the order of their names.
+pub(super) fn read_all(directory: &Path) -> Result<Vec<Recorded>, CliError> {
+    let failed = |error: &io::Error| CliError::failed(format!("{}: {error}", directory.display()));
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(|error| failed(&error))? {
+        let path = entry.map_err(|error| failed(&error))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("trial-") && name.ends_with(".json") {
+            paths.push(path);
+        }
+    }
+    if paths.len() > TRIALS_MAX as usize {
+        return Err(CliError::failed(format!("{}: more than {TRIALS_MAX} recordings", directory.display())));
+    }
+    paths.sort();
+    paths.iter().filter_map(|path| read(path).transpose()).collect()
+}
+
+/// Writes a recording. Whoever looks meanwhile finds the old one, or none, or all of it.
+#[cfg(feature = "node")]
+pub(super) fn write(path: &Path, recorded: &Recorded) -> Result<(), CliError> {
+    let mut text = serde_json::to_vec(recorded).map_err(CliError::failed)?;
+    text.push(b'\n');
+    let part = path.with_extension("json.part");
+    let written = fs::write(&part, text).and_then(|()| fs::rename(&part, path));
+    written.map_err(|error| CliError::failed(format!("{}: {error}", path.display())))
+}
