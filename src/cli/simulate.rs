@@ -320,6 +320,7 @@ fn table(path: &Path, timed: &Timed) -> String {
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),
+        ("accuracy", report.accuracy.clone()),
         ("wall time", format!("{:.1} s, {} events", timed.wall_s, report.events)),
         ("result hash", report.result_hash.clone()),
     ];

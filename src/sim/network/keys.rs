@@ -45,15 +45,15 @@ impl Model {
         match self {
             Self::Fluid => {
                 "time-stepped fluid (water-filling, steps of at most a third of a chunk's time; against exact max-min \
-                 fairness last ends of transfers are off by 2 % at most; not yet validated against real nodes)"
+                 fairness last ends of transfers are off by 2 % at most)"
             }
             Self::Exact => {
                 "exact max-min fairness (from event to event; transfers begin at steps of at most a twelfth of a chunk's \
-                 time; not yet validated against real nodes)"
+                 time)"
             }
             Self::Fifo => {
                 "chunk FIFO, a preview (each link serves one chunk after the other, so that transfers do not slow each \
-                 other down as real ones do; not yet validated against real nodes)"
+                 other down as real ones do)"
             }
         }
     }

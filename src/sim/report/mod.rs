@@ -22,6 +22,7 @@ pub use digest::{Digest, Group, Spent, group};
 
 use super::bound::bound;
 use super::engine::{Engine, Progress};
+use super::envelope;
 use super::network::{LinksOfAKind, node_rates};
 use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
@@ -55,8 +56,10 @@ pub struct Report {
     pub asides: u64,
     /// What the links did, kind by kind.
     pub links: Vec<LinksOfAKind>,
-    /// The network model and its error band.
+    /// The network model, and how far it is from exact sharing.
     pub model: &'static str,
+    /// How far off predictions were where they were held against real nodes, and in what this scenario lies outside of that.
+    pub accuracy: String,
     /// BLAKE3 over each node's time and byte counters, in order.
     pub result_hash: String,
 }
@@ -150,6 +153,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         events: engine.events,
         links: engine.usage(),
         model: scenario.network.model.text(),
+        accuracy: envelope::quote(scenario),
         result_hash: hasher.finalize().to_hex().to_string(),
     }
 }
