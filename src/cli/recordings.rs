@@ -60,3 +60,50 @@ pub(super) fn write(path: &Path, recorded: &Recorded) -> Result<(), CliError> {
     let written = fs::write(&part, text).and_then(|()| fs::rename(&part, path));
     written.map_err(|error| CliError::failed(format!("{}: {error}", path.display())))
 }
+
+#[cfg(all(test, feature = "node"))]
+mod tests {
+    use super::*;
+    use crate::sim::validation::{FORMAT, draw};
+
+    fn recorded(trial: u32) -> Recorded {
+        let trial = draw(1, 12).swap_remove(trial as usize);
+        Recorded {
+            format: FORMAT,
+            grid_seed: 1,
+            grid_trials: 12,
+            drawn: trial.clone(),
+            trial: trial.scaled(0.75),
+            recorded_unix_s: 1_700_000_000,
+            version: "0".to_owned(),
+            model: "a model".to_owned(),
+            cpu: 0.5,
+            void: false,
+            problems: Vec::new(),
+            strata_bytes: 1,
+            strata_link_bytes: 2,
+            nodes: Vec::new(),
+            into_cells_bytes: vec![3],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_half_written_files_are_no_recordings() {
+        let folder = tempfile::tempdir().unwrap();
+        for trial in [10, 2] {
+            write(&path(folder.path(), trial), &recorded(trial)).unwrap();
+        }
+        fs::write(folder.path().join("trial-03.json.part"), "{").unwrap();
+        fs::write(folder.path().join("calibrated.toml"), "").unwrap();
+        assert_eq!(read_all(folder.path()).unwrap(), [recorded(2), recorded(10)]);
+        assert_eq!(read(&path(folder.path(), 4)).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_no_recording_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(path(folder.path(), 5), "{\"format\": 1}").unwrap();
+        let error = read_all(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("trial-05.json") && error.contains("--grid"), "{error}");
+    }
+}
