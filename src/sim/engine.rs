@@ -17,7 +17,7 @@ use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source, prefetch};
 use crate::model::{Class, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Steps that the ring of buckets covers.
@@ -170,6 +170,8 @@ pub(super) struct Engine {
     step_ns: u64,
     lookup: u64,
     wire: Wire,
+    /// Who has sent to whom, if that costs anything the first time.
+    connected: BTreeSet<(u32, u32)>,
     connections: u32,
     stratum_busy: u32,
     stratum_line: VecDeque<(u32, Chunk)>,
@@ -202,6 +204,7 @@ pub(super) struct Engine {
 struct Wire {
     header_per_mille: u64,
     request_bytes: u64,
+    connect_bytes: u32,
     /// Steps until the first byte.
     first_byte: u64,
 }
@@ -291,9 +294,11 @@ impl Engine {
             wire: Wire {
                 header_per_mille: u64::from(network.header_per_mille),
                 request_bytes: u64::from(network.request_bytes),
+                connect_bytes: network.connect_bytes,
                 first_byte: network.first_byte_us * 1_000 / step_ns,
             },
             connections: scenario.stratum.connections,
+            connected: BTreeSet::new(),
             stratum_busy: 0,
             stratum_line: VecDeque::new(),
             from_stratum: BTreeMap::new(),
@@ -492,6 +497,8 @@ impl Engine {
             for victim in &churn.victims {
                 self.machines[*victim as usize].dead = true;
             }
+            let dies = |node: &u32| churn.victims.binary_search(node).is_ok();
+            self.connected.retain(|(from, to)| !dies(from) && !dies(to));
             for flow in self.traffic.stop_ends(&churn.victims) {
                 if let Carried::FromStratum { chunk } = flow.what {
                     self.from_stratum.remove(&(flow.to, chunk));
@@ -574,7 +581,10 @@ impl Engine {
                 };
                 if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
                     let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
-                    let bytes = self.wire.bytes(self.content.len_bytes(chunk));
+                    let mut bytes = self.wire.bytes(self.content.len_bytes(chunk));
+                    if self.wire.connect_bytes > 0 && self.connected.insert((from, to)) {
+                        bytes = bytes.saturating_add(self.wire.connect_bytes);
+                    }
                     incoming.flow = Some(self.traffic.start(flow, bytes));
                 }
             }

@@ -67,12 +67,12 @@ pub const IN_FLIGHT: Range = Range::new("chunks under way on a node", 1.0, 16.0,
 /// Length of a chunk.
 pub const CHUNK_KIB: Range = Range::new("KiB of a chunk", 16.0, 256.0, Scale::Doubles);
 /// The nodes' uplinks together. What two processors carry below 70 % of their time.
-pub const FLEET_MBIT_S: Range = Range::new("Mbit/s of all nodes together", 120.0, 220.0, Scale::Even);
+pub const FLEET_MBIT_S: Range = Range::new("Mbit/s of all nodes together", 140.0, 220.0, Scale::Even);
 /// Classes of nodes, by the speed of their links.
 pub const CLASSES: Range = Range::new("classes of nodes", 1.0, 3.0, Scale::Whole);
 /// The speed of the fastest class over that of the slowest.
 pub const CLASS_RATIO: Range =
-    Range::new("times the slowest node's link the fastest", 1.5, 4.0, Scale::Powers);
+    Range::new("times the slowest node's link the fastest", 1.5, 3.0, Scale::Powers);
 /// A cell's link to the rest, where there are several cells, over the mean of the nodes' links.
 pub const CELL_LINK: Range = Range::new("times a node's link a cell's", 2.0, 8.0, Scale::Powers);
 /// The stratum's uplink over the mean of the nodes' links.
@@ -81,8 +81,8 @@ pub const STRATUM_LINK: Range = Range::new("times a node's link the stratum's", 
 pub const KILLED: Range = Range::new("killed of 100 nodes", 0.0, 15.0, Scale::Even);
 /// Fewer are none.
 pub const KILLED_LEAST: f64 = 9.0;
-/// What the slowest node's link takes for the content.
-pub const SECONDS: Range = Range::new("seconds that the slowest node's link takes", 7.0, 12.0, Scale::Even);
+/// How long a simulation with guessed delays says that it takes; the content is as large as that.
+pub const SECONDS: Range = Range::new("seconds", 12.0, 18.0, Scale::Even);
 
 /// What single links have, as it follows from the others.
 pub const LINK: Range = Range::new("Mbit/s of a node's link", 1.0, 60.0, Scale::Powers);

@@ -62,7 +62,7 @@ pub(super) fn run(grid: &Grid<'_>) -> Result<(), CliError> {
 fn is_recorded(directory: &Path, grid: &Grid<'_>, trial: &Trial) -> Result<bool, CliError> {
     let path = recordings::path(directory, trial.number);
     let Some(found) = recordings::read(&path)? else { return Ok(false) };
-    if (found.grid_seed, found.grid_trials) != (grid.seed, grid.trials) || found.drawn != *trial {
+    if (found.grid_seed, found.grid_trials) != (grid.seed, grid.trials) {
         return Err(CliError::failed(format!("{}: it is a trial of another grid", path.display())).hint(
             "record this grid into an empty folder, or name the seed and the number of trials of that one",
         ));
@@ -74,6 +74,7 @@ fn is_recorded(directory: &Path, grid: &Grid<'_>, trial: &Trial) -> Result<bool,
 /// it, if anything is.
 fn record(grid: &Grid<'_>, drawn: &Trial, bar: &ProgressBar) -> Result<Option<String>, CliError> {
     let path = recordings::path(grid.directory, drawn.number);
+    let drawn = &drawn.clone().sized().map_err(CliError::failed)?;
     let mut last = None;
     for attempt in 0..TRIES_MAX {
         let trial = drawn.scaled(SLOWER.powi(attempt));

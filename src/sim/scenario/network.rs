@@ -44,6 +44,10 @@ pub struct Network {
     /// What links carry beyond the content, in bytes for each chunk: the ask, its answers and acknowledgements.
     #[serde(default)]
     pub request_bytes: u32,
+    /// What links carry beyond the content, in bytes for the first chunk that one node sends to another: connections, certificates, who
+    /// is there.
+    #[serde(default)]
+    pub connect_bytes: u32,
     /// From when somebody may send a chunk until its first byte leaves, in microseconds.
     #[serde(default)]
     pub first_byte_us: u64,
@@ -118,6 +122,13 @@ pub(super) const TABLE: Table = Table {
             unit: "bytes",
             preset: Preset::Is("0"),
             meaning: "what links carry beyond the content for each chunk: the ask, its answers and acknowledgements",
+        },
+        Key {
+            name: "connect_bytes",
+            kind: Kind::Whole(0, 10_000_000),
+            unit: "bytes",
+            preset: Preset::Is("0"),
+            meaning: "what links carry beyond the content for the first chunk from one node to another: connections, certificates, who is there",
         },
         Key {
             name: "first_byte_us",

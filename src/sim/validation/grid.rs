@@ -8,6 +8,7 @@ use super::Calibrated;
 use crate::model::{Generator, Rng, mix};
 use crate::sim::churn::victims;
 use crate::sim::envelope::{KILLED_LEAST, RANGES};
+use crate::sim::{Scenario, ScenarioError, simulate};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -21,9 +22,12 @@ const DEADLINE_S: u32 = 60;
 const CHUNKS_MIN: f64 = 64.0;
 /// Length of all queues, as in the lab's published scenarios.
 const QUEUE_MS: u32 = 50;
-/// How long one chunk is asked for and waited for beside its transfer, in seconds (a guess, by which contents are sized for nodes that
-/// have few chunks under way).
-const ASK_S: f64 = 0.05;
+/// Chunks are not halved below this for that.
+const LEAST_CHUNK_BYTES: u32 = 16 << 10;
+/// Simulations by which a content is sized: the makespan grows nearly as it does.
+const SIZINGS: u32 = 3;
+/// When replacements begin after a kill, for these simulations, in milliseconds.
+const REPLACED_AFTER_MS: u64 = 2_000;
 /// Bytes of a slice, as repositories have them.
 const SLICE_BYTES: u32 = 1 << 20;
 
@@ -41,9 +45,11 @@ pub struct Trial {
     pub cells: u32,
     /// Wants under way on a node at most.
     pub in_flight: u32,
+    /// How long it shall take about, in seconds.
+    pub seconds: f64,
     /// Bytes of each chunk.
     pub chunk_bytes: u32,
-    /// Number of chunks.
+    /// Number of chunks: at first, as many as the slowest node's link takes the time for.
     pub chunks: u32,
     /// Both links of a node, in Mbit/s, by class, the slowest first; each class has as many nodes, but for the remainder.
     pub mbit_s: Vec<f64>,
@@ -110,14 +116,7 @@ fn trial(grid: u64, number: u32, point: &[f64]) -> Trial {
     let fastest: f64 = speeds[1..].iter().map(|speed| speed * each).sum();
     let sum = speeds[0] * (f64::from(nodes) - each * f64::from(classes - 1)) + fastest;
     let mbit_s: Vec<f64> = speeds.iter().map(|speed| rounded(fleet_mbit_s * speed / sum)).collect();
-    let slowest = mbit_s[0] * 1e6 / 8.0;
-    // Whoever has few chunks under way waits for each of them, and gets less in the same time.
-    let chunk_s = |chunk: f64| f64::from(in_flight) * chunk / (chunk / slowest + ASK_S);
-    let content = |chunk: f64| seconds * slowest.min(chunk_s(chunk));
-    let mut chunk = chunk_kib * 1_024.0;
-    while content(chunk) < CHUNKS_MIN * chunk && chunk > RANGES[3].least * 1_024.0 {
-        chunk /= 2.0;
-    }
+    let chunk = chunk_kib * 1_024.0;
     let seed = mix(grid ^ mix(u64::from(number))) >> 32;
     let killed = (per_cent >= KILLED_LEAST).then(|| {
         let per_cent = per_cent as u32;
@@ -127,16 +126,15 @@ fn trial(grid: u64, number: u32, point: &[f64]) -> Trial {
     });
     let seed = killed.as_ref().and_then(|(seed, _)| *seed).unwrap_or(seed);
     let killed = killed.map(|(_, killed)| Killed { nodes: victims(nodes, killed.per_cent, seed), ..killed });
-    // Who is replaced gets everything once more after that.
-    let part = if killed.is_some() { 0.7 } else { 1.0 };
     Trial {
         number,
         seed,
         nodes,
         cells,
         in_flight,
+        seconds: rounded(seconds),
         chunk_bytes: chunk as u32,
-        chunks: (content(chunk) * part / chunk).round().max(1.0) as u32,
+        chunks: (seconds * mbit_s[0] * 1e6 / 8.0 / chunk).round().max(1.0) as u32,
         mbit_s,
         stratum_mbit_s: rounded(mean * stratum_link),
         cell_mbit_s: (cells > 1).then(|| rounded(mean * cell_link)),
@@ -153,6 +151,29 @@ impl Trial {
     /// Bytes of the content.
     pub fn bytes(&self) -> u64 {
         u64::from(self.chunks) * u64::from(self.chunk_bytes)
+    }
+
+    /// The same with as much content as a simulation with guessed delays takes the wanted time for: who has few chunks under way gets
+    /// less in it than the links would carry.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] if it is no scenario.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
+    pub fn sized(mut self) -> Result<Self, ScenarioError> {
+        for _ in 0..SIZINGS {
+            let replaced_at_ms = self.killed.as_ref().map(|killed| killed.at_ms + REPLACED_AFTER_MS);
+            let scenario = Scenario::parse(&self.simulation(&Calibrated::START, replaced_at_ms))?;
+            let makespan_s = simulate(&scenario, None, 1, &mut |_| {}).rollout.makespan_s;
+            // Who has nothing by the deadline has a time nevertheless, which is the deadline.
+            let factor =
+                if makespan_s.is_finite() { (self.seconds / makespan_s).clamp(0.1, 2.0) } else { 0.1 };
+            let mut chunks = f64::from(self.chunks) * factor;
+            while chunks < CHUNKS_MIN && self.chunk_bytes > LEAST_CHUNK_BYTES {
+                (self.chunk_bytes, chunks) = (self.chunk_bytes / 2, chunks * 2.0);
+            }
+            self.chunks = chunks.round().max(1.0) as u32;
+        }
+        Ok(self)
     }
 
     /// The same with all rates and the content so many times as large: for a machine that is too busy with it as it is.
@@ -219,11 +240,18 @@ impl Trial {
 
     /// The scenario for `starling simulate`. Replacements begin when the real ones did, in milliseconds from the start.
     pub fn simulation(&self, calibrated: &Calibrated, replaced_at_ms: Option<u64>) -> String {
-        let Calibrated { latency_us, header_per_mille, request_bytes, first_byte_us, prepare_ms, .. } =
-            calibrated;
+        let Calibrated {
+            latency_us,
+            header_per_mille,
+            request_bytes,
+            connect_bytes,
+            first_byte_us,
+            prepare_ms,
+            ..
+        } = calibrated;
         let mut text = format!(
             "seed = {}\n{}[network]\nlatency_us = {latency_us}\nqueue_ms = {QUEUE_MS}\nheader_per_mille = {header_per_mille}\n\
-             request_bytes = {request_bytes}\nfirst_byte_us = {first_byte_us}\n",
+             request_bytes = {request_bytes}\nconnect_bytes = {connect_bytes}\nfirst_byte_us = {first_byte_us}\n",
             self.seed,
             self.fleet()
         );
@@ -257,7 +285,6 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::Scenario;
     use crate::sim::envelope;
 
     #[test]
@@ -287,9 +314,7 @@ mod tests {
                 let text = trial.simulation(&Calibrated::START, Some(9_000));
                 let scenario = Scenario::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
                 assert_eq!(scenario.content.bytes, trial.bytes());
-                // Chunks may be shorter than drawn, and the fastest of few nodes are few.
                 assert_eq!(envelope::outside(&scenario), [""; 0], "{text}");
-                assert!(trial.chunks >= 32, "{trial:?}");
             }
             let killed: Vec<&Killed> = trials.iter().filter_map(|trial| trial.killed.as_ref()).collect();
             assert!((14..24).contains(&killed.len()), "{} of 48", killed.len());
@@ -306,6 +331,24 @@ mod tests {
         let drawn = crate::sim::churn::Churn::new(&scenario, trial.seed, 1_000_000).unwrap();
         assert_eq!(drawn.victims, killed.nodes);
         assert!(trial.lab().contains(&format!("nodes = {:?}", killed.nodes)), "{}", trial.lab());
+    }
+
+    /// A run of the lab may take 30 s, and the real nodes may be slower than guessed.
+    #[test]
+    fn a_sized_trial_takes_as_long_as_wanted() {
+        for trial in draw(1, 48).into_iter().step_by(4) {
+            let sized = trial.clone().sized().unwrap();
+            let scenario = Scenario::parse(
+                &sized.simulation(&Calibrated::START, Some(sized.seconds as u64 * 300 + 2_000)),
+            );
+            let took_s = simulate(&scenario.unwrap(), None, 1, &mut |_| {}).rollout.makespan_s;
+            assert!((0.6..1.4).contains(&(took_s / sized.seconds)), "{took_s}: {sized:?}");
+            assert!(sized.chunks >= 32, "{sized:?}");
+            assert_eq!(
+                (sized.seed, &sized.mbit_s, &sized.killed),
+                (trial.seed, &trial.mbit_s, &trial.killed)
+            );
+        }
     }
 
     #[test]

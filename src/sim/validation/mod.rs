@@ -41,7 +41,7 @@ pub struct Recorded {
     pub grid_seed: u64,
     /// The number of its trials.
     pub grid_trials: u32,
-    /// The trial as it was drawn.
+    /// The trial as it was drawn and sized.
     pub drawn: Trial,
     /// The trial as it was run: slower, if the machine was too busy with it.
     pub trial: Trial,
@@ -160,6 +160,8 @@ pub struct Calibrated {
     pub header_per_mille: u64,
     /// `network.request_bytes`.
     pub request_bytes: u64,
+    /// `network.connect_bytes`.
+    pub connect_bytes: u64,
     /// `network.first_byte_us`.
     pub first_byte_us: u64,
     /// `content.prepare_ms`.
@@ -169,10 +171,11 @@ pub struct Calibrated {
 }
 
 /// Bounds of the parameters, in the order of [`Calibrated`]'s fields.
-const KNOBS: [Knob; 6] = [
+const KNOBS: [Knob; 7] = [
     Knob { least: 100.0, most: 20_000.0, first: 500.0 },
     Knob { least: 1.0, most: 200.0, first: 30.0 },
     Knob { least: 10.0, most: 20_000.0, first: 500.0 },
+    Knob { least: 1_000.0, most: 300_000.0, first: 40_000.0 },
     Knob { least: 100.0, most: 50_000.0, first: 2_000.0 },
     Knob { least: 10.0, most: 3_000.0, first: 300.0 },
     Knob { least: 100.0, most: 10_000.0, first: 1_000.0 },
@@ -184,6 +187,7 @@ impl Calibrated {
         latency_us: 500,
         header_per_mille: 30,
         request_bytes: 500,
+        connect_bytes: 40_000,
         first_byte_us: 2_000,
         prepare_ms: 300,
         noticed_after_ms: 1_000,
@@ -201,6 +205,7 @@ impl Calibrated {
             latency_us: next(),
             header_per_mille: next(),
             request_bytes: next(),
+            connect_bytes: next(),
             first_byte_us: next(),
             prepare_ms: next(),
             noticed_after_ms: next(),
@@ -212,7 +217,7 @@ impl Calibrated {
         let Self { latency_us, header_per_mille, request_bytes, first_byte_us, prepare_ms, noticed_after_ms } =
             self;
         format!(
-            "[network]\nlatency_us = {latency_us}\nheader_per_mille = {header_per_mille}\nrequest_bytes = {request_bytes}\n\
+            "[network]\nlatency_us = {latency_us}\nheader_per_mille = {header_per_mille}\nrequest_bytes = {request_bytes}\nconnect_bytes = {connect_bytes}\n\
              first_byte_us = {first_byte_us}\n\n[content]\nprepare_ms = {prepare_ms}\n\n[deaths]\nnoticed_after_ms = {noticed_after_ms}\n"
         )
     }

@@ -59,13 +59,14 @@ fn trials() -> Vec<Trial> {
         }
         trial
     };
-    draw(5, 16).into_iter().map(small).collect()
+    draw(5, 18).into_iter().map(small).collect()
 }
 
 const HIDDEN: Calibrated = Calibrated {
     latency_us: 2_000,
     header_per_mille: 60,
     request_bytes: 1_500,
+    connect_bytes: 20_000,
     first_byte_us: 6_000,
     prepare_ms: 700,
     noticed_after_ms: 1_200,
@@ -96,7 +97,7 @@ fn calibration_finds_hidden_parameters_and_the_other_half_confirms_them() {
     .unwrap();
     assert!(rounds > 10);
     assert_eq!(found.left_out.iter().map(|out| out.trial).collect::<Vec<_>>(), [3, 4]);
-    assert_eq!((found.trials.len(), found.trials.iter().filter(|one| one.fitted).count()), (14, 7));
+    assert_eq!((found.trials.len(), found.trials.iter().filter(|one| one.fitted).count()), (16, 8));
     let makespan = &found.held_back[MAKESPAN].accuracy;
     assert!(makespan.median[0] < 0.02 && makespan.most[0] < 0.05, "{found:#?}");
     assert!(found.promises.iter().all(|promise| promise.holds), "{:?}", found.promises);
@@ -127,7 +128,7 @@ fn what_misses_a_promise_is_said_to() {
 fn few_recordings_are_refused() {
     let all: Vec<Recorded> = trials().iter().take(5).map(|trial| recorded(trial, &HIDDEN)).collect();
     let error = validate(&all, 1, 1, &mut |_, _| {}).unwrap_err();
-    assert_eq!(error.to_string(), "5 of 5 recordings can be used, 12 are the least");
+    assert_eq!(error.to_string(), "5 of 5 recordings can be used, 14 are the least");
 }
 
 #[test]
