@@ -4,7 +4,9 @@ use super::CliError;
 use crate::sim::validation::{Recorded, TRIALS_MAX};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "node")]
+use std::path::PathBuf;
 
 /// Largest recording that is read, in bytes: some hundred nodes.
 const BYTES_MAX: u64 = 1 << 20;

@@ -214,8 +214,15 @@ impl Calibrated {
 
     /// The keys of a scenario, as its file has them.
     pub fn toml(&self) -> String {
-        let Self { latency_us, header_per_mille, request_bytes, first_byte_us, prepare_ms, noticed_after_ms } =
-            self;
+        let Self {
+            latency_us,
+            header_per_mille,
+            request_bytes,
+            connect_bytes,
+            first_byte_us,
+            prepare_ms,
+            noticed_after_ms,
+        } = self;
         format!(
             "[network]\nlatency_us = {latency_us}\nheader_per_mille = {header_per_mille}\nrequest_bytes = {request_bytes}\nconnect_bytes = {connect_bytes}\n\
              first_byte_us = {first_byte_us}\n\n[content]\nprepare_ms = {prepare_ms}\n\n[deaths]\nnoticed_after_ms = {noticed_after_ms}\n"
@@ -309,6 +316,51 @@ pub enum ValidationError {
     Trial(#[from] ScenarioError),
 }
 
+/// The recordings in halves.
+struct Halves<'a> {
+    fitted: Vec<&'a Recorded>,
+    held_back: Vec<&'a Recorded>,
+    left_out: Vec<LeftOut>,
+}
+
+impl<'a> Halves<'a> {
+    fn draw(recorded: &'a [Recorded], seed: u64) -> Result<Self, ValidationError> {
+        let defects = recorded.iter().filter_map(|one| Some((one.drawn.number, one.defect()?)));
+        let left_out = defects.map(|(trial, why)| LeftOut { trial, why }).collect();
+        let mut fitted: Vec<&Recorded> = recorded.iter().filter(|one| one.defect().is_none()).collect();
+        if fitted.len() < RECORDINGS_MIN {
+            return Err(ValidationError::TooFew { found: fitted.len(), all: recorded.len() });
+        }
+        fitted.sort_by_key(|one| one.drawn.number);
+        let mut rng = Generator::stream(seed, HALVES);
+        for place in 1..fitted.len() {
+            fitted.swap(place, rng.below(place + 1));
+        }
+        let held_back = fitted.split_off(fitted.len() / 2);
+        Ok(Self { fitted, held_back, left_out })
+    }
+
+    fn judge(self, calibrated: Calibrated, seed: u64, threads: usize) -> Result<Validation, ValidationError> {
+        let mut fitted = compare(&self.fitted, &calibrated, threads)?;
+        let held_back = compare(&self.held_back, &calibrated, threads)?;
+        for one in &mut fitted {
+            one.fitted = true;
+        }
+        let off = |one: &Compared| one.errors[MAKESPAN].abs();
+        let worst = held_back.iter().max_by(|a, b| off(a).total_cmp(&off(b)));
+        let of_held_back = rows(&held_back, seed);
+        Ok(Validation {
+            calibrated,
+            promises: promises(&of_held_back),
+            fitted: rows(&fitted, seed),
+            held_back: of_held_back,
+            worst: worst.map_or(0, |one| one.trial.number),
+            trials: fitted.into_iter().chain(held_back).collect(),
+            left_out: self.left_out,
+        })
+    }
+}
+
 /// Calibrates with one half of the recordings and tests with the other. `seed` draws the halves; `watch` is told how many rounds of the
 /// calibration are done, of how many at most. The number of threads changes nothing but the speed.
 ///
@@ -320,45 +372,30 @@ pub fn validate(
     threads: usize,
     watch: &mut dyn FnMut(usize, usize),
 ) -> Result<Validation, ValidationError> {
-    let defects = recorded.iter().filter_map(|one| Some((one.drawn.number, one.defect()?)));
-    let left_out: Vec<LeftOut> = defects.map(|(trial, why)| LeftOut { trial, why }).collect();
-    let mut good: Vec<&Recorded> = recorded.iter().filter(|one| one.defect().is_none()).collect();
-    if good.len() < RECORDINGS_MIN {
-        return Err(ValidationError::TooFew { found: good.len(), all: recorded.len() });
-    }
-    good.sort_by_key(|one| one.drawn.number);
-    let mut rng = Generator::stream(seed, HALVES);
-    for place in 1..good.len() {
-        good.swap(place, rng.below(place + 1));
-    }
-    let (fitted, held_back) = good.split_at(good.len() / 2);
+    let halves = Halves::draw(recorded, seed)?;
     // What cannot be simulated cannot be with other parameters either.
-    compare(&good, &Calibrated::START, threads)?;
+    compare(&halves.fitted, &Calibrated::START, threads)?;
     let mut asked = 0;
     let (values, _) = fit(&KNOBS, ASKS_MAX, |values| {
         asked += 1;
         watch(asked, ASKS_MAX);
-        let all = compare(fitted, &Calibrated::of(values), threads);
+        let all = compare(&halves.fitted, &Calibrated::of(values), threads);
         all.map_or(f64::INFINITY, |all| cost(&all.iter().map(|one| one.errors).collect::<Vec<_>>()))
     });
-    let calibrated = Calibrated::of(&values);
-    let mut of_fitted = compare(fitted, &calibrated, threads)?;
-    let of_held_back = compare(held_back, &calibrated, threads)?;
-    for one in &mut of_fitted {
-        one.fitted = true;
-    }
-    let rows = rows(&of_held_back, seed);
-    let worst =
-        of_held_back.iter().max_by(|a, b| a.errors[MAKESPAN].abs().total_cmp(&b.errors[MAKESPAN].abs()));
-    Ok(Validation {
-        calibrated,
-        promises: promises(&rows),
-        fitted: self::rows(&of_fitted, seed),
-        held_back: rows,
-        worst: worst.map_or(0, |one| one.trial.number),
-        trials: of_fitted.into_iter().chain(of_held_back).collect(),
-        left_out,
-    })
+    halves.judge(Calibrated::of(&values), seed, threads)
+}
+
+/// The same with values that were calibrated before.
+///
+/// # Errors
+/// As of [`validate`].
+pub fn test(
+    recorded: &[Recorded],
+    calibrated: Calibrated,
+    seed: u64,
+    threads: usize,
+) -> Result<Validation, ValidationError> {
+    Halves::draw(recorded, seed)?.judge(calibrated, seed, threads)
 }
 
 /// Simulates recorded trials and lays them beside what was measured.

@@ -144,3 +144,41 @@ fn calibrated_values_are_keys_of_a_scenario() {
     assert_eq!((scenario.network.latency_us, scenario.content.prepare_ms), (2_000, 700));
     assert!(keys["deaths"]["noticed_after_ms"].as_integer() == Some(1_200));
 }
+
+/// What reports quote is what the recordings give that are committed with the program, with the values that are.
+#[test]
+fn reports_quote_what_the_committed_recordings_give() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("simulations/validation");
+    let calibrated = std::fs::read_to_string(folder.join("calibrated.toml"));
+    let Some(measured) = crate::sim::envelope::MEASURED else {
+        assert!(calibrated.is_err(), "there are recordings, but reports say that there are none");
+        return;
+    };
+    let keys: toml::Table = calibrated.unwrap().parse().unwrap();
+    let key = |table: &str, name: &str| u64::try_from(keys[table][name].as_integer().unwrap()).unwrap();
+    let calibrated = Calibrated {
+        latency_us: key("network", "latency_us"),
+        header_per_mille: key("network", "header_per_mille"),
+        request_bytes: key("network", "request_bytes"),
+        connect_bytes: key("network", "connect_bytes"),
+        first_byte_us: key("network", "first_byte_us"),
+        prepare_ms: key("content", "prepare_ms"),
+        noticed_after_ms: key("deaths", "noticed_after_ms"),
+    };
+    let mut recorded = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            recorded.push(serde_json::from_slice::<Recorded>(&std::fs::read(path).unwrap()).unwrap());
+        }
+    }
+    let found = test(&recorded, calibrated, 1, 2).unwrap();
+    assert_eq!(found.trials.iter().filter(|one| !one.fitted).count(), measured.trials as usize);
+    for (place, quoted) in [(MAKESPAN, measured.makespan), (P99, measured.p99), (EGRESS, measured.egress)] {
+        let Row { figure, accuracy } = &found.held_back[place];
+        for (quoted, found) in quoted.into_iter().zip([accuracy.median[0], accuracy.most[0]]) {
+            assert!((quoted - found).abs() < 0.001, "{figure}: {quoted} is quoted, {found} is so");
+        }
+    }
+    assert!((measured.worst_makespan - found.held_back[MAKESPAN].accuracy.worst).abs() < 0.001);
+}
