@@ -52,7 +52,7 @@ fn recorded(trial: &Trial, hidden: &Calibrated) -> Recorded {
 fn trials() -> Vec<Trial> {
     let small = |mut trial: Trial| {
         trial.nodes = trial.nodes.min(16);
-        trial.chunks = trial.chunks.min(96);
+        (trial.chunks, trial.in_flight) = (trial.chunks.clamp(16, 48), trial.in_flight.max(4));
         if let Some(killed) = &mut trial.killed {
             killed.nodes = crate::sim::churn::victims(trial.nodes, killed.per_cent, trial.seed);
             killed.at_ms = 500;
