@@ -131,6 +131,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         agree("holders", holders.is_some(), || "a ring is torn".to_owned())?;
         within("holders of a slice", holders.unwrap_or(0), usize::from(settings.holders_max))?;
         within("look-ups", self.lookups.len(), settings.lookups_max as usize)?;
+        agree("look-ups", self.lookups.adds_up(), || {
+            "another number of them runs than is counted".to_owned()
+        })?;
         within("announcements", self.announces.len().0, settings.announces_max as usize)?;
         within("announcements that wait", self.announces.len().1, settings.announces_max as usize)?;
         let news = self.news.len();

@@ -26,6 +26,15 @@ impl Run {
     }
 }
 
+fn push(runs: &mut VecDeque<Run>, chunk: Chunk, deadline: Time) {
+    match runs.back_mut() {
+        Some(run) if run.deadline == deadline && run.first.checked_add(run.len) == Some(chunk.0) => {
+            run.len += 1
+        }
+        _ => runs.push_back(Run { first: chunk.0, len: 1, deadline }),
+    }
+}
+
 /// Wants of one class, the oldest first.
 ///
 /// Who wants a whole tree wants runs of chunks by one moment, so they are kept as runs; only the oldest, among which a
@@ -45,12 +54,7 @@ struct Queue {
 impl Queue {
     fn push(&mut self, chunk: Chunk, deadline: Time) {
         self.len += 1;
-        match self.runs.back_mut() {
-            Some(run) if run.deadline == deadline && run.first.checked_add(run.len) == Some(chunk.0) => {
-                run.len += 1;
-            }
-            _ => self.runs.push_back(Run { first: chunk.0, len: 1, deadline }),
-        }
+        push(&mut self.runs, chunk, deadline);
     }
 
     fn oldest(&self) -> Option<Chunk> {
@@ -153,6 +157,9 @@ impl Queue {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
     queues: [Queue; 3],
+    /// Fills in the order of their coming, of which nobody has thought ahead yet.
+    unseen: VecDeque<Run>,
+    unseen_len: usize,
     /// Fills that were taken since there were none.
     filled: usize,
 }
@@ -168,6 +175,39 @@ impl Pending {
 
     pub(super) fn push(&mut self, chunk: Chunk, want: Want) {
         self.queues[want.class as usize].push(chunk, want.deadline);
+        if want.class == Class::Fill {
+            self.unseen_len += 1;
+            push(&mut self.unseen, chunk, Time::NEVER);
+            // Some of them may have gone in the meantime.
+            while self.unseen_len > self.queues[Class::Fill as usize].len {
+                self.take_unseen();
+            }
+        }
+    }
+
+    fn take_unseen(&mut self) -> Option<Chunk> {
+        let run = self.unseen.front_mut()?;
+        let (chunk, _) = run.take();
+        if run.len == 0 {
+            self.unseen.pop_front();
+        }
+        self.unseen_len -= 1;
+        Some(chunk)
+    }
+
+    /// The next fill that nobody has thought ahead of, if it is among the oldest of so many bytes (as if all chunks were as long as the
+    /// oldest). Each is handed out once, perhaps when it is not pending any more.
+    pub(super) fn see(&mut self, bytes: u64, len_of: impl Fn(Chunk) -> u32) -> Option<Chunk> {
+        let queue = &self.queues[Class::Fill as usize];
+        let before = queue.len.saturating_sub(self.unseen_len) as u64;
+        let each = u64::from(len_of(queue.oldest()?));
+        if before.saturating_mul(each) >= bytes { None } else { self.take_unseen() }
+    }
+
+    /// Nobody thinks ahead.
+    pub(super) fn see_all(&mut self) {
+        self.unseen.clear();
+        self.unseen_len = 0;
     }
 
     /// Takes out the want for `chunk`.
@@ -224,7 +264,7 @@ impl Pending {
                 + queue.deadlines.capacity() * size_of::<Time>()
                 + queue.runs.capacity() * size_of::<Run>()
         };
-        self.queues.iter().map(of).sum()
+        self.queues.iter().map(of).sum::<usize>() + self.unseen.capacity() * size_of::<Run>()
     }
 }
 
@@ -259,6 +299,26 @@ mod tests {
             firsts[taken.unwrap().0.0 as usize] += 1;
         }
         assert!(firsts.iter().all(|count| *count > 5), "{firsts:?}");
+    }
+
+    #[test]
+    fn each_fill_is_seen_once_when_it_comes_near() {
+        let mut pending = with(Class::Fill, 10);
+        let mut see = |pending: &mut Pending| pending.see(40, |_| 10).map(|chunk| chunk.0);
+        for chunk in 0..4 {
+            assert_eq!(see(&mut pending), Some(chunk));
+        }
+        assert_eq!(see(&mut pending), None);
+        pending.take(Class::Fill, (1, 1), |_| 1, &mut Generator::new(1)).unwrap();
+        assert_eq!((see(&mut pending), see(&mut pending)), (Some(4), None));
+        // Chunks that are wanted and called off again and again are not kept for ever.
+        for chunk in 100..200 {
+            pending.push(Chunk(chunk), Want { class: Class::Fill, deadline: Time::NEVER });
+            pending.remove(Chunk(chunk), Class::Fill).unwrap();
+        }
+        assert!(pending.unseen_len <= 10, "{}", pending.unseen_len);
+        pending.see_all();
+        assert_eq!((see(&mut pending), pending.unseen_len), (None, 0));
     }
 
     #[test]

@@ -266,6 +266,27 @@ fn another_region_is_asked_before_the_strata() {
 }
 
 #[test]
+fn what_a_fill_comes_to_later_is_looked_up_meanwhile() {
+    let looked_up = |lookups_ahead| {
+        let (window_min, window_even, window_chunks) = (1, 1, 1);
+        let settings =
+            Settings { lookups_ahead, window_min, window_even, window_chunks, ..Settings::default() };
+        let mut net = Net::new(&three_cells(), CHUNKS, settings, 4);
+        for number in 0..10 {
+            for chunk in (0..CHUNKS).map(Chunk) {
+                net.want(peer(number), chunk, Class::Fill, Duration::from_secs(60));
+            }
+        }
+        let first = net.count(|output| matches!(output, Output::FindProviders { .. }));
+        net.run(Time::ZERO + Duration::from_secs(61));
+        assert!(net.open_wants() == 0 && net.results.iter().all(|result| result.2.is_ok()));
+        first
+    };
+    let (without, with) = (looked_up(0), looked_up(48));
+    assert!(with > 2 * without, "{with} and {without} before anything came");
+}
+
+#[test]
 fn alone_with_a_stratum_every_read_succeeds_and_without_one_fails_in_time() {
     let mut net = Net::new(&[(0, 0)], CHUNKS, Settings::default(), 5);
     for chunk in (0..CHUNKS).map(Chunk) {

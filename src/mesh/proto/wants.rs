@@ -114,7 +114,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             {
                 return out.push(Output::GiveUp { chunk, why: GiveUp::TooMany });
             }
-            Mark::Nothing => self.push_pending(chunk, Want { class, deadline }),
+            Mark::Nothing => {
+                self.push_pending(chunk, Want { class, deadline });
+                if class < Class::Fill {
+                    self.look_up_ahead(chunk, out);
+                }
+            }
         }
         self.begin_wants(out);
     }
@@ -152,6 +157,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Begins as many pending wants as there is room for.
     pub(super) fn begin_wants(&mut self, out: &mut Outbox) {
+        self.look_ahead_of_fills(out);
         for class in CLASSES {
             while self.pending.has(class)
                 && self.pace.may_begin(class, self.window.upto(class), &self.settings)

@@ -304,6 +304,7 @@ fn draw_settings(rng: &mut Generator) -> Settings {
     settings.holders_max = u16::try_from(pick(&[4, 128])).unwrap_or(128);
     settings.slices_max = small(pick(&[2, 16, 16_384]));
     settings.lookups_max = small(pick(&[1, 4, 1_024]));
+    settings.lookups_ahead = settings.lookups_ahead.min(settings.lookups_max);
     settings.announces_max = small(pick(&[1, 65_536]));
     settings.news_max = small(pick(&[4, 1_024]));
     settings.upstream_bytes = pick(&[MIB, 32 * MIB]);
