@@ -82,7 +82,7 @@ pub const KILLED: Range = Range::new("killed of 100 nodes", 0.0, 15.0, Scale::Ev
 /// Fewer are none.
 pub const KILLED_LEAST: f64 = 9.0;
 /// How long a simulation with guessed delays says that it takes; the content is as large as that.
-pub const SECONDS: Range = Range::new("seconds", 12.0, 18.0, Scale::Even);
+pub const SECONDS: Range = Range::new("seconds", 15.0, 20.0, Scale::Even);
 
 /// What single links have, as it follows from the others.
 pub const LINK: Range = Range::new("Mbit/s of a node's link", 1.0, 60.0, Scale::Powers);
