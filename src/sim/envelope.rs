@@ -64,17 +64,17 @@ pub const NODES: Range = Range::new("nodes", 8.0, 48.0, Scale::Whole);
 pub const CELLS: Range = Range::new("cells", 1.0, 3.0, Scale::Whole);
 /// Wants under way on a node at most.
 pub const IN_FLIGHT: Range = Range::new("chunks under way on a node", 1.0, 16.0, Scale::WholePowers);
-/// Length of a chunk.
+/// Length of a chunk; shorter where a node's link would take long for one.
 pub const CHUNK_KIB: Range = Range::new("KiB of a chunk", 16.0, 256.0, Scale::Doubles);
 /// The nodes' uplinks together. What two processors carry below 70 % of their time.
-pub const FLEET_MBIT_S: Range = Range::new("Mbit/s of all nodes together", 140.0, 220.0, Scale::Even);
+pub const FLEET_MBIT_S: Range = Range::new("Mbit/s of all nodes together", 140.0, 190.0, Scale::Even);
 /// Classes of nodes, by the speed of their links.
 pub const CLASSES: Range = Range::new("classes of nodes", 1.0, 3.0, Scale::Whole);
 /// The speed of the fastest class over that of the slowest.
 pub const CLASS_RATIO: Range =
-    Range::new("times the slowest node's link the fastest", 1.5, 3.0, Scale::Powers);
+    Range::new("times the slowest node's link the fastest", 1.3, 2.0, Scale::Powers);
 /// A cell's link to the rest, where there are several cells, over the mean of the nodes' links.
-pub const CELL_LINK: Range = Range::new("times a node's link a cell's", 2.0, 8.0, Scale::Powers);
+pub const CELL_LINK: Range = Range::new("times a node's link a cell's", 3.0, 8.0, Scale::Powers);
 /// The stratum's uplink over the mean of the nodes' links.
 pub const STRATUM_LINK: Range = Range::new("times a node's link the stratum's", 2.0, 8.0, Scale::Powers);
 /// Nodes that are killed and replaced by empty ones; below [`KILLED_LEAST`], none.
@@ -82,7 +82,7 @@ pub const KILLED: Range = Range::new("killed of 100 nodes", 0.0, 15.0, Scale::Ev
 /// Fewer are none.
 pub const KILLED_LEAST: f64 = 9.0;
 /// How long a simulation with guessed delays says that it takes; the content is as large as that.
-pub const SECONDS: Range = Range::new("seconds", 15.0, 20.0, Scale::Even);
+pub const SECONDS: Range = Range::new("seconds", 20.0, 24.0, Scale::Even);
 
 /// What single links have, as it follows from the others.
 pub const LINK: Range = Range::new("Mbit/s of a node's link", 1.0, 60.0, Scale::Powers);

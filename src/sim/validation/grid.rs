@@ -7,7 +7,7 @@
 use super::Calibrated;
 use crate::model::{Generator, Rng, mix};
 use crate::sim::churn::victims;
-use crate::sim::envelope::{KILLED_LEAST, RANGES};
+use crate::sim::envelope::{CHUNK_KIB, KILLED_LEAST, RANGES};
 use crate::sim::{Scenario, ScenarioError, simulate};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -18,12 +18,10 @@ pub const TRIALS_MAX: u32 = 1_000;
 const POINTS: u64 = 0x0067_7269_6473;
 /// Seconds of a run, after which it ends, whoever has completed.
 const DEADLINE_S: u32 = 60;
-/// Chunks of a content at least: with fewer the figures are those of single chunks.
-const CHUNKS_MIN: f64 = 64.0;
+/// Most seconds that the slowest node's link takes for a chunk: with more, what passes from node to node a few times takes all of a run.
+const CHUNK_S_MAX: f64 = 0.15;
 /// Length of all queues, as in the lab's published scenarios.
 const QUEUE_MS: u32 = 50;
-/// Chunks are not halved below this for that.
-const LEAST_CHUNK_BYTES: u32 = 16 << 10;
 /// Simulations by which a content is sized: the makespan grows nearly as it does.
 const SIZINGS: u32 = 5;
 /// When replacements begin after a kill, for these simulations, in milliseconds.
@@ -116,7 +114,10 @@ fn trial(grid: u64, number: u32, point: &[f64]) -> Trial {
     let fastest: f64 = speeds[1..].iter().map(|speed| speed * each).sum();
     let sum = speeds[0] * (f64::from(nodes) - each * f64::from(classes - 1)) + fastest;
     let mbit_s: Vec<f64> = speeds.iter().map(|speed| rounded(fleet_mbit_s * speed / sum)).collect();
-    let chunk = chunk_kib * 1_024.0;
+    let mut chunk = chunk_kib * 1_024.0;
+    while chunk > CHUNK_S_MAX * mbit_s[0] * 1e6 / 8.0 && chunk > CHUNK_KIB.least * 1_024.0 {
+        chunk /= 2.0;
+    }
     let seed = mix(grid ^ mix(u64::from(number))) >> 32;
     let killed = (per_cent >= KILLED_LEAST).then(|| {
         let per_cent = per_cent as u32;
@@ -167,11 +168,7 @@ impl Trial {
             // Who has nothing by the deadline has a time nevertheless, which is the deadline.
             let factor =
                 if makespan_s.is_finite() { (self.seconds / makespan_s).clamp(0.1, 2.0) } else { 0.1 };
-            let mut chunks = f64::from(self.chunks) * factor;
-            while chunks < CHUNKS_MIN && self.chunk_bytes > LEAST_CHUNK_BYTES {
-                (self.chunk_bytes, chunks) = (self.chunk_bytes / 2, chunks * 2.0);
-            }
-            self.chunks = chunks.round().max(1.0) as u32;
+            self.chunks = (f64::from(self.chunks) * factor).round().max(1.0) as u32;
         }
         Ok(self)
     }
@@ -343,7 +340,7 @@ mod tests {
             );
             let took_s = simulate(&scenario.unwrap(), None, 1, &mut |_| {}).rollout.makespan_s;
             assert!((0.6..1.5).contains(&(took_s / sized.seconds)) && took_s < 30.0, "{took_s}: {sized:?}");
-            assert!(sized.chunks >= 32, "{sized:?}");
+            assert!(sized.chunks >= 16, "{sized:?}");
             assert_eq!(
                 (sized.seed, &sized.mbit_s, &sized.killed),
                 (trial.seed, &trial.mbit_s, &trial.killed)
