@@ -4,9 +4,10 @@
 //! 10 Gbit/s, in four regions with cells of two thousand, and prints what it took. Without sizes it runs those for which
 //! limits are promised, each in a process of its own, and ends with 1 when one is missed. The processes ask glibc for huge
 //! pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which works for `starling simulate` as well), for a run goes all over its
-//! memory. `--small-pages` leaves that out, to compare.
+//! memory. `--small-pages` leaves that out, to compare. `--network NODES` measures a step of the network alone, with eight transfers
+//! under way to each node, on one thread and on all of them, without and with links that regions share.
 
-use starling::sim::{Scenario, measure};
+use starling::sim::{NetworkLoad, Scenario, measure};
 use std::process::{Command, ExitCode};
 
 /// What is promised on two cores: nodes, slices, seconds, GiB.
@@ -16,7 +17,7 @@ const REGIONS: u32 = 4;
 const CELL_NODES: u32 = 2_000;
 const GIB: f64 = (1_u64 << 30) as f64;
 
-fn scenario(nodes: u32, slices: u32) -> Result<Scenario, String> {
+fn scenario(nodes: u32, slices: u32, links: &str) -> Result<Scenario, String> {
     let cells = (nodes / CELL_NODES / REGIONS).max(1);
     let bytes = u64::from(slices) << 20;
     let text = format!(
@@ -29,7 +30,7 @@ up_mbit_s = 10_000
 down_mbit_s = 10_000
 [network]
 latency_us = 500
-[content]
+{links}[content]
 bytes = {bytes}
 slice_bytes = 1_048_576
 class = 'Fill'
@@ -58,7 +59,7 @@ fn verdict(found: f64, most: Option<f64>, unit: &str) -> (String, bool) {
 
 /// Runs one size in this process and prints what it took. `false` when a limit was missed.
 fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
-    let scenario = scenario(nodes, slices)?;
+    let scenario = scenario(nodes, slices, "")?;
     let cells = scenario.cells();
     println!("{nodes} nodes x {slices} slices, {REGIONS} regions, {cells} cells, {threads} threads");
     #[expect(clippy::disallowed_methods, reason = "a measurement takes the real time")]
@@ -100,17 +101,42 @@ fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
     Ok(fast && small && rollout.completed == rollout.nodes)
 }
 
+/// Prints what a step of the network alone takes.
+fn network(nodes: u32, threads: usize) -> Result<(), String> {
+    let shared = "[network.links]\nregion_up_mbit_s = 1_000_000\nregion_down_mbit_s = 1_000_000\n";
+    for (what, links) in [("nodes' own links", ""), ("regions share links", shared)] {
+        let scenario = scenario(nodes, 1_024, links)?;
+        for threads in [1, threads.max(2)] {
+            let mut load = NetworkLoad::new(&scenario, 250_000, 8, threads);
+            (0..20).for_each(|_| load.step());
+            let before = load.transfers();
+            #[expect(clippy::disallowed_methods, reason = "a measurement takes the real time")]
+            let start = std::time::Instant::now();
+            (0..100).for_each(|_| load.step());
+            let took_ms = start.elapsed().as_secs_f64() * 1e3 / 100.0;
+            let ended = (load.transfers() - before) / 100;
+            let digest = load.digest();
+            println!(
+                "{nodes} nodes, {what}, {threads} threads: {took_ms:.2} ms a step, in which {ended} transfers end; digest {digest:016x}"
+            );
+        }
+    }
+    Ok(())
+}
+
 struct Arguments {
     sizes: Vec<(u32, u32)>,
     threads: usize,
     small_pages: bool,
     /// The one size is run in this process.
     here: bool,
+    /// Nodes of a network that is measured alone.
+    network: Option<u32>,
 }
 
 fn arguments() -> Result<Arguments, String> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut found = Arguments { sizes: Vec::new(), threads, small_pages: false, here: false };
+    let mut found = Arguments { sizes: Vec::new(), threads, small_pages: false, here: false, network: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -120,6 +146,12 @@ fn arguments() -> Result<Arguments, String> {
                 let text = words.next().unwrap_or_default();
                 found.threads =
                     text.parse().map_err(|_| format!("--threads takes a number, not `{text}`"))?;
+            }
+            "--network" => {
+                let text = words.next().unwrap_or_default();
+                let nodes =
+                    text.parse().map_err(|_| format!("--network takes a number of nodes, not `{text}`"))?;
+                found.network = Some(nodes);
             }
             "--small-pages" => found.small_pages = true,
             "--here" => found.here = true,
@@ -137,7 +169,11 @@ fn arguments() -> Result<Arguments, String> {
 }
 
 fn bench() -> Result<bool, String> {
-    let Arguments { sizes, threads, small_pages, here } = arguments()?;
+    let Arguments { sizes, threads, small_pages, here, network: alone } = arguments()?;
+    if let Some(nodes) = alone {
+        network(nodes, threads)?;
+        return Ok(true);
+    }
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut good = true;
     for (nodes, slices) in sizes {

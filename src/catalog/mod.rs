@@ -19,6 +19,7 @@ mod row;
 mod schema;
 mod shelf;
 mod split;
+mod survey;
 mod trace;
 mod tree;
 mod view;
@@ -30,9 +31,10 @@ pub use read::{Catalog, CatalogError, Row, Target};
 pub use row::{XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, XATTRS_MAX_BYTES, Xattr, Xattrs};
 pub use shelf::CatalogBudget;
 pub use split::{Weight, split};
+pub use survey::{Survey, survey, survey_published, survey_recorded};
 pub use trace::{
-    BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACED_FILES_MAX,
-    TRACED_READS_MAX, TRACES_MAX, TracedFile, TracedRead, content_of,
+    BEGINS_MAX, PublishedTrace, RECORDED_MAX_BYTES, RecordedTrace, Replay, TRACE_SMALL_CHUNKS,
+    TRACED_FILES_MAX, TRACED_READS_MAX, TRACES_MAX, TracedFile, TracedRead, content_of,
 };
 pub use tree::{Attributes, DirectoryEntry, ExtendedAttributes, FileKind, Inode, Tree, TreeError, TreeName};
 pub use view::{IdMap, Owners, ViewError, view};

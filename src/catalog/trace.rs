@@ -23,6 +23,9 @@ pub const TRACED_READS_MAX: usize = 1 << 17;
 const REPLAYED_CHUNKS_MAX: usize = 1 << 16;
 /// Longest path of a traced file, in bytes (Linux's own bound).
 const PATH_MAX_BYTES: usize = 4_096;
+/// Chunks up to which a file that changed counts as small, and is read as a whole all the same: 256 KiB of chunks of average length
+/// (guess).
+pub const TRACE_SMALL_CHUNKS: usize = 4;
 /// Most files by which a trace is recognised: a program's own file is among the first few that its start opens.
 pub const BEGINS_MAX: usize = 4;
 /// Longest file with a trace, in bytes: far above what the bounds allow in practice.

@@ -32,9 +32,9 @@ pub(super) struct Args {
 
 /// A repository as one trusts it.
 #[derive(Clone, Debug)]
-struct Trusted {
-    name: RepositoryName,
-    fingerprint: Fingerprint,
+pub(super) struct Trusted {
+    pub(super) name: RepositoryName,
+    pub(super) fingerprint: Fingerprint,
 }
 
 impl FromStr for Trusted {

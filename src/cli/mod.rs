@@ -16,6 +16,8 @@ mod ask;
 mod cache;
 #[cfg(feature = "node")]
 mod check;
+#[cfg(feature = "node")]
+mod content_profile;
 mod core_replay;
 #[cfg(feature = "node")]
 mod demo;
@@ -132,6 +134,9 @@ enum Command {
     /// Serve a published repository over HTTP.
     #[command(subcommand)]
     Stratum(stratum::Command),
+    #[cfg(feature = "node")]
+    /// Take out of a published repository what a simulation needs to know of its content.
+    ContentProfile(content_profile::Args),
     /// Predict a roll-out to a fleet with the node's own decisions.
     Simulate(simulate::Args),
     /// Test the node's decisions in seeded swarms, among everything that can go wrong.
@@ -193,6 +198,8 @@ pub fn main() -> ExitCode {
         Command::Repo(args) => repo::run(args),
         #[cfg(feature = "node")]
         Command::Stratum(args) => stratum::run(args),
+        #[cfg(feature = "node")]
+        Command::ContentProfile(args) => content_profile::run(&args),
         Command::Simulate(args) => simulate::run(args),
         Command::Swarm(args) => swarm::run(args),
         #[cfg(feature = "node")]

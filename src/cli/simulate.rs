@@ -5,8 +5,8 @@ mod validate;
 
 use super::{CliError, reports};
 use crate::sim::{
-    Case, LinksOfAKind, NODE_CHUNKS_MAX, PUBLISHED, Plan, RUNS_MAX, Record, Recording, Report, Spread,
-    Summary, explain, in_order, nearest, simulate_recorded,
+    Case, Distribution, LinksOfAKind, NODE_CHUNKS_MAX, PROFILE_MAX_BYTES, PUBLISHED, Plan, RUNS_MAX, Readers,
+    Record, Recording, Report, Spread, Summary, explain, in_order, nearest, simulate_recorded,
 };
 use meter::Meter;
 use reports::Reports;
@@ -44,6 +44,11 @@ each with five seeds. They run in parallel, and are reported in their order:
   [sweep]
   fleet.nodes = [1_000, 10_000]
   arrival = [{}, { waves = { per_cent = 10, every_ms = 5_000 } }, { rolling = { nodes = 100 } }]
+
+The table [compare] runs all of it under several strategies, and shows them side by side:
+
+  [compare]
+  strategies = ['origin', 'kraken', 'starling']
 
 The same scenario and seed give the same result_hash on every machine; wall_s alone differs.
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
@@ -121,7 +126,10 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         return Err(CliError::usage("which scenario?").hint(NO_FILE));
     };
     let text = read(file)?;
-    let plan = Plan::parse(&text, args.seed, args.seeds).map_err(|error| {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let files =
+        |name: &str| read_text(&folder.join(name), PROFILE_MAX_BYTES).map_err(|error| error.to_string());
+    let plan = Plan::parse_with(&text, args.seed, args.seeds, &files).map_err(|error| {
         CliError::failed(format!("{}: {error}", file.display())).hint(
             "`starling simulate --explain KEY` tells what a key means and may be, `--explain` lists all",
         )
@@ -153,21 +161,23 @@ fn explained(key: &str) -> Result<String, CliError> {
 
 /// The text of a file, or of a published scenario if there is no such file.
 fn read(path: &Path) -> Result<String, CliError> {
-    let name = path.display();
-    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("{name}: {error}"));
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
+    let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
+    match read_text(path, SCENARIO_MAX_BYTES) {
+        Ok(text) => Ok(text),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let published = PUBLISHED.iter().find(|one| Path::new(one.name) == path);
-            return published.map(|one| one.text.to_owned()).ok_or_else(|| failed(&error).hint(NO_FILE));
+            published.map(|one| one.text.to_owned()).ok_or_else(|| failed(error).hint(NO_FILE))
         }
-        Err(error) => return Err(failed(&error)),
-    };
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The text of a file that has at most so many bytes.
+fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
     let mut text = String::new();
-    let length =
-        file.take(SCENARIO_MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
-    if length as u64 > SCENARIO_MAX_BYTES {
-        return Err(failed(&format_args!("a scenario has at most {SCENARIO_MAX_BYTES} bytes")));
+    let length = std::fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if length as u64 > most {
+        return Err(std::io::Error::other(format!("it has more than {most} bytes")));
     }
     Ok(text)
 }
@@ -299,6 +309,7 @@ fn table(path: &Path, timed: &Timed) -> String {
     let own = format!("{:.4} s / {:.4} s", report.own_p50_s, report.own_p99_s);
     let mut rows = vec![
         ("scenario", format!("{} (seed {})", path.display(), report.rollout.seed)),
+        ("strategy", report.strategy.to_owned()),
         ("nodes", format!("{} of {} completed", report.rollout.completed, report.rollout.nodes)),
         (
             "bound",
@@ -324,13 +335,37 @@ fn table(path: &Path, timed: &Timed) -> String {
         ("wall time", format!("{:.1} s, {} events", timed.wall_s, report.events)),
         ("result hash", report.result_hash.clone()),
     ];
+    if let Some(readers) = &report.readers {
+        let before = rows.iter().position(|(name, _)| *name == "busy links").unwrap_or(rows.len());
+        rows.splice(before..before, reader_rows(readers));
+    }
     // Where all begin at once, it says what the row before says.
     rows.retain(|(name, _)| *name != "since they began" || report.last_start_s > 0.0);
     for (key, value) in &timed.case {
-        rows.insert(1, ("swept", format!("{key} = {}", shown(value))));
+        rows.insert(2, ("swept", format!("{key} = {}", shown(value))));
     }
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<17} {value}")).collect();
     lines.join("\n")
+}
+
+/// How those who read waited.
+fn reader_rows(readers: &Readers) -> [(&'static str, String); 5] {
+    let row = |Distribution { p50, p90, p99, max }: Distribution, digits: usize, unit: &str| {
+        format!("p50 {p50:.digits$}, p90 {p90:.digits$}, p99 {p99:.digits$}, max {max:.digits$}{unit}")
+    };
+    let Readers { read_all, stalls, without_stall, .. } = readers;
+    let all = format!("{read_all} of {} read all; {}", readers.readers, row(readers.read_s, 4, " s"));
+    let smooth = 100.0 * without_stall;
+    [
+        ("readers", all),
+        ("first chunk", row(readers.first_chunk_s, 4, " s")),
+        (
+            "stalled in all",
+            format!("{}; {smooth:.1} % of the readers never", row(readers.stalled_s, 4, " s")),
+        ),
+        ("longest stall", row(readers.longest_stall_s, 4, " s")),
+        ("stalls", format!("{stalls}; of a reader {}", row(readers.stalls_each, 0, ""))),
+    ]
 }
 
 fn shown(value: &Value) -> String {
@@ -424,6 +459,32 @@ mod tests {
         let text = read(Path::new("rollout-32")).unwrap();
         let plan = Plan::parse(&format!("{text}{sweep}"), None, None).unwrap();
         assert_eq!(plan.cases.len(), 6);
+        let compare = help.lines().skip_while(|line| line.trim() != "[compare]").take(2);
+        let compare: String = compare.map(|line| format!("{}\n", line.trim())).collect();
+        let plan = Plan::parse(&format!("{text}{compare}"), None, None).unwrap();
+        assert_eq!(plan.cases.len(), 3);
+    }
+
+    #[test]
+    fn strategies_that_are_compared_stand_side_by_side() {
+        let text = read(Path::new("rollout-32")).unwrap().replace("134_217_728", "8_388_608");
+        let text = format!("{text}\n[compare]\nstrategies = ['origin', 'starling']\n");
+        let plan = Plan::parse(&text, None, None).unwrap();
+        let (meter, mut done) = (Meter::new(wanted(&plan), 2), Vec::new());
+        all(&plan, &meter, &Recording::default(), |_, (timed, _)| done.push(timed));
+        let lines: Vec<String> = done.iter().map(|timed| json(timed).unwrap()).collect();
+        assert!(lines[0].contains(r#""strategy":"origin""#), "{}", lines[0]);
+        assert!(lines[1].contains(r#""strategy":"starling""#), "{}", lines[1]);
+        assert!(table(Path::new("f.toml"), &done[0]).contains("strategy          origin"));
+        let reports: Vec<Report> = done.into_iter().map(|timed| timed.report).collect();
+        let of_case = |(case, report): (&Case, &Report)| CaseSummary {
+            case: swept(case),
+            summary: Summary::of(std::slice::from_ref(report)),
+        };
+        let summary = plan.cases.iter().zip(&reports).map(of_case).collect();
+        let text = summaries(Path::new("f.toml"), &plan, &Together { summary, wall_s: 1.0 }, &reports);
+        let has_row = |start: &str| text.lines().any(|line| line.starts_with(start));
+        assert!(has_row("strategy.name") && has_row("origin ") && has_row("starling "), "{text}");
     }
 
     #[test]

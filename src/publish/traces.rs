@@ -11,7 +11,8 @@ use super::previous::Previous;
 use super::scan::{Content, ScannedTree};
 use super::table::{ChunkTable, Number};
 use crate::catalog::{
-    BEGINS_MAX, CatalogIndex, Inode, PublishedTrace, RecordedTrace, Replay, TRACES_MAX, content_of,
+    BEGINS_MAX, CatalogIndex, Inode, PublishedTrace, RecordedTrace, Replay, TRACE_SMALL_CHUNKS, TRACES_MAX,
+    content_of,
 };
 use crate::chunk::{Segment, SegmentBuilder, encode};
 use crate::model::{ChunkRef, ContentId, Place};
@@ -19,8 +20,6 @@ use crate::store::{ObjectStore, read_chunk};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-/// Chunks up to which a file that changed counts as small: 256 KiB of chunks of average length (guess).
-const SMALL_CHUNKS: usize = 4;
 /// Bytes between two chunks that do not make them lie apart: what readers fetch for nothing rather than ask again.
 const GAP_BYTES: u64 = 16 << 10;
 /// Requests that a trace may cost in any case, and the bytes for which it may cost one more (guess: half of what is under way at once on
@@ -112,7 +111,7 @@ pub(super) fn resolve(tree: &ScannedTree, table: &ChunkTable, recorded: Recorded
             let Content::File(chunks) = &tree.entries[first as usize].content else { return None };
             let ids: Vec<ContentId> = chunks.iter().map(|chunk| table.id(*chunk)).collect();
             let is_same = content_of(&ids) == file.content;
-            (is_same || chunks.len() <= SMALL_CHUNKS).then_some((first, way, &**chunks, is_same))
+            (is_same || chunks.len() <= TRACE_SMALL_CHUNKS).then_some((first, way, &**chunks, is_same))
         });
         let Some((entry, way, chunks, is_same)) = found else {
             traced.left_out += 1;

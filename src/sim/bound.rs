@@ -5,6 +5,8 @@
 //! (F / dmin), nor before all uplinks together have sent N copies (N F / (us + sum u)). In a fluid model the largest
 //! of the three is reached.
 
+use super::network::node_rates;
+use super::scenario::Scenario;
 use serde::Serialize;
 
 /// The term that binds.
@@ -50,6 +52,32 @@ pub fn bound(bytes: f64, nodes: f64, stratum: f64, up: f64, down: f64) -> Bound 
     let largest = terms.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
     let (term, seconds) = largest.unwrap_or(terms[0]);
     Bound { seconds, term }
+}
+
+/// What servers beside the nodes add to a scenario.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Servers {
+    /// All their uplinks together.
+    pub(super) mbit_s: f64,
+    /// Whether they have the content from the beginning, as the stratum has.
+    pub(super) have_all: bool,
+}
+
+/// The bound of a scenario, with servers: as sources with the stratum if they have the content, or else their uplinks help.
+pub(super) fn bound_of(scenario: &Scenario, seed: u64, servers: Servers) -> Bound {
+    let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
+    let rates = node_rates(scenario, seed);
+    let up_mbit_s: f64 = rates.iter().map(|rates| rates[0]).sum();
+    let slowest_mbit_s = rates.iter().map(|rates| rates[1]).fold(f64::INFINITY, f64::min);
+    let (sources, helpers) = if servers.have_all { (servers.mbit_s, 0.0) } else { (0.0, servers.mbit_s) };
+    let nodes = f64::from(scenario.fleet.nodes);
+    bound(
+        scenario.content.bytes as f64,
+        nodes,
+        bytes_s(scenario.stratum.up_mbit_s + sources),
+        bytes_s((up_mbit_s + helpers) / nodes),
+        bytes_s(slowest_mbit_s),
+    )
 }
 
 #[cfg(test)]

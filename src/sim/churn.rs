@@ -2,7 +2,6 @@
 
 use super::network::Traffic;
 use super::scenario::Scenario;
-use crate::mesh::proto::Chunk;
 use crate::model::{Generator, Rng};
 use std::ops::Range;
 
@@ -52,15 +51,15 @@ pub(super) fn draw(nodes: u32, per_cent: u32, mut rng: Generator) -> Vec<u32> {
     nodes
 }
 
-/// Whom the stratum does not answer, in which steps, and what they ask for meanwhile.
+/// Whom the stratum does not answer, in which steps, and what they ask for meanwhile: `R` says what a request is for.
 #[derive(Clone, Debug)]
-pub(super) struct Stall {
+pub(super) struct Stall<R> {
     victims: Vec<u32>,
     span: Range<u64>,
-    held: Vec<(u32, Chunk)>,
+    held: Vec<(u32, R)>,
 }
 
-impl Stall {
+impl<R: Copy + PartialEq> Stall<R> {
     pub(super) fn new(scenario: &Scenario, seed: u64, step_ns: u64) -> Option<Self> {
         let stalls = scenario.stalls.as_ref()?;
         let victims = draw(scenario.fleet.nodes, stalls.per_cent, Generator::stream(seed, STALLED));
@@ -70,21 +69,21 @@ impl Stall {
     }
 
     /// Whether this request waits here.
-    pub(super) fn holds(&mut self, now: u64, from: u32, chunk: Chunk) -> bool {
+    pub(super) fn holds(&mut self, now: u64, from: u32, request: R) -> bool {
         let holds = self.span.contains(&now) && self.victims.binary_search(&from).is_ok();
         if holds {
-            self.held.push((from, chunk));
+            self.held.push((from, request));
         }
         holds
     }
 
     /// A request is called off.
-    pub(super) fn drop(&mut self, from: u32, chunk: Chunk) {
-        self.held.retain(|held| *held != (from, chunk));
+    pub(super) fn drop(&mut self, from: u32, request: R) {
+        self.held.retain(|held| *held != (from, request));
     }
 
     /// What is answered after all, once it is over.
-    pub(super) fn over(&mut self, now: u64) -> Vec<(u32, Chunk)> {
+    pub(super) fn over(&mut self, now: u64) -> Vec<(u32, R)> {
         if now < self.span.end { Vec::new() } else { std::mem::take(&mut self.held) }
     }
 }
@@ -133,7 +132,7 @@ mod tests {
         let text = include_str!("../../simulations/scenarios/rollout-32.toml");
         // 20 Mbit/s are 10 bytes in 4 µs.
         let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
-        let mut traffic = Traffic::new(Model::Fluid, links);
+        let mut traffic = Traffic::new(Model::Fluid, links, 1);
         traffic.start(Flow { from: 0, to: 1, what: () }, 200);
         let mut queues = Queues { levels: vec![[0; 2]; 2], most: 16, last: 0 };
         let (mut longest, mut last) = (0, 0);

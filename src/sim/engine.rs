@@ -8,11 +8,12 @@
 
 use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Queues, Stall};
-use super::fleet::{Effect, EvenContent, Event, Incoming, Machine, Map};
+use super::fleet::{Effect, Event, Incoming, Machine, Map};
 use super::footprint::Footprint;
+use super::layout::Layout;
 use super::liar::Liar;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
-use super::reader::Reader;
+use super::reader::{ReadPlan, Reader};
 use super::record::{Outcome, Record, Recorder, Recording};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Outbox, Peer, Settings, Source, prefetch};
@@ -162,7 +163,7 @@ pub struct Progress {
 pub(super) struct Engine {
     pub(super) machines: Vec<Machine>,
     map: Arc<Map>,
-    content: EvenContent,
+    content: Layout,
     calendar: Calendar,
     traffic: Traffic<Carried>,
     delays: Delays,
@@ -182,7 +183,7 @@ pub(super) struct Engine {
     announced: BTreeMap<u32, Vec<Peer>>,
     queues: Option<Queues>,
     churn: Option<Churn>,
-    stall: Option<Stall>,
+    stall: Option<Stall<Chunk>>,
     /// Who begins when, unless all do at once.
     arrivals: Option<Arrivals>,
     newcomer: Newcomer,
@@ -221,8 +222,9 @@ impl Wire {
 #[derive(Debug)]
 struct Newcomer {
     settings: Arc<Settings>,
-    read_ahead: Option<u32>,
-    class: Class,
+    /// How somebody reads on it.
+    reading: Option<Arc<ReadPlan>>,
+    class: Option<Class>,
     /// Steps from its beginning until it knows what it wants.
     prepare: u64,
     seed: u64,
@@ -234,7 +236,7 @@ fn place(step: u64) -> usize {
 }
 
 /// The longest step of which the latency is a whole number and the transfer of a chunk at least a few.
-fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
+pub(super) fn step_ns(chunk_s: f64, steps_per_chunk: f64, latency_ns: u64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, below 2^63")]
     let longest = ((chunk_s / steps_per_chunk * 1e9) as u64).max(1);
     if latency_ns == 0 { longest } else { latency_ns.div_ceil(latency_ns.div_ceil(longest)) }
@@ -253,16 +255,16 @@ impl Engine {
         let step_ns = step_ns(chunk_s, network.model.steps_per_chunk(), network.latency_us * 1_000);
         let links = Links::new(scenario, seed, step_ns);
         let map = Arc::new(Map::new(scenario, seed));
-        let content = EvenContent::new(scenario);
+        let content = Layout::new(scenario);
         let newcomer = Newcomer {
             settings: Arc::new(scenario.settings.clone()),
-            read_ahead: scenario.content.read_ahead_chunks,
+            reading: scenario.read_plan(content.chunks()).map(Arc::new),
             class: scenario.content.class,
             prepare: scenario.content.prepare_ms * 1_000_000 / step_ns,
             seed,
         };
         let mut machines: Vec<Machine> =
-            (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, content)).collect();
+            (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, &content)).collect();
         for (machine, liar) in machines.iter_mut().zip(Liar::draw(scenario, seed)) {
             machine.liar = liar;
         }
@@ -287,7 +289,7 @@ impl Engine {
             newcomer,
             delays: Delays::new(scenario, seed, step_ns, |node| map.region_of(node)),
             changes: Changes::new(scenario, seed, step_ns, &links),
-            traffic: Traffic::new(network.model, links),
+            traffic: Traffic::new(network.model, links, threads),
             map,
             step_ns,
             lookup: steps(network.lookup_ms * 1_000_000, step_ns),
@@ -328,7 +330,8 @@ impl Engine {
     pub(super) fn take_record(&mut self) -> Option<Record> {
         self.look(true);
         let recorder = self.recorder.take()?;
-        Some(recorder.finish(&self.machines, |node| self.start(node).as_secs_f64()))
+        let nodes = self.machines.iter().map(Machine::seen);
+        Some(recorder.finish(nodes, |node| self.start(node).as_secs_f64()))
     }
 
     /// Lets the recorder look, when it is time or all is over.
@@ -338,7 +341,8 @@ impl Engine {
         if is_over || recorder.is_due(now) {
             let traffic = &self.traffic;
             let usage = |link| traffic.usage_of_link(link);
-            recorder.look(now, &self.machines, traffic.receivers(), self.strata_bytes, usage);
+            let nodes = self.machines.iter().map(Machine::seen);
+            recorder.look(now, nodes, traffic.receivers(), self.strata_bytes, usage);
         }
     }
 
@@ -518,7 +522,7 @@ impl Engine {
             churn.replaced = None;
             for victim in &churn.victims {
                 let liar = self.machines[*victim as usize].liar.take();
-                self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, self.content);
+                self.machines[*victim as usize] = self.newcomer.machine(*victim, &self.map, &self.content);
                 self.machines[*victim as usize].liar = liar;
                 // Who had not begun when it died begins in its turn.
                 let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*victim));
@@ -694,9 +698,9 @@ impl Engine {
 }
 
 impl Newcomer {
-    fn machine(&self, me: u32, map: &Arc<Map>, content: EvenContent) -> Machine {
-        let reader = self.read_ahead.map(|ahead| Reader::new(content.chunks(), ahead));
-        Machine::new(me, map, content, &self.settings, reader, self.seed)
+    fn machine(&self, me: u32, map: &Arc<Map>, content: &Layout) -> Machine {
+        let reader = self.reading.as_ref().map(Reader::new);
+        Machine::new(me, map, content.clone(), &self.settings, reader, self.seed)
     }
 }
 

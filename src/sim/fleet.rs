@@ -3,9 +3,10 @@
 //! What surrounds [`Node`] here is what the driver is in an agent: it turns outputs into messages and messages into
 //! inputs, and decides nothing.
 
+use super::layout::Layout;
 use super::liar::Liar;
 use super::network::Handle;
-use super::reader::Reader;
+use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
 use crate::mesh::proto::{
     Answer, Ask, Chunk, Content, Counts, Failure, Holders, Input, Nearness, Node, Outbox, Output, PartBytes,
@@ -17,8 +18,6 @@ use std::sync::Arc;
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
-/// Slices of a segment (8 MiB of 1 MiB).
-const SEGMENT_SLICES: u32 = 8;
 /// Cells that are known to hold a lease, and in whose place; the core asks for no more by default.
 const LEASE_PLACES: usize = 3;
 /// Contacts in other cells that a node knows.
@@ -216,48 +215,6 @@ impl Peers for CellView {
     }
 }
 
-/// Slices of one length, each of a few chunks of one length.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct EvenContent {
-    chunks: u32,
-    slice_chunks: u32,
-    chunk_bytes: u32,
-    last_bytes: u32,
-}
-
-impl EvenContent {
-    pub(super) fn new(scenario: &Scenario) -> Self {
-        let chunk_bytes = scenario.chunk_bytes();
-        let rest = scenario.content.bytes % u64::from(chunk_bytes);
-        let last_bytes = u32::try_from(rest).ok().filter(|rest| *rest > 0).unwrap_or(chunk_bytes);
-        let slice_chunks = scenario.content.slice_bytes / chunk_bytes;
-        Self { chunks: scenario.chunks(), slice_chunks, chunk_bytes, last_bytes }
-    }
-
-    pub(super) fn chunks(self) -> u32 {
-        self.chunks
-    }
-}
-
-impl Content for EvenContent {
-    fn slice(&self, chunk: Chunk) -> Slice {
-        Slice(chunk.0 / self.slice_chunks)
-    }
-
-    fn segment(&self, slice: Slice) -> Segment {
-        Segment(slice.0 / SEGMENT_SLICES)
-    }
-
-    fn part(&self, chunk: Chunk) -> u8 {
-        let part = u64::from(chunk.0 % self.slice_chunks) * 64 / u64::from(self.slice_chunks);
-        u8::try_from(part).unwrap_or(0)
-    }
-
-    fn len_bytes(&self, chunk: Chunk) -> u32 {
-        if chunk.0 + 1 == self.chunks { self.last_bytes } else { self.chunk_bytes }
-    }
-}
-
 /// An [`Answer`] as it travels. Millions are on their way at once and few name anybody, so the names lie apart.
 #[derive(Clone, Debug)]
 pub(super) enum Told {
@@ -291,8 +248,8 @@ impl From<Told> for Answer {
 /// What reaches a machine. Small, for it is moved from list to list: what is long lies apart.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// All of the content is wanted by then.
-    WantAll(Class, Time),
+    /// The node begins: all of the content is wanted so urgently, or only what is read, and by then.
+    WantAll(Option<Class>, Time),
     /// A peer asks.
     Ask { from: u32, chunk: Chunk, class: Class },
     /// A peer withdraws its ask.
@@ -379,7 +336,7 @@ pub(super) struct Incoming {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) me: u32,
-    node: Node<CellView, EvenContent, Generator>,
+    node: Node<CellView, Layout, Generator>,
     /// Asks under way, by number.
     incoming: Vec<Option<Incoming>>,
     free: Vec<u32>,
@@ -406,7 +363,7 @@ impl Machine {
     pub(super) fn new(
         me: u32,
         map: &Arc<Map>,
-        content: EvenContent,
+        content: Layout,
         settings: &Arc<Settings>,
         reader: Option<Reader>,
         seed: u64,
@@ -415,11 +372,11 @@ impl Machine {
         let generator = Generator::stream(seed, u64::from(me));
         Self {
             me,
+            chunks: content.chunks(),
             node: Node::new(view, content, generator, Arc::clone(settings)),
             incoming: Vec::new(),
             free: Vec::new(),
             wake: Time::NEVER,
-            chunks: content.chunks,
             reader,
             liar: None,
             dead: false,
@@ -430,6 +387,12 @@ impl Machine {
             from_strata: 0,
             finished: None,
         }
+    }
+
+    /// If somebody reads on it, how it was if he has all.
+    pub(super) fn reading(&self) -> Option<Option<Outcome>> {
+        let content = self.node.content();
+        self.reader.as_ref().map(|reader| reader.outcome(|chunk| content.len_bytes(chunk)))
     }
 
     /// Calls the machine into the processor's cache: the first of three calls, each for what the one before it found.
@@ -490,8 +453,10 @@ impl Machine {
         match event {
             Event::WantAll(class, deadline) => {
                 self.read_on(now, deadline, out);
-                for chunk in (0..self.chunks).map(Chunk) {
-                    self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
+                if let Some(class) = class {
+                    for chunk in (0..self.chunks).map(Chunk) {
+                        self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
+                    }
                 }
             }
             Event::Ask { from, chunk, class } => {
@@ -556,10 +521,8 @@ impl Machine {
             for output in out.drain() {
                 self.carry_out(now, output, effects);
             }
-            let Some(until) = self.reader.as_ref().filter(|reader| reader.may_go_on()).map(Reader::deadline)
-            else {
-                break;
-            };
+            let reader = self.reader.as_ref().filter(|reader| reader.may_go_on(now));
+            let Some(until) = reader.map(Reader::deadline) else { break };
             self.read_on(now, until, out);
         }
     }
@@ -567,7 +530,8 @@ impl Machine {
     /// The reader, if there is one, wants what it reads next.
     fn read_on(&mut self, now: Time, deadline: Time, out: &mut Outbox) {
         let Some(reader) = &mut self.reader else { return };
-        for (chunk, class) in reader.go_on(deadline) {
+        let content = self.node.content();
+        for (chunk, class) in reader.go_on(now, deadline, |chunk| content.len_bytes(chunk)) {
             self.node.handle(now, Input::Wanted { chunk, class, deadline }, out);
         }
     }
@@ -587,7 +551,8 @@ impl Machine {
 
     /// After all events of a moment: when to be woken, rounded up to a later step.
     pub(super) fn rest(&mut self, now: Time, step_ns: u64, effects: &mut Vec<(u32, Effect)>) {
-        let Some(next) = self.node.next_deadline() else { return };
+        let read = self.reader.as_ref().and_then(|reader| reader.next_deadline(now));
+        let Some(next) = self.node.next_deadline().into_iter().chain(read).min() else { return };
         let step = next.as_nanos().div_ceil(step_ns).max(now.as_nanos() / step_ns + 1);
         let at = Time::from_nanos(step.saturating_mul(step_ns));
         if at < self.wake {

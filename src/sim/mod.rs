@@ -3,7 +3,8 @@
 //! [`Scenario`] says what happens, [`simulate`] runs it, [`Report`] tells what came out; [`Plan`] is all runs that a file asks
 //! for, [`in_order`] does them and [`Summary`] takes them together. Every simulated machine runs
 //! [`crate::mesh::proto::Node`] itself; this room holds only what surrounds it (`fleet`), virtual time (`engine`), the
-//! network (`network`) and the least possible time to compare with (`bound`).
+//! network (`network`) and the least possible time to compare with (`bound`). `strategy` has models of other systems, which
+//! decide otherwise in the same network.
 //!
 //! [`validation`] holds what it predicts against real runs, and [`envelope`] says where that was done and how far off it was.
 //!
@@ -16,15 +17,19 @@ mod engine;
 pub mod envelope;
 mod fleet;
 mod footprint;
+mod layout;
 mod liar;
 mod network;
+mod profile;
 mod published;
 mod reader;
+mod readers;
 pub mod record;
 pub mod report;
 mod rollout;
 mod scenario;
 pub mod statistics;
+mod strategy;
 pub mod swarm;
 mod sweep;
 #[cfg(test)]
@@ -34,13 +39,17 @@ pub mod validation;
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use footprint::{Footprint, measure};
-pub use network::{LinksOfAKind, NodeClass, check_classes, class_rates};
+pub use network::{LinksOfAKind, NetworkLoad, NodeClass, check_classes, class_rates};
+pub use profile::{
+    ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
+};
 pub use published::{PUBLISHED, Published};
+pub use readers::{Distribution, Readers};
 pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
-    Case, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+    Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
 };
 pub use statistics::Spread;
 pub use sweep::{Summary, in_order};

@@ -21,6 +21,7 @@ macro_rules! published {
 /// All of `simulations/scenarios/`, by name.
 pub const PUBLISHED: &[Published] = &published![
     "flash-crowd-10k",
+    "in-order-10k",
     "rollout-32",
     "rollout-32-cells",
     "rollout-32-deaths",

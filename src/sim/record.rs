@@ -9,6 +9,7 @@ use super::fleet::{Effect, Event, Machine, Told};
 use super::network::{BUSY, SharedLink, Usage, classes, node_rates};
 use super::scenario::Scenario;
 use crate::mesh::proto::Chunk;
+use crate::model::Time;
 use std::collections::BTreeMap;
 
 /// Samples that a record has at most.
@@ -174,6 +175,37 @@ pub struct Trace {
     pub omitted: u64,
 }
 
+/// What a recorder sees of a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    /// When it ended.
+    pub(super) finished: Option<Time>,
+    /// Whether it waits for something, if it has not ended.
+    pub(super) waits: bool,
+    /// Whether it lies.
+    pub(super) liar: bool,
+    /// Chunks that it gave up.
+    pub(super) given_up: u32,
+    pub(super) from_strata: u64,
+    pub(super) from_peers: u64,
+    pub(super) given: u64,
+}
+
+impl Machine {
+    /// What a recorder sees of it.
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            finished: self.finished,
+            waits: !self.dead && self.is_fetching(),
+            liar: self.liar.is_some(),
+            given_up: self.given_up,
+            from_strata: self.from_strata,
+            from_peers: self.from_peers,
+            given: self.given,
+        }
+    }
+}
+
 /// Looks at a run.
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -184,6 +216,8 @@ pub(super) struct Recorder {
     last: u64,
     /// By node: its cell.
     cells: Vec<u32>,
+    /// By server of a strategy: its cell. Servers are the ends after the stratum.
+    servers: Vec<u32>,
     cells_per_region: u32,
     cells_per_group: u32,
     /// By group: the nodes' uplinks and downlinks as one each, which the network does not know.
@@ -272,9 +306,16 @@ impl Recorder {
             spent: vec![[0; 2]; cells.len()],
             receives: vec![false; cells.len()],
             cells,
+            servers: Vec::new(),
             samples: Vec::new(),
             tracer: Tracer::new(recording),
         }
+    }
+
+    /// The same, of a strategy that has servers in these cells.
+    pub(super) fn with_servers(mut self, cells: &[u32]) -> Self {
+        self.servers = cells.to_vec();
+        self
     }
 
     /// Whether it is time for another look.
@@ -287,6 +328,15 @@ impl Recorder {
         if !self.tracer.traces.is_empty() {
             let now_s = self.seconds(step);
             self.tracer.effect(now_s, from, effect);
+        }
+    }
+
+    /// Somebody sends a piece that nobody asked for by itself.
+    pub(super) fn moves(&mut self, step: u64, (from, to): (Option<u32>, u32), piece: u32) {
+        if self.tracer.place(to).is_some() {
+            let now_s = self.seconds(step);
+            self.tracer.asked(now_s, to, from, Chunk(piece));
+            self.tracer.began(now_s, to, from, Chunk(piece));
         }
     }
 
@@ -304,25 +354,32 @@ impl Recorder {
         (chunk, bytes): (Chunk, u32),
         outcome: Outcome,
     ) {
-        let cell = |node: u32| self.cells[node as usize];
-        let group = |node: u32| (cell(node) / self.cells_per_group) as usize;
-        let places = (from.map(group), group(to));
-        if from.is_some_and(|from| cell(from) / self.cells_per_region != cell(to) / self.cells_per_region) {
+        let region = |end: u32| self.cell_of(end).map(|cell| cell / self.cells_per_region);
+        if from.is_some_and(|from| region(from) != region(to)) {
             self.between_regions_bytes += u64::from(bytes);
         }
-        if let Some(from) = places.0 {
-            self.groups[from][0].usage.bytes += f64::from(bytes);
+        // Servers have links of their own in the record.
+        let cell = |end: u32| self.cells.get(end as usize).copied();
+        for (way, cell) in [from.and_then(cell), cell(to)].into_iter().enumerate() {
+            if let Some(cell) = cell {
+                self.groups[(cell / self.cells_per_group) as usize][way].usage.bytes += f64::from(bytes);
+            }
         }
-        self.groups[places.1][1].usage.bytes += f64::from(bytes);
         let now_s = self.seconds(step);
         self.tracer.ended(now_s, to, from, chunk, outcome);
+    }
+
+    /// The cell of a node or server.
+    fn cell_of(&self, end: u32) -> Option<u32> {
+        let node = self.cells.get(end as usize);
+        node.or_else(|| self.servers.get((end as usize).checked_sub(self.cells.len() + 1)?)).copied()
     }
 
     /// Looks at everything.
     pub(super) fn look(
         &mut self,
         step: u64,
-        machines: &[Machine],
+        nodes: impl Iterator<Item = Seen>,
         receivers: impl Iterator<Item = u32>,
         strata_bytes: u64,
         usage: impl Fn(u32) -> Usage,
@@ -332,7 +389,9 @@ impl Recorder {
         }
         self.receives.fill(false);
         for to in receivers {
-            self.receives[to as usize] = true;
+            if let Some(receives) = self.receives.get_mut(to as usize) {
+                *receives = true;
+            }
         }
         let mut sample = Sample {
             at_s: self.seconds(step),
@@ -340,20 +399,19 @@ impl Recorder {
             between_regions_bytes: self.between_regions_bytes,
             ..Sample::default()
         };
-        for ((machine, spent), receives) in machines.iter().zip(&mut self.spent).zip(&self.receives) {
-            let honest = u32::from(machine.liar.is_none());
-            let waits = !machine.dead && machine.is_fetching();
-            match machine.finished {
+        for ((node, spent), receives) in nodes.zip(&mut self.spent).zip(&self.receives) {
+            let honest = u32::from(!node.liar);
+            match node.finished {
                 Some(end) => {
                     // Until then it received: that is how nodes end.
                     spent[0] += (end.as_nanos() / self.step_ns).saturating_sub(self.last);
-                    sample.completed += honest * u32::from(machine.given_up == 0);
+                    sample.completed += honest * u32::from(node.given_up == 0);
                 }
                 None if *receives => {
                     spent[0] += step - self.last;
                     sample.receiving += honest;
                 }
-                None if waits => {
+                None if node.waits => {
                     spent[1] += step - self.last;
                     sample.waiting += honest;
                 }
@@ -389,33 +447,32 @@ impl Recorder {
     }
 
     /// The record, after the last look. `start_s` says when a node began.
-    pub(super) fn finish(self, machines: &[Machine], start_s: impl Fn(u32) -> f64) -> Record {
+    pub(super) fn finish(self, nodes: impl Iterator<Item = Seen>, start_s: impl Fn(u32) -> f64) -> Record {
         let Self { class_names, classes, .. } = &self;
         let (step_s, steps, end_s) = (self.seconds(1), self.last, self.seconds(self.last));
-        let node = |((machine, cell), spent): ((&Machine, &u32), &[u64; 2])| {
+        let node = |(((number, seen), cell), spent): (((u32, Seen), &u32), &[u64; 2])| {
             let [receiving_s, waiting_s] = spent.map(|steps| steps as f64 * step_s);
-            let finished_s = machine.finished.map(crate::model::Time::as_secs_f64);
-            let start_s = start_s(machine.me);
+            let finished_s = seen.finished.map(Time::as_secs_f64);
+            let start_s = start_s(number);
             let all_s = (finished_s.unwrap_or(end_s) - start_s).max(0.0);
-            let class =
-                classes.get(machine.me as usize).map_or(class_names.len(), |class| usize::from(*class));
+            let class = classes.get(number as usize).map_or(class_names.len(), |class| usize::from(*class));
             NodeRecord {
                 class: u16::try_from(class).unwrap_or(u16::MAX),
                 region: cell / self.cells_per_region,
                 cell: *cell,
-                liar: machine.liar.is_some(),
+                liar: seen.liar,
                 start_s,
-                end_s: finished_s.filter(|_| machine.given_up == 0),
-                given_up: machine.given_up,
-                from_strata: machine.from_strata,
-                from_peers: machine.from_peers,
-                given: machine.given,
+                end_s: finished_s.filter(|_| seen.given_up == 0),
+                given_up: seen.given_up,
+                from_strata: seen.from_strata,
+                from_peers: seen.from_peers,
+                given: seen.given,
                 receiving_s,
                 waiting_s,
                 idle_s: (all_s - receiving_s - waiting_s).max(0.0),
             }
         };
-        let nodes = machines.iter().zip(&self.cells).zip(&self.spent).map(node).collect();
+        let nodes = (0..).zip(nodes).zip(&self.cells).zip(&self.spent).map(node).collect();
         let links = self.links.into_iter().chain(self.groups.into_iter().flatten());
         let rest = if self.class_names.is_empty() { "node" } else { "other" };
         Record {
@@ -596,6 +653,9 @@ connections = 64
     fn samples_are_bounded_and_lead_to_the_end() {
         // About 1 ms a step at the least: more than a thousand of them.
         let text = SMALL.replace("latency_us = 500", "latency_us = 100").replace("1_000\n", "200\n");
+        // The other region begins when the first is done, and takes what that announced.
+        let text =
+            format!("{text}[arrival]\norder = 'by-cell'\n[arrival.waves]\nper_cent = 50\nevery_ms = 6_000\n");
         let (report, record) = recorded(&text, 1, &[]);
         let samples = &record.samples;
         assert!(samples.len() <= SAMPLES_MAX && samples.len() > SAMPLES_MAX / 4, "{}", samples.len());

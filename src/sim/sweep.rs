@@ -93,6 +93,8 @@ impl Drop for Turn<'_> {
 /// The runs of one case with all its seeds, taken together.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
+    /// Who decided; empty of no runs.
+    pub strategy: &'static str,
     /// Number of runs.
     pub runs: usize,
     /// Runs in which a node did not get everything.
@@ -117,6 +119,7 @@ impl Summary {
         let spread = |figure: fn(&Report) -> f64| Spread::of(reports.iter().map(figure));
         let is_incomplete = |report: &&Report| report.rollout.completed < report.rollout.nodes;
         Self {
+            strategy: reports.first().map_or("", |report| report.strategy),
             runs: reports.len(),
             incomplete: reports.iter().filter(is_incomplete).count(),
             makespan_s: spread(|report| report.rollout.makespan_s),

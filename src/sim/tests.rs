@@ -57,19 +57,26 @@ fn readers_in_order_get_everything_too() {
     assert!(report.rollout.completed == 120 && report.rollout.strata_copies <= 1.05, "{report:?}");
 }
 
+/// The scenario as it is published: the nodes that are not answered have the time to catch up. Where they have not, they end last
+/// by far, with wants that stand aside or without and however transfers share links, and how late is chance.
 #[test]
 fn homes_that_the_stratum_does_not_answer_do_not_keep_the_others() {
-    let report = |aside_max: u32| {
-        let text = include_str!("../../simulations/scenarios/rollout-32-stalls.toml");
-        let text = text.replace("bytes = 134_217_728", "bytes = 67_108_864");
-        let text = text.replace("at_ms = 10_000", "at_ms = 2_000");
-        run(&format!("{text}\n[settings]\naside_max = {aside_max}\n"), 1, 1)
+    let text = include_str!("../../simulations/scenarios/rollout-32-stalls.toml");
+    let runs = [(96, 1), (96, 2), (0, 1), (0, 2)];
+    let mut reports = Vec::new();
+    let work = |number: usize, threads| {
+        let (aside_max, seed) = runs[number];
+        run(&format!("{text}\n[settings]\naside_max = {aside_max}\n"), seed, threads)
     };
-    let (with, without) = (report(96), report(0));
-    assert_eq!((with.rollout.completed, without.rollout.completed), (32, 32));
-    assert!(with.asides > 0 && without.asides == 0);
-    let (with, without) = (with.rollout.makespan_over_bound, without.rollout.makespan_over_bound);
-    assert!(with < 1.3 && with < without, "{with} with wants that stand aside, {without} without");
+    in_order(&[1; 4], 2, 2, work, |_, report| reports.push(report));
+    assert!(reports.iter().all(|report| report.rollout.completed == 32));
+    let (with, without) = reports.split_at(2);
+    assert!(with.iter().all(|report| report.asides > 0) && without.iter().all(|report| report.asides == 0));
+    let mean = |reports: &[Report]| {
+        reports.iter().map(|report| report.rollout.makespan_over_bound).sum::<f64>() / 2.0
+    };
+    let (with, without) = (mean(with), mean(without));
+    assert!(with < 1.15 && with < without, "{with} with wants that stand aside, {without} without");
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl Run {
 fn push(runs: &mut VecDeque<Run>, chunk: Chunk, deadline: Time) {
     match runs.back_mut() {
         Some(run) if run.deadline == deadline && run.first.checked_add(run.len) == Some(chunk.0) => {
-            run.len += 1
+            run.len += 1;
         }
         _ => runs.push_back(Run { first: chunk.0, len: 1, deadline }),
     }
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn each_fill_is_seen_once_when_it_comes_near() {
         let mut pending = with(Class::Fill, 10);
-        let mut see = |pending: &mut Pending| pending.see(40, |_| 10).map(|chunk| chunk.0);
+        let see = |pending: &mut Pending| pending.see(40, |_| 10).map(|chunk| chunk.0);
         for chunk in 0..4 {
             assert_eq!(see(&mut pending), Some(chunk));
         }

@@ -89,7 +89,7 @@ mod tests {
     fn set_up(changes: &str, model: Model) -> (Changes, Traffic<u32>) {
         let scenario = scenario(20, [2, 1, 1], changes, "");
         let links = Links::new(&scenario, 1, 1_000_000);
-        (Changes::new(&scenario, 1, 1_000_000, &links), Traffic::new(model, links))
+        (Changes::new(&scenario, 1, 1_000_000, &links), Traffic::new(model, links, 1))
     }
 
     #[test]

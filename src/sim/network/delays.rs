@@ -18,6 +18,8 @@ const LOSSES: u64 = 0x6c6f_7373_6573;
 const PROBE_NS: u64 = 26_000_000;
 /// Most times that a message is lost one after the other: by then its delay is 63 probe timeouts.
 const LOST_MAX: u32 = 6;
+/// The region of the stratum, which is in none.
+const NOWHERE: u16 = u16::MAX;
 /// Late messages above which those that arrived meanwhile are forgotten.
 const LATE_MIN: usize = 4_096;
 
@@ -29,7 +31,7 @@ pub(in crate::sim) struct Delays {
     /// By region of the sender and of the receiver. Empty with one region.
     between: Vec<u64>,
     regions: usize,
-    /// By node, with more than one region.
+    /// By end, with more than one region.
     region_of: Vec<u16>,
     step_ns: u64,
     loss: Option<Loss>,
@@ -79,9 +81,20 @@ impl Delays {
         }
     }
 
+    /// Adds a strategy's servers, the ends after the stratum, by their regions.
+    pub(in crate::sim) fn add_servers(&mut self, regions: impl Iterator<Item = u32>) {
+        if self.regions > 1 {
+            self.region_of.push(NOWHERE);
+            self.region_of.extend(regions.map(|region| u16::try_from(region).unwrap_or(NOWHERE)));
+        }
+    }
+
     /// Steps from one end to another. The stratum is as near to each region as its own nodes are.
     pub(in crate::sim) fn way(&self, from: u32, to: u32) -> u64 {
-        let region = |end: u32| self.region_of.get(end as usize).copied().map(usize::from);
+        let region = |end: u32| {
+            let region = self.region_of.get(end as usize).copied();
+            region.filter(|region| *region != NOWHERE).map(usize::from)
+        };
         match (region(from), region(to)) {
             (Some(from), Some(to)) if from != to => self.between[from * self.regions + to],
             _ => self.near,
@@ -149,6 +162,18 @@ mod tests {
         let way = |from: u32, to: u32| delays.way(from * 14, to * 14);
         assert_eq!([way(0, 1), way(1, 0), way(0, 2), way(2, 0), way(1, 2)], [10, 20, 300, 400, 3]);
         assert_eq!([way(1, 1), delays.way(40, 39)], [5, 5], "within a region and from the stratum");
+    }
+
+    #[test]
+    fn servers_are_as_far_away_as_their_regions_and_the_stratum_is_near_to_them() {
+        let mut delays = delays("region_latency_us = 7_000", 4);
+        delays.add_servers([0, 3].into_iter());
+        let [stratum, first, second] = [40, 41, 42];
+        assert_eq!([delays.way(first, 0), delays.way(first, 39), delays.way(second, 39)], [5, 70, 5]);
+        assert_eq!(
+            [delays.way(stratum, first), delays.way(first, second), delays.way(9, stratum)],
+            [5, 70, 5]
+        );
     }
 
     #[test]

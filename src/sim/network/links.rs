@@ -1,8 +1,8 @@
 //! Which links there are, how fast each is, and which of them a transfer passes.
 //!
-//! Ends are the nodes and, after the last of them, the stratum. Links have numbers: first the uplinks of all ends, then their
-//! downlinks, then those that nodes share: out of the racks, out of the cells, out of the regions, into the regions, into the
-//! cells, into the racks, as far as a scenario has them.
+//! Ends are the nodes and, after the last of them, the stratum and the servers that a strategy needs. Links have numbers: first
+//! the uplinks of all ends, then their downlinks, then those that nodes share: out of the racks, out of the cells, out of the
+//! regions, into the regions, into the cells, into the racks, as far as a scenario has them.
 
 use super::keys::{NodeClass, Whose};
 use crate::model::{Generator, Rng};
@@ -98,10 +98,22 @@ pub(super) enum Place {
     Group(Tier, u32),
 }
 
+/// Machines that a strategy needs beside the nodes. All have the same links.
+#[derive(Clone, Debug, Default)]
+pub(in crate::sim) struct Servers {
+    /// What a report calls one of them, and several.
+    pub(in crate::sim) name: [&'static str; 2],
+    /// By server: the cell in which it is. It is in none of the cell's racks.
+    pub(in crate::sim) cells: Vec<u32>,
+    /// Its uplink, and its downlink.
+    pub(in crate::sim) mbit_s: f64,
+}
+
 /// All links of a scenario.
 #[derive(Clone, Debug)]
 pub(in crate::sim) struct Links {
     nodes: u32,
+    servers: Servers,
     /// By link, in bytes a step.
     rates: Vec<f64>,
     shared: Vec<Shared>,
@@ -149,14 +161,28 @@ pub(in crate::sim) fn node_rates(scenario: &Scenario, seed: u64) -> Vec<[f64; 2]
 impl Links {
     /// The links of a scenario, with steps of `step_ns`.
     pub(in crate::sim) fn new(scenario: &Scenario, seed: u64, step_ns: u64) -> Self {
+        Self::with_servers(scenario, seed, step_ns, Servers::default())
+    }
+
+    /// The same with a strategy's servers.
+    pub(in crate::sim) fn with_servers(
+        scenario: &Scenario,
+        seed: u64,
+        step_ns: u64,
+        servers: Servers,
+    ) -> Self {
         let per_step = |mbit_s: f64| mbit_s * 1e6 / 8.0 * step_ns as f64 / 1e9;
         let own = node_rates(scenario, seed);
+        let of_servers = std::iter::repeat_n(per_step(servers.mbit_s), servers.cells.len());
         let mut rates: Vec<f64> = own.iter().map(|rates| per_step(rates[0])).collect();
         rates.push(per_step(scenario.stratum.up_mbit_s));
+        rates.extend(of_servers.clone());
         rates.extend(own.iter().map(|rates| per_step(rates[1])));
         rates.push(0.0); // Nobody sends to the stratum.
+        rates.extend(of_servers);
         let mut links = Self {
             nodes: scenario.fleet.nodes,
+            servers,
             rates,
             shared: Vec::new(),
             racks: Vec::new(),
@@ -196,9 +222,9 @@ impl Links {
         sums
     }
 
-    /// The number of ends: the nodes and the stratum.
-    pub(super) fn ends(&self) -> u32 {
-        self.nodes + 1
+    /// The number of ends: the nodes, the stratum and the servers.
+    pub(in crate::sim) fn ends(&self) -> u32 {
+        self.nodes + 1 + u32::try_from(self.servers.cells.len()).unwrap_or(0)
     }
 
     /// The end that is the stratum.
@@ -216,6 +242,12 @@ impl Links {
         u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
     }
 
+    /// The uplinks of all servers, then their downlinks.
+    pub(super) fn of_servers(&self) -> impl Iterator<Item = u32> + use<> {
+        let (first, ends) = (self.nodes + 1, self.ends());
+        (first..ends).chain(ends + first..2 * ends)
+    }
+
     /// The first of those that belong to racks, cells and regions.
     pub(super) fn first_shared(&self) -> u32 {
         2 * self.ends()
@@ -228,6 +260,14 @@ impl Links {
 
     /// The group of an end; the stratum is in none.
     fn group(&self, tier: Tier, end: u32) -> Option<u32> {
+        if let Some(server) = end.checked_sub(self.nodes + 1) {
+            let cell = *self.servers.cells.get(server as usize)?;
+            return match tier {
+                Tier::Rack => None,
+                Tier::Cell => Some(cell),
+                Tier::Region => Some(cell / self.cells_per_region),
+            };
+        }
         let rack = *self.racks.get(end as usize)?;
         Some(match tier {
             Tier::Rack => rack,
@@ -286,7 +326,11 @@ impl Links {
         }
         if link < 2 * ends {
             let direction = if link < ends { "uplink" } else { "downlink" };
-            return format!("{direction} of node {}", link % ends);
+            let end = link % ends;
+            return match end.checked_sub(self.nodes + 1) {
+                Some(server) => format!("{direction} of {} {server}", self.servers.name[0]),
+                None => format!("{direction} of node {end}"),
+            };
         }
         let found = self.shared.iter().rev().find(|shared| shared.first <= link);
         found.map_or_else(String::new, |shared| {
@@ -299,10 +343,15 @@ impl Links {
     pub(super) fn kinds(&self) -> Vec<(String, std::ops::Range<u32>)> {
         let ends = self.ends();
         let mut kinds = vec![
-            ("uplink of the stratum".to_owned(), self.nodes..ends),
+            ("uplink of the stratum".to_owned(), self.nodes..self.nodes + 1),
             ("uplinks of nodes".to_owned(), 0..self.nodes),
             ("downlinks of nodes".to_owned(), ends..ends + self.nodes),
         ];
+        if !self.servers.cells.is_empty() {
+            let (name, first) = (self.servers.name[1], self.nodes + 1);
+            kinds.push((format!("uplinks of {name}"), first..ends));
+            kinds.push((format!("downlinks of {name}"), ends + first..2 * ends));
+        }
         let all = self.count();
         for (place, shared) in self.shared.iter().enumerate() {
             let end = self.shared.get(place + 1).map_or(all, |next| next.first);
@@ -391,6 +440,31 @@ mod tests {
         let rates: Vec<f64> =
             links.path(15, 6).shared().iter().map(|link| links.rates[*link as usize]).collect();
         assert_eq!(rates, [1.0, 3.0, 5.0, 6.0, 4.0, 2.0], "Mbit/s are bytes in 8 µs");
+    }
+
+    #[test]
+    fn a_server_is_in_its_cell_and_in_no_rack_and_has_links_of_its_own() {
+        let servers = Servers { name: ["proxy", "proxies"], cells: vec![1, 3], mbit_s: 8.0 };
+        let links = Links::with_servers(&scenario(16, [2, 2, 2], "", ALL), 1, 8_000, servers);
+        let (proxy, other) = (links.stratum() + 1, links.stratum() + 2);
+        assert_eq!(
+            names(&links, proxy, 4),
+            ["uplink of proxy 0", "downlink of rack 2", "downlink of node 4"]
+        );
+        assert_eq!(
+            names(&links, links.stratum(), other),
+            ["uplink of the stratum", "downlink of region 1", "downlink of cell 3", "downlink of proxy 1"]
+        );
+        assert_eq!(names(&links, 5, 4), ["uplink of node 5", "downlink of node 4"]);
+        let kinds = links.kinds();
+        assert_eq!(kinds[0], ("uplink of the stratum".to_owned(), 16..17));
+        assert_eq!(kinds[3], ("uplinks of proxies".to_owned(), 17..19));
+        assert_eq!(kinds[4], ("downlinks of proxies".to_owned(), 36..38));
+        assert_eq!(links.rates[36..38], [8.0, 8.0]);
+        assert!(
+            links.passes(&Place::Group(Tier::Rack, 2), proxy, 4)
+                && !links.passes(&Place::Group(Tier::Cell, 1), proxy, 4)
+        );
     }
 
     #[test]

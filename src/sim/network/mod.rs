@@ -13,6 +13,7 @@ mod fifo;
 mod fluid;
 mod keys;
 mod links;
+mod load;
 #[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]
@@ -25,7 +26,8 @@ pub(super) use delays::Delays;
 pub(super) use keys::{Change, LinkRates, Model, RegionLatency, check_network};
 pub use keys::{NodeClass, check_classes};
 pub use links::class_rates;
-pub(super) use links::{Links, classes, node_rates};
+pub(super) use links::{Links, Servers, classes, node_rates};
+pub use load::NetworkLoad;
 
 use exact::Exact;
 use fifo::Fifo;
@@ -84,16 +86,16 @@ trait Network: std::fmt::Debug {
 
 /// The model that a scenario names. The fluid one is made for the number of shared links that the scenario has on the longest
 /// way, so that those which it has not cost nothing.
-fn network(model: Model, links: &Links) -> Box<dyn Network> {
+fn network(model: Model, links: &Links, threads: usize) -> Box<dyn Network> {
     let (rates, ends) = (links.rates(), links.ends());
     match (model, links.most_shared()) {
         (Model::Exact, _) => Box::new(Exact::new(rates)),
         (Model::Fifo, _) => Box::new(Fifo::new(rates)),
-        (Model::Fluid, 0) => Box::new(Fluid::<0>::new(rates, ends)),
-        (Model::Fluid, 1) => Box::new(Fluid::<1>::new(rates, ends)),
-        (Model::Fluid, 2) => Box::new(Fluid::<2>::new(rates, ends)),
-        (Model::Fluid, 3 | 4) => Box::new(Fluid::<4>::new(rates, ends)),
-        (Model::Fluid, _) => Box::new(Fluid::<{ links::SHARED_MAX }>::new(rates, ends)),
+        (Model::Fluid, 0) => Box::new(Fluid::<0>::new(rates, ends, threads)),
+        (Model::Fluid, 1) => Box::new(Fluid::<1>::new(rates, ends, threads)),
+        (Model::Fluid, 2) => Box::new(Fluid::<2>::new(rates, ends, threads)),
+        (Model::Fluid, 3 | 4) => Box::new(Fluid::<4>::new(rates, ends, threads)),
+        (Model::Fluid, _) => Box::new(Fluid::<{ links::SHARED_MAX }>::new(rates, ends, threads)),
     }
 }
 
@@ -137,8 +139,8 @@ pub(super) struct Traffic<S> {
 
 impl<S: Copy> Traffic<S> {
     /// Links with nothing on them.
-    pub(super) fn new(model: Model, links: Links) -> Self {
-        let network = network(model, &links);
+    pub(super) fn new(model: Model, links: Links, threads: usize) -> Self {
+        let network = network(model, &links, threads);
         Self { network, links, entries: Vec::new(), free: Vec::new(), under_way: 0, ended: Vec::new() }
     }
 
@@ -236,10 +238,10 @@ impl<S: Copy> Traffic<S> {
         self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| flow.to)
     }
 
-    /// The links that many share: the stratum's uplink, then those of racks, cells and regions.
+    /// The links that many share: the stratum's uplink, then those of servers, racks, cells and regions.
     pub(super) fn shared(&self) -> Vec<SharedLink> {
-        let links =
-            std::iter::once(self.links.stratum()).chain(self.links.first_shared()..self.links.count());
+        let links = std::iter::once(self.links.stratum()).chain(self.links.of_servers());
+        let links = links.chain(self.links.first_shared()..self.links.count());
         let shared = |number| SharedLink {
             number,
             name: self.links.name(number),

@@ -61,7 +61,7 @@ fn draw_shared(seed: u64) -> Case {
 /// When each transfer ended that did, in coarse steps, by sender and place in its order.
 fn run(case: &Case, model: Model, fine: u64) -> Vec<Vec<f64>> {
     let links = Links::new(&case.scenario, case.seed, STEP_NS / fine);
-    let mut traffic = Traffic::new(model, links);
+    let mut traffic = Traffic::new(model, links, 1);
     let mut waiting: Vec<VecDeque<(usize, u32)>> = Vec::new();
     for receivers in &case.receivers {
         waiting.push(receivers.iter().copied().enumerate().collect());

@@ -15,7 +15,7 @@ fn traffic(model: Model, shares: bool) -> Traffic<u32> {
     let classes = "[[fleet.class]]\nname = 'slow'\nnodes = 5\nup_mbit_s = 200\ndown_mbit_s = 300\n\
                    [[fleet.class]]\nname = 'fast'\nnodes = 3\nup_mbit_s = 2_000\ndown_mbit_s = 4_000\n";
     let scenario = scenario(24, [2, 2, 2], classes, if shares { SHARED } else { "" });
-    Traffic::new(model, Links::new(&scenario, 1, 1_000_000))
+    Traffic::new(model, Links::new(&scenario, 1, 1_000_000), 1)
 }
 
 /// Moves everything to its end. Returns when each ended.
@@ -145,6 +145,47 @@ fn a_link_is_busy_while_it_is_full() {
             (downlinks.gigabytes - 1e-3).abs() < 1e-8 && downlinks.busiest_gigabytes == downlinks.gigabytes
         );
     }
+}
+
+/// So large that a second thread helps in all parts of a step.
+#[test]
+fn steps_come_out_the_same_to_the_bit_with_any_number_of_threads() {
+    let links = "region_up_mbit_s = 100_000\nregion_down_mbit_s = 100_000\n";
+    let scenario = scenario(40_000, [2, 5, 1], "", links);
+    let run = |threads| {
+        let mut load = NetworkLoad::new(&scenario, 2_000_000, 3, threads);
+        (0..8).for_each(|_| load.step());
+        let usage = |link| {
+            let usage = load.traffic().usage_of_link(link);
+            [usage.bytes.to_bits(), usage.busy_steps.to_bits()]
+        };
+        let usages: Vec<[u64; 2]> = (0..load.traffic().links().count()).map(usage).collect();
+        (load.transfers(), load.digest(), usages)
+    };
+    let alone = run(1);
+    let is_busy = |usage: &&[u64; 2]| f64::from_bits(usage[1]) > 0.0;
+    let busy = alone.2.iter().filter(is_busy).count();
+    assert!(alone.0 > 20_000 && busy > 1_000, "{} transfers ended, {busy} links were busy", alone.0);
+    for threads in [2, 3] {
+        assert!(run(threads) == alone, "{threads} threads");
+    }
+}
+
+#[test]
+fn what_moves_a_millionth_in_a_step_ends_at_its_time_too() {
+    let class = "[[fleet.class]]\nname = 'thin'\nshare = 1.0\nup_mbit_s = 0.25\ndown_mbit_s = 0.25\n";
+    let links = Links::new(&scenario(9, [1, 1, 1], class, ""), 1, 250_000);
+    let mut traffic = Traffic::new(Model::Fluid, links, 1);
+    for to in 1..8 {
+        traffic.start(Flow { from: 0, to, what: to }, 100_000);
+    }
+    let (mut ended, mut now) = (Vec::new(), 0_u32);
+    while !traffic.is_idle() && now < 200_000 {
+        traffic.step(&mut ended);
+        now += 1;
+    }
+    // 7 x 100 000 bytes at 7.8125 bytes a step.
+    assert_eq!((now, ended.len()), (89_600, 7));
 }
 
 proptest! {

@@ -20,19 +20,24 @@ pub mod verdict;
 
 pub use digest::{Digest, Group, Spent, group};
 
-use super::bound::bound;
+use super::bound::{Servers, bound_of};
 use super::engine::{Engine, Progress};
 use super::envelope;
-use super::network::{LinksOfAKind, node_rates};
+use super::fleet::Machine;
+use super::network::LinksOfAKind;
+use super::readers::Readers;
 use super::record::{Record, Recording};
 use super::rollout::{Moved, Rollout, quantile};
-use super::scenario::Scenario;
+use super::scenario::{Name, Scenario};
+use super::strategy::simulate_other;
 use crate::model::Time;
 use serde::Serialize;
 
 /// The figures of a run. Bytes are content, without headers; times are virtual.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
+    /// Who decided.
+    pub strategy: &'static str,
     /// What simulated and real runs have in common.
     #[serde(flatten)]
     pub rollout: Rollout,
@@ -54,6 +59,9 @@ pub struct Report {
     pub doubts: u64,
     /// Times that an honest node's want stood still for so long that another began in its place.
     pub asides: u64,
+    /// How those who read waited, if somebody reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readers: Option<Readers>,
     /// What the links did, kind by kind.
     pub links: Vec<LinksOfAKind>,
     /// The network model, and how far it is from exact sharing.
@@ -72,6 +80,9 @@ pub fn simulate(
     watch: &mut dyn FnMut(Progress),
 ) -> Report {
     let seed = seed.unwrap_or(scenario.seed);
+    if let Some((report, _)) = simulate_other(scenario, seed, None, watch) {
+        return report;
+    }
     let mut engine = Engine::new(scenario, seed, threads);
     engine.run(watch);
     summarise(scenario, seed, &engine)
@@ -86,6 +97,9 @@ pub fn simulate_recorded(
     watch: &mut dyn FnMut(Progress),
 ) -> (Report, Record) {
     let seed = seed.unwrap_or(scenario.seed);
+    if let Some(done) = simulate_other(scenario, seed, Some(recording), watch) {
+        return done;
+    }
     let mut engine = Engine::new(scenario, seed, threads);
     engine.record(scenario, seed, recording);
     engine.run(watch);
@@ -118,18 +132,8 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         }
     }
     hasher.update(&engine.strata_bytes.to_le_bytes());
-    let bytes_s = |mbit_s: f64| mbit_s * 1e6 / 8.0;
     let bytes = scenario.content.bytes as f64;
-    let rates = node_rates(scenario, seed);
-    let up_mbit_s: f64 = rates.iter().map(|rates| rates[0]).sum();
-    let slowest_mbit_s = rates.iter().map(|rates| rates[1]).fold(f64::INFINITY, f64::min);
-    let bound = bound(
-        bytes,
-        f64::from(scenario.fleet.nodes),
-        bytes_s(scenario.stratum.up_mbit_s),
-        bytes_s(up_mbit_s / f64::from(scenario.fleet.nodes)),
-        bytes_s(slowest_mbit_s),
-    );
+    let bound = bound_of(scenario, seed, Servers::default());
     let moved = Moved {
         copy: bytes,
         strata: engine.strata_bytes,
@@ -141,6 +145,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
     let rollout = Rollout::new(seed, nodes, &mut times, bound, moved);
     own_times.sort_unstable_by(f64::total_cmp);
     Report {
+        strategy: Name::Starling.text(),
         rollout,
         last_start_s,
         own_p50_s: quantile(&own_times, 50),
@@ -151,6 +156,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         messages: engine.messages,
         transfers: engine.transfers,
         events: engine.events,
+        readers: Readers::of(honest().filter_map(Machine::reading)),
         links: engine.usage(),
         model: scenario.network.model.text(),
         accuracy: envelope::quote(scenario),

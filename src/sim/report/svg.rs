@@ -1,6 +1,6 @@
 //! Lines, heat maps and bars as SVG.
 //!
-//! Everything is text with classes: the colours come from [`STYLE`], light or dark as the reader's machine is set, in a report
+//! Everything is text with classes: the colours come from `STYLE`, light or dark as the reader's machine is set, in a report
 //! from its head and in a file of its own from within. What a script may show on hovering stands in `data-hover`; without one,
 //! the titles of lines, rows and bars serve.
 

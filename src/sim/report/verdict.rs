@@ -107,7 +107,7 @@ fn strata(group: &Group<'_>) -> String {
     let out = bytes(middle.report.rollout.strata_bytes as f64);
     let least = match middle.regions {
         1 => "one is the least".to_owned(),
-        regions => format!("{regions} regions, so {regions} are what the design allows"),
+        regions => format!("{regions} regions, so {regions} are what Starling's design allows"),
     };
     format!("{copies} copies of {} = {out}; {least}", bytes(middle.copy as f64))
 }

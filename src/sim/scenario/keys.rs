@@ -3,7 +3,7 @@
 
 use super::document::{Document, Value};
 use super::error::{Problem, ScenarioError};
-use super::{arrival, content, faults, fleet, network};
+use super::{arrival, content, faults, fleet, network, strategy};
 use crate::mesh::proto::Settings;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -130,7 +130,15 @@ pub(super) const TABLES: &[Table] = &[
     faults::DEATHS,
     faults::STALLS,
     faults::LIARS,
+    strategy::TABLE,
+    strategy::ORIGIN,
+    strategy::PROXIES,
+    strategy::DRAGONFLY,
+    strategy::KRAKEN,
+    strategy::SPEGEL,
+    strategy::FAASNET,
     SETTINGS,
+    strategy::COMPARE,
     SWEEP,
 ];
 
@@ -281,12 +289,12 @@ pub(super) fn check(document: &Document<'_>) -> Result<(), ScenarioError> {
             && table.is_required
             && let Some(key) = required.next()
         {
-            return Err(missing(document, table, key, None));
+            return Err(missing_from(document, table, key, None));
         }
         for (at, found) in found {
             let mut required = table.keys.iter().filter(|key| key.preset == Preset::Required);
             if let Some(key) = required.find(|key| !found.contains_key(key.name)) {
-                return Err(missing(document, table, key, Some(at)));
+                return Err(missing_from(document, table, key, Some(at)));
             }
         }
     }
@@ -306,8 +314,21 @@ fn tables<'d, 'a>(document: &'d Document<'a>, name: &str) -> Vec<(Range<usize>, 
     }
 }
 
+/// An error about a key that must be there because another one is not.
+pub(super) fn missing(document: &Document<'_>, path: &str) -> ScenarioError {
+    match find(path) {
+        Some((table, key)) => missing_from(document, table, key, document.span_of(path)),
+        None => unknown(document, path.to_owned(), 0..0),
+    }
+}
+
 /// An error about a key that must be there.
-fn missing(document: &Document<'_>, table: &Table, key: &Key, at: Option<Range<usize>>) -> ScenarioError {
+fn missing_from(
+    document: &Document<'_>,
+    table: &Table,
+    key: &Key,
+    at: Option<Range<usize>>,
+) -> ScenarioError {
     let problem = Problem::Missing { key: table.path(key), meaning: key.meaning.to_owned() };
     ScenarioError::from(problem).at(document.text(), at)
 }
@@ -390,7 +411,9 @@ pub fn nearest(path: &str) -> Option<String> {
         // The right key in the wrong table is as near as one wrong letter.
         if last(name) == last(&path) { 1 } else { distance(name, &path) }
     };
-    let (distance, name) = names().into_iter().map(|name| (distance_to(&name), name)).min()?;
+    // Of several, the one that is most like it as a whole.
+    let (distance, _, name) =
+        names().into_iter().map(|name| (distance_to(&name), distance(&name, &path), name)).min()?;
     (distance <= (path.chars().count() / 3).min(3)).then_some(name)
 }
 

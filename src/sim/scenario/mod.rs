@@ -12,25 +12,32 @@ mod fleet;
 mod keys;
 mod network;
 mod plan;
+mod strategy;
 #[cfg(test)]
 mod tests;
 
 pub(super) use arrival::{Order, Rolling, Waves};
+pub use content::Files;
 pub use error::{Problem, ScenarioError, check};
 pub(super) use faults::Lie;
 pub use keys::{explain, nearest};
 pub use plan::{Case, Plan, RUNS_MAX};
+pub(super) use strategy::{Cache, Name};
 
 use super::network::check_network;
+use super::profile::ContentProfile;
+use super::reader::ReadPlan;
+use super::strategy::{check_strategy, strategy_pieces};
 use crate::mesh::proto::Settings;
 use arrival::Arrival;
-use content::{Content, Stratum};
+use content::{Content, Profiles, Stratum, check_choice, check_count};
 use document::Document;
 use faults::{Deaths, Liars, Stalls};
 use fleet::Fleet;
 use keys::grouped;
 use network::Network;
 use serde::{Deserialize, Serialize};
+use strategy::{Compare, Strategy};
 
 /// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
 pub const NODE_CHUNKS_MAX: u64 = 200_000_000;
@@ -62,9 +69,19 @@ pub struct Scenario {
     pub liars: Option<Liars>,
     /// Nodes that the stratum does not answer for a while.
     pub stalls: Option<Stalls>,
+    /// Who decides.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// The strategies under which it is run, if it is under several.
+    pub compare: Option<Compare>,
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
+}
+
+/// What stands for the files of a scenario that may name none.
+fn no_files(_: &str) -> Result<String, String> {
+    Err("this scenario is no file of a folder, so it can name none".to_owned())
 }
 
 fn default_seed() -> u64 {
@@ -82,37 +99,65 @@ pub enum Seeds {
 }
 
 impl Scenario {
-    /// Reads and checks a scenario: one run of a file that asks for several, without what is swept.
+    /// Reads and checks a scenario that names no files: one run of a file that asks for several, without what is swept.
     ///
     /// # Errors
     /// [`ScenarioError`] names the first line and key that is wrong.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
         let mut document = Document::parse(text)?;
         document.take("sweep");
-        Self::read(&document)
+        Self::read(&document, &mut Profiles::new(&no_files))
     }
 
     /// From a document, without what is swept.
-    fn read(document: &Document<'_>) -> Result<Self, ScenarioError> {
+    fn read(document: &Document<'_>, profiles: &mut Profiles<'_>) -> Result<Self, ScenarioError> {
         keys::check(document)?;
-        let scenario: Self = document.read()?;
+        check_choice(document)?;
+        let mut scenario: Self = document.read()?;
+        if let Some(name) = &scenario.content.profile {
+            let profile = profiles.get(name).map_err(|error| document.place(error))?;
+            scenario.content.take(profile);
+        }
         scenario.check().map_err(|error| document.place(error))?;
         Ok(scenario)
     }
 
+    /// The profile of the content, if it has one.
+    pub fn profile(&self) -> Option<&ContentProfile> {
+        self.content.profiled()
+    }
+
+    /// How somebody reads on each node, if anybody does.
+    pub(super) fn read_plan(&self, chunks: u32) -> Option<ReadPlan> {
+        let ahead = self.content.read_ahead_chunks?;
+        let order = self.profile().and_then(ContentProfile::order).map(Into::into);
+        // 8 bits a byte, and 1 Mbit/s is a bit in 1 000 ns.
+        let nanos_per_byte = self.content.read_mbit_s.map_or(0.0, |mbit_s| 8_000.0 / mbit_s);
+        Some(ReadPlan { chunks, order, ahead, nanos_per_byte })
+    }
+
     /// Number of slices.
     pub fn slices(&self) -> u32 {
+        if let Some(profile) = self.profile() {
+            return profile.slices();
+        }
         u32::try_from(self.content.bytes.div_ceil(u64::from(self.content.slice_bytes.max(1))))
             .unwrap_or(u32::MAX)
     }
 
-    /// Bytes of a chunk.
+    /// Bytes of a chunk; where they differ, their mean.
     pub fn chunk_bytes(&self) -> u32 {
+        if let Some(profile) = self.profile() {
+            return profile.mean_len();
+        }
         self.content.chunk_bytes.unwrap_or(self.content.slice_bytes)
     }
 
     /// Number of chunks.
     pub fn chunks(&self) -> u32 {
+        if let Some(profile) = self.profile() {
+            return profile.len();
+        }
         u32::try_from(self.content.bytes.div_ceil(u64::from(self.chunk_bytes().max(1)))).unwrap_or(u32::MAX)
     }
 
@@ -121,9 +166,10 @@ impl Scenario {
         self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
     }
 
-    /// Chunks that all nodes want together: what a run's memory and time grow with.
+    /// Chunks, or what a strategy has in their place, that all nodes want together: what a run's memory and time grow with.
     pub fn node_chunks(&self) -> u64 {
-        u64::from(self.fleet.nodes) * u64::from(self.chunks())
+        let pieces = strategy_pieces(self).unwrap_or_else(|| u64::from(self.chunks()));
+        u64::from(self.fleet.nodes).saturating_mul(pieces)
     }
 
     /// What no single key can be refused for.
@@ -138,20 +184,16 @@ impl Scenario {
         check_network(self)?;
         let (slice, chunk) = (content.slice_bytes, self.chunk_bytes());
         check(
-            slice.is_multiple_of(chunk),
+            self.profile().is_some() || slice.is_multiple_of(chunk),
             "content.chunk_bytes",
             chunk,
             format!("a divisor of content.slice_bytes, which is {slice}"),
         )?;
-        let slices = content.bytes.div_ceil(u64::from(slice));
-        let chunks = content.bytes.div_ceil(u64::from(chunk));
-        let most = u64::from(settings.wants_max.min(settings.numbers_max));
-        check(
-            chunks <= most,
-            "content.bytes",
-            content.bytes,
-            format!("at most {most} chunks (settings.wants_max), not {chunks}; larger chunks are fewer"),
-        )?;
+        let (slices, chunks) = match self.profile() {
+            Some(profile) => (u64::from(profile.slices()), u64::from(profile.len())),
+            None => (content.bytes.div_ceil(u64::from(slice)), content.bytes.div_ceil(u64::from(chunk))),
+        };
+        check_count(content, chunks, u64::from(settings.wants_max.min(settings.numbers_max)))?;
         let total = chunks * u64::from(fleet.nodes);
         let must = format!(
             "so few that nodes x chunks are at most {}, not {}",
@@ -166,6 +208,7 @@ impl Scenario {
             grouped(homes)
         );
         check(homes <= CELL_SLICES_MAX, "fleet.cells_per_region", fleet.cells_per_region, must)?;
+        check_strategy(self)?;
         if let Some(deaths) = &self.deaths {
             check(
                 deaths.noticed_after_ms < deaths.replaced_after_ms,

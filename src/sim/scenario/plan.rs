@@ -1,9 +1,10 @@
 //! All runs that a file asks for: each combination of what is swept, with each seed.
 
+use super::content::{Files, Profiles};
 use super::document::{Document, Name, Value, json, nested};
 use super::error::{Problem, ScenarioError};
 use super::keys::{check_known, grouped};
-use super::{Scenario, Seeds};
+use super::{Scenario, Seeds, no_files};
 use toml::de::{DeArray, DeTable, DeValue};
 
 /// Most runs of a file (a guess: more are no longer one question).
@@ -34,24 +35,39 @@ struct Axis<'a> {
 }
 
 impl Plan {
-    /// Reads and checks a file. `seed` and `seeds`, the number of runs of each case, take the place of the file's.
+    /// Reads and checks a file that names no others. `seed` and `seeds`, the number of runs of each case, take the place of the file's.
     ///
     /// # Errors
     /// [`ScenarioError`] names the first line and key that is wrong.
     pub fn parse(text: &str, seed: Option<u64>, seeds: Option<u32>) -> Result<Self, ScenarioError> {
+        Self::parse_with(text, seed, seeds, &no_files)
+    }
+
+    /// The same, of a scenario that may name files.
+    ///
+    /// # Errors
+    /// [`ScenarioError`] names the first line and key that is wrong.
+    pub fn parse_with(
+        text: &str,
+        seed: Option<u64>,
+        seeds: Option<u32>,
+        files: &Files<'_>,
+    ) -> Result<Self, ScenarioError> {
+        let mut profiles = Profiles::new(files);
         let mut document = Document::parse(text)?;
         let sweep = document.take("sweep");
         let overlays = match &sweep {
             None => vec![DeTable::new()],
             Some(sweep) => overlays(&document, sweep)?,
         };
+        let overlays = compared(&document, overlays)?;
         let mut cases = Vec::with_capacity(overlays.len());
         for overlay in overlays {
             let mut values = Vec::new();
             label("", &overlay, &mut values);
             values.sort_by_key(|(at, ..)| *at);
             let values = values.into_iter().map(|(_, key, value)| (key, value)).collect();
-            cases.push(Case { values, scenario: Scenario::read(&document.under(&overlay))? });
+            cases.push(Case { values, scenario: Scenario::read(&document.under(&overlay), &mut profiles)? });
         }
         let seeds = match cases.first() {
             Some(case) => chosen(&case.scenario, seed, seeds),
@@ -128,14 +144,48 @@ fn dotted(path: &[Name<'_>]) -> String {
     path.iter().map(|name| &**name.get_ref()).collect::<Vec<_>>().join(".")
 }
 
-/// Refuses to sweep the seed: each case is run with all seeds.
-fn refuse_seeds(document: &Document<'_>, path: &[&Name<'_>], name: &Name<'_>) -> Result<(), ScenarioError> {
-    let is_seed = matches!(path, [only] if matches!(&**only.get_ref(), "seed" | "seeds"));
-    if !is_seed {
-        return Ok(());
+/// The same with each of the strategies that are compared laid over it, which change fastest.
+fn compared<'a>(
+    document: &Document<'a>,
+    overlays: Vec<DeTable<'a>>,
+) -> Result<Vec<DeTable<'a>>, ScenarioError> {
+    let strategies = document.get("compare.strategies").and_then(|value| value.get_ref().as_array());
+    let Some(strategies) = strategies.filter(|strategies| !strategies.is_empty()) else {
+        // If something is wrong with it, reading says so.
+        return Ok(overlays);
+    };
+    let count = overlays.len().saturating_mul(strategies.len());
+    if count > RUNS_MAX as usize {
+        let span = document.span_of("compare");
+        return Err(too_many("compare.strategies", count).at(document.text(), span));
     }
-    let key = format!("sweep.{}", name.get_ref());
-    let must = "left out: every case is run with all of `seeds`, which stands before the tables".to_owned();
+    let mut all = Vec::with_capacity(count);
+    for overlay in overlays {
+        let overlay = Document::empty(document.text()).under(&overlay);
+        if let Some(name) = overlay.get("strategy.name") {
+            let must = "left out with `[compare]`, which names the strategies";
+            return Err(document.wrong("sweep.strategy.name", name, must));
+        }
+        for strategy in strategies.iter() {
+            let path = ["strategy", "name"].map(|name| Name::new(strategy.span(), name.into()));
+            all.push(overlay.under(&nested(&path, strategy.clone())).into_root());
+        }
+    }
+    Ok(all)
+}
+
+/// Refuses to sweep the seed and the strategies that are compared: each case is run with all of them.
+fn refuse_seeds(document: &Document<'_>, path: &[&Name<'_>], name: &Name<'_>) -> Result<(), ScenarioError> {
+    let must = match path {
+        [only] if matches!(&**only.get_ref(), "seed" | "seeds") => {
+            "left out: every case is run with all of `seeds`, which stands before the tables"
+        }
+        [first, ..] if &**first.get_ref() == "compare" => {
+            "left out: every case is run with all of `compare.strategies`"
+        }
+        _ => return Ok(()),
+    };
+    let (key, must) = (format!("sweep.{}", name.get_ref()), must.to_owned());
     let error = ScenarioError::from(Problem::Value { key, found: "a key".to_owned(), must });
     Err(error.at(document.text(), Some(name.span())))
 }

@@ -3,9 +3,10 @@
 use super::keys::{Kind, Preset, TABLES, markdown};
 use super::*;
 use proptest::prelude::*;
+use proptest::strategy::Strategy;
 use std::collections::BTreeSet;
 
-/// Has every key that there is but `arrival.rolling`, which waves exclude.
+/// Has every key that there is but `arrival.rolling`, which waves exclude, and `compare`, which makes several runs.
 const WHOLE: &str = "seed = 7
 seeds = 3
 [fleet]
@@ -46,6 +47,7 @@ slice_bytes = 1_048_576
 chunk_bytes = 65_536
 class = 'Fill'
 read_ahead_chunks = 4
+read_mbit_s = 800
 deadline_s = 60
 [stratum]
 up_mbit_s = 40_000
@@ -70,6 +72,43 @@ for_ms = 200
 [liars]
 per_cent = 5
 how = ['corrupt', 'lie']
+[strategy]
+name = 'starling'
+timeout_ms = 9_000
+[strategy.origin]
+layers = 5
+streams = 2
+[strategy.proxies]
+per_cell = 2
+mbit_s = 40_000
+cache = 'warm'
+streams = 5
+connections = 100
+[strategy.dragonfly]
+piece_bytes = 1_048_576
+seed_peers = 3
+mbit_s = 40_000
+cache = 'warm'
+parents = 5
+streams = 5
+uploads = 20
+seed_uploads = 200
+[strategy.kraken]
+piece_bytes = 1_048_576
+origins = 5
+mbit_s = 40_000
+cache = 'cold'
+connections = 20
+pipeline = 4
+announce_ms = 1_000
+[strategy.spegel]
+layers = 5
+streams = 2
+resolve_ms = 50
+tries = 2
+[strategy.faasnet]
+piece_bytes = 1_048_576
+arity = 3
 [settings]
 ask_ms = 900
 ";
@@ -79,6 +118,11 @@ fn rolling() -> String {
     let (before, after) = WHOLE.split_once("[arrival.waves]").unwrap();
     let after = after.split_once("[deaths]").unwrap().1;
     format!("{before}[arrival.rolling]\nnodes = 10\n[deaths]{after}")
+}
+
+/// The same under several strategies.
+fn compared() -> String {
+    format!("{WHOLE}[compare]\nstrategies = ['starling']\n")
 }
 
 fn table(text: &str) -> toml::Table {
@@ -102,7 +146,13 @@ fn set(document: &mut toml::Table, path: &str, value: Option<toml::Value>) {
 
 /// The whole document that has this key.
 fn with_key(path: &str) -> toml::Table {
-    if path.starts_with("arrival.rolling") { table(&rolling()) } else { table(WHOLE) }
+    if path.starts_with("arrival.rolling") {
+        table(&rolling())
+    } else if path.starts_with("compare") {
+        table(&compared())
+    } else {
+        table(WHOLE)
+    }
 }
 
 fn parse(document: &toml::Table) -> Result<Scenario, ScenarioError> {
@@ -133,13 +183,13 @@ fn leaves(path: &str, value: &serde_json::Value, found: &mut BTreeSet<String>) {
 #[test]
 fn the_table_of_keys_has_the_fields_of_the_structs_and_no_others() {
     let mut fields = BTreeSet::new();
-    for text in [WHOLE, &rolling()] {
+    for text in [WHOLE, &rolling(), &compared()] {
         let scenario = serde_json::to_value(Scenario::parse(text).unwrap()).unwrap();
         leaves("", &scenario, &mut fields);
     }
     fields.retain(|path| !path.starts_with("settings."));
-    // Of these two, one is missing in each text.
-    assert!(fields.remove("arrival.waves") && fields.remove("arrival.rolling"));
+    // Of these, one or another is missing in each text.
+    assert!(["arrival.waves", "arrival.rolling", "compare"].iter().all(|name| fields.remove(*name)));
     assert_eq!(fields, keys().into_iter().map(|(path, _)| path).collect());
 }
 
@@ -161,7 +211,14 @@ fn what_the_table_of_keys_says_of_defaults_is_so() {
             }
             // These are there because others are not.
             Preset::Nothing(_)
-                if matches!(path.as_str(), "fleet.class.share" | "network.change.per_cent") =>
+                if matches!(
+                    path.as_str(),
+                    "fleet.class.share"
+                        | "network.change.per_cent"
+                        | "content.bytes"
+                        | "content.slice_bytes"
+                        | "content.read_ahead_chunks"
+                ) =>
             {
                 result.expect_err(&path);
             }
@@ -229,9 +286,9 @@ fn what_the_table_of_keys_says_of_bounds_is_so_and_the_line_is_named() {
             assert!(line.contains(name), "{path}: {error}");
             refused += 1;
         }
-        // What else a change needs depends on whose it is.
+        // What else a change needs depends on whose it is, and only Starling has liars and readers.
         if let Kind::Word(known) = key.kind
-            && path != "network.change.of"
+            && !matches!(path.as_str(), "network.change.of" | "strategy.name")
         {
             for word in known {
                 let mut document = with_key(&path);
@@ -319,6 +376,88 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
     let text = format!("{before}[deaths]{}", after.split_once("[deaths]").unwrap().1);
     let error = Scenario::parse(&text).unwrap_err();
     assert!(error.to_string().contains("canary, waves or rolling"), "{error}");
+}
+
+#[test]
+fn content_is_said_once_and_read_by_those_who_read() {
+    for (from, to, line, part) in [
+        ("bytes = 100_000_000\n", "", "[content]", "`content.bytes` is missing"),
+        ("slice_bytes = 1_048_576\n", "", "[content]", "`content.slice_bytes` is missing"),
+        (
+            "[content]\n",
+            "[content]\nprofile = 'x'\n",
+            "bytes = 100",
+            "content.bytes = 100_000_000: must be left out",
+        ),
+        ("read_ahead_chunks = 4\n", "", "read_mbit_s", "nobody reads"),
+        (
+            "class = 'Fill'\nread_ahead_chunks = 4\nread_mbit_s = 800\n",
+            "",
+            "[content]",
+            "`content.class` is missing",
+        ),
+    ] {
+        assert!(WHOLE.contains(from), "{from}");
+        let text = WHOLE.replacen(from, to, 1);
+        let error = Scenario::parse(&text).unwrap_err();
+        let shown = text.lines().nth(error.line().unwrap() - 1).unwrap();
+        assert!(shown.starts_with(line) && error.to_string().contains(part), "{error}");
+    }
+}
+
+const PROFILE: &str = r#"{"content_profile":1,"subject":{"repository":"a.test","revision":2,"files":1,"distinct_chunks":3,
+ "plain_bytes":9},"chunks":3,"stored_bytes":1200,"segments":[[[0,1000],[2000000,150,50]]],"order":[[2,1],[0,2]]}"#;
+
+/// [`WHOLE`] with a profile.
+fn profiled(name: &str) -> String {
+    let text = WHOLE.replace("bytes = 100_000_000\n", &format!("profile = '{name}'\n"));
+    text.replace("slice_bytes = 1_048_576\n", "").replace("chunk_bytes = 65_536\n", "")
+}
+
+fn with_files(text: &str) -> Result<Plan, ScenarioError> {
+    Plan::parse_with(text, None, None, &|name| match name {
+        "good.json" => Ok(PROFILE.to_owned()),
+        "bad.json" => Ok(PROFILE.replace("\"chunks\":3", "\"chunks\":4")),
+        "other.json" => Ok(PROFILE.replace("1000]", "1001]").replace("1200", "1201")),
+        _ => Err("no such file".to_owned()),
+    })
+}
+
+#[test]
+fn a_profile_says_what_the_content_is() {
+    let plan = with_files(&profiled("good.json")).unwrap();
+    let scenario = &plan.cases[0].scenario;
+    assert_eq!((scenario.chunks(), scenario.slices(), scenario.content.bytes), (3, 2, 1_200));
+    assert_eq!((scenario.chunk_bytes(), scenario.node_chunks()), (400, 360));
+    let reads = scenario.read_plan(3).unwrap();
+    assert_eq!((reads.order.as_deref(), reads.ahead, reads.nanos_per_byte), (Some(&[2, 0, 1][..]), 4, 10.0));
+    // Only what is read is wanted, if nothing else is said.
+    let lazy = profiled("good.json").replace("class = 'Fill'\n", "");
+    assert_eq!(with_files(&lazy).unwrap().cases[0].scenario.content.class, None);
+    // It can be swept like any key.
+    let swept = profiled("good.json") + "[sweep]\ncontent.profile = ['good.json', 'other.json']\n";
+    let bytes: Vec<u64> =
+        with_files(&swept).unwrap().cases.iter().map(|case| case.scenario.content.bytes).collect();
+    assert_eq!(bytes, [1_200, 1_201]);
+}
+
+#[test]
+fn what_a_profile_is_wrong_in_is_shown_at_the_line_that_names_it() {
+    for (text, parts) in [
+        (profiled("bad.json"), ["chunks: 4 are said to be there and 3 are", "bad.json"]),
+        (profiled("none.json"), ["no such file", "none.json"]),
+        (
+            profiled("good.json") + "wants_max = 2\n",
+            ["at most 2 chunks (settings.wants_max), not 3", "--chunks-max"],
+        ),
+    ] {
+        let error = with_files(&text).unwrap_err();
+        let line = text.lines().nth(error.line().unwrap() - 1).unwrap();
+        let shown = error.to_string();
+        assert!(line.starts_with("profile = ") && parts.iter().all(|part| shown.contains(part)), "{error}");
+    }
+    let error = Plan::parse(&profiled("good.json"), None, None).unwrap_err().to_string();
+    assert!(error.contains("it can name none"), "{error}");
 }
 
 fn plan(text: &str) -> Plan {
