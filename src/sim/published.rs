@@ -20,8 +20,11 @@ macro_rules! published {
 
 /// All of `simulations/scenarios/`, by name.
 pub const PUBLISHED: &[Published] = &published![
+    "dadi",
+    "faasnet",
     "flash-crowd-10k",
     "in-order-10k",
+    "kraken",
     "rollout-32",
     "rollout-32-cells",
     "rollout-32-deaths",

@@ -1,6 +1,6 @@
 //! Wants that stand still let others begin, up to a bound.
 
-use super::node_tests::One;
+use super::node_tests::{FAR_OFF, One};
 use super::*;
 use crate::model::Class;
 use std::collections::BTreeSet;
@@ -100,7 +100,7 @@ fn wants_that_get_nothing_from_the_strata_stand_aside_and_those_that_do_stay() {
     for (progress, aside) in [(false, 5), (true, 3)] {
         let mut one = One::new(1, settings());
         for chunk in (0..100).map(Chunk) {
-            one.want(chunk, Class::Fill);
+            one.input(Input::Wanted { chunk, class: Class::Fill, deadline: FAR_OFF });
         }
         for _ in 0..18 {
             one.pass(Duration::from_millis(100));

@@ -1,5 +1,6 @@
 //! One node at a time: each answer, each bound, each way to the next source.
 
+use super::wants::GATHER;
 use super::*;
 use crate::model::{Class, Generator, Time, mix};
 use std::time::Duration;
@@ -53,8 +54,13 @@ impl One {
         self.input(Input::Asked { peer: Peer(peer), ask: Ask(ask), chunk, class })
     }
 
+    /// Wants a chunk; a fill is in no hurry, so time passes until it begins.
     pub(super) fn want(&mut self, chunk: Chunk, class: Class) -> Vec<Output> {
-        self.input(Input::Wanted { chunk, class, deadline: FAR_OFF })
+        let mut outputs = self.input(Input::Wanted { chunk, class, deadline: FAR_OFF });
+        if class == Class::Fill {
+            outputs.extend(self.pass(GATHER));
+        }
+        outputs
     }
 
     pub(super) fn told(&mut self, peer: Peer, chunk: Chunk, answer: Answer) -> Vec<Output> {

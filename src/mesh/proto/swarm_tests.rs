@@ -1,6 +1,7 @@
 //! Seeded swarms: whatever is lost, dies or lies, every want ends in time; once all is well, every want is served.
 
 use super::testing::{CHUNKS_PER_SLICE, Faults, MS, Net};
+use super::wants::GATHER;
 use super::*;
 use crate::model::{Class, Rng, Time};
 use std::collections::BTreeMap;
@@ -277,6 +278,7 @@ fn what_a_fill_comes_to_later_is_looked_up_meanwhile() {
                 net.want(peer(number), chunk, Class::Fill, Duration::from_secs(60));
             }
         }
+        net.run(net.now + GATHER);
         let first = net.count(|output| matches!(output, Output::FindProviders { .. }));
         net.run(Time::ZERO + Duration::from_secs(61));
         assert!(net.open_wants() == 0 && net.results.iter().all(|result| result.2.is_ok()));

@@ -10,6 +10,8 @@ pub(super) enum Timer {
     Fetch,
     /// Wants may stand still.
     Aside,
+    /// Fills that were gathered begin.
+    Gathered,
     /// A pending want's readers give up.
     Pending,
     /// An ask waits for an upload slot for too long.
@@ -31,11 +33,12 @@ pub(super) enum Timer {
 }
 
 /// How many kinds of timers there are.
-pub(super) const KINDS_LEN: usize = 11;
+pub(super) const KINDS_LEN: usize = 12;
 
 const KINDS: [Timer; KINDS_LEN] = [
     Timer::Fetch,
     Timer::Aside,
+    Timer::Gathered,
     Timer::Pending,
     Timer::Queue,
     Timer::Waiters,

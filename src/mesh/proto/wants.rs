@@ -5,6 +5,7 @@ use super::marks::Mark;
 use super::timer::Timer;
 use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Source};
 use crate::model::{Class, Rng, Time};
+use std::time::Duration;
 
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
 
@@ -88,6 +89,9 @@ impl Window {
     }
 }
 
+/// How long fills gather before the first of them begins (guess: nobody waits for them, and a tree is walked faster).
+pub(super) const GATHER: Duration = Duration::from_millis(5);
+
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
         if chunk.0 >= self.settings.numbers_max {
@@ -116,9 +120,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             }
             Mark::Nothing => {
                 self.push_pending(chunk, Want { class, deadline });
-                if class < Class::Fill {
-                    self.look_up_ahead(chunk, out);
+                if class == Class::Fill {
+                    // Whoever wants a tree says so chunk by chunk: what begins at once would be the first few for everybody.
+                    return self.timers.arm(Timer::Gathered, self.now + GATHER);
                 }
+                self.look_up_ahead(chunk, out);
             }
         }
         self.begin_wants(out);
