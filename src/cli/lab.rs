@@ -118,6 +118,7 @@ fn for_runs<'a>(
         executable: executable.to_owned(),
         temporary: std::env::temp_dir(),
         keep: args.keep,
+        tell_homes: args.grid.is_some(),
         hidden: super::own_variables(),
         path: std::env::var_os("PATH"),
         progress,

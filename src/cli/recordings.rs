@@ -66,6 +66,7 @@ pub(super) fn write(path: &Path, recorded: &Recorded) -> Result<(), CliError> {
 #[cfg(all(test, feature = "node"))]
 mod tests {
     use super::*;
+    use crate::sim::Keys;
     use crate::sim::validation::{FORMAT, draw};
 
     fn recorded(trial: u32) -> Recorded {
@@ -86,6 +87,7 @@ mod tests {
             strata_link_bytes: 2,
             nodes: Vec::new(),
             into_cells_bytes: vec![3],
+            keys: Some(Keys { nodes: vec![u64::MAX, 7], cells: vec![1], slices: vec![2, 3] }),
         }
     }
 

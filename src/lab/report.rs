@@ -2,7 +2,7 @@
 
 use super::measure::{Sample, Traffic};
 use super::scenario::{Goals, LiarKind};
-use crate::sim::Rollout;
+use crate::sim::{Keys, Rollout};
 use serde::Serialize;
 
 /// Above this share of the machine the processors, not the links, may have set the pace.
@@ -52,6 +52,9 @@ pub struct Report {
     pub per_node: Vec<NodeReport>,
     /// How busy the links were over time.
     pub timeline: Vec<Moment>,
+    /// What decided who was the home of what, if that was asked for. Not printed: it says nothing without a simulation.
+    #[serde(skip)]
+    pub keys: Option<Keys>,
 }
 
 /// What became of a node.

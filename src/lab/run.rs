@@ -3,6 +3,7 @@
 use super::content::Tree;
 use super::error::LabError;
 use super::faults::Faults;
+use super::homes::{INPUTS, slices};
 use super::lease::{Lease, clear_leftovers};
 use super::measure::{LeftStratum, Sample, Sampler, processor_seconds};
 use super::netns::{Network, check_machine, port, stratum_address, switch_of_host};
@@ -13,8 +14,8 @@ use super::scenario::{How, Scenario};
 use super::work::{NEW_FILE, Outcome, read, work};
 use crate::ambient;
 use crate::mesh::proto;
-use crate::model::Time;
-use crate::sim::{Bound, Moved, Rollout, Term, bound};
+use crate::model::{CellLabel, ContentId, Time};
+use crate::sim::{Bound, Keys, Moved, Rollout, Term, bound};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Options<'a> {
     pub temporary: PathBuf,
     /// Whether the folder with all state and logs stays.
     pub keep: bool,
+    /// Whether the report tells what decided who was the home of what.
+    pub tell_homes: bool,
     /// Environment variables that the agents shall not see.
     pub hidden: Vec<OsString>,
     /// The search path for programs.
@@ -64,13 +67,15 @@ pub(super) struct Member {
     /// `None` once it was killed.
     pub(super) process: Option<Process>,
     pub(super) outcome: Option<Outcome>,
+    /// Its rendezvous key, once all know each other.
+    key: Option<u64>,
     /// Seconds on processors that the process had taken before the measured part; afterwards, in it.
     pub(super) cpu_s: Option<f64>,
 }
 
 impl Member {
     pub(super) fn new(node: Node, process: Process) -> Self {
-        Self { node, process: Some(process), outcome: None, cpu_s: None }
+        Self { node, process: Some(process), outcome: None, key: None, cpu_s: None }
     }
 
     fn processor_seconds(&self) -> Option<f64> {
@@ -137,6 +142,7 @@ fn in_folder(options: &Options<'_>, folder: &Path, lease: &Lease) -> Result<Repo
             found: format!("{error}"),
         })?,
         scenario,
+        keeps_inputs: options.tell_homes,
     };
     let say = options.progress;
     say("making and publishing the content");
@@ -264,7 +270,7 @@ impl Run<'_> {
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
             let others = cells.iter().filter(|cell| **cell == member.node.cell).count() - 1;
-            member.node.wait_until_member(stage, process, others)?;
+            member.key = Some(member.node.wait_until_member(stage, process, others)?.key());
         }
         Ok(())
     }
@@ -310,7 +316,25 @@ impl Run<'_> {
         }
         let left = after.since(&before);
         let dropped = (dropped.0 - drops.0, dropped.1 - drops.1);
-        Ok(self.report(begun, &samples, &left, &chunks, dropped))
+        let report = self.report(begun, &samples, &left, &chunks, dropped);
+        Ok(Report { keys: stage.keeps_inputs.then(|| self.keys()).transpose()?, ..report })
+    }
+
+    /// What decided who was the home of what when the run began.
+    fn keys(&self) -> Result<Keys, LabError> {
+        let Scenario { content, fleet, .. } = &self.stage.scenario;
+        let mut cells: Vec<CellLabel> =
+            (0..fleet.nodes).map(|place| self.stage.scenario.cell_of(place)).collect();
+        // Cells are runs of places.
+        cells.dedup();
+        Ok(Keys {
+            nodes: self.members.iter().take(fleet.nodes as usize).filter_map(|member| member.key).collect(),
+            cells: cells.iter().map(|cell| ContentId::of(cell.as_str().as_bytes()).key()).collect(),
+            slices: slices(
+                &self.stage.folder().join(INPUTS),
+                content.bytes / u64::from(content.files.max(1)),
+            )?,
+        })
     }
 
     /// Starts all nodes' work, lets happen what is due, and returns the moment of the start when all is over.
@@ -489,6 +513,7 @@ impl Run<'_> {
             missed: Vec::new(),
             per_node,
             timeline: timeline(samples, nodes, rates),
+            keys: None,
         };
         report.judge();
         report

@@ -261,7 +261,7 @@ impl Engine {
             reading: scenario.read_plan(content.chunks()).map(Arc::new),
             class: scenario.content.class,
             prepare: scenario.content.prepare_ms * 1_000_000 / step_ns,
-            seed,
+            seed: seed ^ scenario.draw.rotate_left(40),
         };
         let mut machines: Vec<Machine> =
             (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, &content)).collect();

@@ -49,7 +49,8 @@ pub use record::{Record, Recording};
 pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use scenario::{
-    Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+    Case, Files, Keys, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain,
+    nearest,
 };
 pub use statistics::Spread;
 pub use sweep::{Summary, in_order};

@@ -135,6 +135,7 @@ fn recorded(grid: &Grid<'_>, drawn: &Trial, trial: Trial, report: &Report) -> Re
         strata_link_bytes: report.strata_wire_bytes,
         nodes: report.per_node.iter().map(node).collect(),
         into_cells_bytes: report.crossings.iter().map(|link| link.in_bytes).collect(),
+        keys: report.keys.clone(),
     }
 }
 

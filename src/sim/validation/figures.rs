@@ -56,6 +56,15 @@ impl Figures {
         Self([makespan, p50, p90, p99, strata, strata_link, up, down, into_cells])
     }
 
+    /// The median of each figure over some runs.
+    pub(super) fn median(runs: &[Self]) -> Self {
+        Self(std::array::from_fn(|place| {
+            let mut values: Vec<f64> = runs.iter().map(|run| run.0[place]).collect();
+            values.sort_unstable_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        }))
+    }
+
     /// How far off another run is, as parts of this one.
     pub(super) fn errors(&self, other: &Self) -> [f64; FIGURES.len()] {
         let mut errors = [f64::NAN; FIGURES.len()];
@@ -145,6 +154,15 @@ mod tests {
         assert_eq!((errors[MAKESPAN], errors[P99], errors[EGRESS]), (0.25, 0.25, -0.5));
         let expected = (4.0 * 1.25_f64.ln() + 4.0 * 2.0_f64.ln()) / 8.0;
         assert!((cost(&[errors]) - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_median_of_runs_is_that_of_each_figure() {
+        let runs = [(5.0, 100.0), (3.0, 300.0), (4.0, 200.0)]
+            .map(|(at, bytes)| Figures::new(vec![at], moved(bytes)));
+        let median = Figures::median(&runs);
+        assert_eq!((median.0[MAKESPAN], median.0[EGRESS]), (4.0, 200.0));
+        assert!(median.0[8].is_nan());
     }
 
     #[test]

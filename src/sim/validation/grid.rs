@@ -20,8 +20,9 @@ const POINTS: u64 = 0x0067_7269_6473;
 const DEADLINE_S: u32 = 60;
 /// Most seconds that the slowest node's link takes for a chunk: with more, what passes from node to node a few times takes all of a run.
 const CHUNK_S_MAX: f64 = 0.15;
-/// Length of all queues, as in the lab's published scenarios.
-const QUEUE_MS: u32 = 50;
+/// Length of all queues. The slowest links hold several bundles of packets, as the buffers of real ones do: with 50 ms they held one, and as
+/// much was sent twice as once.
+const QUEUE_MS: u32 = 200;
 /// Simulations by which a content is sized: the makespan grows nearly as it does.
 const SIZINGS: u32 = 5;
 /// When replacements begin after a kill, for these simulations, in milliseconds.

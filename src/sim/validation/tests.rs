@@ -45,6 +45,7 @@ fn recorded(trial: &Trial, hidden: &Calibrated) -> Recorded {
         strata_link_bytes: bytes("uplink of the stratum").unwrap(),
         nodes,
         into_cells_bytes: bytes("downlinks of cells").into_iter().collect(),
+        keys: None,
     }
 }
 
@@ -76,7 +77,7 @@ const HIDDEN: Calibrated = Calibrated {
 fn a_recording_of_a_simulation_is_off_by_nothing_with_the_parameters_that_made_it() {
     for trial in trials() {
         let recorded = recorded(&trial, &HIDDEN);
-        let errors = recorded.figures().errors(&recorded.simulated(&HIDDEN).unwrap());
+        let errors = recorded.figures().errors(&recorded.simulated(&HIDDEN, 0).unwrap());
         for (error, figure) in errors.iter().zip(FIGURES) {
             assert!(error.is_nan() || error.abs() < 1e-6, "{figure}: {error} of {trial:?}");
         }
@@ -192,4 +193,23 @@ fn reports_quote_what_the_committed_recordings_give() {
         }
     }
     assert!((measured.worst_makespan - found.held_back[MAKESPAN].accuracy.worst).abs() < 0.001);
+}
+
+/// Who is the home of what is as the recording says, and what no key is given for is drawn.
+#[test]
+fn homes_are_those_of_the_recording() {
+    let trial = trials().into_iter().find(|trial| trial.cells == 3).unwrap();
+    let slices = trial.bytes().div_ceil(1 << 20);
+    let keys = |salt: u64| Keys {
+        nodes: (0..u64::from(trial.nodes)).map(|node| crate::model::mix(salt ^ node)).collect(),
+        cells: (0..3).map(|cell| crate::model::mix(salt ^ (1_000 + cell))).collect(),
+        slices: (0..slices).map(|slice| crate::model::mix(salt ^ (2_000 + slice))).collect(),
+    };
+    let drawn = recorded(&trial, &HIDDEN);
+    let figures = |keys: Option<Keys>| Recorded { keys, ..drawn.clone() }.simulated(&HIDDEN, 0).unwrap();
+    assert_eq!(figures(Some(keys(1))), figures(Some(keys(1))));
+    assert_ne!(figures(Some(keys(1))), figures(Some(keys(2))));
+    assert_eq!(figures(Some(Keys::default())), figures(None));
+    // Another draw is another run with the same homes.
+    assert_ne!(drawn.simulated(&HIDDEN, 1).unwrap(), drawn.simulated(&HIDDEN, 0).unwrap());
 }
