@@ -186,6 +186,7 @@ fn reports_quote_what_the_committed_recordings_give() {
     }
     let found = test(&recorded, calibrated, 1, 2).unwrap();
     assert_eq!(found.trials.iter().filter(|one| !one.fitted).count(), measured.trials as usize);
+    assert_eq!(found.trials.len(), measured.recorded as usize);
     for (place, quoted) in [(MAKESPAN, measured.makespan), (P99, measured.p99), (EGRESS, measured.egress)] {
         let Row { figure, accuracy } = &found.held_back[place];
         for (quoted, found) in quoted.into_iter().zip([accuracy.median[0], accuracy.most[0]]) {
