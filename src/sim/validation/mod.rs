@@ -29,7 +29,7 @@ pub const FORMAT: u32 = 1;
 /// Least recordings of which a half can be fitted to: as many as there are parameters, in each half.
 pub const RECORDINGS_MIN: usize = 2 * KNOBS.len();
 /// How often all trials of a half are simulated to find the parameters.
-const ASKS_MAX: usize = 300;
+const ASKS_MAX: usize = 150;
 /// Runs of which the median is what is predicted: chance among the nodes decides over some per cent of a makespan. Calibration makes
 /// do with one, for it looks at all trials together.
 const DRAWS: u64 = 5;
@@ -188,11 +188,11 @@ pub struct Calibrated {
 
 /// Bounds of the parameters, in the order of [`Calibrated`]'s fields.
 const KNOBS: [Knob; 7] = [
-    Knob { least: 100.0, most: 20_000.0, first: 500.0 },
+    Knob { least: 100.0, most: 50_000.0, first: 500.0 },
     Knob { least: 1.0, most: 200.0, first: 30.0 },
     Knob { least: 10.0, most: 20_000.0, first: 500.0 },
     Knob { least: 1_000.0, most: 300_000.0, first: 25_000.0 },
-    Knob { least: 100.0, most: 50_000.0, first: 2_000.0 },
+    Knob { least: 100.0, most: 200_000.0, first: 2_000.0 },
     Knob { least: 10.0, most: 3_000.0, first: 300.0 },
     Knob { least: 100.0, most: 10_000.0, first: 1_000.0 },
 ];
