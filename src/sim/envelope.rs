@@ -124,8 +124,17 @@ pub struct Measured {
     pub worst_makespan: f64,
 }
 
-/// The last measurement. None: the whole grid has not been recorded yet.
-pub const MEASURED: Option<Measured> = None;
+/// The last measurement: 19 of the grid's 48 trials were recorded, 2 of them with a machine too busy to count.
+pub const MEASURED: Option<Measured> = Some(Measured {
+    date: "2026-11-30",
+    commit: "952f9bf",
+    trials: 9,
+    recorded: 17,
+    makespan: [0.166, 0.895],
+    p99: [0.166, 0.895],
+    egress: [0.002, 0.036],
+    worst_makespan: 0.895,
+});
 
 /// Most that the median of the errors may be.
 pub const MEDIAN_MOST: f64 = 0.05;
