@@ -1,11 +1,14 @@
 //! `starling lab`: run a scenario with real agents in network namespaces of this machine.
 
+mod grid;
+
 use super::CliError;
 use super::ask::table;
 use crate::config::ByteSize;
 use crate::lab::{
     Crossing, Fate, Interrupt, LabError, LiarKind, Moment, Options, Report, Scenario, run as run_lab, tamper,
 };
+use crate::sim::validation::TRIALS_MAX;
 use std::cell::RefCell;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
@@ -20,19 +23,31 @@ Examples:
   starling lab simulations/lab/flash-crowd.toml
   starling lab simulations/lab/flash-crowd.toml --json | jq '{makespan_over_bound, strata_copies, cpu}'
   starling lab simulations/lab/killed.toml --seed 7 --keep
+  starling lab --grid recordings            # 48 drawn set-ups, for `starling simulate --validate recordings`
 
 It needs root, `ip`, `tc` and /dev/fuse, and about (nodes + 2) times the content below $TMPDIR. It makes namespaces and
 links of its own, touches no others, and removes them in any case; what a killed run left is removed by the next.
 Exit code 1: a reader saw an error, or a node did not get all content. docs/lab.md lists all keys of a scenario.")]
 pub(super) struct Args {
     /// The scenario (TOML).
-    file: PathBuf,
-    /// Seed of content, order and all draws, instead of the scenario's.
+    #[arg(required_unless_present = "grid")]
+    file: Option<PathBuf>,
+    /// Seed of content, order and all draws, instead of the scenario's; with --grid, of the trials that are drawn.
     #[arg(long)]
     seed: Option<u64>,
     /// Print one JSON object instead of a table.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "grid")]
     json: bool,
+    /// Record drawn trials into DIR, a file each, to hold simulations against them. Those that are recorded there are left out.
+    #[arg(long, value_name = "DIR", conflicts_with = "file")]
+    grid: Option<PathBuf>,
+    /// Number of trials that the grid has.
+    #[arg(long, value_name = "N", requires = "grid", default_value_t = 48,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(TRIALS_MAX)))]
+    trials: u32,
+    /// Record these trials only, by number from 0.
+    #[arg(long, value_name = "N,N", requires = "grid", value_delimiter = ',')]
+    only: Vec<u32>,
     /// Program of the honest agents, instead of this one: another build, to be compared.
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
@@ -56,33 +71,58 @@ pub(super) fn run_liar(args: LiarArgs) -> Result<(), CliError> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), CliError> {
-    let mut scenario = read(&args.file)?;
-    scenario.seed = args.seed.unwrap_or(scenario.seed);
     let interrupt = Interrupt::catch()?;
-    let line = RefCell::new(Line { is_terminal: std::io::stderr().is_terminal() });
     let executable = std::env::current_exe()?;
-    let report = run_lab(&Options {
-        scenario,
-        agent: args.agent.unwrap_or_else(|| executable.clone()),
-        executable,
-        temporary: std::env::temp_dir(),
-        keep: args.keep,
-        hidden: super::own_variables(),
-        path: std::env::var_os("PATH"),
-        progress: &|text| line.borrow_mut().show(text),
-        interrupt,
-    });
+    let options = for_runs(&args, &executable, &interrupt);
+    if let Some(directory) = &args.grid {
+        return grid::run(&grid::Grid {
+            directory,
+            seed: args.seed.unwrap_or(1),
+            trials: args.trials,
+            only: &args.only,
+            options: &options,
+            interrupt: interrupt.clone(),
+        });
+    }
+    let Some(file) = &args.file else {
+        return Err(CliError::usage("which scenario?").hint("simulations/lab/ has some"));
+    };
+    let mut scenario = read(file)?;
+    scenario.seed = args.seed.unwrap_or(scenario.seed);
+    let line = RefCell::new(Line { is_terminal: std::io::stderr().is_terminal() });
+    let show = |text: &str| line.borrow_mut().show(text);
+    let report = run_lab(&options(scenario, &show));
     line.borrow_mut().clear();
     let report = report?;
     let text = if args.json {
         serde_json::to_string(&report).map_err(CliError::failed)?
     } else {
-        in_words(&args.file, &report)
+        in_words(file, &report)
     };
     println!("{text}");
     match report.problems().as_slice() {
         [] => Ok(()),
         problems => Err(CliError::failed(problems.join("\nerror: "))),
+    }
+}
+
+/// What all runs of a command have in common.
+fn for_runs<'a>(
+    args: &'a Args,
+    executable: &'a Path,
+    interrupt: &'a Interrupt,
+) -> impl for<'b> Fn(Scenario, &'b dyn Fn(&str)) -> Options<'b> + 'a {
+    move |scenario, progress| Options {
+        scenario,
+        agent: args.agent.clone().unwrap_or_else(|| executable.to_owned()),
+        executable: executable.to_owned(),
+        temporary: std::env::temp_dir(),
+        keep: args.keep,
+        tell_homes: args.grid.is_some(),
+        hidden: super::own_variables(),
+        path: std::env::var_os("PATH"),
+        progress,
+        interrupt: interrupt.clone(),
     }
 }
 

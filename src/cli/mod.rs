@@ -47,6 +47,7 @@ mod peers;
 mod pending;
 #[cfg(feature = "node")]
 mod publish;
+mod recordings;
 #[cfg(feature = "node")]
 mod repo;
 mod reports;

@@ -54,6 +54,10 @@ pub(super) struct Args {
     /// zstd compression level
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=i64::from(MAX_LEVEL)))]
     level: i32,
+    /// Make a file of at most so many bytes one chunk, and cut larger ones into chunks of so many on average: a power of two, for
+    /// measurements with other chunks than the usual ones
+    #[arg(long, value_name = "BYTES", hide = true)]
+    chunk_bytes: Option<u32>,
     /// Make a revision even when nothing changed
     #[arg(long)]
     force: bool,
@@ -95,7 +99,14 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
         eprintln!("Keep root.key off line: whoever has it can replace all other keys.");
     }
 
-    let (chunking, keep_traces) = (Chunking::default(), !args.drop_traces);
+    let usual = Chunking::default();
+    let chunking = args.chunk_bytes.map_or(usual, |bytes| Chunking {
+        whole_max_bytes: bytes,
+        ordinary_average_bytes: bytes,
+        large_average_bytes: bytes,
+        ..usual
+    });
+    let keep_traces = !args.drop_traces;
     let options = Options { tree, level, chunking, checksum, force, tag, traces, keep_traces };
     let bar = progress_bar(json);
     let mut show = |progress: Progress| {

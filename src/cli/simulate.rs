@@ -3,6 +3,7 @@
 mod meter;
 #[cfg(feature = "node")]
 mod shard;
+mod validate;
 
 use super::{CliError, reports};
 use crate::sim::{
@@ -38,6 +39,7 @@ Examples:
   starling simulate flash-crowd-10k --report crowd.html   # with charts, to be opened in a browser
   starling simulate fleet.toml --seeds 10                 # a file of your own, with ten seeds
   starling simulate fleet.toml --json | jq .makespan_s    # an object a run; of several, a summary last
+  starling simulate --validate simulations/validation     # how far off it is: against recorded real runs
   starling simulate --explain                             # all keys of a scenario
   starling simulate --explain arrival                     # those of one table
   starling simulate --explain fleet.nodes                 # one: meaning, unit, bounds, default
@@ -64,7 +66,7 @@ The same scenario and seed give the same result_hash on every machine; wall_s al
 Exit code 1: a node did not get everything. docs/simulation.md says what is modelled, and how.")]
 pub(super) struct Args {
     /// The scenario: a TOML file, or the name of a published one.
-    #[arg(required_unless_present_any = ["list", "explain"])]
+    #[arg(required_unless_present_any = ["list", "explain", "validate"])]
     file: Option<PathBuf>,
     /// Seed of all randomness, instead of the scenario's.
     #[arg(long)]
@@ -92,6 +94,13 @@ pub(super) struct Args {
     /// Keep the figures of the run in DIR, as NAME.json, and make the page README.md there anew from all that is kept in it.
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
+    /// Hold the simulation against the recordings of real runs in DIR that `starling lab --grid DIR` made: calibrate with one half of
+    /// them, drawn by --seed, and test with the other.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "list", "explain", "seeds", "Options"])]
+    validate: Option<PathBuf>,
+    /// With --validate: write the calibrated delays and overheads, as keys of a scenario.
+    #[arg(long, value_name = "FILE", requires = "validate")]
+    calibrated: Option<PathBuf>,
     #[command(flatten)]
     reports: reports::Options,
 }
@@ -153,6 +162,9 @@ pub(super) fn run(args: Args) -> Result<(), CliError> {
     if let Some(key) = &args.explain {
         println!("{}", explained(key)?.trim_end());
         return Ok(());
+    }
+    if let Some(directory) = &args.validate {
+        return validate::run(directory, args.seed.unwrap_or(1), args.json, args.calibrated.as_deref());
     }
     let Some(file) = &args.file else {
         return Err(CliError::usage("which scenario?").hint(NO_FILE));
@@ -436,6 +448,7 @@ fn table(path: &Path, timed: &Timed) -> String {
         ("transfers", report.transfers.to_string()),
         ("messages", report.messages.to_string()),
         ("model", report.model.to_string()),
+        ("accuracy", report.accuracy.clone()),
         ("wall time", format!("{:.1} s, {} events", timed.wall_s, report.events)),
         ("result hash", report.result_hash.clone()),
     ];

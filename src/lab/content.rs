@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_lengths_add_up_and_differ_as_asked() {
         for (bytes, files, spread) in [(1 << 20, 1, 1), (10_000_001, 37, 100), (5, 5, 1_000)] {
-            let content = Content { bytes, files, spread };
+            let content = Content { bytes, files, spread, chunk_bytes: None };
             let items = items(&content, 3);
             assert_eq!(items.len(), files as usize);
             assert_eq!(items.iter().map(|item| item.bytes).sum::<u64>(), bytes);
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn every_byte_is_read_once_and_a_wrong_one_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let content = Content { bytes: 700_000, files: 5, spread: 10 };
+        let content = Content { bytes: 700_000, files: 5, spread: 10, chunk_bytes: None };
         let (root, copy) = (dir.path().join("tree"), dir.path().join("copy"));
         let tree = Tree::make(&root, &content, 9).unwrap();
         Tree::make(&copy, &content, 9).unwrap();

@@ -6,6 +6,7 @@
 mod content;
 mod error;
 mod faults;
+mod homes;
 mod lease;
 mod liar;
 mod measure;

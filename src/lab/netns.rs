@@ -56,8 +56,8 @@ impl Network {
         network.keep_firewall_out();
         let rates = Rates { up: scenario.stratum.up_mbit_s, down: scenario.stratum.up_mbit_s };
         network.host(&network.stratum(), "s", "br0", stratum_address(), rates, scenario)?;
-        let rates = Rates { up: scenario.fleet.up_mbit_s, down: scenario.fleet.down_mbit_s };
-        for node in 0..scenario.fleet.nodes {
+        for (node, [up, down]) in (0..).zip(scenario.rates()) {
+            let rates = Rates { up, down };
             let bridge = if scenario.switches() == 1 { 0 } else { scenario.switch_of(node) + 1 };
             let (name, port) = (network.node(node), port(node));
             network.host(&name, &port, &format!("br{bridge}"), address(node), rates, scenario)?;

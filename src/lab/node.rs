@@ -1,6 +1,7 @@
 //! A node of a run: an agent process in a namespace of its own.
 
 use super::error::LabError;
+use super::homes::INPUTS;
 use super::netns::{Network, address};
 use super::process::{Interrupt, Launcher, Process, detach};
 use super::scenario::{LiarKind, Scenario};
@@ -9,7 +10,7 @@ use crate::agent::api::{
 };
 use crate::agent::{Client, ClientError};
 use crate::config::DEFAULT_PORT;
-use crate::model::{CellLabel, RepositoryName};
+use crate::model::{CellLabel, NodeId, RepositoryName};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(super) struct Stage {
     pub(super) runtime: Runtime,
     pub(super) scenario: Scenario,
     pub(super) repository: RepositoryName,
+    /// Whether the first node keeps what reaches its core.
+    pub(super) keeps_inputs: bool,
 }
 
 impl Stage {
@@ -121,6 +124,10 @@ impl Node {
         if core.exists() {
             arguments.extend(["--core-settings", &shown]);
         }
+        let inputs = stage.folder().join(INPUTS).display().to_string();
+        if stage.keeps_inputs && self.place == 0 {
+            arguments.extend(["--record-inputs", &inputs]);
+        }
         let kind;
         if let Some(liar) = self.liar {
             kind = liar.to_string();
@@ -157,21 +164,22 @@ impl Node {
         })
     }
 
-    /// Waits until it sees `others` live members beside itself and knows the repository.
+    /// Waits until it sees `others` live members beside itself and knows the repository. Returns who it is.
     pub(super) fn wait_until_member(
         &self,
         stage: &Stage,
         process: &mut Process,
         others: usize,
-    ) -> Result<(), LabError> {
+    ) -> Result<NodeId, LabError> {
         let what = format!("view of {others} live members, and of the repository");
         process.wait_for(&what, PATIENCE, &stage.interrupt, || {
             let status = self.status(stage)?;
-            let members = status.mesh.map_or(0, |mesh| mesh.members_up);
+            let Some(mesh) = status.mesh else { return Ok(None) };
             let known = |r: &crate::agent::api::RepositoryStatus| {
                 r.repository == stage.repository && r.revision.is_some()
             };
-            Ok((members > others && status.repositories.iter().any(known)).then_some(()))
+            let is_ready = mesh.members_up > others && status.repositories.iter().any(known);
+            Ok(is_ready.then_some(mesh.node))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::measure::{Sample, Traffic};
 use super::scenario::{Goals, LiarKind};
-use crate::sim::Rollout;
+use crate::sim::{Keys, Rollout};
 use serde::Serialize;
 
 /// Above this share of the machine the processors, not the links, may have set the pace.
@@ -52,6 +52,9 @@ pub struct Report {
     pub per_node: Vec<NodeReport>,
     /// How busy the links were over time.
     pub timeline: Vec<Moment>,
+    /// What decided who was the home of what, if that was asked for. Not printed: it says nothing without a simulation.
+    #[serde(skip)]
+    pub keys: Option<Keys>,
 }
 
 /// What became of a node.
@@ -80,6 +83,10 @@ pub struct NodeReport {
     /// How it lied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lies: Option<LiarKind>,
+    /// Its place among the nodes of the scenario; a replacement has that of the node that it replaces.
+    pub place: u32,
+    /// When it began to mount, in seconds from the start of the run.
+    pub began_s: Option<f64>,
     /// When it had everything, in seconds from the start of the run.
     pub completed_s: Option<f64>,
     /// Bytes on its uplink. A replacement shares the link with the node that it replaces.

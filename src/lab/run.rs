@@ -3,6 +3,7 @@
 use super::content::Tree;
 use super::error::LabError;
 use super::faults::Faults;
+use super::homes::{INPUTS, slices};
 use super::lease::{Lease, clear_leftovers};
 use super::measure::{LeftStratum, Sample, Sampler, processor_seconds};
 use super::netns::{Network, check_machine, port, stratum_address, switch_of_host};
@@ -13,8 +14,8 @@ use super::scenario::{How, Scenario};
 use super::work::{NEW_FILE, Outcome, read, work};
 use crate::ambient;
 use crate::mesh::proto;
-use crate::model::Time;
-use crate::sim::{Bound, Moved, Rollout, Term, bound};
+use crate::model::{CellLabel, ContentId, Time};
+use crate::sim::{Bound, Keys, Moved, Rollout, Term, bound};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Options<'a> {
     pub temporary: PathBuf,
     /// Whether the folder with all state and logs stays.
     pub keep: bool,
+    /// Whether the report tells what decided who was the home of what.
+    pub tell_homes: bool,
     /// Environment variables that the agents shall not see.
     pub hidden: Vec<OsString>,
     /// The search path for programs.
@@ -64,13 +67,15 @@ pub(super) struct Member {
     /// `None` once it was killed.
     pub(super) process: Option<Process>,
     pub(super) outcome: Option<Outcome>,
+    /// Its rendezvous key, once all know each other.
+    key: Option<u64>,
     /// Seconds on processors that the process had taken before the measured part; afterwards, in it.
     pub(super) cpu_s: Option<f64>,
 }
 
 impl Member {
     pub(super) fn new(node: Node, process: Process) -> Self {
-        Self { node, process: Some(process), outcome: None, cpu_s: None }
+        Self { node, process: Some(process), outcome: None, key: None, cpu_s: None }
     }
 
     fn processor_seconds(&self) -> Option<f64> {
@@ -137,6 +142,7 @@ fn in_folder(options: &Options<'_>, folder: &Path, lease: &Lease) -> Result<Repo
             found: format!("{error}"),
         })?,
         scenario,
+        keeps_inputs: options.tell_homes,
     };
     let say = options.progress;
     say("making and publishing the content");
@@ -170,6 +176,10 @@ fn publish(stage: &Stage, tree: &Path, announce: Option<&Path>) -> Result<Publis
     let mut arguments = vec!["publish", &tree, "--repo", REPOSITORY, "--to", &to, "--keys", &keys, "--json"];
     if let Some(socket) = &announce {
         arguments.extend(["--announce", socket]);
+    }
+    let chunk_bytes = stage.scenario.content.chunk_bytes.map(|bytes| bytes.to_string());
+    if let Some(bytes) = &chunk_bytes {
+        arguments.extend(["--chunk-bytes", bytes]);
     }
     let process = stage.launcher.start("publish", &arguments, None)?;
     let printed = process.output(PUBLISH_PATIENCE, &stage.interrupt)?;
@@ -256,11 +266,11 @@ impl Run<'_> {
             self.members.push(Member::new(node, process));
         }
         say("waiting until all know each other");
-        let count = self.members.iter().filter(|member| member.node.cell == authority.cell).count();
-        let all_know = if stage.scenario.cells() == 1 { count - 1 } else { 0 };
+        let cells: Vec<_> = self.members.iter().map(|member| member.node.cell.clone()).collect();
         for member in &mut self.members {
             let Some(process) = &mut member.process else { continue };
-            member.node.wait_until_member(stage, process, all_know)?;
+            let others = cells.iter().filter(|cell| **cell == member.node.cell).count() - 1;
+            member.key = Some(member.node.wait_until_member(stage, process, others)?.key());
         }
         Ok(())
     }
@@ -306,7 +316,25 @@ impl Run<'_> {
         }
         let left = after.since(&before);
         let dropped = (dropped.0 - drops.0, dropped.1 - drops.1);
-        Ok(self.report(begun, &samples, &left, &chunks, dropped))
+        let report = self.report(begun, &samples, &left, &chunks, dropped);
+        Ok(Report { keys: stage.keeps_inputs.then(|| self.keys()).transpose()?, ..report })
+    }
+
+    /// What decided who was the home of what when the run began.
+    fn keys(&self) -> Result<Keys, LabError> {
+        let Scenario { content, fleet, .. } = &self.stage.scenario;
+        let mut cells: Vec<CellLabel> =
+            (0..fleet.nodes).map(|place| self.stage.scenario.cell_of(place)).collect();
+        // Cells are runs of places.
+        cells.dedup();
+        Ok(Keys {
+            nodes: self.members.iter().take(fleet.nodes as usize).filter_map(|member| member.key).collect(),
+            cells: cells.iter().map(|cell| ContentId::of(cell.as_str().as_bytes()).key()).collect(),
+            slices: slices(
+                &self.stage.folder().join(INPUTS),
+                content.bytes / u64::from(content.files.max(1)),
+            )?,
+        })
     }
 
     /// Starts all nodes' work, lets happen what is due, and returns the moment of the start when all is over.
@@ -456,11 +484,10 @@ impl Run<'_> {
             })
             .collect();
         let rate = |mbit_s: f64| mbit_s * 1e6 / 8.0;
-        let rates = FullRates {
-            strata_up: rate(scenario.stratum.up_mbit_s),
-            up: rate(scenario.fleet.up_mbit_s),
-            down: rate(scenario.fleet.down_mbit_s),
-        };
+        let own = scenario.rates();
+        let mean = |way: usize| own.iter().map(|rates| rates[way]).sum::<f64>() / nodes as f64;
+        let rates =
+            FullRates { strata_up: rate(scenario.stratum.up_mbit_s), up: rate(mean(0)), down: rate(mean(1)) };
         let cpu = busy(first, last);
         let seconds = last.at.since(first.at).as_secs_f64();
         let agents_cpu_s: f64 = per_node.iter().filter_map(|node| node.cpu_s).sum();
@@ -486,6 +513,7 @@ impl Run<'_> {
             missed: Vec::new(),
             per_node,
             timeline: timeline(samples, nodes, rates),
+            keys: None,
         };
         report.judge();
         report
@@ -513,7 +541,9 @@ impl Run<'_> {
     }
 
     fn node_report(&self, member: &Member, start: Time, link: super::measure::Traffic) -> NodeReport {
-        let finished = member.outcome.as_ref().and_then(|outcome| outcome.finished);
+        let outcome = member.outcome.as_ref();
+        let finished = outcome.and_then(|outcome| outcome.finished);
+        let began = outcome.and_then(|outcome| outcome.began);
         let fate = match (member.node.liar, finished) {
             (Some(_), _) => Fate::Liar,
             _ if member.node.is_gone() => Fate::Killed,
@@ -526,6 +556,8 @@ impl Run<'_> {
             cell: member.node.cell.to_string(),
             fate,
             lies: member.node.liar,
+            place: member.node.place,
+            began_s: began.map(|at| at.since(start).as_secs_f64()),
             completed_s: finished.map(|at| at.since(start).as_secs_f64()),
             up_bytes: link.up,
             down_bytes: link.down,
@@ -538,21 +570,17 @@ impl Run<'_> {
 
     /// The least time for the links as the scenario has them, for those who shall complete.
     fn bound(&self, wanted: u32) -> Bound {
-        let Scenario { fleet, stratum, work, .. } = &self.stage.scenario;
+        let Scenario { stratum, work, .. } = &self.stage.scenario;
         if work.how.mounts_before() {
             // No content travels.
             return Bound { seconds: f64::NAN, term: Term::SlowestDownlink };
         }
         let rate = |mbit_s: f64| mbit_s * 1e6 / 8.0;
         let slow = Faults::slowest(&self.stage.scenario);
-        let down = fleet.down_mbit_s.min(slow.unwrap_or(f64::INFINITY));
-        bound(
-            self.stored as f64,
-            f64::from(wanted),
-            rate(stratum.up_mbit_s),
-            rate(fleet.up_mbit_s),
-            rate(down),
-        )
+        let own = self.stage.scenario.rates();
+        let up = own.iter().map(|rates| rates[0]).sum::<f64>() / own.len() as f64;
+        let down = own.iter().map(|rates| rates[1]).fold(slow.unwrap_or(f64::INFINITY), f64::min);
+        bound(self.stored as f64, f64::from(wanted), rate(stratum.up_mbit_s), rate(up), rate(down))
     }
 }
 

@@ -4,13 +4,17 @@
 
 use crate::mesh::proto::Settings;
 use crate::model::CellLabel;
-use crate::sim::{ScenarioError, check};
+use crate::sim::{NodeClass, ScenarioError, check, check_classes, class_rates};
 use serde::Deserialize;
 
 /// Most nodes: each is a process with a mount and a copy of the content on one machine (a guess).
 pub const NODES_MAX: u32 = 250;
 /// Most bytes of content on all nodes together (a guess: what a small machine's disk takes).
 const ALL_BYTES_MAX: u64 = 64 << 30;
+/// Least and most bytes of a chunk: what `starling publish` takes.
+const CHUNK_BYTES_MIN: u32 = 4 << 10;
+/// See [`CHUNK_BYTES_MIN`].
+const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// Most files.
 const FILES_MAX: u32 = 100_000;
 
@@ -45,7 +49,7 @@ pub struct Scenario {
     pub settings: Settings,
 }
 
-/// The nodes: all alike, the same number in each cell. The first is also the mesh's authority.
+/// The nodes: all alike but for their classes, the same number in each cell. The first is also the mesh's authority.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fleet {
@@ -57,10 +61,13 @@ pub struct Fleet {
     /// Number of cells in each region.
     #[serde(default = "one")]
     pub cells_per_region: u32,
-    /// Uplink of a node, in Mbit/s, Ethernet headers included.
+    /// Uplink of a node of no class, in Mbit/s, Ethernet headers included.
     pub up_mbit_s: f64,
-    /// Downlink of a node, in Mbit/s.
+    /// Downlink of a node of no class, in Mbit/s.
     pub down_mbit_s: f64,
+    /// Nodes with links of their own speed; the seed draws the same ones as in the simulator.
+    #[serde(default)]
+    pub class: Vec<NodeClass>,
 }
 
 fn one() -> u32 {
@@ -100,6 +107,9 @@ pub struct Content {
     /// The largest file is about this many times as large as the smallest. Default 1: all alike.
     #[serde(default = "one")]
     pub spread: u32,
+    /// A file of at most so many bytes is one chunk, and larger ones are cut into chunks of so many on average. Default: as
+    /// `starling publish` cuts.
+    pub chunk_bytes: Option<u32>,
 }
 
 /// The stratum: `starling stratum serve` behind a link of its own.
@@ -280,6 +290,12 @@ impl Scenario {
         self.fleet.regions.saturating_mul(self.fleet.cells_per_region)
     }
 
+    /// By node: the rates of its links in Mbit/s, up and down.
+    pub fn rates(&self) -> Vec<[f64; 2]> {
+        let fleet = &self.fleet;
+        class_rates(fleet.nodes, [fleet.up_mbit_s, fleet.down_mbit_s], &fleet.class, self.seed)
+    }
+
     /// Number of switches that nodes lie behind. With one only, the nodes and the stratum share it.
     pub fn switches(&self) -> u32 {
         self.cells().saturating_mul(self.network.switches_per_cell)
@@ -327,6 +343,11 @@ impl Scenario {
         ] {
             check_rate(key, rate)?;
         }
+        check_classes(fleet.nodes, &fleet.class)?;
+        for class in &fleet.class {
+            check_rate("fleet.class.up_mbit_s", class.up_mbit_s)?;
+            check_rate("fleet.class.down_mbit_s", class.down_mbit_s)?;
+        }
         let queue = network.queue_ms;
         check((1.0..=10_000.0).contains(&queue), "network.queue_ms", queue, "1 to 10 000 (milliseconds)")?;
         let all = content.bytes.saturating_mul(u64::from(fleet.nodes) + 2);
@@ -339,6 +360,13 @@ impl Scenario {
             format!("1 to {FILES_MAX}, and no more than bytes"),
         )?;
         check((1..=1_000_000).contains(&content.spread), "content.spread", content.spread, "1 to 1 000 000")?;
+        let chunk = content.chunk_bytes.unwrap_or(CHUNK_BYTES_MIN);
+        check(
+            chunk.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk),
+            "content.chunk_bytes",
+            chunk,
+            format!("a power of two, {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"),
+        )?;
         check((1..=16).contains(&work.readers), "work.readers", work.readers, "1 to 16")?;
         check((1..=7_200).contains(&work.deadline_s), "work.deadline_s", work.deadline_s, "1 to 7 200")?;
         let start = u64::from(work.start_within_ms);

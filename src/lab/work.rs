@@ -21,6 +21,8 @@ pub(super) const NEW_FILE: &str = "new";
 /// How it went with one node.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
+    /// When it began to mount; `None`: it had mounted before.
+    pub(super) began: Option<Time>,
     /// When it had everything; `None`: it did not.
     pub(super) finished: Option<Time>,
     /// What its readers saw and should not have.
@@ -34,12 +36,13 @@ pub(super) fn work(stage: &Stage, tree: &Tree, node: &Node, start: Time, end: Ti
     let span = stage.scenario.work.start_within_ms;
     let delay = Duration::from_millis(own % (u64::from(span) + 1));
     sleep_until(start + delay);
-    if !stage.scenario.work.how.mounts_before()
-        && let Err(error) =
-            node.mount(stage, stage.scenario.work.how == How::Fill || stage.scenario.work.with_fill)
-    {
-        note(&mut outcome.errors, node, error.to_string());
-        return outcome;
+    if !stage.scenario.work.how.mounts_before() {
+        outcome.began = Some(ambient::now());
+        let fill = stage.scenario.work.how == How::Fill || stage.scenario.work.with_fill;
+        if let Err(error) = node.mount(stage, fill) {
+            note(&mut outcome.errors, node, error.to_string());
+            return outcome;
+        }
     }
     match stage.scenario.work.how {
         How::Fill => fill(stage, node, end, &mut outcome),

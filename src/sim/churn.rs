@@ -57,9 +57,8 @@ impl Churn {
         let steps = |ms: u64| ms * 1_000_000 / step_ns;
         let mut all = BTreeMap::new();
         for (number, deaths) in scenario.deaths.iter().enumerate() {
-            let rng = Generator::stream(seed, VICTIMS ^ (number as u64) << 48);
             let after = [deaths.noticed_after_ms, deaths.replaced_after_ms].map(steps);
-            let dead = Deaths { nodes: draw(nodes, deaths.per_cent, rng), after };
+            let dead = Deaths { nodes: victims(nodes, deaths.per_cent, seed, number), after };
             all.insert((steps(deaths.at_ms), number), dead);
         }
         if let Some(leaving) = &scenario.churn {
@@ -178,6 +177,11 @@ fn exponential(rng: &mut Generator) -> f64 {
         }
         whole += 1.0;
     }
+}
+
+/// Who dies in a fleet of `nodes` of which so many of 100 do, in the deaths of this number.
+pub(super) fn victims(nodes: u32, per_cent: u32, seed: u64, number: usize) -> Vec<u32> {
+    draw(nodes, per_cent, Generator::stream(seed, VICTIMS ^ (number as u64) << 48))
 }
 
 /// So many of 100 nodes, at least one, in ascending order.

@@ -20,7 +20,7 @@ use super::root_spread::{RootSpread, Spread};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Peer, Settings, Source};
 use crate::model::{Class, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Providers that the DHT tells of.
@@ -68,6 +68,9 @@ pub(super) struct Engine {
     changes: Changes,
     step_ns: u64,
     lookup: u64,
+    wire: Wire,
+    /// Who has sent to whom, if that costs anything the first time.
+    connected: BTreeSet<(u32, u32)>,
     connections: u32,
     stratum_busy: u32,
     stratum_line: VecDeque<(u32, Chunk)>,
@@ -101,6 +104,24 @@ pub(super) struct Engine {
     recorder: Option<Box<Recorder>>,
 }
 
+/// What a transfer takes beyond the bytes of its chunk.
+#[derive(Clone, Copy, Debug)]
+struct Wire {
+    header_per_mille: u64,
+    request_bytes: u64,
+    connect_bytes: u32,
+    /// Steps until the first byte.
+    first_byte: u64,
+}
+
+impl Wire {
+    /// What links carry for a chunk of so many bytes.
+    fn bytes(self, chunk_bytes: u32) -> u32 {
+        let bytes = u64::from(chunk_bytes) * (1_000 + self.header_per_mille) / 1_000 + self.request_bytes;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
 /// What a machine begins with.
 #[derive(Debug)]
 struct Newcomer {
@@ -108,6 +129,8 @@ struct Newcomer {
     /// How somebody reads on it.
     reading: Option<Arc<ReadPlan>>,
     class: Option<Class>,
+    /// Steps from its beginning until it knows what it wants.
+    prepare: u64,
     seed: u64,
 }
 
@@ -141,7 +164,8 @@ impl Engine {
             settings: Arc::new(scenario.settings.clone()),
             reading: scenario.read_plan(content.chunks()).map(Arc::new),
             class: scenario.content.class,
-            seed,
+            prepare: scenario.content.prepare_ms * 1_000_000 / step_ns,
+            seed: seed ^ scenario.draw.rotate_left(40),
         };
         let mut machines: Vec<Machine> =
             (0..scenario.fleet.nodes).map(|me| newcomer.machine(me, &map, &content)).collect();
@@ -163,6 +187,7 @@ impl Engine {
             None => (None, (0..scenario.fleet.nodes).map(|node| (1, node)).collect()),
         };
         for (step, to) in first {
+            let step = step + newcomer.prepare;
             let event = Event::WantAll(scenario.content.class, deadline);
             parts[to as usize / each].calendar.push(0, step, to, event);
         }
@@ -200,7 +225,14 @@ impl Engine {
             map,
             step_ns,
             lookup: steps(network.lookup_ms * 1_000_000, step_ns),
+            wire: Wire {
+                header_per_mille: u64::from(network.header_per_mille),
+                request_bytes: u64::from(network.request_bytes),
+                connect_bytes: network.connect_bytes,
+                first_byte: network.first_byte_us * 1_000 / step_ns,
+            },
             connections: scenario.stratum.connections,
+            connected: BTreeSet::new(),
             stratum_busy: 0,
             stratum_line: VecDeque::new(),
             from_stratum: BTreeMap::new(),
@@ -506,6 +538,7 @@ impl Engine {
         for node in nodes {
             self.machines[*node as usize].dead = true;
         }
+        self.connected.retain(|(from, to)| !dies(*from) && !dies(*to));
         for flow in self.traffic.stop_ends(nodes) {
             match flow.what {
                 Carried::FromStratum { chunk } => {
@@ -547,6 +580,7 @@ impl Engine {
     /// Lets nodes want the content from a step on.
     fn begin(&mut self, starts: Vec<Start>) {
         for (step, node) in starts {
+            let step = step + self.newcomer.prepare;
             self.push(step, node, Event::WantAll(self.newcomer.class, self.deadline));
         }
     }
@@ -588,7 +622,11 @@ impl Engine {
                 };
                 if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
                     let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
-                    incoming.flow = Some(self.traffic.start(flow, self.content.len_bytes(chunk)));
+                    let mut bytes = self.wire.bytes(self.content.len_bytes(chunk));
+                    if self.wire.connect_bytes > 0 && self.connected.insert((from, to)) {
+                        bytes = bytes.saturating_add(self.wire.connect_bytes);
+                    }
+                    incoming.flow = Some(self.traffic.start(flow, bytes));
                 }
             }
             Effect::StopServing(flow) => {
@@ -675,7 +713,7 @@ impl Engine {
                 recorder.stratum_began(self.now, to, chunk);
             }
             let flow = Flow { from: stratum, to, what: Carried::FromStratum { chunk } };
-            let handle = self.traffic.start(flow, self.content.len_bytes(chunk));
+            let handle = self.traffic.start(flow, self.wire.bytes(self.content.len_bytes(chunk)));
             self.from_stratum.insert((to, chunk), handle);
         }
     }
@@ -702,7 +740,8 @@ impl Engine {
                 } else {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
-                self.push(now + 1 + self.way(flow.from, flow.to), flow.to, data);
+                let way = self.way(flow.from, flow.to) + self.wire.first_byte;
+                self.push(now + 1 + way, flow.to, data);
                 self.push(now + 1, flow.from, Event::Sent { ask });
             }
             Carried::FromStratum { chunk } => {
@@ -716,7 +755,8 @@ impl Engine {
                 }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
-                self.push(now + 1 + request + self.way(flow.from, flow.to), flow.to, data);
+                let way = request + self.way(flow.from, flow.to) + self.wire.first_byte;
+                self.push(now + 1 + way, flow.to, data);
                 self.fill_stratum();
             }
         }

@@ -74,13 +74,18 @@ impl Map {
             away: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
             away_count: AtomicU32::new(0),
         };
+        let keys = scenario.keys.as_deref().cloned().unwrap_or_default();
         let salt = mix(seed);
-        let slice_key = |slice: u32| mix(salt ^ u64::from(slice));
+        let given = |keys: &[u64], index: u32| keys.get(index as usize).copied();
+        let slice_key =
+            |slice: u32| given(&keys.slices, slice).unwrap_or_else(|| mix(salt ^ u64::from(slice)));
+        let node_key = |node: u32| given(&keys.nodes, node).unwrap_or_else(|| mix(!salt ^ u64::from(node)));
+        let cell_key =
+            |cell: u32| given(&keys.cells, cell).unwrap_or_else(|| mix(salt ^ mix(u64::from(cell))));
         for cell in 0..cells {
             let members = map.members_of(cell);
             map.cell_of.extend(members.clone().map(|_| cell));
-            let keys: Vec<(u64, u16)> =
-                members.clone().map(|node| (mix(!salt ^ u64::from(node)), 100)).collect();
+            let keys: Vec<(u64, u16)> = members.clone().map(|node| (node_key(node), 100)).collect();
             for slice in 0..slices {
                 let best = best_members(slice_key(slice), &keys, ranks);
                 let first = members.start;
@@ -94,7 +99,7 @@ impl Map {
         for region in 0..scenario.fleet.regions {
             let first = region * map.cells_per_region;
             for slice in 0..slices {
-                let keys = (first..first + map.cells_per_region).map(|cell| mix(salt ^ mix(u64::from(cell))));
+                let keys = (first..first + map.cells_per_region).map(cell_key);
                 let places = lease_cells(slice_key(slice), keys).into_iter().take(map.lease_places);
                 map.lease_cells.extend(places.map(|cell| first + u32::try_from(cell).unwrap_or(0)));
             }

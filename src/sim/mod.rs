@@ -6,6 +6,8 @@
 //! network (`network`) and the least possible time to compare with (`bound`). `strategy` has models of other systems, which
 //! decide otherwise in the same network.
 //!
+//! [`validation`] holds what it predicts against real runs, and [`envelope`] says where that was done and how far off it was.
+//!
 //! [`swarm`] is the other use of virtual time: not how fast, but whether the decisions are right when everything goes wrong.
 
 mod arrival;
@@ -14,6 +16,7 @@ mod calendar;
 mod churn;
 mod crew;
 mod engine;
+pub mod envelope;
 #[cfg(test)]
 mod fault_tests;
 mod fleet;
@@ -37,11 +40,12 @@ pub mod swarm;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod validation;
 
 pub use bound::{Bound, Term, bound};
 pub use engine::Progress;
 pub use footprint::{Footprint, Measured, measure};
-pub use network::{LinksOfAKind, NetworkLoad};
+pub use network::{LinksOfAKind, NetworkLoad, NodeClass, check_classes, class_rates};
 pub use profile::{
     ContentProfile, PROFILE_CHUNKS_MAX, PROFILE_MAX_BYTES, ProfileError, ProfileSubject, ProfiledChunk,
 };
@@ -52,7 +56,8 @@ pub use report::{Report, simulate, simulate_recorded};
 pub use rollout::{Moved, Rollout, quantile};
 pub use root_spread::RootSpread;
 pub use scenario::{
-    Case, Files, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain, nearest,
+    Case, Files, Keys, NODE_CHUNKS_MAX, Plan, Problem, RUNS_MAX, Scenario, ScenarioError, check, explain,
+    nearest,
 };
 pub use statistics::Spread;
 pub use sweep::{Summary, in_order, shards};

@@ -309,7 +309,7 @@ impl Recorder {
             links: shared.iter().map(watched).collect(),
             between_regions_bytes: 0,
             class_names: class_names(scenario),
-            classes: classes(scenario, seed),
+            classes: classes(scenario.fleet.nodes, &scenario.fleet.class, seed),
             spent: vec![[0; 2]; cells.len()],
             receives: vec![false; cells.len()],
             cells,

@@ -50,15 +50,15 @@ impl Model {
         match self {
             Self::Fluid => {
                 "time-stepped fluid (water-filling, steps of at most two thirds of a chunk's time; against exact max-min \
-                 fairness last ends of transfers are off by 2 % at most; not yet validated against real nodes)"
+                 fairness last ends of transfers are off by 2 % at most)"
             }
             Self::Exact => {
                 "exact max-min fairness (from event to event; transfers begin at steps of at most a twelfth of a chunk's \
-                 time; not yet validated against real nodes)"
+                 time)"
             }
             Self::Fifo => {
                 "chunk FIFO, a preview (each link serves one chunk after the other, so that transfers do not slow each \
-                 other down as real ones do; not yet validated against real nodes)"
+                 other down as real ones do)"
             }
         }
     }
@@ -186,7 +186,7 @@ pub(in crate::sim) fn check_network(scenario: &Scenario) -> Result<(), ScenarioE
         fleet.racks_per_cell,
         "1 to 1 000, and no more racks than nodes",
     )?;
-    check_classes(scenario)?;
+    check_classes(fleet.nodes, &fleet.class)?;
     let links = &network.links;
     for (key, rate) in [
         ("network.links.rack_up_mbit_s", links.rack_up_mbit_s),
@@ -211,16 +211,19 @@ pub(in crate::sim) fn check_network(scenario: &Scenario) -> Result<(), ScenarioE
     check_changes(scenario)
 }
 
-fn check_classes(scenario: &Scenario) -> Result<(), ScenarioError> {
-    let fleet = &scenario.fleet;
+/// Checks the classes of a fleet of `nodes`.
+///
+/// # Errors
+/// [`ScenarioError`] names the key that is wrong.
+pub fn check_classes(nodes: u32, classes: &[NodeClass]) -> Result<(), ScenarioError> {
     let key = "fleet.class";
-    check(fleet.class.len() <= CLASSES_MAX, key, fleet.class.len(), "at most 64 classes")?;
+    check(classes.len() <= CLASSES_MAX, key, classes.len(), "at most 64 classes")?;
     let mut total = 0;
-    for (place, class) in fleet.class.iter().enumerate() {
+    for (place, class) in classes.iter().enumerate() {
         let name = class.name.as_str();
         let of = |name: &str| format!("fleet.class[{place}].{name}");
         check((1..=64).contains(&name.len()), &of("name"), name, "1 to 64 bytes")?;
-        let is_new = fleet.class[..place].iter().all(|other| other.name != name);
+        let is_new = classes[..place].iter().all(|other| other.name != name);
         check(is_new, &of("name"), name, "another name for each class")?;
         let one = class.share.is_some() != class.nodes.is_some();
         check(one, &format!("{key}[{place}]"), name, "either `share` or `nodes`, for each class")?;
@@ -230,10 +233,10 @@ fn check_classes(scenario: &Scenario) -> Result<(), ScenarioError> {
         for (name, rate) in [("up_mbit_s", class.up_mbit_s), ("down_mbit_s", class.down_mbit_s)] {
             check((0.001..=1e7).contains(&rate), &of(name), rate, "0.001 to 10 000 000 (Mbit/s)")?;
         }
-        total += u64::from(class.count(fleet.nodes));
+        total += u64::from(class.count(nodes));
     }
-    let must = format!("no more than fleet.nodes = {} together, not {total}", fleet.nodes);
-    check(total <= u64::from(fleet.nodes), key, fleet.class.len(), must)
+    let must = format!("no more than fleet.nodes = {nodes} together, not {total}");
+    check(total <= u64::from(nodes), key, classes.len(), must)
 }
 
 fn check_latency(latency: &RegionLatency, regions: u32) -> Result<(), ScenarioError> {

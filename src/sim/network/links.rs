@@ -4,7 +4,7 @@
 //! the uplinks of all ends, then their downlinks, then those that nodes share: out of the racks, out of the cells, out of the
 //! regions, into the regions, into the cells, into the racks, as far as a scenario has them.
 
-use super::keys::Whose;
+use super::keys::{NodeClass, Whose};
 use crate::model::{Generator, Rng};
 use crate::sim::scenario::Scenario;
 
@@ -124,16 +124,15 @@ pub(in crate::sim) struct Links {
 }
 
 /// By node: its class, and as many as there are classes for none. Empty without classes.
-pub(in crate::sim) fn classes(scenario: &Scenario, seed: u64) -> Vec<u8> {
-    let fleet = &scenario.fleet;
-    if fleet.class.is_empty() {
+pub(in crate::sim) fn classes(nodes: u32, class: &[NodeClass], seed: u64) -> Vec<u8> {
+    if class.is_empty() {
         return Vec::new();
     }
-    let mut classes = Vec::with_capacity(fleet.nodes as usize);
-    for (number, class) in (0_u8..).zip(&fleet.class) {
-        classes.extend(std::iter::repeat_n(number, class.count(fleet.nodes) as usize));
+    let mut classes = Vec::with_capacity(nodes as usize);
+    for (number, class) in (0_u8..).zip(class) {
+        classes.extend(std::iter::repeat_n(number, class.count(nodes) as usize));
     }
-    classes.resize(fleet.nodes as usize, u8::try_from(fleet.class.len()).unwrap_or(u8::MAX));
+    classes.resize(nodes as usize, u8::try_from(class.len()).unwrap_or(u8::MAX));
     let mut rng = Generator::stream(seed, CLASSES);
     for place in 1..classes.len() {
         classes.swap(place, rng.below(place + 1));
@@ -141,18 +140,22 @@ pub(in crate::sim) fn classes(scenario: &Scenario, seed: u64) -> Vec<u8> {
     classes
 }
 
+/// By node: the rates of its links in Mbit/s, up and down; `other` are those of a node of no class. Real nodes in the lab have
+/// those of the simulated ones with the same seed.
+pub fn class_rates(nodes: u32, other: [f64; 2], class: &[NodeClass], seed: u64) -> Vec<[f64; 2]> {
+    let classes = classes(nodes, class, seed);
+    if classes.is_empty() {
+        return vec![other; nodes as usize];
+    }
+    let rates =
+        |own: &u8| class.get(usize::from(*own)).map_or(other, |class| [class.up_mbit_s, class.down_mbit_s]);
+    classes.iter().map(rates).collect()
+}
+
 /// By node: the rates of its links in Mbit/s, up and down.
 pub(in crate::sim) fn node_rates(scenario: &Scenario, seed: u64) -> Vec<[f64; 2]> {
     let fleet = &scenario.fleet;
-    let other = [fleet.up_mbit_s, fleet.down_mbit_s];
-    let classes = classes(scenario, seed);
-    if classes.is_empty() {
-        return vec![other; fleet.nodes as usize];
-    }
-    let rates = |class: &u8| {
-        fleet.class.get(usize::from(*class)).map_or(other, |class| [class.up_mbit_s, class.down_mbit_s])
-    };
-    classes.iter().map(rates).collect()
+    class_rates(fleet.nodes, [fleet.up_mbit_s, fleet.down_mbit_s], &fleet.class, seed)
 }
 
 impl Links {
@@ -492,8 +495,9 @@ mod tests {
             node_rates(&scenario, seed).iter().filter(|rates| rates[0] == rate).count()
         };
         assert_eq!([10.0, 4_000.0, 1_000.0].map(|rate| count(1, rate)), [10, 3, 27]);
-        assert_ne!(classes(&scenario, 1), classes(&scenario, 2));
-        assert_eq!(classes(&scenario, 1), classes(&scenario, 1));
+        let drawn = |seed: u64| classes(40, &scenario.fleet.class, seed);
+        assert_ne!(drawn(1), drawn(2));
+        assert_eq!(drawn(1), drawn(1));
     }
 
     #[test]

@@ -23,7 +23,9 @@ mod tests;
 
 pub(super) use changes::Changes;
 pub(super) use delays::Delays;
-pub(super) use keys::{Change, LinkRates, Model, NodeClass, RegionLatency, check_network};
+pub(super) use keys::{Change, LinkRates, Model, RegionLatency, check_network};
+pub use keys::{NodeClass, check_classes};
+pub use links::class_rates;
 pub(super) use links::{Links, Servers, classes, node_rates};
 pub use load::NetworkLoad;
 

@@ -23,6 +23,7 @@ pub use digest::{Digest, Group, Spent, group};
 
 use super::bound::{Servers, bound_of};
 use super::engine::{Engine, Progress};
+use super::envelope;
 use super::fleet::Machine;
 use super::network::LinksOfAKind;
 use super::readers::Readers;
@@ -70,8 +71,10 @@ pub struct Report {
     pub root: Option<RootSpread>,
     /// What the links did, kind by kind.
     pub links: Vec<LinksOfAKind>,
-    /// The network model and its error band.
+    /// The network model, and how far it is from exact sharing.
     pub model: &'static str,
+    /// How far off predictions were where they were held against real nodes, and in what this scenario lies outside of that.
+    pub accuracy: String,
     /// BLAKE3 over each node's time and byte counters, in order.
     pub result_hash: String,
 }
@@ -165,6 +168,7 @@ pub(super) fn summarise(scenario: &Scenario, seed: u64, engine: &Engine) -> Repo
         root: engine.root_spread(),
         links: engine.usage(),
         model: scenario.network.model.text(),
+        accuracy: envelope::quote(scenario),
         result_hash: hasher.finalize().to_hex().to_string(),
     }
 }

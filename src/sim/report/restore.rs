@@ -3,6 +3,7 @@
 use super::Report;
 use super::tables::{Kind, Table, Value, figures};
 use crate::sim::bound::Term;
+use crate::sim::envelope;
 use crate::sim::network::LinksOfAKind;
 use crate::sim::readers::{Distribution, Readers};
 use crate::sim::record::{LinkRecord, NodeRecord, Record, Sample, class_names};
@@ -202,6 +203,7 @@ fn run(fields: &mut Fields<'_, '_>, scenario: &Scenario, seed: u64) -> Result<Re
         root,
         links: Vec::new(),
         model: fields.known(scenario.network.model.text())?,
+        accuracy: envelope::quote(scenario),
         result_hash,
     })
 }

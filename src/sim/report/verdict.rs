@@ -64,7 +64,7 @@ fn verdict(group: &Group<'_>) -> Verdict {
                 ("busiest links", links(middle)),
                 ("lost", lost(group)),
                 ("slowest 1 %", slowest(middle)),
-                ("how far to trust", middle.report.model.to_owned()),
+                ("how far to trust", format!("{}; {}", middle.report.model, middle.report.accuracy)),
             ])
             .collect(),
     }

@@ -35,6 +35,9 @@ pub struct Content {
     pub read_ahead_chunks: Option<u32>,
     /// How fast, if not at once.
     pub read_mbit_s: Option<f64>,
+    /// Milliseconds from when a node begins until it knows what it wants: mounting, root and catalogs.
+    #[serde(default)]
+    pub prepare_ms: u64,
     /// Seconds after which the nodes give up, and the run ends.
     pub deadline_s: u32,
     /// What the profile says.
@@ -113,6 +116,13 @@ pub(super) const TABLE: Table = Table {
             unit: "Mbit/s",
             preset: Preset::Nothing("what is here is read at once"),
             meaning: "how fast somebody reads what is here, in stored bytes: he waits only when he has read what he had",
+        },
+        Key {
+            name: "prepare_ms",
+            kind: Kind::Whole(0, 60_000),
+            unit: "ms",
+            preset: Preset::Is("0"),
+            meaning: "from when a node begins until it knows what it wants: mounting, root and catalogs",
         },
         Key {
             name: "deadline_s",

@@ -37,6 +37,7 @@ use fleet::Fleet;
 use keys::grouped;
 use network::Network;
 use serde::{Deserialize, Deserializer, Serialize};
+use std::sync::Arc;
 use strategy::{Compare, Strategy};
 
 /// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
@@ -80,6 +81,24 @@ pub struct Scenario {
     /// The nodes' constants, where they differ from the defaults.
     #[serde(default)]
     pub settings: Settings,
+    /// What decides who is the home of what, where that is not drawn. No key of a file.
+    #[serde(skip)]
+    pub(super) keys: Option<Arc<Keys>>,
+    /// Sets the nodes' own randomness apart between runs of one seed, whose fleet, homes and dead are the same. No key of a file.
+    #[serde(skip)]
+    pub(super) draw: u64,
+}
+
+/// The rendezvous keys of a real run: who was the home of what there. What has no key here draws one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Of nodes, by place.
+    pub nodes: Vec<u64>,
+    /// Of cells, by number.
+    pub cells: Vec<u64>,
+    /// Of slices, whole ones first.
+    pub slices: Vec<u64>,
 }
 
 /// What stands for the files of a scenario that may name none.

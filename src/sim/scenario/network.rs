@@ -39,6 +39,19 @@ pub struct Network {
     /// Milliseconds that a message waits at either end's link when that is busy.
     #[serde(default)]
     pub queue_ms: u64,
+    /// What links carry beyond the content, in thousandths of it: headers, and what is sent twice.
+    #[serde(default)]
+    pub header_per_mille: u32,
+    /// What links carry beyond the content, in bytes for each chunk: the ask, its answers and acknowledgements.
+    #[serde(default)]
+    pub request_bytes: u32,
+    /// What links carry beyond the content, in bytes for the first chunk that one node sends to another: connections, certificates, who
+    /// is there.
+    #[serde(default)]
+    pub connect_bytes: u32,
+    /// From when somebody may send a chunk until its first byte leaves, in microseconds.
+    #[serde(default)]
+    pub first_byte_us: u64,
 }
 
 fn default_region_latency_us() -> RegionLatency {
@@ -96,6 +109,34 @@ pub(super) const TABLE: Table = Table {
             unit: "ms",
             preset: Preset::Is("0"),
             meaning: "a message waits as long at a busy link, at either end",
+        },
+        Key {
+            name: "header_per_mille",
+            kind: Kind::Whole(0, 1_000),
+            unit: "of 1 000 bytes",
+            preset: Preset::Is("0"),
+            meaning: "what links carry beyond the content: headers, and what is sent twice",
+        },
+        Key {
+            name: "request_bytes",
+            kind: Kind::Whole(0, 1_000_000),
+            unit: "bytes",
+            preset: Preset::Is("0"),
+            meaning: "what links carry beyond the content for each chunk: the ask, its answers and acknowledgements",
+        },
+        Key {
+            name: "connect_bytes",
+            kind: Kind::Whole(0, 10_000_000),
+            unit: "bytes",
+            preset: Preset::Is("0"),
+            meaning: "what links carry beyond the content for the first chunk from one node to another: connections, certificates, who is there",
+        },
+        Key {
+            name: "first_byte_us",
+            kind: Kind::Whole(0, MINUTE_US),
+            unit: "µs",
+            preset: Preset::Is("0"),
+            meaning: "from when somebody may send a chunk until its first byte leaves: reading, processors, the sender's pace",
         },
     ],
 };

@@ -335,6 +335,7 @@ impl<S: Strategy> Engine<S> {
             root: None,
             links: world.traffic.usage(world.calendar.now()),
             model: scenario.network.model.text(),
+            accuracy: "a model of another system, which was not held against real nodes".to_owned(),
             result_hash: hasher.finalize().to_hex().to_string(),
         }
     }
