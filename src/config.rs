@@ -7,9 +7,9 @@
 mod check;
 mod values;
 
-use values::{by_name, list};
-
+use check::{CELL_MAX, SOCKET_PATH_MAX_BYTES};
 pub use values::{ByteSize, LogFormat, Mtu, ParseSizeError, Verify};
+use values::{by_name, list};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -74,7 +74,7 @@ fn all_that_was_asked_for_is_written_and_agrees() {
         names.sort();
         names
     };
-    let tables = ["links", "nodes", "runs", "samples"];
+    let tables = ["kinds", "link-samples", "links", "nodes", "readers", "runs", "samples"];
     let expected: Vec<String> =
         tables.iter().flat_map(|name| [format!("{name}.csv"), format!("{name}.parquet")]).collect();
     assert_eq!(names("t"), expected);

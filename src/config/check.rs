@@ -1,6 +1,6 @@
 //! What no agent can work with, whatever its kind allows.
 
-use super::{EVERY_OTHER, Mtu, Settings, SettingsError, leads_somewhere};
+use super::{ByteSize, EVERY_OTHER, Mtu, Settings, SettingsError, leads_somewhere};
 use crate::model::RepositoryName;
 use std::fmt;
 use tracing_subscriber::EnvFilter;
@@ -9,10 +9,10 @@ use tracing_subscriber::filter::LevelFilter;
 /// Least limit of what is sent to neighbours or taken from them (`mesh/throttle.rs` says why).
 const LIMIT_MIN_BYTES_PER_S: u64 = 1 << 20;
 /// Most members of a cell.
-const CELL_MAX: u16 = 2_000;
+pub(super) const CELL_MAX: u16 = 2_000;
 const _: () = assert!(CELL_MAX as usize == crate::model::limits::CELL_MAX_MEMBERS);
 /// Longest path of a Unix socket: the kernel has room for 108 bytes, and one of them ends it (unix(7)).
-const SOCKET_PATH_MAX_BYTES: usize = 107;
+pub(super) const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// Most entries of `advertise_more`: with the first, as many as a ticket has room for.
 const ADVERTISE_MORE_MAX: usize = 7;
 /// Most entries of `automount_options`: far more than somebody writes (a guess).
