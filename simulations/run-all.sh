@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs all published scenarios, or those that are named, and keeps their results: simulations/run-all.sh [NAME...]
-# It takes about half an hour of two cores. The binary is ${STARLING:-starling}.
+# All take a few hours of two cores, of which edge-1m, grid-100k, in-order-10k and flash-crowd-10k take the most. The binary is ${STARLING:-starling}.
 set -eu
 cd "$(dirname "$0")"
 [ $# -gt 0 ] || set -- $(cd scenarios && ls | sed -n 's/\.toml$//p')
