@@ -50,7 +50,7 @@ impl Model {
         match self {
             Self::Fluid => {
                 "time-stepped fluid (water-filling, steps of at most two thirds of a chunk's time; against exact max-min \
-                 fairness last ends of transfers are off by 2 % at most)"
+                 fairness last ends of transfers are off by 3 % at most)"
             }
             Self::Exact => {
                 "exact max-min fairness (from event to event; transfers begin at steps of at most a twelfth of a chunk's \
