@@ -62,9 +62,9 @@ pub struct Settings {
     pub upload_bytes: u64,
     /// Uploads that run at once at most (guess).
     pub uploads_max: u32,
-    /// Uploads of one chunk to members of the own cell that run at once; further askers are sent to those who get it. What few have
-    /// spreads fastest if few get it at a time, and soon (simulated with 1 000 nodes: 2 1.149 times the bound,
-    /// 4 and 6 1.136, without this 1.149).
+    /// Uploads of one chunk that run at once before askers of the own cell are sent to those who get it, unless somebody reads there. What
+    /// few have spreads fastest if few get it at a time, and soon (simulated with 1 000 nodes: 2 1.149 times the bound, 4 and 6 1.136, without
+    /// this 1.149).
     pub same_chunk_max: u16,
     /// Asks that wait for an upload before askers are redirected, if their turn comes within half of `uploads_ms`; where many uploads run,
     /// a quarter of their bytes (simulated: with 16 the makespan is 11 % longer than with 8, with 4 it is 2 % shorter and with 2 no shorter).

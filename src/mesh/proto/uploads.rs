@@ -239,8 +239,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Serves a stored chunk, or lets the asker wait for a slot, or redirects it.
     pub(super) fn offer(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         let near = self.peers.nearness(peer) == Nearness::Cell;
-        // Those who get it now have it soon, and serve others.
-        if near && self.uploads.served(chunk).count() >= usize::from(self.settings.same_chunk_max.max(1)) {
+        // Those who get it now have it soon, and serve others. Somebody who reads is served at once if he can be.
+        if near
+            && class != Class::Read
+            && self.uploads.served(chunk).count() >= usize::from(self.settings.same_chunk_max.max(1))
+        {
             return self.redirect(ask, peer, chunk, out);
         }
         let ahead = self.uploads.queue.iter().any(|queued| queued.class <= class);
