@@ -636,7 +636,7 @@ impl Engine {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
                 self.calendar.push(now + self.way(flow.from, flow.to), flow.to, data);
-                self.calendar.push(now + 1, flow.from, Event::Sent { ask });
+                self.calendar.push(now + 1, flow.from, Event::Sent { ask, to: flow.to, chunk });
             }
             Carried::FromStratum { chunk } => {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
