@@ -580,11 +580,13 @@ fn who_said_wait_hears_that_somebody_reads_what_was_only_fetched_ahead() {
     let mut one = One::new(20, Settings { peek_ranks: 1, ..Settings::default() });
     let chunk = one.ranked(0);
     let next = one.home(chunk, 1);
+    let readers: Vec<u32> =
+        (1..20).filter(|peer| (0..3).all(|rank| one.home(chunk, rank) != Peer(*peer))).collect();
     let ask = |class| Output::Ask { peer: next, chunk, class };
-    assert!(one.ask(7, 1, chunk, Class::Prefetch).contains(&ask(Class::Prefetch)));
+    assert!(one.ask(readers[0], 1, chunk, Class::Prefetch).contains(&ask(Class::Prefetch)));
     one.told(next, chunk, Answer::Wait);
-    assert_eq!(asked_of(&one.ask(8, 2, chunk, Class::Prefetch)), []);
-    assert!(one.ask(9, 3, chunk, Class::Read).contains(&ask(Class::Read)));
+    assert_eq!(asked_of(&one.ask(readers[1], 2, chunk, Class::Prefetch)), []);
+    assert!(one.ask(readers[2], 3, chunk, Class::Read).contains(&ask(Class::Read)));
     one.core.audit().unwrap();
 }
 
