@@ -153,7 +153,7 @@ impl Calendar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::proto::Ask;
+    use crate::mesh::proto::{Ask, Chunk};
     use crate::model::{Generator, Rng};
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
                     calendar.push_wake(now, step, to);
                     woken.entry(step).or_default().push(to);
                 } else {
-                    calendar.push(now, step, to, Event::Sent { ask: Ask(number) });
+                    calendar.push(now, step, to, Event::Sent { ask: Ask(number), to, chunk: Chunk(0) });
                     plain.entry(step).or_default().push((to, number));
                     number += 1;
                 }
@@ -186,7 +186,7 @@ mod tests {
             }
             calendar.take(now, &mut events, &mut wakes);
             let found = |number: usize| match events.get(number) {
-                (to, Event::Sent { ask }) => (*to, ask.0),
+                (to, Event::Sent { ask, .. }) => (*to, ask.0),
                 other => panic!("{other:?}"),
             };
             // What was put in line when it lay beyond the ring comes after the rest.

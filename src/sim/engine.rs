@@ -742,7 +742,7 @@ impl Engine {
                 };
                 let way = self.way(flow.from, flow.to) + self.wire.first_byte;
                 self.push(now + 1 + way, flow.to, data);
-                self.push(now + 1, flow.from, Event::Sent { ask });
+                self.push(now + 1, flow.from, Event::Sent { ask, to: flow.to, chunk });
             }
             Carried::FromStratum { chunk } => {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));

@@ -348,8 +348,8 @@ pub(super) enum Event {
     Wrong { chunk: Chunk, from: u32 },
     /// A liar says `Wait` again.
     Stall { to: u32, chunk: Chunk },
-    /// The last byte of an upload left.
-    Sent { ask: Ask },
+    /// The last byte of an upload left. Meanwhile the ask may have been withdrawn, and its number given to another.
+    Sent { ask: Ask, to: u32, chunk: Chunk },
     /// A peer tells what it holds.
     Possession { from: u32, slices: Box<[(Slice, u64)]> },
     /// The DHT answers.
@@ -607,7 +607,7 @@ impl Machine {
                 prefetch(self.free.as_ptr().wrapping_add(self.free.len().saturating_sub(1)));
                 None
             }
-            Event::Sent { ask } => {
+            Event::Sent { ask, .. } => {
                 self.node.prefetch_uploads();
                 self.prefetch_ask(*ask);
                 None
@@ -722,7 +722,13 @@ impl Machine {
                 }
                 self.node.handle(now, Input::Arrived { chunk, from }, out);
             }
-            Event::Sent { ask } => {
+            Event::Sent { ask, to, chunk } => {
+                let is_it = |incoming: &mut Incoming| {
+                    incoming.serving && (incoming.peer, incoming.chunk) == (to, chunk)
+                };
+                if !self.incoming_mut(ask).is_some_and(is_it) {
+                    return;
+                }
                 if let Some(incoming) = self.end(ask) {
                     self.given += u64::from(self.node.content().len_bytes(incoming.chunk));
                     self.node.handle(now, Input::Served { ask, ok: true }, out);

@@ -4,6 +4,11 @@ use super::{Holders, Peer, Settings, Slice, prefetch};
 use crate::model::Time;
 use std::time::Duration;
 
+/// To how many others who waits for a chunk is named before somebody who began to wait later is: what all want then goes from node to
+/// node as in a tree, and not in long chains (as many as may wait at a node that is no home; simulated:
+/// with it the makespan in a cell of 2 000 is half a per cent shorter).
+pub(super) const BRANCHES: usize = 4;
+
 #[derive(Clone, Copy, Debug)]
 struct Holder {
     /// Sixty-fourths of the slice in which chunks begin that it holds.
@@ -73,7 +78,7 @@ impl Home {
         self.oldest = 0;
     }
 
-    /// The next few holders of the chunk in `part`: of those that had time to get it, if there are enough.
+    /// The next few holders of the chunk in `part`: of those that had time to get it, if there are enough, else of those who get it first.
     pub(super) fn name(
         &mut self,
         part: u8,
@@ -85,7 +90,7 @@ impl Home {
         let mut named = Holders::new();
         let (len, wanted) = (self.peers.len(), named.inline_size());
         let ripe = self.ripe(|holder| now.since(holder.since) >= ripe_after);
-        let range = if ripe >= wanted { ripe } else { len };
+        let range = if ripe >= wanted { ripe } else { len.div_ceil(BRANCHES).max(wanted).min(len) };
         for _ in 0..range.min(4 * wanted) {
             self.turn = if self.turn >= range { 0 } else { self.turn };
             let index = (self.oldest + self.turn) % len;
@@ -325,6 +330,21 @@ mod tests {
         );
         home.unnote(Peer(0), 5);
         assert!(!home.name(5, late, &settings, |_| true).contains(&Peer(0)));
+    }
+
+    #[test]
+    fn who_does_not_have_it_yet_is_named_to_four_before_a_later_one_is() {
+        let settings = Settings::default();
+        let (mut home, mut named) = (Home::default(), [0_usize; 128]);
+        for peer in 0..128 {
+            for holder in home.name(0, Time::ZERO, &settings, |_| true) {
+                named[holder.0 as usize] += 1;
+            }
+            home.note(Peer(peer), 0, Time::ZERO, &settings);
+        }
+        // All are named to those who came after them, and who came early to more.
+        assert!(named[40..].iter().all(|count| *count == 0), "{named:?}");
+        assert!(named[..4].iter().all(|count| *count > 0), "{named:?}");
     }
 
     #[test]

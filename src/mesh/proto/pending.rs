@@ -107,6 +107,14 @@ impl Queue {
         Some((chunk, self.deadlines.swap_remove_front(index).unwrap_or(self.deadline)))
     }
 
+    /// The same, and all others keep their order.
+    fn take_in_order(&mut self, index: usize) -> Option<(Chunk, Time)> {
+        self.spread(index + 1);
+        let chunk = self.spread.remove(index)?;
+        self.len -= 1;
+        Some((chunk, self.deadlines.remove(index).unwrap_or(self.deadline)))
+    }
+
     fn remove(&mut self, chunk: Chunk) -> Option<Time> {
         if let Some(index) = self.spread.iter().position(|other| *other == chunk) {
             self.spread.remove(index);
@@ -218,10 +226,12 @@ impl Pending {
     /// The next want of `class` to begin: the oldest, but for `Fill` any of the oldest `range.0` and as many more as
     /// were begun before, as far as they lie within `range.1` bytes (as if all chunks were as long as the oldest). At
     /// first nobody has anything, and all must ask for the same few chunks so that each that comes goes to many at once.
+    /// For `Prefetch` it is the oldest in `ahead.1` of a hundred cases, else any of the oldest `ahead.0`.
     pub(super) fn take(
         &mut self,
         class: Class,
         range: (usize, u64),
+        ahead: (usize, u8),
         len_of: impl Fn(Chunk) -> u32,
         rng: &mut impl Rng,
     ) -> Option<(Chunk, Want)> {
@@ -233,6 +243,9 @@ impl Pending {
             let window = range.0.saturating_add(self.filled).min(most);
             self.filled = if queue.len > 1 { self.filled.saturating_add(1) } else { 0 };
             queue.take(rng.below(window.clamp(1, queue.len)))
+        } else if class == Class::Prefetch {
+            let next = rng.below(100) < usize::from(ahead.1);
+            queue.take_in_order(if next { 0 } else { rng.below(ahead.0.clamp(1, queue.len)) })
         } else {
             queue.pop()
         };
@@ -285,20 +298,54 @@ mod tests {
     fn reads_begin_in_the_order_in_which_they_were_wanted() {
         let (mut pending, mut rng) = (with(Class::Read, 5), Generator::new(1));
         for expected in 0..5 {
-            assert_eq!(pending.take(Class::Read, (1, 1), |_| 1, &mut rng).unwrap().0, Chunk(expected));
+            assert_eq!(
+                pending.take(Class::Read, (1, 1), (1, 0), |_| 1, &mut rng).unwrap().0,
+                Chunk(expected)
+            );
         }
-        assert!(pending.take(Class::Read, (1, 1), |_| 1, &mut rng).is_none());
+        assert!(pending.take(Class::Read, (1, 1), (1, 0), |_| 1, &mut rng).is_none());
     }
 
     #[test]
     fn fills_begin_at_random_within_the_window() {
         let mut firsts = [0; 8];
         for seed in 0..200 {
-            let taken =
-                with(Class::Fill, 100).take(Class::Fill, (100, 80), |_| 10, &mut Generator::new(seed));
+            let taken = with(Class::Fill, 100).take(
+                Class::Fill,
+                (100, 80),
+                (1, 0),
+                |_| 10,
+                &mut Generator::new(seed),
+            );
             firsts[taken.unwrap().0.0 as usize] += 1;
         }
         assert!(firsts.iter().all(|count| *count > 5), "{firsts:?}");
+    }
+
+    #[test]
+    fn prefetches_begin_at_random_among_the_oldest_and_the_others_keep_their_order() {
+        let mut firsts = [0; 8];
+        for seed in 0..200 {
+            let (mut pending, mut rng) = (with(Class::Prefetch, 100), Generator::new(seed));
+            let (chunk, want) = pending.take(Class::Prefetch, (1, 1), (8, 0), |_| 1, &mut rng).unwrap();
+            firsts[chunk.0 as usize] += 1;
+            assert_eq!(want.deadline, Time::from_nanos(u64::from(chunk.0)));
+            let left: Vec<Chunk> = pending.iter().map(|(chunk, ..)| chunk).collect();
+            assert!(left.is_sorted() && left.len() == 99 && !left.contains(&chunk), "{left:?}");
+        }
+        assert!(firsts.iter().all(|count| *count > 5), "{firsts:?}");
+        // A share of them in their order.
+        for (percent, least, most) in [(100, 60, 60), (50, 20, 45)] {
+            let (mut pending, mut rng) = (with(Class::Prefetch, 100), Generator::new(1));
+            let mut in_order = 0;
+            for _ in 0..60 {
+                let oldest = pending.iter().next().unwrap().0;
+                let ahead = (32, percent);
+                let taken = pending.take(Class::Prefetch, (1, 1), ahead, |_| 1, &mut rng).unwrap();
+                in_order += u32::from(taken.0 == oldest);
+            }
+            assert!((least..=most).contains(&in_order), "{in_order}");
+        }
     }
 
     #[test]
@@ -309,7 +356,7 @@ mod tests {
             assert_eq!(see(&mut pending), Some(chunk));
         }
         assert_eq!(see(&mut pending), None);
-        pending.take(Class::Fill, (1, 1), |_| 1, &mut Generator::new(1)).unwrap();
+        pending.take(Class::Fill, (1, 1), (1, 0), |_| 1, &mut Generator::new(1)).unwrap();
         assert_eq!((see(&mut pending), see(&mut pending)), (Some(4), None));
         // Chunks that are wanted and called off again and again are not kept for ever.
         for chunk in 100..200 {
@@ -368,6 +415,10 @@ mod tests {
                         let index = rng.below(plain.0.len());
                         assert_eq!(queue.take(index), plain.0.swap_remove_front(index));
                     }
+                    4 if rng.below(2) == 0 && !plain.0.is_empty() => {
+                        let index = rng.below(plain.0.len());
+                        assert_eq!(queue.take_in_order(index), plain.0.remove(index));
+                    }
                     4 => assert_eq!(queue.pop(), plain.0.pop_front()),
                     5 => {
                         let chunk = Chunk(u32::try_from(rng.below(next as usize + 1)).unwrap());
@@ -399,7 +450,7 @@ mod tests {
         }
         let mut rng = Generator::new(3);
         for _ in 0..5_000 {
-            pending.take(Class::Fill, (1_000, 256), |_| 1, &mut rng).unwrap();
+            pending.take(Class::Fill, (1_000, 256), (1, 0), |_| 1, &mut rng).unwrap();
         }
         assert!(pending.len() == 95_000 && pending.heap_bytes() < 4_096, "{} bytes", pending.heap_bytes());
     }

@@ -1,6 +1,7 @@
 //! Asks of others: served while there are slots, kept waiting shortly, else redirected.
 
 use super::fetch::{At, Fetch, Waiter};
+use super::holders::BRANCHES;
 use super::marks::Mark;
 use super::pace::Pace;
 use super::timer::Timer;
@@ -238,6 +239,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Serves a stored chunk, or lets the asker wait for a slot, or redirects it.
     pub(super) fn offer(&mut self, ask: Ask, peer: Peer, chunk: Chunk, class: Class, out: &mut Outbox) {
         let near = self.peers.nearness(peer) == Nearness::Cell;
+        // Those who get it now have it soon, and serve others. Somebody who reads is served at once if he can be.
+        if near
+            && class != Class::Read
+            && self.uploads.served(chunk).count() >= usize::from(self.settings.same_chunk_max.max(1))
+        {
+            return self.redirect(ask, peer, chunk, out);
+        }
         let ahead = self.uploads.queue.iter().any(|queued| queued.class <= class);
         if !ahead && self.pace.may_upload(class, &self.settings) {
             return self.serve(ask, out);
@@ -424,7 +432,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             let room = holders.inline_size().saturating_sub(holders.len());
             if !short {
                 // The first waiters hold it soon, and none of them is waited for by this node.
-                let first = fetch.waiters.iter().map(|waiter| waiter.peer);
+                // Some of those who are served first, in turn: each can serve as many again.
+                let soon = fetch.waiters.len().div_ceil(BRANCHES);
+                let (before, from) = fetch.waiters.split_at(self.rng.below(soon));
+                let first = from.iter().chain(before).map(|waiter| waiter.peer);
                 let near =
                     first.filter(|other| *other != peer && self.peers.nearness(*other) == Nearness::Cell);
                 holders.extend(near.take(room));
@@ -433,8 +444,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.answer(ask, Answer::Busy { holders }, out);
         }
         fetch.cross |= near == Nearness::Region;
+        let before = fetch.class();
         self.add_waiter(&mut fetch, ask, peer, class, short, out);
-        self.fetches.put(fetch);
+        self.hurry(fetch, before, out);
     }
 
     /// Whether so much is fetched that nothing more is begun for others.

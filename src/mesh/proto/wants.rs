@@ -100,7 +100,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         match self.marks.get(chunk) {
             Mark::Held => return out.push(Output::Deliver { chunk }),
             Mark::Fetching(slot) => {
-                self.join_want(slot, class, deadline);
+                self.join_want(slot, class, deadline, out);
                 // It may stand in line for the strata as something less urgent.
                 return self.fill_upstream(out);
             }
@@ -136,14 +136,27 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.pending.push(chunk, want);
     }
 
-    fn join_want(&mut self, slot: u16, class: Class, deadline: Time) {
+    fn join_want(&mut self, slot: u16, class: Class, deadline: Time, out: &mut Outbox) {
         let Some(mut fetch) = self.fetches.take(slot) else { return };
+        let before = fetch.class();
         let want = match self.end_want(&mut fetch) {
             Some(old) => Want { class: old.class.min(class), deadline: old.deadline.max(deadline) },
             None => Want { class, deadline },
         };
         self.set_want(&mut fetch, want);
-        self.fetches.put(fetch);
+        self.hurry(fetch, before, out);
+    }
+
+    /// Puts back a fetch that was as urgent as `before` says. If it has become more urgent since, whoever said `Wait` is asked anew: an ask
+    /// keeps its class, and one that a reader waits for would stand behind all later ones of readers.
+    pub(super) fn hurry(&mut self, fetch: Box<Fetch>, before: Class, out: &mut Outbox) {
+        match fetch.at {
+            At::Peer(peer) if fetch.waits && fetch.class() < before => {
+                out.push(Output::Cancel { peer, chunk: fetch.chunk });
+                self.ask(fetch, peer, out);
+            }
+            _ => self.fetches.put(fetch),
+        }
     }
 
     /// Counts a want in the window. [`Self::end_want`] takes it out again.
@@ -171,8 +184,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let content = &self.content;
                 let len_of = |chunk| content.len_bytes(chunk);
                 let first = self.peers.members().saturating_mul(self.settings.fill_first as usize);
+                let first = first.min(self.settings.fill_first_max as usize);
                 let range = (first, self.settings.fill_window_bytes);
-                let taken = self.pending.take(class, range, len_of, &mut self.rng);
+                let ahead = (self.settings.prefetch_window as usize, self.settings.prefetch_oldest_percent);
+                let taken = self.pending.take(class, range, ahead, len_of, &mut self.rng);
                 let Some((chunk, want)) = taken else { break };
                 if want.deadline <= self.now {
                     // Its timer has not fired yet: a loop that is late begins nothing in vain.
