@@ -450,7 +450,7 @@ mod tests {
         }
         let mut rng = Generator::new(3);
         for _ in 0..5_000 {
-            pending.take(Class::Fill, (1_000, 256), |_| 1, &mut rng).unwrap();
+            pending.take(Class::Fill, (1_000, 256), (1, 0), |_| 1, &mut rng).unwrap();
         }
         assert!(pending.len() == 95_000 && pending.heap_bytes() < 4_096, "{} bytes", pending.heap_bytes());
     }
