@@ -564,35 +564,8 @@ fn a_home_that_is_busy_for_ever_and_delivers_nothing_is_left_for_the_next_rank()
 }
 
 #[test]
-fn who_said_wait_hears_that_somebody_reads_what_was_only_fetched_ahead() {
-    let mut one = One::new(20, Settings::default());
-    let chunk = (0..400).map(Chunk).find(|chunk| one.home(*chunk, 0) != Peer(0)).unwrap();
-    let home = one.home(chunk, 0);
-    let ask = |class| Output::Ask { peer: home, chunk, class };
-    assert_eq!(one.want(chunk, Class::Prefetch), [ask(Class::Prefetch)]);
-    one.told(home, chunk, Answer::Wait);
-    assert_eq!(one.want(chunk, Class::Prefetch), [], "as urgent as before");
-    let again = [Output::Cancel { peer: home, chunk }, ask(Class::Read)];
-    assert_eq!(one.want(chunk, Class::Read), again);
-    assert_eq!(one.want(chunk, Class::Read), [], "its bytes may be on their way now");
-    one.core.audit().unwrap();
-    // A home that waits itself passes on that somebody reads.
-    let mut one = One::new(20, Settings { peek_ranks: 1, ..Settings::default() });
-    let chunk = one.ranked(0);
-    let next = one.home(chunk, 1);
-    let readers: Vec<u32> =
-        (1..20).filter(|peer| (0..3).all(|rank| one.home(chunk, rank) != Peer(*peer))).collect();
-    let ask = |class| Output::Ask { peer: next, chunk, class };
-    assert!(one.ask(readers[0], 1, chunk, Class::Prefetch).contains(&ask(Class::Prefetch)));
-    one.told(next, chunk, Answer::Wait);
-    assert_eq!(asked_of(&one.ask(readers[1], 2, chunk, Class::Prefetch)), []);
-    assert!(one.ask(readers[2], 3, chunk, Class::Read).contains(&ask(Class::Read)));
-    one.core.audit().unwrap();
-}
-
-#[test]
-fn one_chunk_goes_to_four_at_once_and_others_are_sent_to_them() {
-    let mut one = One::new(20, Settings::default());
+fn one_chunk_goes_to_a_few_at_once_and_others_are_sent_to_them() {
+    let mut one = One::new(20, Settings { same_chunk_max: 2, ..Settings::default() });
     let (chunk, other) = (one.ranked(0), one.ranked(1));
     one.input(Input::Stored { chunk });
     one.input(Input::Stored { chunk: other });
@@ -602,12 +575,12 @@ fn one_chunk_goes_to_four_at_once_and_others_are_sent_to_them() {
         one.now = one.now + Duration::from_millis(5);
         one.input(Input::Served { ask: Ask(number), ok: true });
     }
-    for number in 1..=4 {
+    for number in 1..=2 {
         assert_eq!(one.ask(number, number, chunk, Class::Fill), [Output::Serve { ask: Ask(number) }]);
     }
     let redirected = one.ask(5, 5, chunk, Class::Fill);
     let Some(Answer::Busy { holders }) = answer_to(&redirected, 5) else { panic!("{redirected:?}") };
-    assert_eq!(holders.len(), 4);
+    assert_eq!(holders.len(), 2);
     assert_eq!(one.ask(6, 6, other, Class::Fill), [Output::Serve { ask: Ask(6) }], "there was room");
     one.input(Input::Served { ask: Ask(1), ok: true });
     assert_eq!(one.ask(5, 7, chunk, Class::Fill), [Output::Serve { ask: Ask(7) }]);

@@ -200,7 +200,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         chosen
     }
 
-    pub(super) fn ask(&mut self, mut fetch: Box<Fetch>, peer: Peer, out: &mut Outbox) {
+    fn ask(&mut self, mut fetch: Box<Fetch>, peer: Peer, out: &mut Outbox) {
         fetch.at = At::Peer(peer);
         fetch.since = self.now;
         fetch.waits = false;

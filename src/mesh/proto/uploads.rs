@@ -444,9 +444,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             return self.answer(ask, Answer::Busy { holders }, out);
         }
         fetch.cross |= near == Nearness::Region;
-        let before = fetch.class();
         self.add_waiter(&mut fetch, ask, peer, class, short, out);
-        self.hurry(fetch, before, out);
+        self.fetches.put(fetch);
     }
 
     /// Whether so much is fetched that nothing more is begun for others.

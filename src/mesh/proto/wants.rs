@@ -100,7 +100,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         match self.marks.get(chunk) {
             Mark::Held => return out.push(Output::Deliver { chunk }),
             Mark::Fetching(slot) => {
-                self.join_want(slot, class, deadline, out);
+                self.join_want(slot, class, deadline);
                 // It may stand in line for the strata as something less urgent.
                 return self.fill_upstream(out);
             }
@@ -136,27 +136,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.pending.push(chunk, want);
     }
 
-    fn join_want(&mut self, slot: u16, class: Class, deadline: Time, out: &mut Outbox) {
+    fn join_want(&mut self, slot: u16, class: Class, deadline: Time) {
         let Some(mut fetch) = self.fetches.take(slot) else { return };
-        let before = fetch.class();
         let want = match self.end_want(&mut fetch) {
             Some(old) => Want { class: old.class.min(class), deadline: old.deadline.max(deadline) },
             None => Want { class, deadline },
         };
         self.set_want(&mut fetch, want);
-        self.hurry(fetch, before, out);
-    }
-
-    /// Puts back a fetch that was as urgent as `before` says. If it has become more urgent since, whoever said `Wait` is asked anew: an ask
-    /// keeps its class, and one that a reader waits for would stand behind all later ones of readers.
-    pub(super) fn hurry(&mut self, fetch: Box<Fetch>, before: Class, out: &mut Outbox) {
-        match fetch.at {
-            At::Peer(peer) if fetch.waits && fetch.class() < before => {
-                out.push(Output::Cancel { peer, chunk: fetch.chunk });
-                self.ask(fetch, peer, out);
-            }
-            _ => self.fetches.put(fetch),
-        }
+        self.fetches.put(fetch);
     }
 
     /// Counts a want in the window. [`Self::end_want`] takes it out again.
