@@ -239,11 +239,15 @@ impl<R: Copy + PartialEq> Stall<R> {
 }
 
 /// How long a message waits at each end's links, in half steps: it grows while the link is busy and falls while it is not,
-/// half as fast as time goes, so that no message overtakes an earlier one.
+/// half as fast as time goes, so that no message overtakes an earlier one. It grows no further than until the link has carried all chunks that
+/// are under way on it: what was not sent stands in no queue.
 #[derive(Clone, Debug)]
 pub(super) struct Queues {
     /// By end: uplink, downlink.
     levels: Vec<[u64; 2]>,
+    /// By end: transfers on its uplink and on its downlink.
+    passing: Vec<[u32; 2]>,
+    chunk_bytes: f64,
     most: u64,
     last: u64,
 }
@@ -251,16 +255,36 @@ pub(super) struct Queues {
 impl Queues {
     pub(super) fn new(scenario: &Scenario, ends: usize, step_ns: u64) -> Option<Self> {
         let most = 2 * scenario.network.queue_ms * 1_000_000 / step_ns;
-        (most > 0).then(|| Self { levels: vec![[0; 2]; ends], most, last: 0 })
+        let chunk_bytes = f64::from(scenario.chunk_bytes());
+        let (levels, passing) = (vec![[0; 2]; ends], vec![[0; 2]; ends]);
+        (most > 0).then(|| Self { levels, passing, chunk_bytes, most, last: 0 })
     }
 
     pub(super) fn step<S: Copy>(&mut self, now: u64, traffic: &Traffic<S>) {
         let passed = now - self.last;
         self.last = now;
-        for (end, levels) in (0..).zip(&mut self.levels) {
-            for (level, busy) in levels.iter_mut().zip(traffic.is_busy(end)) {
-                let new = if busy { level.saturating_add(passed) } else { level.saturating_sub(passed) };
-                *level = new.min(self.most);
+        self.passing.fill([0; 2]);
+        for (from, to) in traffic.ends() {
+            self.passing[from as usize][0] += 1;
+            self.passing[to as usize][1] += 1;
+        }
+        for (end, (levels, passing)) in (0..).zip(self.levels.iter_mut().zip(&self.passing)) {
+            let rates = traffic.rates(end);
+            for (way, (level, busy)) in levels.iter_mut().zip(traffic.is_busy(end)).enumerate() {
+                let all = 2.0 * f64::from(passing[way]) * self.chunk_bytes / rates[way];
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "positive, and it saturates"
+                )]
+                let most = self.most.min(all as u64);
+                *level = if busy && *level < most {
+                    level.saturating_add(passed).min(most)
+                } else if busy {
+                    level.saturating_sub(passed).max(most)
+                } else {
+                    level.saturating_sub(passed)
+                };
             }
         }
     }
@@ -383,7 +407,13 @@ mod tests {
         let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
         let mut traffic = Traffic::alone(Model::Fluid, links);
         traffic.start(Flow { from: 0, to: 1, what: () }, 200);
-        let mut queues = Queues { levels: vec![[0; 2]; 2], most: 16, last: 0 };
+        let mut queues = Queues {
+            levels: vec![[0; 2]; 2],
+            passing: vec![[0; 2]; 2],
+            chunk_bytes: 200.0,
+            most: 16,
+            last: 0,
+        };
         let (mut longest, mut last) = (0, 0);
         for now in 1..60 {
             traffic.step(&mut Vec::new());
@@ -394,5 +424,31 @@ mod tests {
             longest = longest.max(queues.steps(0, 1));
         }
         assert_eq!((longest, queues.steps(0, 1), queues.steps(1, 0)), (16, 0, 0));
+    }
+
+    #[test]
+    fn nobody_waits_for_longer_than_all_that_is_under_way_takes() {
+        let text = include_str!("../../simulations/scenarios/rollout-32.toml");
+        let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
+        let mut traffic = Traffic::new(Model::Fluid, links, 1);
+        // 10 bytes a step: one transfer after the other of 6 steps each, and none waits in the sender's queue.
+        let mut queues = Queues {
+            levels: vec![[0; 2]; 2],
+            passing: vec![[0; 2]; 2],
+            chunk_bytes: 60.0,
+            most: 2_000,
+            last: 0,
+        };
+        let (mut ended, mut longest) = (Vec::new(), 0);
+        traffic.start(Flow { from: 0, to: 1, what: () }, 60);
+        for now in 1..200 {
+            traffic.step(&mut ended);
+            if ended.pop().is_some() {
+                traffic.start(Flow { from: 0, to: 1, what: () }, 60);
+            }
+            queues.step(now, &traffic);
+            longest = longest.max(queues.steps(0, 1));
+        }
+        assert_eq!(longest, 12, "6 steps at either end");
     }
 }

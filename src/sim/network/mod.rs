@@ -248,6 +248,16 @@ impl<S: Copy> Traffic<S> {
         self.network.set_rate(link, self.links.rates()[link as usize] * factor);
     }
 
+    /// The ends of all transfers under way, the sending one first.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| (flow.from, flow.to))
+    }
+
+    /// Bytes that an end's uplink and its downlink can carry in a step.
+    pub(super) fn rates(&self, end: u32) -> [f64; 2] {
+        [end, self.links.ends() + end].map(|link| self.links.rates()[link as usize])
+    }
+
     /// The receiving ends of all transfers under way.
     pub(super) fn receivers(&self) -> impl Iterator<Item = u32> + '_ {
         self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| flow.to)

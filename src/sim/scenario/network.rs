@@ -108,7 +108,7 @@ pub(super) const TABLE: Table = Table {
             kind: Kind::Whole(0, MINUTE_MS),
             unit: "ms",
             preset: Preset::Is("0"),
-            meaning: "a message waits as long at a busy link, at either end",
+            meaning: "a message waits as long at a busy link, at either end, but no longer than the link takes for what is under way on it",
         },
         Key {
             name: "header_per_mille",
