@@ -257,7 +257,7 @@ impl Queues {
         let most = 2 * scenario.network.queue_ms * 1_000_000 / step_ns;
         let chunk_bytes = f64::from(scenario.chunk_bytes());
         let (levels, passing) = (vec![[0; 2]; ends], vec![[0; 2]; ends]);
-        (most > 0).then(|| Self { levels, passing, chunk_bytes, most, last: 0 })
+        (most > 0).then_some(Self { levels, passing, chunk_bytes, most, last: 0 })
     }
 
     pub(super) fn step<S: Copy>(&mut self, now: u64, traffic: &Traffic<S>) {
@@ -298,6 +298,7 @@ impl Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::crew::Crew;
     use crate::sim::network::{Flow, Links, Model};
     use crate::sim::scenario::Scenario;
 
@@ -315,9 +316,12 @@ mod tests {
         let mean = drawn.iter().sum::<f64>() / 40_000.0;
         // Of the mean, the standard error is 0.005; the quantiles are -ln(1 - q).
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
-        for (index, expected) in
-            [(4_000, 0.105_36), (20_000, 0.693_15), (36_000, 2.302_59), (39_600, 4.605_17)]
-        {
+        for (index, expected) in [
+            (4_000, 0.105_36),
+            (20_000, std::f64::consts::LN_2),
+            (36_000, std::f64::consts::LN_10),
+            (39_600, 4.605_17),
+        ] {
             assert!((drawn[index] / expected - 1.0).abs() < 0.06, "{index}: {} not {expected}", drawn[index]);
         }
     }
@@ -430,7 +434,7 @@ mod tests {
     fn nobody_waits_for_longer_than_all_that_is_under_way_takes() {
         let text = include_str!("../../simulations/scenarios/rollout-32.toml");
         let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
-        let mut traffic = Traffic::new(Model::Fluid, links, 1);
+        let mut traffic = Traffic::new(Model::Fluid, links, &Crew::new(1));
         // 10 bytes a step: one transfer after the other of 6 steps each, and none waits in the sender's queue.
         let mut queues = Queues {
             levels: vec![[0; 2]; 2],

@@ -431,7 +431,7 @@ impl Engine {
         };
         let work = self.parts.iter_mut().zip(&mut to_part);
         at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
-            part.receive(now, mail.iter_mut().flat_map(|mail| mail.drain(..)), &waits);
+            part.receive(now, mail.iter_mut().flat_map(|mail| mail.drain(..)), waits);
         });
         // They keep their memory.
         for (to, lists) in to_part.into_iter().enumerate() {

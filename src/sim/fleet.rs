@@ -23,7 +23,7 @@ const RANKS: usize = 16;
 const LEASE_PLACES: usize = 3;
 /// Members of another cell of the region that a node knows, and members of other cells and of other regions in all: as the node's
 /// own table of peers has them.
-const CONTACTS_OF_CELL: u32 = 3;
+const CONTACTS_OF_CELL: usize = 3;
 const CONTACTS_MAX: usize = 64;
 const FAR_CONTACTS: usize = 16;
 /// Sets the draw of the contacts apart from all other randomness.
@@ -119,10 +119,11 @@ impl Map {
                 break;
             }
             let members = self.members_of(first + (own + step) % per_region);
-            for number in 0..CONTACTS_OF_CELL.min(members.len() as u32) {
+            let count = CONTACTS_OF_CELL.min(members.len());
+            for number in 0..count {
                 // In thirds of the cell, so that none is drawn twice.
-                let third = members.len() / CONTACTS_OF_CELL.min(members.len() as u32) as usize;
-                let place = number as usize * third + rng.below(third.max(1));
+                let third = members.len() / count;
+                let place = number * third + rng.below(third.max(1));
                 contacts.push(Peer(members.start + u32::try_from(place).unwrap_or(0)));
             }
         }

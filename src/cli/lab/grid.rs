@@ -13,6 +13,9 @@ const SLOWER: f64 = 0.75;
 /// Runs of a trial at most.
 const TRIES_MAX: i32 = 3;
 
+/// Makes the options of a run of a scenario, which says how far it is.
+pub(super) type Prepare<'a> = dyn for<'b> Fn(Scenario, &'b dyn Fn(&str)) -> Options<'b> + 'a;
+
 /// Which grid is recorded where.
 pub(super) struct Grid<'a> {
     pub(super) directory: &'a Path,
@@ -21,7 +24,7 @@ pub(super) struct Grid<'a> {
     /// Trials that are recorded now, by number; all of them if there are none.
     pub(super) only: &'a [u32],
     /// Prepares the run of a scenario, which says how far it is.
-    pub(super) options: &'a dyn for<'b> Fn(Scenario, &'b dyn Fn(&str)) -> Options<'b>,
+    pub(super) options: &'a Prepare<'a>,
     pub(super) interrupt: Interrupt,
 }
 
@@ -98,9 +101,9 @@ fn record(grid: &Grid<'_>, drawn: &Trial, bar: &ProgressBar) -> Result<Option<St
             if report.void { " - VOID" } else { "" }
         );
         if bar.is_hidden() {
-            eprintln!("{note}")
+            eprintln!("{note}");
         } else {
-            bar.println(note)
+            bar.println(note);
         }
         last = recorded.defect();
         if !report.void {

@@ -40,9 +40,8 @@ pub(super) fn fit(knobs: &[Knob], asks_max: usize, mut cost: impl FnMut(&[f64]) 
         (asks <= asks_max).then(|| (cost(&values(&parts)), parts))
     };
     let first: Vec<f64> = knobs.iter().map(|knob| knob.part()).collect();
-    let mut best = match ask(first.clone()) {
-        Some(best) => best,
-        None => return (values(&first), f64::INFINITY),
+    let Some(mut best) = ask(first.clone()) else {
+        return (values(&first), f64::INFINITY);
     };
     for _ in 0..2 {
         best = simplex(best, &mut ask);

@@ -338,9 +338,8 @@ mod tests {
     fn a_sized_trial_takes_as_long_as_wanted() {
         for trial in draw(1, 48).into_iter().step_by(4) {
             let sized = trial.clone().sized().unwrap();
-            let scenario = Scenario::parse(
-                &sized.simulation(&Calibrated::START, Some(sized.seconds as u64 * 300 + 2_000)),
-            );
+            let killed_ms = trial.killed.as_ref().map_or(0, |killed| killed.at_ms);
+            let scenario = Scenario::parse(&sized.simulation(&Calibrated::START, Some(killed_ms + 2_000)));
             let took_s = simulate(&scenario.unwrap(), None, 1, &mut |_| {}).rollout.makespan_s;
             assert!((0.6..1.5).contains(&(took_s / sized.seconds)) && took_s < 30.0, "{took_s}: {sized:?}");
             assert!(sized.chunks >= 16, "{sized:?}");
