@@ -130,10 +130,10 @@ pub const MEASURED: Option<Measured> = Some(Measured {
     commit: "952f9bf",
     trials: 9,
     recorded: 17,
-    makespan: [0.166, 0.895],
-    p99: [0.166, 0.895],
-    egress: [0.002, 0.036],
-    worst_makespan: 0.895,
+    makespan: [0.119, 0.292],
+    p99: [0.119, 0.292],
+    egress: [0.002, 0.033],
+    worst_makespan: 0.292,
 });
 
 /// Most that the median of the errors may be.
