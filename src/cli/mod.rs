@@ -139,7 +139,7 @@ enum Command {
     /// Take out of a published repository what a simulation needs to know of its content.
     ContentProfile(content_profile::Args),
     /// Predict a roll-out to a fleet with the node's own decisions.
-    Simulate(simulate::Args),
+    Simulate(Box<simulate::Args>),
     /// Test the node's decisions in seeded swarms, among everything that can go wrong.
     Swarm(swarm::Args),
     #[cfg(feature = "node")]
@@ -201,7 +201,7 @@ pub fn main() -> ExitCode {
         Command::Stratum(args) => stratum::run(args),
         #[cfg(feature = "node")]
         Command::ContentProfile(args) => content_profile::run(&args),
-        Command::Simulate(args) => simulate::run(args),
+        Command::Simulate(args) => simulate::run(*args),
         Command::Swarm(args) => swarm::run(args),
         #[cfg(feature = "node")]
         Command::Demo(args) => demo::run(args),

@@ -255,6 +255,10 @@ fn each_run(
     traced: &Recording,
     mut each: impl FnMut(usize, Timed, Record) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
+    #[cfg_attr(
+        not(feature = "node"),
+        expect(clippy::infallible_destructuring_match, reason = "there are no shards")
+    )]
     let range = match source {
         Source::Here(range) => range,
         #[cfg(feature = "node")]

@@ -1,7 +1,7 @@
 //! Inside which set-ups the simulator was held against real nodes, and how far off it was there. One table, which the
 //! validation draws its trials from and every report quotes.
 
-use super::scenario::Scenario;
+use super::scenario::{Name, Scenario};
 use std::fmt::Write as _;
 
 /// From where to where a property of the trials goes, both included.
@@ -157,6 +157,9 @@ impl Measured {
 
 /// What may be promised of a scenario: the errors that were measured, and in what it lies outside of where that was.
 pub fn quote(scenario: &Scenario) -> String {
+    if scenario.strategy.name != Name::Starling {
+        return "a model of another system, which was not held against real nodes".to_owned();
+    }
     let Some(measured) = MEASURED else {
         return "not validated against real nodes yet".to_owned();
     };

@@ -11,6 +11,7 @@ use crate::sim::arrival::{Arrivals, Start};
 use crate::sim::bound::{Servers, bound_of};
 use crate::sim::churn::{Churn, Fate};
 use crate::sim::engine::Progress;
+use crate::sim::envelope;
 use crate::sim::record::{Record, Recorder, Recording, Seen};
 use crate::sim::report::Report;
 use crate::sim::rollout::{Moved, Rollout, quantile};
@@ -335,7 +336,7 @@ impl<S: Strategy> Engine<S> {
             root: None,
             links: world.traffic.usage(world.calendar.now()),
             model: scenario.network.model.text(),
-            accuracy: "a model of another system, which was not held against real nodes".to_owned(),
+            accuracy: envelope::quote(scenario),
             result_hash: hasher.finalize().to_hex().to_string(),
         }
     }
