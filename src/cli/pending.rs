@@ -42,7 +42,6 @@ pub(super) fn complete(path: &Path, mut file: Part) -> io::Result<()> {
 }
 
 /// Writes all of a file.
-#[cfg(feature = "node")]
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut pending = Pending::create(path)?;
     pending.file.write_all(bytes)?;

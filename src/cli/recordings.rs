@@ -58,9 +58,8 @@ pub(super) fn read_all(directory: &Path) -> Result<Vec<Recorded>, CliError> {
 pub(super) fn write(path: &Path, recorded: &Recorded) -> Result<(), CliError> {
     let mut text = serde_json::to_vec(recorded).map_err(CliError::failed)?;
     text.push(b'\n');
-    let part = path.with_extension("json.part");
-    let written = fs::write(&part, text).and_then(|()| fs::rename(&part, path));
-    written.map_err(|error| CliError::failed(format!("{}: {error}", path.display())))
+    super::pending::write(path, &text)
+        .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))
 }
 
 #[cfg(all(test, feature = "node"))]

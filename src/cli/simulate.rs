@@ -354,7 +354,7 @@ fn keep_result(folder: &Path, file: &Path, kept: &Kept<'_>) -> Result<(), CliErr
     std::fs::create_dir_all(folder).map_err(failed)?;
     let name = file.file_stem().unwrap_or(file.as_os_str()).to_string_lossy();
     let text = serde_json::to_string_pretty(kept).map_err(CliError::failed)?;
-    std::fs::write(folder.join(format!("{name}.json")), text + "\n").map_err(failed)?;
+    super::pending::write(&folder.join(format!("{name}.json")), (text + "\n").as_bytes()).map_err(failed)?;
     let mut results = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -367,7 +367,7 @@ fn keep_result(folder: &Path, file: &Path, kept: &Kept<'_>) -> Result<(), CliErr
         }
     }
     results.sort_by(|one: &(String, Value), other| one.0.cmp(&other.0));
-    std::fs::write(folder.join("README.md"), results_page(&results)).map_err(failed)
+    super::pending::write(&folder.join("README.md"), results_page(&results).as_bytes()).map_err(failed)
 }
 
 fn several(

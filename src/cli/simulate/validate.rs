@@ -24,7 +24,7 @@ pub(super) fn run(
     })?;
     if let Some(file) = calibrated {
         let text = format!("{}{}", heading(&found), found.calibrated.toml());
-        std::fs::write(file, text)
+        crate::cli::pending::write(file, text.as_bytes())
             .map_err(|error| CliError::failed(format!("{}: {error}", file.display())))?;
     }
     let text = if as_json {
