@@ -206,7 +206,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match timer {
                 Timer::Fetch => self.fetches_due(out),
                 Timer::Aside => self.aside_due(out),
-                Timer::Gathered => self.begin_wants(out),
+                Timer::Gathered => self.gathered(out),
                 Timer::Pending => self.pending_due(out),
                 Timer::Queue => self.queue_due(out),
                 Timer::Waiters => self.waiters_due(out),
