@@ -28,6 +28,7 @@ pub const PUBLISHED: &[Published] = &published![
     "dadi",
     "edge-1m",
     "faasnet",
+    "faults-10k",
     "flash-crowd-10k",
     "gpu-140gb-4k",
     "grid-100k",
