@@ -8,10 +8,11 @@
 use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Fate, Queues, Stall};
 use super::crew::Crew;
-use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Mail, Map};
+use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Map};
 use super::footprint::Footprint;
 use super::layout::Layout;
 use super::liar::Liar;
+use super::line::Line;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
 use super::part::{Part, Step};
 use super::reader::{ReadPlan, Reader};
@@ -417,7 +418,7 @@ impl Engine {
     fn deliver(&mut self) {
         let now = self.now;
         let mut letters = 0;
-        let mut to_part: Vec<Vec<Vec<Mail>>> = self.parts.iter().map(|_| Vec::new()).collect();
+        let mut to_part: Vec<Vec<Line>> = self.parts.iter().map(|_| Vec::new()).collect();
         for part in &mut self.parts {
             for (mail, to_part) in part.effects.mail.iter_mut().zip(&mut to_part) {
                 letters += mail.len();
@@ -431,12 +432,13 @@ impl Engine {
         };
         let work = self.parts.iter_mut().zip(&mut to_part);
         at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
-            part.receive(now, mail.iter_mut().flat_map(|mail| mail.drain(..)), waits);
+            part.receive(now, mail, waits);
         });
-        // They keep their memory.
+        // The senders keep their memory.
         for (to, lists) in to_part.into_iter().enumerate() {
-            for (part, list) in self.parts.iter_mut().zip(lists) {
-                part.effects.mail[to] = list;
+            for (part, mut line) in self.parts.iter_mut().zip(lists) {
+                line.recycle(&mut part.effects.spare);
+                part.effects.mail[to] = line;
             }
         }
     }
@@ -617,9 +619,7 @@ impl Engine {
             Effect::Serve { ask, to, chunk } => {
                 // An ask that was withdrawn in the same moment, before this was put into effect, is not there any more, or
                 // already another.
-                let is_it = |incoming: &&mut Incoming| {
-                    incoming.peer == to && incoming.chunk == chunk && incoming.flow.is_none()
-                };
+                let is_it = |incoming: &&mut Incoming| incoming.is(to, chunk) && incoming.flow.is_none();
                 if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
                     let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
                     let mut bytes = self.wire.bytes(self.content.len_bytes(chunk));
