@@ -62,10 +62,10 @@ impl Calendar {
     }
 
     /// The same for one that was in another list.
-    pub(super) fn push_letter(&mut self, now: u64, step: u64, letter: Letter<'_>) {
+    pub(super) fn push_letter(&mut self, now: u64, step: u64, letter: Letter) {
         let step = step.max(now + 1);
         if step - now >= RING as u64 {
-            return self.push(now, step, letter.to, letter.into_event());
+            return self.push(now, step, letter.to(), letter.into_event());
         }
         self.waiting += 1;
         self.ring[place(step)].push_letter(letter, &mut self.spare);
@@ -151,7 +151,8 @@ mod tests {
                 break;
             }
             calendar.take(now, &mut events, &mut wakes);
-            let places: Vec<(u32, u32)> = events.receivers().collect();
+            let mut places = Vec::new();
+            events.each(|place, to| places.push((place, to)));
             let found = |(place, to): (u32, u32)| match events.take(place) {
                 Event::Sent { ask, .. } => (to, ask.0),
                 other => panic!("{other:?}"),

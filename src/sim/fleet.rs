@@ -5,7 +5,7 @@
 
 use super::layout::Layout;
 use super::liar::Liar;
-use super::line::{self, Line, Spare};
+use super::line::{self, Glance, Line, Spare};
 use super::network::Handle;
 use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
@@ -419,18 +419,6 @@ impl Event {
         }
     }
 
-    fn chunk(&self) -> Option<Chunk> {
-        match self {
-            Self::Ask { chunk, .. }
-            | Self::Withdraw { chunk, .. }
-            | Self::Answer { chunk, .. }
-            | Self::Data { chunk, .. }
-            | Self::Wrong { chunk, .. }
-            | Self::Stall { chunk, .. } => Some(*chunk),
-            _ => None,
-        }
-    }
-
     /// The stream of a message between two nodes: all about one chunk goes on one, whose messages keep their order.
     pub(super) fn stream(&self) -> u32 {
         match self {
@@ -635,60 +623,57 @@ impl Machine {
         prefetch(self.incoming.as_ptr().wrapping_add(ask.0 as usize));
     }
 
-    /// Calls what `event` will be looked up in.
-    pub(super) fn prefetch_tables(&self, event: &Event) {
-        let peer = match event {
-            Event::Ask { .. } => {
+    /// Calls what the event will be looked up in of which this is seen.
+    pub(super) fn prefetch_tables(&self, glance: Glance) {
+        let peer = match glance {
+            Glance::Ask(_) => {
                 self.node.prefetch_uploads();
                 None
             }
-            Event::Sent { ask, .. } => {
+            Glance::Sent(ask) => {
                 self.node.prefetch_uploads();
-                self.prefetch_ask(*ask);
+                self.prefetch_ask(ask);
                 None
             }
-            Event::Withdraw { .. } => {
+            Glance::Withdraw(_) => {
                 self.node.prefetch_uploads();
                 prefetch_list(&self.incoming);
                 None
             }
-            Event::Answer { from, .. } => Some(Peer(*from)),
-            Event::Data { from, chunk } => {
-                self.node.prefetch_end(*chunk);
-                match from {
-                    Source::Peer(peer) => Some(*peer),
-                    Source::Strata => None,
-                }
+            Glance::Answer(peer, _) => Some(peer),
+            Glance::Data(peer, chunk) => {
+                self.node.prefetch_end(chunk);
+                peer
             }
-            Event::Wake => {
+            Glance::Wake => {
                 self.node.prefetch_fetches();
                 None
             }
-            _ => None,
+            Glance::Other => None,
         };
-        let chunk = event.chunk();
+        let chunk = glance.chunk();
         self.node.prefetch_tables(chunk, peer);
         if let Some(chunk) = chunk {
             self.node.peers().prefetch(self.node.content().slice(chunk));
         }
     }
 
-    /// Calls the place of the fetch that `event` is about.
-    pub(super) fn prefetch_slot(&self, event: &Event) {
-        if matches!(event, Event::Data { .. }) {
+    /// Calls the place of the fetch that it is about.
+    pub(super) fn prefetch_slot(&self, glance: Glance) {
+        if matches!(glance, Glance::Data(..)) {
             self.node.prefetch_noted();
         }
-        if let Event::Ask { .. } = event {
+        if matches!(glance, Glance::Ask(_)) {
             self.prefetch_ask(Ask(self.free));
         }
-        if let Some(chunk) = event.chunk() {
+        if let Some(chunk) = glance.chunk() {
             self.node.prefetch_slot(chunk);
         }
     }
 
-    /// Calls the fetch that `event` is about.
-    pub(super) fn prefetch_fetch(&self, event: &Event) {
-        if let Some(chunk) = event.chunk() {
+    /// Calls the fetch that it is about.
+    pub(super) fn prefetch_fetch(&self, glance: Glance) {
+        if let Some(chunk) = glance.chunk() {
             self.node.prefetch_fetch(chunk);
         }
     }

@@ -10,7 +10,7 @@ const PAGE: usize = 512;
 const LONGEST: usize = 8;
 
 /// Pages that are empty.
-pub(super) type Spare = Vec<Vec<u32>>;
+pub(super) type Spare = Vec<Page>;
 
 /// What the first word after the receiver says: the kind, in its lowest bits, then what is short.
 const KIND: u32 = 0xf;
@@ -38,33 +38,29 @@ const LOAD: u32 = 16;
 const CLASSES: [Class; 3] = [Class::Read, Class::Prefetch, Class::Fill];
 const SAYS: [Says; 3] = [Says::Wait, Says::Busy, Says::Missing];
 
-/// An event as words, without its receiver; `None` if it does not fit.
-fn encode(event: &Event) -> Option<([u32; LONGEST - 1], usize)> {
-    let of = |kind: u32, words: &[u32]| {
-        let mut all = [0; LONGEST - 1];
-        all[0] = kind;
-        all[1..=words.len()].copy_from_slice(words);
-        Some((all, 1 + words.len()))
-    };
+/// Words of one event, the receiver's first; of a shorter one, what follows says nothing.
+type Words = [u32; LONGEST];
+
+/// An event as words; `None` if it does not fit.
+fn encode(to: u32, event: &Event) -> Option<Words> {
+    let of = |head: u32, a: u32, b: u32, c: u32| Some([to, head, a, b, c, 0, 0, 0]);
     match event {
-        Event::Ask { from, chunk, class } => of(ASK | (*class as u32) << SHORT, &[*from, chunk.0]),
-        Event::Withdraw { from, chunk } => of(WITHDRAW, &[*from, chunk.0]),
-        Event::Answer { from, chunk, says, load, named: Named::Few { count, peers } } => {
+        Event::Ask { from, chunk, class } => of(ASK | (*class as u32) << SHORT, *from, chunk.0, 0),
+        Event::Withdraw { from, chunk } => of(WITHDRAW, *from, chunk.0, 0),
+        Event::Answer { from, chunk, says, load, named: Named::Few { count, peers: [a, b, c, d] } } => {
             let short = (*says as u32) << SHORT | u32::from(*count) << COUNT | u32::from(*load) << LOAD;
-            let [a, b, c, d] = *peers;
-            let words = [*from, chunk.0, a, b, c, d];
-            of(ANSWER | short, &words[..2 + usize::from(*count)])
+            Some([to, ANSWER | short, *from, chunk.0, *a, *b, *c, *d])
         }
-        Event::Data { chunk, from: Source::Peer(peer) } => of(DATA, &[peer.0, chunk.0]),
-        Event::Data { chunk, from: Source::Strata } => of(DATA_OF_STRATA, &[0, chunk.0]),
-        Event::Wrong { chunk, from } => of(WRONG, &[*from, chunk.0]),
-        Event::Stall { to, chunk } => of(STALL, &[*to, chunk.0]),
-        Event::Sent { ask, to, chunk } => of(SENT, &[*to, chunk.0, ask.0]),
-        Event::News(Some(from)) => of(NEWS, &[*from]),
-        Event::News(None) => of(NEWS_OF_NOBODY, &[]),
-        Event::Down(peer) => of(DOWN, &[*peer]),
-        Event::Up(peer) => of(UP, &[*peer]),
-        Event::Wake => of(WAKE, &[]),
+        Event::Data { chunk, from: Source::Peer(peer) } => of(DATA, peer.0, chunk.0, 0),
+        Event::Data { chunk, from: Source::Strata } => of(DATA_OF_STRATA, 0, chunk.0, 0),
+        Event::Wrong { chunk, from } => of(WRONG, *from, chunk.0, 0),
+        Event::Stall { to, chunk } => of(STALL, *to, chunk.0, 0),
+        Event::Sent { ask, to, chunk } => of(SENT, *to, chunk.0, ask.0),
+        Event::News(Some(from)) => of(NEWS, *from, 0, 0),
+        Event::News(None) => of(NEWS_OF_NOBODY, 0, 0, 0),
+        Event::Down(peer) => of(DOWN, *peer, 0, 0),
+        Event::Up(peer) => of(UP, *peer, 0, 0),
+        Event::Wake => of(WAKE, 0, 0, 0),
         Event::WantAll(..)
         | Event::Possession { .. }
         | Event::Providers { .. }
@@ -83,27 +79,24 @@ fn words_of(head: u32) -> usize {
     }
 }
 
-/// The event of these words, which begin after the receiver, unless it lies apart.
-fn decode(words: &[u32]) -> Option<Event> {
-    let (head, short) = (words[0], (words[0] >> SHORT & 3) as usize);
-    let at = |place: usize| words.get(place).copied().unwrap_or(0);
-    let (first, chunk) = (at(1), Chunk(at(2)));
+/// The event of these words, unless it lies apart.
+fn decode(words: &Words) -> Option<Event> {
+    let [_, head, first, chunk, a, b, c, d] = *words;
+    let (chunk, short) = (Chunk(chunk), (head >> SHORT & 3) as usize);
     Some(match head & KIND {
         ASK => Event::Ask { from: first, chunk, class: CLASSES[short] },
         WITHDRAW => Event::Withdraw { from: first, chunk },
         ANSWER => {
             let load = u8::try_from(head >> LOAD & 0xff).unwrap_or(u8::MAX);
             let count = u8::try_from(head >> COUNT & 0xff).unwrap_or(0);
-            let mut peers = [0; 4];
-            let named = words.get(3..3 + usize::from(count)).unwrap_or_default();
-            peers[..named.len()].copy_from_slice(named);
-            Event::Answer { from: first, chunk, says: SAYS[short], load, named: Named::Few { count, peers } }
+            let named = Named::Few { count, peers: [a, b, c, d] };
+            Event::Answer { from: first, chunk, says: SAYS[short], load, named }
         }
         DATA => Event::Data { chunk, from: Source::Peer(Peer(first)) },
         DATA_OF_STRATA => Event::Data { chunk, from: Source::Strata },
         WRONG => Event::Wrong { chunk, from: first },
         STALL => Event::Stall { to: first, chunk },
-        SENT => Event::Sent { ask: Ask(at(3)), to: first, chunk },
+        SENT => Event::Sent { ask: Ask(a), to: first, chunk },
         NEWS => Event::News(Some(first)),
         NEWS_OF_NOBODY => Event::News(None),
         DOWN => Event::Down(first),
@@ -113,10 +106,64 @@ fn decode(words: &[u32]) -> Option<Event> {
     })
 }
 
+/// What is seen of an event at a glance: what its receiver will look it up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Glance {
+    Ask(Chunk),
+    Withdraw(Chunk),
+    Answer(Peer, Chunk),
+    Data(Option<Peer>, Chunk),
+    Sent(Ask),
+    Wake,
+    Other,
+}
+
+impl Glance {
+    pub(super) fn chunk(self) -> Option<Chunk> {
+        match self {
+            Self::Ask(chunk) | Self::Withdraw(chunk) | Self::Answer(_, chunk) | Self::Data(_, chunk) => {
+                Some(chunk)
+            }
+            Self::Sent(_) | Self::Wake | Self::Other => None,
+        }
+    }
+}
+
+/// Events as words. An event does not go on in another page.
+#[derive(Debug)]
+pub(super) struct Page {
+    words: Box<[u32; PAGE]>,
+    used: usize,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { words: Box::new([0; PAGE]), used: 0 }
+    }
+}
+
+impl Page {
+    /// The words that begin at a place where there is room for the longest event.
+    fn at(&self, place: usize) -> &Words {
+        const NONE: Words = [0, WAKE, 0, 0, 0, 0, 0, 0];
+        self.words.get(place..place + LONGEST).and_then(|words| words.try_into().ok()).unwrap_or(&NONE)
+    }
+
+    fn has_room(&self) -> bool {
+        self.used + LONGEST <= PAGE
+    }
+
+    /// Copies all of the longest event, which is quicker than to copy what it has.
+    fn push(&mut self, words: &Words) {
+        self.words[self.used..self.used + LONGEST].copy_from_slice(words);
+        self.used += words_of(words[1]);
+    }
+}
+
 /// Events with their receivers, in the order in which they were put in line. A place is given to each, which it keeps.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    pages: Vec<Vec<u32>>,
+    pages: Vec<Page>,
     /// Events that do not fit words.
     apart: Vec<Event>,
     len: usize,
@@ -125,12 +172,8 @@ pub(super) struct Line {
 impl Line {
     /// Puts an event in line.
     pub(super) fn push(&mut self, to: u32, event: Event, spare: &mut Spare) {
-        match encode(&event) {
-            Some((words, len)) => {
-                let page = self.page(1 + len, spare);
-                page.push(to);
-                page.extend_from_slice(&words[..len]);
-            }
+        match encode(to, &event) {
+            Some(words) => self.page(spare).push(&words),
             None => self.push_apart(to, event, spare),
         }
     }
@@ -138,14 +181,14 @@ impl Line {
     fn push_apart(&mut self, to: u32, event: Event, spare: &mut Spare) {
         let number = u32::try_from(self.apart.len()).unwrap_or(u32::MAX);
         self.apart.push(event);
-        self.page(3, spare).extend_from_slice(&[to, APART, number]);
+        self.page(spare).push(&[to, APART, number, 0, 0, 0, 0, 0]);
     }
 
-    /// A page with room for so many words of one more event.
-    fn page(&mut self, words: usize, spare: &mut Spare) -> &mut Vec<u32> {
+    /// A page with room for one more event.
+    fn page(&mut self, spare: &mut Spare) -> &mut Page {
         self.len += 1;
-        if self.pages.last().is_none_or(|page| page.len() + words > PAGE) {
-            self.pages.push(spare.pop().unwrap_or_else(|| Vec::with_capacity(PAGE)));
+        if !self.pages.last().is_some_and(Page::has_room) {
+            self.pages.push(spare.pop().unwrap_or_default());
         }
         let last = self.pages.len() - 1;
         &mut self.pages[last]
@@ -161,78 +204,85 @@ impl Line {
     }
 
     /// By place, whom each event reaches.
-    pub(super) fn receivers(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.pages.iter().enumerate().flat_map(|(number, page)| {
-            let (mut rest, mut place) = (&page[..], number * PAGE);
-            std::iter::from_fn(move || {
-                let [to, head, ..] = *rest else { return None };
-                let (found, words) = (place, words_of(head));
-                (rest, place) = (rest.get(words..)?, place + words);
-                Some((u32::try_from(found).unwrap_or(u32::MAX), to))
-            })
-        })
+    pub(super) fn each(&self, mut see: impl FnMut(u32, u32)) {
+        for (number, page) in self.pages.iter().enumerate() {
+            let mut place = 0;
+            while place < page.used {
+                let words = page.at(place);
+                see(u32::try_from(number * PAGE + place).unwrap_or(u32::MAX), words[0]);
+                place += words_of(words[1]);
+            }
+        }
     }
 
-    /// The words at a place, without the receiver.
-    fn words(&self, place: u32) -> &[u32] {
+    fn words(&self, place: u32) -> &Words {
         let place = place as usize;
-        &self.pages[place / PAGE][place % PAGE + 1..]
+        self.pages[place / PAGE].at(place % PAGE)
     }
 
     /// Calls the event at a place into the processor's cache.
     pub(super) fn prefetch(&self, place: u32) {
-        let first = self.words(place).as_ptr();
-        prefetch(first);
-        prefetch(first.wrapping_add(LONGEST - 2));
+        let words = self.words(place);
+        prefetch(&raw const words[0]);
+        prefetch(&raw const words[LONGEST - 1]);
     }
 
-    /// The event at a place, unless it lies apart.
-    pub(super) fn peek(&self, place: u32) -> Option<Event> {
-        decode(self.words(place))
+    /// What is seen of the event at a place.
+    pub(super) fn glance(&self, place: u32) -> Glance {
+        let [_, head, first, chunk, ask, ..] = *self.words(place);
+        let chunk = Chunk(chunk);
+        match head & KIND {
+            ASK => Glance::Ask(chunk),
+            WITHDRAW => Glance::Withdraw(chunk),
+            ANSWER => Glance::Answer(Peer(first), chunk),
+            DATA => Glance::Data(Some(Peer(first)), chunk),
+            DATA_OF_STRATA => Glance::Data(None, chunk),
+            SENT => Glance::Sent(Ask(ask)),
+            WAKE => Glance::Wake,
+            _ => Glance::Other,
+        }
     }
 
     /// Takes the event at a place out, each once.
     pub(super) fn take(&mut self, place: u32) -> Event {
         let words = self.words(place);
-        let number = words.get(1).copied().unwrap_or(0);
+        let number = words[2];
         decode(words).unwrap_or_else(|| std::mem::replace(&mut self.apart[number as usize], Event::Wake))
     }
 
     /// Takes all out, in their order.
-    pub(super) fn pour(&mut self, mut take: impl FnMut(Letter<'_>)) {
-        let mut apart = std::mem::take(&mut self.apart);
+    pub(super) fn pour(&mut self, mut take: impl FnMut(Letter)) {
         for page in &self.pages {
-            let mut rest = &page[..];
-            while let [to, head, ..] = *rest {
-                let (words, others) = rest.split_at(words_of(head));
-                rest = others;
-                let event = match head & KIND {
-                    APART => std::mem::replace(&mut apart[words[2] as usize], Event::Wake),
+            let mut place = 0;
+            while place < page.used {
+                let words = *page.at(place);
+                place += words_of(words[1]);
+                let apart = match words[1] & KIND {
+                    APART => std::mem::replace(&mut self.apart[words[2] as usize], Event::Wake),
                     _ => Event::Wake,
                 };
-                take(Letter { to, words, apart: event });
+                take(Letter { words, apart });
             }
         }
-        apart.clear();
-        self.apart = apart;
     }
 
     /// The same event as in another list.
-    pub(super) fn push_letter(&mut self, letter: Letter<'_>, spare: &mut Spare) {
+    pub(super) fn push_letter(&mut self, letter: Letter, spare: &mut Spare) {
         if letter.words[1] & KIND == APART {
-            self.push_apart(letter.to, letter.apart, spare);
+            self.push_apart(letter.to(), letter.apart, spare);
         } else {
-            self.page(letter.words.len(), spare).extend_from_slice(letter.words);
+            self.page(spare).push(&letter.words);
         }
     }
 
     /// Gives the pages back when all events were taken out.
     pub(super) fn recycle(&mut self, spare: &mut Spare) {
         for mut page in self.pages.drain(..) {
-            page.clear();
+            page.used = 0;
             spare.push(page);
         }
-        self.apart.clear();
+        // When all nodes begin there are very many, and later hardly any.
+        self.apart = Vec::new();
         self.len = 0;
     }
 
@@ -243,25 +293,28 @@ impl Line {
 }
 
 /// Bytes of pages.
-pub(super) fn heap_bytes(pages: &[Vec<u32>]) -> usize {
+pub(super) fn heap_bytes(pages: &[Page]) -> usize {
     size_of_val(pages) + pages.len() * PAGE * size_of::<u32>()
 }
 
 /// An event on its way from one list to another.
 #[derive(Debug)]
-pub(super) struct Letter<'a> {
-    pub(super) to: u32,
-    words: &'a [u32],
+pub(super) struct Letter {
+    words: Words,
     /// Itself, if it lies apart.
     apart: Event,
 }
 
-impl Letter<'_> {
+impl Letter {
+    pub(super) fn to(&self) -> u32 {
+        self.words[0]
+    }
+
     /// Who sent it: of messages, which say so.
     pub(super) fn from(&self) -> u32 {
         match (self.words[1] & KIND, &self.apart) {
             (APART, Event::Answer { from, .. } | Event::Possession { from, .. }) => *from,
-            (APART, _) => self.to,
+            (APART, _) => self.to(),
             _ => self.words[2],
         }
     }
@@ -277,7 +330,7 @@ impl Letter<'_> {
 
     /// The event itself.
     pub(super) fn into_event(self) -> Event {
-        decode(&self.words[1..]).unwrap_or(self.apart)
+        decode(&self.words).unwrap_or(self.apart)
     }
 }
 
@@ -333,16 +386,28 @@ mod tests {
                 line.recycle(&mut spare);
                 line = other;
             }
-            let places: Vec<(u32, u32)> = line.receivers().collect();
+            let mut places = Vec::new();
+            line.each(|place, to| places.push((place, to)));
             assert!(places.iter().map(|(_, to)| *to).eq(0..u32::try_from(all.len()).unwrap()));
             for ((place, _), event) in places.iter().zip(&all).rev() {
-                if let Some(found) = line.peek(*place) {
-                    assert_eq!(shown(&found), shown(event));
-                }
+                let glance = match event {
+                    Event::Ask { chunk, .. } => Glance::Ask(*chunk),
+                    Event::Withdraw { chunk, .. } => Glance::Withdraw(*chunk),
+                    Event::Answer { from, chunk, named: Named::Few { .. }, .. } => {
+                        Glance::Answer(Peer(*from), *chunk)
+                    }
+                    Event::Data { from: Source::Peer(peer), chunk } => Glance::Data(Some(*peer), *chunk),
+                    Event::Data { from: Source::Strata, chunk } => Glance::Data(None, *chunk),
+                    Event::Sent { ask, .. } => Glance::Sent(*ask),
+                    Event::Wake => Glance::Wake,
+                    _ => Glance::Other,
+                };
+                assert_eq!(line.glance(*place), glance);
                 assert_eq!(shown(&line.take(*place)), shown(event));
             }
             line.recycle(&mut spare);
-            assert!(line.is_empty() && line.receivers().next().is_none());
+            line.each(|place, _| panic!("{place} is still there"));
+            assert!(line.is_empty());
         }
         assert!(spare.len() < 40, "{}", spare.len());
     }
@@ -373,7 +438,7 @@ mod tests {
             else {
                 panic!("{event:?}")
             };
-            assert_eq!((letter.from(), letter.stream(), letter.to), (*from, event.stream(), 1));
+            assert_eq!((letter.from(), letter.stream(), letter.to()), (*from, event.stream(), 1));
             assert_eq!(format!("{:?}", letter.into_event()), format!("{event:?}"));
         });
         assert!(events.next().is_none());

@@ -2,7 +2,7 @@
 
 use super::calendar::Calendar;
 use super::fleet::{EVENT_KINDS, Effects, Event, Machine};
-use super::line::Line;
+use super::line::{Glance, Line};
 use super::network::Delays;
 use crate::mesh::proto::Outbox;
 use crate::model::Time;
@@ -113,31 +113,29 @@ impl Part {
         order.clear();
         // Not twice as much as there ever is: there are many nodes in a simulation.
         order.reserve_exact(due);
-        let all = || {
-            let woken = wakes.iter().map(|to| u64::from(*to) << 32 | WAKE);
-            events.receivers().map(|(place, to)| u64::from(to) << 32 | u64::from(place)).chain(woken)
+        let all = |see: &mut dyn FnMut(u64)| {
+            events.each(|place, to| see(u64::from(to) << 32 | u64::from(place)));
+            wakes.iter().for_each(|to| see(u64::from(*to) << 32 | WAKE));
         };
         if due * SPARSE < wake_at.len() {
-            order.extend(all());
+            all(&mut |key| order.push(key));
             order.sort_unstable();
         } else {
             places.clear();
             places.resize(wake_at.len() + 1, 0);
             let machine = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
-            for key in all() {
-                places[machine(key) + 1] += 1;
-            }
+            all(&mut |key| places[machine(key) + 1] += 1);
             let mut sum = 0;
             for place in &mut *places {
                 sum += *place;
                 *place = sum;
             }
             order.resize(due, 0);
-            for key in all() {
+            all(&mut |key| {
                 let place = &mut places[machine(key)];
                 order[*place as usize] = key;
                 *place += 1;
-            }
+            });
         }
         wakes.clear();
     }
@@ -159,20 +157,15 @@ impl Part {
             if let Some(key) = machine.filter(|key| is_new(*key, AHEAD[1])) {
                 machines[machine_of(key)].prefetch();
             }
-            if let Some(key) = tables
-                && let Some(event) = place_of(key).map_or(Some(Event::Wake), |place| events.peek(place))
-            {
-                machines[machine_of(key)].prefetch_tables(&event);
+            let glance = |key: u64| place_of(key).map_or(Glance::Wake, |place| events.glance(place));
+            if let Some(key) = tables {
+                machines[machine_of(key)].prefetch_tables(glance(key));
             }
-            if let Some(key) = slot
-                && let Some(event) = place_of(key).and_then(|place| events.peek(place))
-            {
-                machines[machine_of(key)].prefetch_slot(&event);
+            if let Some(key) = slot {
+                machines[machine_of(key)].prefetch_slot(glance(key));
             }
-            if let Some(key) = fetch
-                && let Some(event) = place_of(key).and_then(|place| events.peek(place))
-            {
-                machines[machine_of(key)].prefetch_fetch(&event);
+            if let Some(key) = fetch {
+                machines[machine_of(key)].prefetch_fetch(glance(key));
             }
             let index = machine_of(*key);
             let event = place_of(*key).map_or(Event::Wake, |place| events.take(place));
@@ -198,7 +191,7 @@ impl Part {
         for line in mail {
             self.messages += line.len() as u64;
             line.pour(|letter| {
-                let (from, to) = (letter.from(), letter.to);
+                let (from, to) = (letter.from(), letter.to());
                 if let Some(waits) = waits(from, to) {
                     let arrival = self.delays.arrival(now, from, to, letter.stream(), waits);
                     self.calendar.push_letter(now, arrival, letter);

@@ -42,6 +42,12 @@ impl Home {
             let parts = self.holders[index].parts | new.parts;
             self.holders[index] = Holder { parts, ..new };
         } else if self.peers.len() < usize::from(settings.holders_max) {
+            let len = self.peers.len();
+            if len == self.peers.capacity() {
+                // A quarter more rather than twice as many: there are many nodes in a simulation.
+                self.peers.reserve_exact(8.max(len / 4));
+                self.holders.reserve_exact(8.max(len / 4));
+            }
             self.peers.push(peer);
             self.holders.push(new);
         } else if let (Some(old), Some(holder)) =

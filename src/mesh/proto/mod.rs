@@ -23,6 +23,7 @@ mod content_table;
 mod copies;
 mod core;
 mod counts;
+mod deliveries;
 mod doubt;
 mod fetch;
 mod few;

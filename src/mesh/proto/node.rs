@@ -201,6 +201,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let mut fired = [None; KINDS_LEN];
         for slot in &mut fired {
             *slot = self.timers.fire(self.now);
+            if slot.is_none() {
+                break;
+            }
         }
         for timer in fired.into_iter().flatten() {
             match timer {

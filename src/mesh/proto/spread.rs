@@ -36,7 +36,10 @@ impl Spread {
     }
 
     pub(super) fn front(&self) -> Option<Chunk> {
-        self.iter().next()
+        match self {
+            Self::Near { base, above } => above.front().map(|above| Chunk(base + u32::from(*above))),
+            Self::Far(chunks) => chunks.front().copied(),
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Chunk> {
