@@ -89,7 +89,10 @@ fn decode(words: &Words) -> Option<Event> {
         ANSWER => {
             let load = u8::try_from(head >> LOAD & 0xff).unwrap_or(u8::MAX);
             let count = u8::try_from(head >> COUNT & 0xff).unwrap_or(0);
-            let named = Named::Few { count, peers: [a, b, c, d] };
+            // Behind them lies the next event.
+            let mut peers = [a, b, c, d];
+            peers[usize::from(count).min(4)..].fill(0);
+            let named = Named::Few { count, peers };
             Event::Answer { from: first, chunk, says: SAYS[short], load, named }
         }
         DATA => Event::Data { chunk, from: Source::Peer(Peer(first)) },
