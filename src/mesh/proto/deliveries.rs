@@ -83,10 +83,9 @@ impl Deliveries {
 
     /// The oldest first.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (Peer, Time)> {
-        let (base, near, far): (Time, &[(Peer, u32)], &[(Peer, Time)]) = match self {
-            Self::Near { base, after } => (*base, after, &[]),
-            Self::Far(all) => (Time::ZERO, &[], all),
-        };
+        let base = if let Self::Near { base, .. } = self { *base } else { Time::ZERO };
+        let near: &[(Peer, u32)] = if let Self::Near { after, .. } = self { after } else { &[] };
+        let far: &[(Peer, Time)] = if let Self::Far(all) = self { all } else { &[] };
         near.iter().map(move |(peer, after)| (*peer, time(base, *after))).chain(far.iter().copied())
     }
 

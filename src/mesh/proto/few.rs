@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 /// Peers in an order. The first so many lie in place; of more, all lie apart until the list is emptied.
 #[derive(Clone, Debug)]
+#[expect(clippy::box_collection, reason = "a list by itself is longer than what lies in place")]
 pub(super) enum Few<const HERE: usize> {
     Here { len: u8, peers: [Peer; HERE] },
     Apart(Box<Vec<Peer>>),
