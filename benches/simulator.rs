@@ -64,10 +64,20 @@ fn run(nodes: u32, slices: u32, threads: usize) -> Result<bool, String> {
     println!("{nodes} nodes x {slices} slices, {REGIONS} regions, {cells} cells, {threads} threads");
     #[expect(clippy::disallowed_methods, reason = "a measurement takes the real time")]
     let start = std::time::Instant::now();
-    let mut first = None;
+    let (mut first, mut tenths) = (None, 0);
     let Measured { report, footprint, events, visits, steps } =
-        measure(&scenario, None, threads, &mut |_| {
-            first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+        measure(&scenario, None, threads, &mut |progress| {
+            let now_s = start.elapsed().as_secs_f64();
+            first.get_or_insert(now_s);
+            // So that a long run that is broken off has said something.
+            let moved = progress.transfers * 10 / progress.wanted.max(1);
+            if moved > tenths && now_s > 60.0 {
+                tenths = moved;
+                let (events, gib) = (progress.events as f64 / 1e6, status_gib("VmRSS").unwrap_or(0.0));
+                println!(
+                    "  after {now_s:.0} s: {moved} tenths moved, {events:.0} million events, {gib:.2} GiB"
+                );
+            }
         });
     let wall_s = start.elapsed().as_secs_f64();
     let limits = LIMITS.iter().find(|limits| (limits.0, limits.1) == (nodes, slices));

@@ -5,53 +5,14 @@
 //! bucket as much as the fullest.
 
 use super::fleet::Event;
+use super::line::{self, Letter, Line, Spare};
 use std::collections::BTreeMap;
 
 /// Steps that the ring of buckets covers.
 const RING: usize = 1_024;
-/// Events in a page: few, for many buckets hold hardly any.
-const PAGE: usize = 64;
 
 /// An event with the machine that it reaches.
 type Entry = (u32, Event);
-
-/// Events in the order in which they were put in line: all pages but the last one are full.
-#[derive(Debug, Default)]
-pub(super) struct Bucket {
-    pages: Vec<Vec<Entry>>,
-}
-
-impl Bucket {
-    fn push(&mut self, entry: Entry, spare: &mut Vec<Vec<Entry>>) {
-        match self.pages.last_mut() {
-            Some(page) if page.len() < PAGE => page.push(entry),
-            _ => {
-                let mut page = spare.pop().unwrap_or_else(|| Vec::with_capacity(PAGE));
-                page.push(entry);
-                self.pages.push(page);
-            }
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.pages.last().map_or(0, |last| (self.pages.len() - 1) * PAGE + last.len())
-    }
-
-    /// The event of a number below [`Self::len`].
-    pub(super) fn get(&self, number: usize) -> &Entry {
-        &self.pages[number / PAGE][number % PAGE]
-    }
-
-    /// Takes it out; a wake-up stays in its place.
-    pub(super) fn take(&mut self, number: usize) -> Event {
-        std::mem::replace(&mut self.pages[number / PAGE][number % PAGE].1, Event::Wake)
-    }
-
-    /// By number, whom each event reaches.
-    pub(super) fn receivers(&self) -> impl Iterator<Item = u32> + '_ {
-        self.pages.iter().flatten().map(|(to, _)| *to)
-    }
-}
 
 /// What lies beyond the ring.
 #[derive(Debug, Default)]
@@ -63,12 +24,12 @@ struct Far {
 /// Events by the step in which they are due.
 #[derive(Debug)]
 pub(super) struct Calendar {
-    ring: Vec<Bucket>,
+    ring: Vec<Line>,
     /// Wake-ups apart: they lie far ahead, few in a bucket, and most are outdated when due.
     wakes: Vec<Vec<u32>>,
     far: BTreeMap<u64, Far>,
     /// Emptied pages.
-    spare: Vec<Vec<Entry>>,
+    spare: Spare,
     /// What is in line within the ring.
     waiting: usize,
 }
@@ -81,7 +42,7 @@ fn place(step: u64) -> usize {
 impl Calendar {
     pub(super) fn new() -> Self {
         Self {
-            ring: (0..RING).map(|_| Bucket::default()).collect(),
+            ring: (0..RING).map(|_| Line::default()).collect(),
             wakes: (0..RING).map(|_| Vec::new()).collect(),
             far: BTreeMap::new(),
             spare: Vec::new(),
@@ -97,7 +58,17 @@ impl Calendar {
             return;
         }
         self.waiting += 1;
-        self.ring[place(step)].push((to, event), &mut self.spare);
+        self.ring[place(step)].push(to, event, &mut self.spare);
+    }
+
+    /// The same for one that was in another list.
+    pub(super) fn push_letter(&mut self, now: u64, step: u64, letter: Letter) {
+        let step = step.max(now + 1);
+        if step - now >= RING as u64 {
+            return self.push(now, step, letter.to(), letter.into_event());
+        }
+        self.waiting += 1;
+        self.ring[place(step)].push_letter(letter, &mut self.spare);
     }
 
     /// The same for a wake-up.
@@ -117,36 +88,31 @@ impl Calendar {
         if self.waiting == 0 {
             return far;
         }
-        let is_empty =
-            |step: u64| self.wakes[place(step)].is_empty() && self.ring[place(step)].pages.is_empty();
+        let is_empty = |step: u64| self.wakes[place(step)].is_empty() && self.ring[place(step)].is_empty();
         let near = (now..now + RING as u64).find(|step| !is_empty(*step));
         near.into_iter().chain(far).min()
     }
 
     /// Hands out what is due at `now` into what is empty: events, and whom wake-ups reach, which come after them.
-    pub(super) fn take(&mut self, now: u64, events: &mut Bucket, wakes: &mut Vec<u32>) {
+    pub(super) fn take(&mut self, now: u64, events: &mut Line, wakes: &mut Vec<u32>) {
         std::mem::swap(&mut self.ring[place(now)], events);
         std::mem::swap(&mut self.wakes[place(now)], wakes);
         self.waiting -= events.len() + wakes.len();
         if let Some(far) = self.far.remove(&now) {
-            far.events.into_iter().for_each(|entry| events.push(entry, &mut self.spare));
+            far.events.into_iter().for_each(|(to, event)| events.push(to, event, &mut self.spare));
             wakes.extend(far.wakes);
         }
     }
 
     /// Takes a bucket's pages back when all events were taken out.
-    pub(super) fn recycle(&mut self, events: &mut Bucket) {
-        for mut page in events.pages.drain(..) {
-            page.clear();
-            self.spare.push(page);
-        }
+    pub(super) fn recycle(&mut self, events: &mut Line) {
+        events.recycle(&mut self.spare);
     }
 
     /// Bytes on the heap; what lies far ahead is left out.
     pub(super) fn heap_bytes(&self) -> usize {
-        let pages = self.ring.iter().map(|bucket| bucket.pages.len()).sum::<usize>() + self.spare.len();
-        let wakes = self.wakes.iter().map(Vec::capacity).sum::<usize>();
-        pages * PAGE * size_of::<Entry>() + wakes * size_of::<u32>()
+        let pages = self.ring.iter().map(Line::heap_bytes).sum::<usize>() + line::heap_bytes(&self.spare);
+        pages + self.wakes.iter().map(Vec::capacity).sum::<usize>() * size_of::<u32>()
     }
 }
 
@@ -162,7 +128,7 @@ mod tests {
         let (mut plain, mut woken) =
             (BTreeMap::<u64, Vec<(u32, u32)>>::new(), BTreeMap::<u64, Vec<u32>>::new());
         let (mut now, mut number, mut seen) = (0, 0, 0);
-        let (mut events, mut wakes) = (Bucket::default(), Vec::new());
+        let (mut events, mut wakes) = (Line::default(), Vec::new());
         loop {
             let count = if now < 3_000 { rng.below(600) } else { 0 };
             for _ in 0..count {
@@ -185,14 +151,15 @@ mod tests {
                 break;
             }
             calendar.take(now, &mut events, &mut wakes);
-            let found = |number: usize| match events.get(number) {
-                (to, Event::Sent { ask, .. }) => (*to, ask.0),
+            let mut places = Vec::new();
+            events.each(|place, to| places.push((place, to)));
+            let found = |(place, to): (u32, u32)| match events.take(place) {
+                Event::Sent { ask, .. } => (to, ask.0),
                 other => panic!("{other:?}"),
             };
             // What was put in line when it lay beyond the ring comes after the rest.
             let (mut found, mut wanted): (Vec<_>, Vec<_>) =
-                ((0..events.len()).map(found).collect(), plain.remove(&now).unwrap_or_default());
-            assert!(events.receivers().eq(found.iter().map(|(to, _)| *to)));
+                (places.into_iter().map(found).collect(), plain.remove(&now).unwrap_or_default());
             seen += found.len();
             found.sort_unstable();
             wanted.sort_unstable();
@@ -202,7 +169,6 @@ mod tests {
             due.sort_unstable();
             assert_eq!(wakes, due);
             wakes.clear();
-            (0..events.len()).for_each(|number| drop(events.take(number)));
             calendar.recycle(&mut events);
         }
         assert!(seen > 100_000 && calendar.waiting == 0);

@@ -8,10 +8,11 @@
 use super::arrival::{Arrivals, Start};
 use super::churn::{Churn, Fate, Queues, Stall};
 use super::crew::Crew;
-use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Mail, Map};
+use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Map};
 use super::footprint::Footprint;
 use super::layout::Layout;
 use super::liar::Liar;
+use super::line::Line;
 use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
 use super::part::{Part, Step};
 use super::reader::{ReadPlan, Reader};
@@ -409,22 +410,27 @@ impl Engine {
     fn react(&mut self) {
         let (step, each) = (self.step(), self.each as usize);
         let alone = self.parts.iter().map(Part::due).sum::<usize>() < WORTH_A_THREAD;
+        let first = first_sender(self.now, self.machines.len());
         let work = self.machines.chunks_mut(each).zip(&mut self.parts);
-        at_once(&self.crew, alone, work, |(machines, part)| part.react(step, machines));
+        at_once(&self.crew, alone, work, |(machines, part)| {
+            part.effects.first = first;
+            part.react(step, machines);
+        });
     }
 
-    /// Puts messages in line, each thread those to its part of the machines, in the order of the senders, beginning with another sender at
+    /// Puts messages in line, each thread those to its part of the machines, in the order of the senders, beginning with another one at
     /// each step: what reaches a machine in one step came at once, and with the same order each time the nodes with the highest
     /// numbers would always be the last (seen: 1 % later of 10 000, 10 % in cells of 200).
     fn deliver(&mut self) {
         let now = self.now;
-        let first = sender_first(now, self.machines.len());
         let mut letters = 0;
-        let mut to_part: Vec<Vec<Vec<Mail>>> = self.parts.iter().map(|_| Vec::new()).collect();
-        for part in &mut self.parts {
-            for (mail, to_part) in part.effects.mail.iter_mut().zip(&mut to_part) {
-                letters += mail.len();
-                to_part.push(std::mem::take(mail));
+        let mut to_part: Vec<Vec<Line>> = self.parts.iter().map(|_| Vec::new()).collect();
+        for half in 0..2 {
+            for part in &mut self.parts {
+                for (mail, to_part) in part.effects.mail[half].iter_mut().zip(&mut to_part) {
+                    letters += mail.len();
+                    to_part.push(std::mem::take(mail));
+                }
             }
         }
         let (queues, changes, links) = (&self.queues, &self.changes, self.traffic.links());
@@ -434,18 +440,15 @@ impl Engine {
         };
         let work = self.parts.iter_mut().zip(&mut to_part);
         at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
-            for list in &mut *mail {
-                let later = list.partition_point(|letter| letter.from < first);
-                part.receive(now, list.drain(later..), waits);
-            }
-            for list in mail {
-                part.receive(now, list.drain(..), waits);
-            }
+            part.receive(now, mail, waits);
         });
-        // They keep their memory.
+        // The senders keep their memory.
         for (to, lists) in to_part.into_iter().enumerate() {
-            for (part, list) in self.parts.iter_mut().zip(lists) {
-                part.effects.mail[to] = list;
+            for (place, mut line) in lists.into_iter().enumerate() {
+                let (half, part) = (place / self.parts.len(), place % self.parts.len());
+                let effects = &mut self.parts[part].effects;
+                line.recycle(&mut effects.spare);
+                effects.mail[half][to] = line;
             }
         }
     }
@@ -626,9 +629,7 @@ impl Engine {
             Effect::Serve { ask, to, chunk } => {
                 // An ask that was withdrawn in the same moment, before this was put into effect, is not there any more, or
                 // already another.
-                let is_it = |incoming: &&mut Incoming| {
-                    incoming.peer == to && incoming.chunk == chunk && incoming.flow.is_none()
-                };
+                let is_it = |incoming: &&mut Incoming| incoming.is(to, chunk) && incoming.flow.is_none();
                 if let Some(incoming) = self.machines[from as usize].incoming_mut(ask).filter(is_it) {
                     let flow = Flow { from, to, what: Carried::Upload { ask, chunk } };
                     let mut bytes = self.wire.bytes(self.content.len_bytes(chunk));
@@ -779,8 +780,8 @@ impl Newcomer {
     }
 }
 
-/// The machine whose messages are delivered first in a step: far from that of the steps before, and each as often as any other.
-fn sender_first(step: u64, machines: usize) -> u32 {
+/// The machine whose messages are delivered first in a step: each as often as any other.
+fn first_sender(step: u64, machines: usize) -> u32 {
     let random = u128::from(mix(step));
     u32::try_from((random * machines as u128) >> 64).unwrap_or(0)
 }

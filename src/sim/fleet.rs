@@ -5,6 +5,7 @@
 
 use super::layout::Layout;
 use super::liar::Liar;
+use super::line::{self, Glance, Line, Spare};
 use super::network::Handle;
 use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
@@ -418,18 +419,6 @@ impl Event {
         }
     }
 
-    fn chunk(&self) -> Option<Chunk> {
-        match self {
-            Self::Ask { chunk, .. }
-            | Self::Withdraw { chunk, .. }
-            | Self::Answer { chunk, .. }
-            | Self::Data { chunk, .. }
-            | Self::Wrong { chunk, .. }
-            | Self::Stall { chunk, .. } => Some(*chunk),
-            _ => None,
-        }
-    }
-
     /// The stream of a message between two nodes: all about one chunk goes on one, whose messages keep their order.
     pub(super) fn stream(&self) -> u32 {
         match self {
@@ -466,21 +455,16 @@ pub(super) enum Effect {
     Ended,
 }
 
-/// A message to be sent.
-#[derive(Debug)]
-pub(super) struct Mail {
-    pub(super) from: u32,
-    pub(super) to: u32,
-    pub(super) event: Event,
-}
-
 /// What the machines of one part cause in a step, in their order.
 #[derive(Debug)]
 pub(super) struct Effects {
     /// Machines in each part.
     each: u32,
-    /// Messages by the part of the receiver.
-    pub(super) mail: Vec<Vec<Mail>>,
+    /// The machine whose messages are delivered first.
+    pub(super) first: u32,
+    /// Messages by the part of the receiver: those of the machines from `first` on, then those of the others.
+    pub(super) mail: [Vec<Line>; 2],
+    pub(super) spare: Spare,
     /// All else.
     pub(super) others: Vec<(u32, Effect)>,
     /// All, if somebody wants to look at them.
@@ -490,8 +474,8 @@ pub(super) struct Effects {
 impl Effects {
     /// Nothing yet, with so many parts of so many machines.
     pub(super) fn new(parts: usize, each: u32) -> Self {
-        let mail = (0..parts).map(|_| Vec::new()).collect();
-        Self { each, mail, others: Vec::new(), seen: None }
+        let lines = || (0..parts).map(|_| Line::default()).collect();
+        Self { each, first: 0, mail: [lines(), lines()], spare: Spare::new(), others: Vec::new(), seen: None }
     }
 
     pub(super) fn push(&mut self, (from, effect): (u32, Effect)) {
@@ -500,21 +484,63 @@ impl Effects {
         }
         match effect {
             Effect::Send(to, event) => {
-                let part = if self.mail.len() == 1 { 0 } else { (to / self.each) as usize };
-                self.mail[part].push(Mail { from, to, event });
+                let mail = &mut self.mail[usize::from(from < self.first)];
+                let part = if mail.len() == 1 { 0 } else { (to / self.each) as usize };
+                mail[part].push(to, event, &mut self.spare);
             }
             other => self.others.push((from, other)),
         }
     }
+
+    /// Bytes on the heap.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.mail.iter().flatten().map(Line::heap_bytes).sum::<usize>()
+            + line::heap_bytes(&self.spare)
+            + self.others.capacity() * size_of::<(u32, Effect)>()
+    }
 }
 
+/// An ask under way, or a place for one. There are some dozens in each machine, so it is as small as it can be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming {
-    pub(super) peer: u32,
-    pub(super) chunk: Chunk,
-    pub(super) serving: bool,
+    /// Who asks, or nobody.
+    peer: u32,
+    /// The chunk, and in the highest bit whether it is served; of a free place the next free one.
+    rest: u32,
     /// The transfer, once it began.
     pub(super) flow: Option<Handle>,
+}
+
+/// In the place of a peer, or of the next free place.
+const NOBODY: u32 = u32::MAX;
+/// Chunks have smaller numbers.
+const SERVING: u32 = 1 << 31;
+
+impl Incoming {
+    fn new(peer: u32, chunk: Chunk) -> Self {
+        Self { peer, rest: chunk.0, flow: None }
+    }
+
+    pub(super) fn peer(&self) -> u32 {
+        self.peer
+    }
+
+    pub(super) fn chunk(&self) -> Chunk {
+        Chunk(self.rest & !SERVING)
+    }
+
+    /// Whether it is the ask of `peer` for `chunk`.
+    pub(super) fn is(&self, peer: u32, chunk: Chunk) -> bool {
+        self.peer == peer && self.chunk() == chunk
+    }
+
+    pub(super) fn is_served(&self) -> bool {
+        self.rest & SERVING != 0
+    }
+
+    pub(super) fn serve(&mut self) {
+        self.rest |= SERVING;
+    }
 }
 
 /// A node with its driver.
@@ -524,9 +550,9 @@ pub(super) struct Machine {
     // What nearly every event needs lies together, in front of what of the node does.
     pub(super) me: u32,
     chunks: u32,
-    /// Asks under way, by number.
-    incoming: Vec<Option<Incoming>>,
-    free: Vec<u32>,
+    /// Asks under way, by number, and the place that was free last.
+    incoming: Vec<Incoming>,
+    free: u32,
     /// Whether it has the new root.
     heard: bool,
     /// Bytes given to peers.
@@ -563,7 +589,7 @@ impl Machine {
             chunks: content.chunks(),
             node: Node::new(view, content, generator, Arc::clone(settings)),
             incoming: Vec::new(),
-            free: Vec::new(),
+            free: NOBODY,
             reader: reader.map(Box::new),
             liar: None,
             dead: false,
@@ -600,71 +626,64 @@ impl Machine {
         prefetch(self.incoming.as_ptr().wrapping_add(ask.0 as usize));
     }
 
-    /// Calls what `event` will be looked up in.
-    pub(super) fn prefetch_tables(&self, event: &Event) {
-        let peer = match event {
-            Event::Ask { .. } => {
+    /// Calls what the event will be looked up in of which this is seen.
+    pub(super) fn prefetch_tables(&self, glance: Glance) {
+        let peer = match glance {
+            Glance::Ask(_) => {
                 self.node.prefetch_uploads();
-                prefetch(self.free.as_ptr().wrapping_add(self.free.len().saturating_sub(1)));
                 None
             }
-            Event::Sent { ask, .. } => {
+            Glance::Sent(ask) => {
                 self.node.prefetch_uploads();
-                self.prefetch_ask(*ask);
+                self.prefetch_ask(ask);
                 None
             }
-            Event::Withdraw { .. } => {
+            Glance::Withdraw(_) => {
                 self.node.prefetch_uploads();
                 prefetch_list(&self.incoming);
                 None
             }
-            Event::Answer { from, .. } => Some(Peer(*from)),
-            Event::Data { from, chunk } => {
-                self.node.prefetch_end(*chunk);
-                match from {
-                    Source::Peer(peer) => Some(*peer),
-                    Source::Strata => None,
-                }
+            Glance::Answer(peer, _) => Some(peer),
+            Glance::Data(peer, chunk) => {
+                self.node.prefetch_end(chunk);
+                peer
             }
-            Event::Wake => {
+            Glance::Wake => {
                 self.node.prefetch_fetches();
                 None
             }
-            _ => None,
+            Glance::Other => None,
         };
-        let chunk = event.chunk();
+        let chunk = glance.chunk();
         self.node.prefetch_tables(chunk, peer);
         if let Some(chunk) = chunk {
             self.node.peers().prefetch(self.node.content().slice(chunk));
         }
     }
 
-    /// Calls the place of the fetch that `event` is about.
-    pub(super) fn prefetch_slot(&self, event: &Event) {
-        if matches!(event, Event::Data { .. }) {
+    /// Calls the place of the fetch that it is about.
+    pub(super) fn prefetch_slot(&self, glance: Glance) {
+        if matches!(glance, Glance::Data(..)) {
             self.node.prefetch_noted();
         }
-        if let Event::Ask { .. } = event
-            && let Some(number) = self.free.last()
-        {
-            self.prefetch_ask(Ask(*number));
+        if matches!(glance, Glance::Ask(_)) {
+            self.prefetch_ask(Ask(self.free));
         }
-        if let Some(chunk) = event.chunk() {
+        if let Some(chunk) = glance.chunk() {
             self.node.prefetch_slot(chunk);
         }
     }
 
-    /// Calls the fetch that `event` is about.
-    pub(super) fn prefetch_fetch(&self, event: &Event) {
-        if let Some(chunk) = event.chunk() {
+    /// Calls the fetch that it is about.
+    pub(super) fn prefetch_fetch(&self, glance: Glance) {
+        if let Some(chunk) = glance.chunk() {
             self.node.prefetch_fetch(chunk);
         }
     }
 
     /// What it takes in memory, by part.
     pub(super) fn footprint(&self) -> impl Iterator<Item = PartBytes> {
-        let asks = self.incoming.capacity() * size_of::<Option<Incoming>>()
-            + self.free.capacity() * size_of::<u32>();
+        let asks = self.incoming.capacity() * size_of::<Incoming>();
         let driver = size_of::<Self>() - size_of_val(&self.node);
         let reader = self.reader.as_ref().map_or(0, |reader| size_of::<Reader>() + reader.heap_bytes());
         self.node.footprint().into_iter().chain([("driver", driver + asks + reader)])
@@ -706,7 +725,7 @@ impl Machine {
             }
             Event::Withdraw { from, chunk } => {
                 let Some(ask) = self.ask_of(from, chunk) else { return };
-                if let Some(incoming) = self.end(ask).filter(|incoming| incoming.serving) {
+                if let Some(incoming) = self.end(ask).filter(Incoming::is_served) {
                     effects.push((self.me, Effect::StopServing(incoming.flow)));
                 }
                 self.node.handle(now, Input::AskGone { ask }, out);
@@ -724,14 +743,12 @@ impl Machine {
                 self.node.handle(now, Input::Arrived { chunk, from }, out);
             }
             Event::Sent { ask, to, chunk } => {
-                let is_it = |incoming: &mut Incoming| {
-                    incoming.serving && (incoming.peer, incoming.chunk) == (to, chunk)
-                };
+                let is_it = |incoming: &mut Incoming| incoming.is_served() && incoming.is(to, chunk);
                 if !self.incoming_mut(ask).is_some_and(is_it) {
                     return;
                 }
                 if let Some(incoming) = self.end(ask) {
-                    self.given += u64::from(self.node.content().len_bytes(incoming.chunk));
+                    self.given += u64::from(self.node.content().len_bytes(incoming.chunk()));
                     self.node.handle(now, Input::Served { ask, ok: true }, out);
                 }
             }
@@ -774,9 +791,9 @@ impl Machine {
     fn peer_down(&mut self, now: Time, peer: u32, out: &mut Outbox) {
         self.node.handle(now, Input::PeerDown { peer: Peer(peer) }, out);
         for number in 0..self.incoming.len() {
-            if self.incoming[number].is_some_and(|incoming| incoming.peer == peer) {
+            if self.incoming[number].peer == peer {
                 let ask = Ask(u32::try_from(number).unwrap_or(u32::MAX));
-                let serving = self.end(ask).is_some_and(|incoming| incoming.serving);
+                let serving = self.end(ask).is_some_and(|incoming| incoming.is_served());
                 let input = if serving { Input::Served { ask, ok: false } } else { Input::AskGone { ask } };
                 self.node.handle(now, input, out);
             }
@@ -792,30 +809,34 @@ impl Machine {
 
     /// Gives an ask its number.
     fn begin(&mut self, peer: u32, chunk: Chunk) -> Ask {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.incoming.push(None);
-            u32::try_from(self.incoming.len() - 1).unwrap_or(u32::MAX)
-        });
-        self.incoming[number as usize] = Some(Incoming { peer, chunk, serving: false, flow: None });
-        Ask(number)
+        let (number, ask) = (self.free, Incoming::new(peer, chunk));
+        if let Some(place) = self.incoming.get_mut(number as usize) {
+            self.free = std::mem::replace(place, ask).rest;
+            return Ask(number);
+        }
+        let len = self.incoming.len();
+        if len == self.incoming.capacity() {
+            // Not twice as many: there are many machines.
+            self.incoming.reserve_exact(4.max(len / 4));
+        }
+        self.incoming.push(ask);
+        Ask(u32::try_from(len).unwrap_or(u32::MAX))
     }
 
     /// The ask of a peer for a chunk.
     pub(super) fn ask_of(&self, peer: u32, chunk: Chunk) -> Option<Ask> {
-        let is_it = |incoming: &Option<Incoming>| {
-            incoming.is_some_and(|incoming| incoming.peer == peer && incoming.chunk == chunk)
-        };
-        let index = self.incoming.iter().position(is_it)?;
+        let index = self.incoming.iter().position(|incoming| incoming.is(peer, chunk))?;
         u32::try_from(index).ok().map(Ask)
     }
 
     pub(super) fn incoming_mut(&mut self, ask: Ask) -> Option<&mut Incoming> {
-        self.incoming.get_mut(ask.0 as usize)?.as_mut()
+        self.incoming.get_mut(ask.0 as usize).filter(|incoming| incoming.peer != NOBODY)
     }
 
     pub(super) fn end(&mut self, ask: Ask) -> Option<Incoming> {
-        let incoming = self.incoming.get_mut(ask.0 as usize)?.take()?;
-        self.free.push(ask.0);
+        let free = Incoming { peer: NOBODY, rest: self.free, flow: None };
+        let incoming = std::mem::replace(self.incoming_mut(ask)?, free);
+        self.free = ask.0;
         Some(incoming)
     }
 
@@ -825,17 +846,17 @@ impl Machine {
             Output::Ask { peer, chunk, class } => Effect::Send(peer.0, Event::Ask { from: me, chunk, class }),
             Output::Cancel { peer, chunk } => Effect::Send(peer.0, Event::Withdraw { from: me, chunk }),
             Output::Serve { ask } => {
-                let Some(Some(incoming)) = self.incoming.get_mut(ask.0 as usize) else { return };
-                incoming.serving = true;
-                Effect::Serve { ask, to: incoming.peer, chunk: incoming.chunk }
+                let Some(incoming) = self.incoming_mut(ask) else { return };
+                incoming.serve();
+                Effect::Serve { ask, to: incoming.peer(), chunk: incoming.chunk() }
             }
             Output::Answer { ask, answer, load } => {
                 let ended = answer != Answer::Wait;
-                let Some(Some(incoming)) = self.incoming.get(ask.0 as usize).copied() else { return };
+                let Some(incoming) = self.incoming_mut(ask).copied() else { return };
                 if ended {
                     self.end(ask);
                 }
-                Effect::Send(incoming.peer, Event::answer(me, incoming.chunk, answer, load))
+                Effect::Send(incoming.peer(), Event::answer(me, incoming.chunk(), answer, load))
             }
             Output::FetchUpstream { chunk } => Effect::Upstream(chunk),
             Output::CancelUpstream { chunk } => Effect::StopUpstream(chunk),

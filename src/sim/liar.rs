@@ -73,7 +73,7 @@ impl Machine {
         let busy = match liar.lie {
             Lie::Corrupt => {
                 if let Some(incoming) = self.incoming_mut(ask) {
-                    incoming.serving = true;
+                    incoming.serve();
                 }
                 return effects.push((me, Effect::Serve { ask, to: from, chunk }));
             }

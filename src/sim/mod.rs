@@ -23,6 +23,7 @@ mod fleet;
 mod footprint;
 mod layout;
 mod liar;
+mod line;
 mod network;
 mod part;
 mod profile;

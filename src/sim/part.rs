@@ -1,9 +1,10 @@
 //! A thread's part of the fleet: what reaches its machines, and what they cause.
 
-use super::calendar::{Bucket, Calendar};
-use super::fleet::{EVENT_KINDS, Effects, Event, Machine, Mail};
+use super::calendar::Calendar;
+use super::fleet::{EVENT_KINDS, Effects, Event, Machine};
+use super::line::{Glance, Line};
 use super::network::Delays;
-use crate::mesh::proto::{Outbox, prefetch};
+use crate::mesh::proto::Outbox;
 use crate::model::Time;
 
 /// How many events ahead of its turn an event, its machine, that one's tables, the place of its fetch and the fetch are called into
@@ -11,7 +12,7 @@ use crate::model::Time;
 const AHEAD: [usize; 5] = [18, 12, 8, 4, 2];
 /// Machines for each event of a step from which on it is quicker to compare events than to count all machines.
 const SPARSE: usize = 8;
-/// The number of a wake-up, which comes after a machine's other events.
+/// The place of a wake-up, which comes after a machine's other events.
 const WAKE: u64 = u32::MAX as u64;
 /// No wake-up is in line that counts.
 const NEVER: u64 = u64::MAX;
@@ -23,13 +24,12 @@ pub(super) struct Part {
     first: u32,
     pub(super) calendar: Calendar,
     /// What is due.
-    events: Bucket,
+    events: Line,
     wakes: Vec<u32>,
     /// By machine: the step of the wake-up that counts; all others in line are outdated.
     wake_at: Vec<u64>,
-    /// What is due by machine and by its number.
+    /// What is due by machine and by its place.
     order: Vec<u64>,
-    unsorted: Vec<u64>,
     places: Vec<u32>,
     out: Outbox,
     pub(super) effects: Effects,
@@ -61,11 +61,10 @@ impl Part {
         Self {
             first,
             calendar: Calendar::new(),
-            events: Bucket::default(),
+            events: Line::default(),
             wakes: Vec::new(),
             wake_at: vec![NEVER; machines],
             order: Vec::new(),
-            unsorted: Vec::new(),
             places: Vec::new(),
             out: Outbox::default(),
             effects: Effects::new(parts, each),
@@ -93,50 +92,52 @@ impl Part {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let lists = self.order.capacity() + self.unsorted.capacity() + self.wake_at.capacity();
-        let mail = self.effects.mail.iter().map(Vec::capacity).sum::<usize>();
         self.calendar.heap_bytes()
-            + lists * size_of::<u64>()
+            + self.effects.heap_bytes()
+            + (self.order.capacity() + self.wake_at.capacity()) * size_of::<u64>()
             + self.places.capacity() * size_of::<u32>()
-            + mail * size_of::<Mail>()
     }
 
-    /// Sorts what is due by machine, and for each in the order in which it was put in line. Moving the numbers is less
+    /// Sorts what is due by machine, and for each in the order in which it was put in line. Moving the places is less
     /// than moving the events.
     fn sort(&mut self, step: Step) {
-        let Self { events, wakes, wake_at, order, unsorted, places, first, .. } = self;
-        unsorted.clear();
-        unsorted.extend((0_u64..).zip(events.receivers()).map(|(index, to)| u64::from(to) << 32 | index));
-        for to in wakes.drain(..) {
-            let at = &mut wake_at[(to - *first) as usize];
-            if *at == step.number {
-                *at = NEVER;
-                unsorted.push(u64::from(to) << 32 | WAKE);
-            }
-        }
-        if unsorted.len() * SPARSE < wake_at.len() {
-            std::mem::swap(order, unsorted);
-            order.sort_unstable();
-            return;
-        }
-        places.clear();
-        places.resize(wake_at.len() + 1, 0);
-        let machine = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
-        for key in &*unsorted {
-            places[machine(*key) + 1] += 1;
-        }
-        let mut sum = 0;
-        for place in &mut *places {
-            sum += *place;
-            *place = sum;
-        }
+        let Self { events, wakes, wake_at, order, places, first, .. } = self;
+        // Of wake-ups those that count.
+        wakes.retain(|to| {
+            let at = &mut wake_at[(*to - *first) as usize];
+            let counts = *at == step.number;
+            *at = if counts { NEVER } else { *at };
+            counts
+        });
+        let due = events.len() + wakes.len();
         order.clear();
-        order.resize(unsorted.len(), 0);
-        for key in &*unsorted {
-            let place = &mut places[machine(*key)];
-            order[*place as usize] = *key;
-            *place += 1;
+        // Not twice as much as there ever is: there are many nodes in a simulation.
+        order.reserve_exact(due);
+        let all = |see: &mut dyn FnMut(u64)| {
+            events.each(|place, to| see(u64::from(to) << 32 | u64::from(place)));
+            wakes.iter().for_each(|to| see(u64::from(*to) << 32 | WAKE));
+        };
+        if due * SPARSE < wake_at.len() {
+            all(&mut |key| order.push(key));
+            order.sort_unstable();
+        } else {
+            places.clear();
+            places.resize(wake_at.len() + 1, 0);
+            let machine = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
+            all(&mut |key| places[machine(key) + 1] += 1);
+            let mut sum = 0;
+            for place in &mut *places {
+                sum += *place;
+                *place = sum;
+            }
+            order.resize(due, 0);
+            all(&mut |key| {
+                let place = &mut places[machine(key)];
+                order[*place as usize] = key;
+                *place += 1;
+            });
         }
+        wakes.clear();
     }
 
     /// Lets the machines react to what is due.
@@ -146,32 +147,28 @@ impl Part {
         let Self { events, order, first, calendar, wake_at, effects, counts, out, .. } = self;
         let mut last = None;
         let machine_of = |key: u64| usize::try_from(key >> 32).unwrap_or(0) - *first as usize;
-        let number_of = |key: u64| (key & WAKE != WAKE).then(|| usize::try_from(key & WAKE).unwrap_or(0));
+        let place_of = |key: u64| (key & WAKE != WAKE).then(|| u32::try_from(key & WAKE).unwrap_or(0));
         for (place, key) in order.iter().enumerate() {
             let [event, machine, tables, slot, fetch] = AHEAD.map(|ahead| order.get(place + ahead).copied());
             let is_new = |key: u64, ahead: usize| order[place + ahead - 1] >> 32 != key >> 32;
-            if let Some(number) = event.and_then(number_of) {
-                prefetch(&raw const *events.get(number));
+            if let Some(place) = event.and_then(place_of) {
+                events.prefetch(place);
             }
             if let Some(key) = machine.filter(|key| is_new(*key, AHEAD[1])) {
                 machines[machine_of(key)].prefetch();
             }
+            let glance = |key: u64| place_of(key).map_or(Glance::Wake, |place| events.glance(place));
             if let Some(key) = tables {
-                let event = number_of(key).map_or(&Event::Wake, |number| &events.get(number).1);
-                machines[machine_of(key)].prefetch_tables(event);
+                machines[machine_of(key)].prefetch_tables(glance(key));
             }
-            if let Some(key) = slot
-                && let Some(number) = number_of(key)
-            {
-                machines[machine_of(key)].prefetch_slot(&events.get(number).1);
+            if let Some(key) = slot {
+                machines[machine_of(key)].prefetch_slot(glance(key));
             }
-            if let Some(key) = fetch
-                && let Some(number) = number_of(key)
-            {
-                machines[machine_of(key)].prefetch_fetch(&events.get(number).1);
+            if let Some(key) = fetch {
+                machines[machine_of(key)].prefetch_fetch(glance(key));
             }
             let index = machine_of(*key);
-            let event = number_of(*key).map_or(Event::Wake, |number| events.take(number));
+            let event = place_of(*key).map_or(Event::Wake, |place| events.take(place));
             if let Some(before) = last.filter(|before| *before != index) {
                 rest(step, &machines[before], calendar, &mut wake_at[before]);
             }
@@ -190,18 +187,16 @@ impl Part {
     }
 
     /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if a link is cut.
-    pub(super) fn receive(
-        &mut self,
-        now: u64,
-        mail: impl Iterator<Item = Mail>,
-        waits: impl Fn(u32, u32) -> Option<u64>,
-    ) {
-        for Mail { from, to, event } in mail {
-            self.messages += 1;
-            if let Some(waits) = waits(from, to) {
-                let arrival = self.delays.arrival(now, from, to, event.stream(), waits);
-                self.calendar.push(now, arrival, to, event);
-            }
+    pub(super) fn receive(&mut self, now: u64, mail: &mut [Line], waits: impl Fn(u32, u32) -> Option<u64>) {
+        for line in mail {
+            self.messages += line.len() as u64;
+            line.pour(|letter| {
+                let (from, to) = (letter.from(), letter.to());
+                if let Some(waits) = waits(from, to) {
+                    let arrival = self.delays.arrival(now, from, to, letter.stream(), waits);
+                    self.calendar.push_letter(now, arrival, letter);
+                }
+            });
         }
     }
 }

@@ -145,7 +145,7 @@ fn wrong_scenarios_are_refused_with_the_key_and_the_value() {
     let error = |from: &str, to: &str| Scenario::parse(&SMALL.replace(from, to)).unwrap_err().to_string();
     for (from, to, parts) in [
         ("nodes = 120", "nodes = 0", ["fleet.nodes", "0"]),
-        ("nodes = 120", "nodes = 9_000_000", ["nodes x chunks", "200 000 000"]),
+        ("nodes = 120", "nodes = 9_000_000", ["nodes x chunks", "256 000 000"]),
         ("nodes = 120", "noodles = 120", ["noodles", "line 4"]),
         ("nodes = 120\n", "", ["fleet.nodes", "missing"]),
         ("cells_per_region = 3", "cells_per_region = 500", ["fleet.cells_per_region", "500"]),

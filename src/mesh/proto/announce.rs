@@ -1,6 +1,7 @@
 //! Announcements in the DHT: a home tells of each segment of which it holds something, at a measured pace.
 
 use super::footprint::tree_bytes;
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Content, Node, Outbox, Output, Peers, Segment};
 use crate::model::{Rng, Time};
@@ -14,6 +15,11 @@ pub(super) struct Announces {
     line: VecDeque<Segment>,
     /// Before then nothing is announced.
     not_before: Time,
+}
+
+impl Nothing for Announces {
+    const NOTHING: &'static Self =
+        &Self { planned: BTreeSet::new(), line: VecDeque::new(), not_before: Time::ZERO };
 }
 
 /// What an audit looks at.

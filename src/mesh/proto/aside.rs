@@ -30,7 +30,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// `fetch` gets no bytes now. If that is so for long, its want stands aside: returns whether it does since now.
     pub(super) fn step_aside(&mut self, fetch: &mut Fetch) -> bool {
-        let Some(want) = fetch.want.filter(|_| !fetch.aside) else { return false };
+        let Some(want) = fetch.want().filter(|_| !fetch.aside) else { return false };
         let room = self.window.aside() < self.settings.aside_max as usize;
         if !room || self.now.since(fetch.still) < self.usual_wait() {
             return false;
@@ -48,7 +48,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             At::Peer(_) | At::Choosing => false,
         };
         let mut any = false;
-        for slot in self.fetches.slots_where(|fetch| fetch.want.is_some() && !fetch.aside && waits(fetch)) {
+        for slot in self.fetches.slots_where(|fetch| fetch.want().is_some() && !fetch.aside && waits(fetch)) {
             if let Some(mut fetch) = self.fetches.take(slot) {
                 any |= self.step_aside(&mut fetch);
                 self.fetches.put(fetch);
@@ -57,7 +57,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if any {
             self.begin_wants(out);
         }
-        if self.fetches.iter().any(|fetch| fetch.want.is_some() && !fetch.aside) {
+        if self.fetches.iter().any(|fetch| fetch.want().is_some() && !fetch.aside) {
             self.timers.arm(Timer::Aside, self.now + self.aside_after() / 2);
         }
     }

@@ -112,7 +112,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     fn audit_bounds(&self) -> Result<(), AuditError> {
         let settings = &self.settings;
-        let wanted = self.fetches.iter().filter(|fetch| fetch.want.is_some()).count();
+        let wanted = self.fetches.iter().filter(|fetch| fetch.want().is_some()).count();
         within("wants", self.pending.len() + wanted, settings.wants_max as usize)?;
         // A want that many wait for already joins their fetch, so relays may come on top of a full window.
         within(
@@ -176,10 +176,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             let mark = self.marks.get(chunk);
             agree("pending", mark == Mark::Pending(class), || format!("{chunk:?} of {class:?} is {mark:?}"))?;
         }
-        for (slice, count) in (0_u32..).zip(&self.held) {
+        for (slice, count) in (0_u32..).zip(self.held.iter()) {
             let marks = held.get(&slice).copied().unwrap_or(0);
-            let known = u32::from(*count);
-            agree("held", known == marks || *count == u16::MAX, || {
+            let known = u32::from(count);
+            agree("held", known == marks || count == u16::MAX, || {
                 format!("{known} chunks of slice {slice} are counted, {marks} are marked")
             })?;
         }
@@ -193,11 +193,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             agree("fetch", !fetch.is_orphan(), || format!("nobody waits for {:?}", fetch.chunk))?;
             agree("fetch", fetch.at != At::Choosing, || format!("{:?} stands nowhere", fetch.chunk))?;
             let waiters_max = self.settings.home_waiters_max.max(self.settings.waiters_max);
-            within("waiters", fetch.waiters.len(), usize::from(waiters_max))?;
-            within("bad sources", fetch.bad.len(), BAD_MAX)?;
+            within("waiters", fetch.waiters().len(), usize::from(waiters_max))?;
+            within("bad sources", fetch.rare.bad.len(), BAD_MAX)?;
             within("named holders", fetch.candidates.len(), CANDIDATES_MAX)?;
             within("tried sources", fetch.tried.len(), TRIED_MAX)?;
-            for waiter in &fetch.waiters {
+            for waiter in fetch.waiters() {
                 waiters += 1;
                 agree("waiters", self.uploads.is_waiting_for(waiter.ask, fetch.chunk), || {
                     format!("{:?} waits for {:?} and is no ask", waiter.ask, fetch.chunk)
@@ -218,7 +218,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     fn audit_sums(&self) -> Result<(), AuditError> {
         let wants =
-            self.fetches.iter().filter_map(|fetch| Some((fetch.want?.class, fetch.aside, fetch.len_bytes)));
+            self.fetches.iter().filter_map(|fetch| Some((fetch.want()?.class, fetch.aside, fetch.len_bytes)));
         agree("window", self.window.adds_up(wants), || format!("{:?}", self.window))?;
         agree("uploads", self.uploads.adds_up((self.pace.up.count, self.pace.up.bytes)), || {
             format!("{:?}", self.uploads)
@@ -246,15 +246,15 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             _ => Ok(()),
         };
         let of_fetch =
-            |fetch: &Fetch| fetch.next_due().min(fetch.want.map_or(Time::NEVER, |want| want.deadline));
+            |fetch: &Fetch| fetch.next_due().min(fetch.want().map_or(Time::NEVER, |want| want.deadline));
         armed("a fetch", Timer::Fetch, self.fetches.iter().map(of_fetch).min())?;
         armed("a pending want", Timer::Pending, self.pending.iter().map(|(_, _, deadline)| deadline).min())?;
         armed("an ask in the queue", Timer::Queue, self.uploads.queue_due_at())?;
-        let waiters = self.fetches.iter().flat_map(|fetch| &fetch.waiters);
+        let waiters = self.fetches.iter().flat_map(Fetch::waiters);
         armed("a waiter", Timer::Waiters, waiters.map(|waiter| waiter.due).min())?;
         armed("a look-up", Timer::Lookup, self.lookups.due_at())?;
         armed("a document to repeat", Timer::News, self.news.repeat_due_at())?;
-        let moves = self.fetches.iter().any(|fetch| fetch.want.is_some() && !fetch.aside);
+        let moves = self.fetches.iter().any(|fetch| fetch.want().is_some() && !fetch.aside);
         let unseen = moves && self.timers.at(Timer::Aside) == Time::NEVER;
         agree("window", !unseen, || "nobody looks whether wants stand still".to_owned())?;
         let announces = (self.announces.len().1 > 0).then_some(self.now);

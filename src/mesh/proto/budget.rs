@@ -12,6 +12,9 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// Nothing was taken yet.
+    pub(super) const FULL: Self = Self { full_at: Time::ZERO };
+
     /// Takes `bytes` out, or says when they can be taken. With a rate of 0 there is no budget.
     pub(super) fn take(
         &mut self,

@@ -11,6 +11,7 @@
 
 use super::fetch::At;
 use super::marks::Mark;
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Answer, Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers};
 use crate::model::{Class, Rng, Time};
@@ -43,6 +44,17 @@ pub(super) struct Copies {
     /// Each with the time until which an answer is waited for.
     asked: Vec<(Peer, Chunk, Time)>,
     full_until: Time,
+}
+
+impl Nothing for Copies {
+    const NOTHING: &'static Self = &Self {
+        line: VecDeque::new(),
+        under_way: 0,
+        offers: VecDeque::new(),
+        sweep: 0,
+        asked: Vec::new(),
+        full_until: Time::ZERO,
+    };
 }
 
 impl Copies {
@@ -104,8 +116,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The chunk's number means something else now.
     pub(super) fn forget_copy(&mut self, chunk: Chunk) {
-        self.copies.line.retain(|other| *other != chunk);
-        self.copies.offers.retain(|other| *other != chunk);
+        if let Some(copies) = self.copies.there() {
+            copies.line.retain(|other| *other != chunk);
+            copies.offers.retain(|other| *other != chunk);
+        }
     }
 
     /// A copy is there, or nobody has it.
@@ -129,7 +143,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Withdraws asks of next ranks: of one that went, or for a chunk that this node does not hold any more.
     pub(super) fn drop_copy_asks(&mut self, drop: impl Fn(Peer, Chunk, Time) -> bool, out: &mut Outbox) {
-        self.copies.asked.retain(|(peer, chunk, due)| {
+        let Some(copies) = self.copies.there() else { return };
+        copies.asked.retain(|(peer, chunk, due)| {
             let gone = drop(*peer, *chunk, *due);
             if gone {
                 out.push(Output::Cancel { peer: *peer, chunk: *chunk });

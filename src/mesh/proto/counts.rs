@@ -1,5 +1,6 @@
 //! What a node counts of its decisions, for metrics and reports.
 
+use super::rare::Nothing;
 use serde::Serialize;
 
 /// Decisions since the node began. All only grow.
@@ -46,4 +47,29 @@ pub struct Counts {
     pub origin_delays: u64,
     /// Delayed fetches that found another source before their turn came.
     pub origin_spared: u64,
+}
+
+impl Nothing for Counts {
+    const NOTHING: &'static Self = &Self {
+        homes_failed_over: 0,
+        peeks: 0,
+        peeks_elsewhere: 0,
+        lookups: 0,
+        leases: 0,
+        leases_lapsed: 0,
+        hedges: 0,
+        hedges_won: 0,
+        hedges_held: 0,
+        possession_told: 0,
+        possession_heard: 0,
+        possession_refused: 0,
+        possession_false: 0,
+        possession_barred: 0,
+        doubts: 0,
+        asides: 0,
+        copies_made: 0,
+        copies_asked: 0,
+        origin_delays: 0,
+        origin_spared: 0,
+    };
 }

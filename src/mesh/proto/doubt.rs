@@ -6,8 +6,9 @@
 //! were dead, for a while that doubles each time; then one ask tries him again. What he delivers makes up for one doubt. Where
 //! nobody else is left, he is asked all the same.
 
+use super::deliveries::Deliveries;
 use super::fetch::{Fetch, Stage};
-use super::{Content, Node, Peer, Peers, prefetch};
+use super::{Content, Node, Peer, Peers};
 use crate::model::{Rng, Time};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ fn place_of(peer: Peer) -> usize {
 pub(super) struct Doubts {
     doubted: Vec<Doubt>,
     /// In the order of time; of each place the last one counts. What no ask under way began before is not kept for long.
-    delivered: Vec<(Peer, Time)>,
+    delivered: Deliveries,
     /// When this node last began to run again, having stood still itself.
     woke: Time,
 }
@@ -62,7 +63,7 @@ impl Doubts {
 
     /// For how long `peer`, asked at `since`, has delivered nothing.
     fn idle(&self, peer: Peer, since: Time, now: Time) -> Duration {
-        let last = self.delivered.iter().copied().rfind(|(other, _)| place_of(*other) == place_of(peer));
+        let last = self.delivered.iter().rfind(|(other, _)| place_of(*other) == place_of(peer));
         let last = last.filter(|(other, _)| *other == peer).map_or(Time::ZERO, |(_, at)| at);
         now.since(since.max(last).max(self.woke))
     }
@@ -103,16 +104,19 @@ impl Doubts {
         let len = self.delivered.len();
         if len >= DELIVERED_FEW && len == self.delivered.capacity() {
             let oldest = oldest();
-            self.delivered.retain(|(_, at)| *at >= oldest);
+            self.delivered.retain(|_, at| at >= oldest);
             if self.delivered.len() > len * 3 / 4 {
                 self.forget_displaced();
             }
-            // Half as many again rather than twice as many: there are many nodes in a simulation.
+            // A quarter more rather than twice as many: there are many nodes in a simulation.
             if self.delivered.len() > len * 3 / 4 {
-                self.delivered.reserve_exact(len / 2);
+                self.delivered.reserve_exact(len / 4);
             }
         }
-        self.delivered.push((peer, now));
+        if self.delivered.capacity() == 0 {
+            self.delivered.reserve_exact(DELIVERED_FEW);
+        }
+        self.delivered.push(peer, now);
         if let Some(doubt) = self.doubted.iter_mut().find(|doubt| doubt.peer == peer) {
             (doubt.times, doubt.delivers, doubt.until) = (doubt.times - 1, true, now);
         }
@@ -122,9 +126,7 @@ impl Doubts {
     /// Keeps the last delivery of each place.
     fn forget_displaced(&mut self) {
         let mut taken = [false; DELIVERED_SLOTS];
-        self.delivered.reverse();
-        self.delivered.retain(|(peer, _)| !std::mem::replace(&mut taken[place_of(*peer)], true));
-        self.delivered.reverse();
+        self.delivered.retain(|peer, _| !std::mem::replace(&mut taken[place_of(peer)], true));
     }
 
     /// `peer` went: who comes under its number is somebody else.
@@ -134,7 +136,7 @@ impl Doubts {
 
     /// See [`super::prefetch`].
     pub(super) fn prefetch(&self) {
-        prefetch(self.delivered.as_ptr().wrapping_add(self.delivered.len()));
+        self.delivered.prefetch();
     }
 
     pub(super) fn len(&self) -> usize {
@@ -143,7 +145,7 @@ impl Doubts {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.doubted.capacity() * size_of::<Doubt>() + self.delivered.capacity() * size_of::<(Peer, Time)>()
+        self.doubted.capacity() * size_of::<Doubt>() + self.delivered.heap_bytes()
     }
 }
 

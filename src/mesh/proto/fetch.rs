@@ -1,5 +1,7 @@
 //! One chunk on its way to this node: for whom, from where, and what was tried.
 
+use super::few::Few;
+use super::rare::{Nothing, Rare};
 use super::{Ask, Chunk, Peer, Slice, prefetch, prefetch_list};
 use crate::model::{Class, Time};
 use smallvec::SmallVec;
@@ -76,16 +78,42 @@ pub(super) enum Stage {
     LastResort,
 }
 
+/// What few fetches have.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seldom {
+    /// Peers that wait for it.
+    pub(super) waiters: Vec<Waiter>,
+    /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
+    pub(super) hedge: Option<Asked>,
+    /// Failed or said that it does not have it: not asked again.
+    pub(super) bad: Vec<Peer>,
+    /// Its place in line for the strata; 0 before it had one.
+    pub(super) place: u64,
+}
+
+impl Nothing for Seldom {
+    const NOTHING: &'static Self = &Self { waiters: Vec::new(), hedge: None, bad: Vec::new(), place: 0 };
+}
+
+/// Nobody's number: a peer's place where there is none.
+const NOBODY: Peer = Peer(u32::MAX);
+
+fn somebody(peer: Peer) -> Option<Peer> {
+    (peer != NOBODY).then_some(peer)
+}
+
+/// There are some two dozen in each node, and in a simulation very many nodes: it is as small as it can be.
 #[derive(Clone, Debug)]
 pub(super) struct Fetch {
     pub(super) chunk: Chunk,
     pub(super) slice: Slice,
     pub(super) len_bytes: u32,
     pub(super) slot: u16,
-    pub(super) want: Option<Want>,
+    /// How urgently somebody on this node wants it, if somebody does, and by when.
+    class_wanted: Option<Class>,
+    deadline: Time,
     /// It is fetched because a minimum of copies is declared.
     pub(super) copy: bool,
-    pub(super) waiters: Vec<Waiter>,
     /// Whether its want stands still and does not keep others from beginning.
     pub(super) aside: bool,
     /// Since when no bytes are known to have come.
@@ -101,8 +129,6 @@ pub(super) struct Fetch {
     pub(super) peeked: bool,
     /// How many, itself included, it may have to wait for one after the other.
     pub(super) behind: u8,
-    /// A second peer, asked because the one at `at` is slow. Whoever delivers first wins.
-    pub(super) hedge: Option<Box<Asked>>,
     /// When the peer at `at` counts as slow.
     pub(super) hedge_at: Time,
     pub(super) stage: Stage,
@@ -112,17 +138,16 @@ pub(super) struct Fetch {
     pub(super) peeks: u8,
     /// Somebody who was peeked at holds other chunks of the slice.
     pub(super) partial: bool,
-    /// Whom to ask again, because it is responsible or has the chunk but was busy.
-    pub(super) again: Option<Peer>,
-    /// Who of them says `Busy`, and since when.
-    pub(super) busy: Option<(Peer, Time)>,
+    /// Whom to ask again, because it is responsible or has the chunk but was busy; or nobody.
+    again: Peer,
+    /// Who of them says `Busy`, or nobody, and since when.
+    busy: Peer,
+    busy_since: Time,
     /// How often somebody was asked again.
     pub(super) rounds: u8,
     /// Named holders that were tried since an authority last answered.
     pub(super) tries: u8,
     pub(super) upstream_tries: u8,
-    /// Its place in line for the strata; 0 before it had one.
-    pub(super) place: u64,
     /// The origin budget made it wait.
     pub(super) delayed: bool,
     pub(super) looked_up: bool,
@@ -132,11 +157,10 @@ pub(super) struct Fetch {
     pub(super) cross: bool,
     /// Whether the peer at `at` was named by another, rather than being an authority for the slice.
     pub(super) named: bool,
-    pub(super) candidates: SmallVec<[Peer; 4]>,
+    pub(super) candidates: Few<3>,
     /// Tried since an authority last answered.
-    pub(super) tried: SmallVec<[Peer; 6]>,
-    /// Failed or said that it does not have it: not asked again. Seldom anybody.
-    pub(super) bad: Vec<Peer>,
+    pub(super) tried: Few<3>,
+    pub(super) rare: Rare<Seldom>,
 }
 
 impl Fetch {
@@ -146,9 +170,9 @@ impl Fetch {
             slice,
             len_bytes,
             slot: 0,
-            want: None,
+            class_wanted: None,
+            deadline: Time::NEVER,
             copy: false,
-            waiters: Vec::new(),
             aside: false,
             still: now,
             at: At::Choosing,
@@ -157,44 +181,106 @@ impl Fetch {
             waits: false,
             peeked: false,
             behind: 1,
-            hedge: None,
             hedge_at: Time::NEVER,
             stage: Stage::Homes,
             rank: 0,
             peeks: 0,
             partial: false,
-            again: None,
-            busy: None,
+            again: NOBODY,
+            busy: NOBODY,
+            busy_since: Time::ZERO,
             rounds: 0,
             tries: 0,
             upstream_tries: 0,
-            place: 0,
             delayed: false,
             looked_up: false,
             claimed: false,
             cross: false,
             named: false,
-            candidates: SmallVec::new(),
-            tried: SmallVec::new(),
-            bad: Vec::new(),
+            candidates: Few::default(),
+            tried: Few::default(),
+            rare: Rare::default(),
+        }
+    }
+
+    /// What somebody on this node wants of it.
+    pub(super) fn want(&self) -> Option<Want> {
+        self.class_wanted.map(|class| Want { class, deadline: self.deadline })
+    }
+
+    pub(super) fn set_want(&mut self, want: Want) {
+        (self.class_wanted, self.deadline) = (Some(want.class), want.deadline);
+    }
+
+    /// Nobody on this node wants it any more.
+    pub(super) fn take_want(&mut self) -> Option<Want> {
+        let want = self.want();
+        (self.class_wanted, self.deadline) = (None, Time::NEVER);
+        want
+    }
+
+    /// Whom to ask again.
+    pub(super) fn again(&self) -> Option<Peer> {
+        somebody(self.again)
+    }
+
+    pub(super) fn set_again(&mut self, peer: Peer) {
+        self.again = peer;
+    }
+
+    pub(super) fn take_again(&mut self) -> Option<Peer> {
+        somebody(std::mem::replace(&mut self.again, NOBODY))
+    }
+
+    /// Who of them says `Busy`, and since when.
+    pub(super) fn busy(&self) -> Option<(Peer, Time)> {
+        somebody(self.busy).map(|peer| (peer, self.busy_since))
+    }
+
+    pub(super) fn set_busy(&mut self, peer: Peer, since: Time) {
+        (self.busy, self.busy_since) = (peer, since);
+    }
+
+    /// The second peer that is asked.
+    pub(super) fn hedge(&self) -> Option<&Asked> {
+        self.rare.hedge.as_ref()
+    }
+
+    pub(super) fn take_hedge(&mut self) -> Option<Asked> {
+        self.rare.there()?.hedge.take()
+    }
+
+    /// Peers that wait for it.
+    pub(super) fn waiters(&self) -> &[Waiter] {
+        &self.rare.waiters
+    }
+
+    pub(super) fn take_waiters(&mut self) -> Vec<Waiter> {
+        self.rare.there().map(|rare| std::mem::take(&mut rare.waiters)).unwrap_or_default()
+    }
+
+    /// Forgets the waiters for which `keep` does not hold.
+    pub(super) fn keep_waiters(&mut self, keep: impl FnMut(&Waiter) -> bool) {
+        if let Some(rare) = self.rare.there() {
+            rare.waiters.retain(keep);
         }
     }
 
     /// The most urgent of those who wait for it.
     pub(super) fn class(&self) -> Class {
-        let waiters = self.waiters.iter().map(|waiter| waiter.class);
-        waiters.chain(self.want.map(|want| want.class)).min().unwrap_or(Class::Fill)
+        let waiters = self.waiters().iter().map(|waiter| waiter.class);
+        waiters.chain(self.class_wanted).min().unwrap_or(Class::Fill)
     }
 
     /// Whether a declared minimum of copies is its only reason. Such a fetch asks homes, and nobody else.
     pub(super) fn is_copy_only(&self) -> bool {
-        self.copy && self.want.is_none() && self.waiters.is_empty()
+        self.copy && self.class_wanted.is_none() && self.waiters().is_empty()
     }
 
     /// Whether nobody waits for it any more.
     pub(super) fn is_orphan(&self) -> bool {
         let beyond = matches!(self.at, At::Strata | At::Line | At::Lookup);
-        self.want.is_none() && self.waiters.is_empty() && (!self.copy || beyond)
+        self.class_wanted.is_none() && self.waiters().is_empty() && (!self.copy || beyond)
     }
 
     /// Whether `peer` is asked right now.
@@ -208,36 +294,34 @@ impl Fetch {
             At::Peer(peer) => Some(peer),
             _ => None,
         };
-        main.into_iter().chain(self.hedge.as_deref().map(|hedge| hedge.peer))
+        main.into_iter().chain(self.hedge().map(|hedge| hedge.peer))
     }
 
     /// When `peer` was asked, if it is asked right now.
     pub(super) fn asked_since(&self, peer: Peer) -> Option<Time> {
         let main = (self.at == At::Peer(peer)).then_some(self.since);
-        main.or_else(|| self.hedge.as_deref().filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
+        main.or_else(|| self.hedge().filter(|hedge| hedge.peer == peer).map(|hedge| hedge.since))
     }
 
     /// The next moment at which something must be done about it, its readers aside.
     pub(super) fn next_due(&self) -> Time {
-        let hedge = self.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.due);
-        let slow = if self.hedge.is_none() { self.hedge_at } else { Time::NEVER };
-        self.due.min(hedge).min(slow)
+        self.due.min(self.hedge().map_or(self.hedge_at, |hedge| hedge.due))
     }
 
     /// The same, its readers included.
     pub(super) fn due_with_readers(&self) -> Time {
-        self.next_due().min(self.want.map_or(Time::NEVER, |want| want.deadline))
+        self.next_due().min(self.deadline)
     }
 
     /// When the first of its waiters must hear of it.
     pub(super) fn waiters_due(&self) -> Time {
-        self.waiters.iter().map(|waiter| waiter.due).min().unwrap_or(Time::NEVER)
+        self.waiters().iter().map(|waiter| waiter.due).min().unwrap_or(Time::NEVER)
     }
 
     /// The second source becomes the first.
     pub(super) fn promote(&mut self) -> bool {
-        let Some(hedge) = self.hedge.take() else { return false };
-        let Asked { peer, since, due, named, waits } = *hedge;
+        let Some(hedge) = self.take_hedge() else { return false };
+        let Asked { peer, since, due, named, waits } = hedge;
         (self.at, self.since, self.due) = (At::Peer(peer), since, due);
         (self.named, self.waits, self.peeked) = (named, waits, false);
         true
@@ -246,22 +330,25 @@ impl Fetch {
     /// Forgets what was tried of peers.
     pub(super) fn begin_anew(&mut self) {
         (self.stage, self.rank, self.peeks, self.partial) = (Stage::Homes, 0, 0, false);
-        (self.again, self.rounds, self.tries) = (None, 0, 0);
-        (self.looked_up, self.claimed, self.busy) = (false, false, None);
+        (self.again, self.rounds, self.tries) = (NOBODY, 0, 0);
+        (self.looked_up, self.claimed, self.busy) = (false, false, NOBODY);
         self.candidates.clear();
         self.tried.clear();
-        self.bad.clear();
+        if let Some(rare) = self.rare.there() {
+            rare.bad.clear();
+        }
     }
 
     /// Remembers not to ask `peer` again.
     pub(super) fn mark_bad(&mut self, peer: Peer) {
-        if self.again == Some(peer) {
-            self.again = None;
+        if self.again == peer {
+            self.again = NOBODY;
         }
-        if self.bad.len() >= BAD_MAX {
-            self.bad.remove(0);
+        let bad = &mut self.rare.bad;
+        if bad.len() >= BAD_MAX {
+            bad.remove(0);
         }
-        self.bad.push(peer);
+        bad.push(peer);
     }
 
     /// Remembers named holders to try.
@@ -272,23 +359,34 @@ impl Fetch {
             }
         }
     }
+
+    /// Gives back the place of what it seldom has, when it does not have it any more.
+    fn settle(&mut self) {
+        let Seldom { waiters, hedge, bad, place } = &*self.rare;
+        if self.rare.is_there() && waiters.is_empty() && hedge.is_none() && bad.is_empty() && *place == 0 {
+            self.rare.clear();
+        }
+    }
 }
 
-/// A fetch, and beside it what all of them are looked through for again and again.
+/// A fetch, and beside it what all of them are looked through for at each wake-up.
 #[derive(Clone, Debug)]
 struct Slot {
     fetch: Option<Box<Fetch>>,
     /// The next moment at which something must be done about it, its readers included.
     due: Time,
-    /// When the first of its waiters must hear of it.
-    waiters_due: Time,
 }
 
 impl Slot {
-    fn new(fetch: Box<Fetch>) -> Self {
-        let (due, waiters_due) = (fetch.due_with_readers(), fetch.waiters_due());
-        Self { fetch: Some(fetch), due, waiters_due }
+    fn new(mut fetch: Box<Fetch>) -> Self {
+        fetch.settle();
+        Self { due: fetch.due_with_readers(), fetch: Some(fetch) }
     }
+}
+
+/// Room for so many more where there are so many already: a quarter more rather than twice as many.
+fn more(len: usize) -> usize {
+    4.max(len / 4)
 }
 
 /// Fetches by slot. Slots are given again, the lowest free one first come.
@@ -312,7 +410,10 @@ impl Fetches {
             Some(slot) => slot,
             None => match u16::try_from(self.slots.len()) {
                 Ok(slot) if slot < super::marks::SLOTS_MAX => {
-                    self.slots.push(Slot { fetch: None, due: Time::NEVER, waiters_due: Time::NEVER });
+                    if self.slots.len() == self.slots.capacity() {
+                        self.slots.reserve_exact(more(self.slots.len()));
+                    }
+                    self.slots.push(Slot { fetch: None, due: Time::NEVER });
                     slot
                 }
                 _ => return None,
@@ -363,21 +464,20 @@ impl Fetches {
 
     /// Lets `tell` look at each fetch of which a waiter must hear something by `now`. Returns when the next one must.
     pub(super) fn waiters_due(&mut self, now: Time, mut tell: impl FnMut(&mut Fetch)) -> Time {
-        for slot in self.slots.iter_mut().filter(|slot| slot.waiters_due <= now) {
-            if let Some(fetch) = slot.fetch.as_deref_mut() {
+        let mut next = Time::NEVER;
+        for fetch in self.slots.iter_mut().filter_map(|slot| slot.fetch.as_deref_mut()) {
+            if fetch.waiters_due() <= now {
                 tell(fetch);
-                slot.waiters_due = fetch.waiters_due();
             }
+            next = next.min(fetch.waiters_due());
         }
-        self.taken().map(|slot| slot.waiters_due).min().unwrap_or(Time::NEVER)
+        next
     }
 
     /// Whether what is kept beside each fetch is what the fetch says: what an audit looks at.
     pub(super) fn in_step(&self) -> bool {
-        let moments = |fetch: &Fetch| (fetch.due_with_readers(), fetch.waiters_due());
-        let is_so = |slot: &Slot| {
-            slot.fetch.as_deref().is_none_or(|fetch| moments(fetch) == (slot.due, slot.waiters_due))
-        };
+        let is_so =
+            |slot: &Slot| slot.fetch.as_deref().is_none_or(|fetch| fetch.due_with_readers() == slot.due);
         self.slots.iter().all(is_so)
     }
 
@@ -390,8 +490,8 @@ impl Fetches {
     pub(super) fn oldest_ask(&self) -> Time {
         let of = |fetch: &Fetch| {
             let main = if matches!(fetch.at, At::Peer(_)) { fetch.since } else { Time::NEVER };
-            let hedge = fetch.hedge.as_deref().map_or(Time::NEVER, |hedge| hedge.since);
-            main.min(hedge).min(fetch.busy.map_or(Time::NEVER, |busy| busy.1))
+            let hedge = fetch.hedge().map_or(Time::NEVER, |hedge| hedge.since);
+            main.min(hedge).min(fetch.busy().map_or(Time::NEVER, |busy| busy.1))
         };
         self.iter().map(of).min().unwrap_or(Time::NEVER)
     }
@@ -408,20 +508,43 @@ impl Fetches {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let spilled = |fetch: &Fetch| {
-            let lists =
-                [fetch.candidates.capacity(), fetch.tried.capacity()].map(|places| places.saturating_sub(6));
-            fetch.waiters.capacity() * size_of::<Waiter>()
-                + (fetch.bad.capacity() + lists.iter().sum::<usize>()) * size_of::<Peer>()
-                + fetch.hedge.as_ref().map_or(0, |_| size_of::<Asked>())
+        let apart = |fetch: &Fetch| {
+            fetch.candidates.heap_bytes()
+                + fetch.tried.heap_bytes()
+                + fetch.rare.heap_bytes()
+                + fetch.rare.waiters.capacity() * size_of::<Waiter>()
+                + fetch.rare.bad.capacity() * size_of::<Peer>()
         };
         self.slots.capacity() * size_of::<Slot>()
             + self.free.capacity() * size_of::<u16>()
-            + self.iter().map(|fetch| size_of::<Fetch>() + spilled(fetch)).sum::<usize>()
+            + self.iter().map(|fetch| size_of::<Fetch>() + apart(fetch)).sum::<usize>()
     }
 
     /// Slots of the fetches for which `due` holds, in the order of the slots.
     pub(super) fn slots_where(&self, due: impl Fn(&Fetch) -> bool) -> SmallVec<[u16; 16]> {
         self.iter().filter(|fetch| due(fetch)).map(|fetch| fetch.slot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_is_small_and_what_it_has_no_more_is_given_back() {
+        assert!(size_of::<Fetch>() <= 136 && size_of::<Slot>() == 16, "{}", size_of::<Fetch>());
+        let mut fetches = Fetches::default();
+        let slot = fetches.insert(Fetch::new(Chunk(1), Slice(1), 9, Time::ZERO)).unwrap();
+        let bytes = fetches.heap_bytes();
+        let mut fetch = fetches.take(slot).unwrap();
+        let (due, named) = (Time::from_nanos(5), false);
+        fetch.rare.hedge = Some(Asked { peer: Peer(3), since: Time::ZERO, due, named, waits: false });
+        assert!(fetch.is_asked(Peer(3)) && fetch.next_due() == due);
+        fetches.put(fetch);
+        assert!(fetches.heap_bytes() > bytes && fetches.in_step());
+        let mut fetch = fetches.take(slot).unwrap();
+        assert_eq!(fetch.take_hedge().map(|hedge| hedge.peer), Some(Peer(3)));
+        fetches.put(fetch);
+        assert_eq!(fetches.heap_bytes(), bytes);
     }
 }

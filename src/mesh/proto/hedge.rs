@@ -31,13 +31,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Takes the fetch out if `peer` is its second source.
     pub(super) fn take_hedged(&mut self, chunk: Chunk, peer: Peer) -> Option<Box<Fetch>> {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return None };
-        let hedge = self.fetches.get(slot)?.hedge.as_deref()?;
+        let hedge = self.fetches.get(slot)?.hedge()?;
         if hedge.peer == peer { self.fetches.take(slot) } else { None }
     }
 
     /// The second source is too slow, or the first is.
     pub(super) fn hedge_due(&mut self, fetch: Box<Fetch>, out: &mut Outbox) {
-        match fetch.hedge.as_deref() {
+        match fetch.hedge() {
             Some(&hedge) => {
                 out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                 self.doubt(hedge.peer, hedge.since);
@@ -65,7 +65,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.tried.push(peer);
             let ask = Duration::from_millis(u64::from(self.settings.ask_ms));
             self.doubts.note_asked(peer, self.now, due.since(self.now) + ask);
-            fetch.hedge = Some(Box::new(Asked { peer, since: self.now, due, named, waits: false }));
+            fetch.rare.hedge = Some(Asked { peer, since: self.now, due, named, waits: false });
             out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
         } else if self.now < stalled {
             fetch.hedge_at = stalled;
@@ -94,7 +94,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The second source says something instead of data.
     pub(super) fn hedge_told(&mut self, mut fetch: Box<Fetch>, answer: Answer, out: &mut Outbox) {
-        let Some(hedge) = fetch.hedge.as_deref().copied() else { return self.fetches.put(fetch) };
+        let Some(hedge) = fetch.hedge().copied() else { return self.fetches.put(fetch) };
         match answer {
             Answer::Wait => {
                 if self.now.since(hedge.since) > self.wait_max(hedge.named)
@@ -105,7 +105,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     return self.hedge_over(fetch, true, out);
                 }
                 let due = self.patience(fetch.len_bytes);
-                fetch.hedge = Some(Box::new(Asked { waits: true, due, ..hedge }));
+                fetch.rare.hedge = Some(Asked { waits: true, due, ..hedge });
                 self.timers.arm(Timer::Fetch, due);
                 self.fetches.put(fetch);
             }
@@ -122,7 +122,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The second source did not deliver: somebody else may.
     pub(super) fn hedge_over(&mut self, mut fetch: Box<Fetch>, bad: bool, out: &mut Outbox) {
-        if let Some(hedge) = fetch.hedge.take()
+        if let Some(hedge) = fetch.take_hedge()
             && bad
         {
             fetch.mark_bad(hedge.peer);

@@ -42,6 +42,12 @@ impl Home {
             let parts = self.holders[index].parts | new.parts;
             self.holders[index] = Holder { parts, ..new };
         } else if self.peers.len() < usize::from(settings.holders_max) {
+            let len = self.peers.len();
+            if len == self.peers.capacity() {
+                // A quarter more rather than twice as many: there are many nodes in a simulation.
+                self.peers.reserve_exact(8.max(len / 4));
+                self.holders.reserve_exact(8.max(len / 4));
+            }
             self.peers.push(peer);
             self.holders.push(new);
         } else if let (Some(old), Some(holder)) =
@@ -213,14 +219,37 @@ impl Homes {
 /// Holders that others named, for the other chunks of the slice. Direct-mapped: a further slice displaces another.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hints {
-    entries: Vec<Option<Hint>>,
+    entries: Vec<Hint>,
 }
 
+/// Nearly all that is named is a few, and lies in place.
 #[derive(Clone, Debug)]
-struct Hint {
-    slice: Slice,
-    until: Time,
-    peers: Holders,
+enum Hint {
+    None,
+    Few { slice: Slice, until: Time, count: u8, peers: [Peer; 4] },
+    Many { slice: Slice, until: Time, peers: Box<[Peer]> },
+}
+
+impl Hint {
+    fn new(slice: Slice, until: Time, named: &[Peer]) -> Self {
+        let mut peers = [Peer(0); 4];
+        match (named.len(), peers.get_mut(..named.len())) {
+            (0, _) => Self::None,
+            (count, Some(few)) => {
+                few.copy_from_slice(named);
+                Self::Few { slice, until, count: u8::try_from(count).unwrap_or(0), peers }
+            }
+            (_, None) => Self::Many { slice, until, peers: named.into() },
+        }
+    }
+
+    fn of(&self) -> Option<(Slice, Time, &[Peer])> {
+        match self {
+            Self::None => None,
+            Self::Few { slice, until, count, peers } => Some((*slice, *until, &peers[..usize::from(*count)])),
+            Self::Many { slice, until, peers } => Some((*slice, *until, peers)),
+        }
+    }
 }
 
 impl Hints {
@@ -236,36 +265,36 @@ impl Hints {
             return;
         }
         if self.entries.is_empty() {
-            self.entries.resize_with(Self::SLOTS, || None);
+            self.entries.resize_with(Self::SLOTS, || Hint::None);
         }
-        self.entries[slice.0 as usize % Self::SLOTS] = Some(Hint { slice, until, peers: peers.clone() });
+        self.entries[slice.0 as usize % Self::SLOTS] = Hint::new(slice, until, peers);
     }
 
     pub(super) fn get(&self, slice: Slice, now: Time) -> &[Peer] {
-        match self.entries.get(slice.0 as usize % Self::SLOTS) {
-            Some(Some(hint)) if hint.slice == slice && hint.until > now => &hint.peers,
+        match self.entries.get(slice.0 as usize % Self::SLOTS).and_then(Hint::of) {
+            Some((of, until, peers)) if of == slice && until > now => peers,
             _ => &[],
         }
     }
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let spilled = |hint: &Hint| {
-            if hint.peers.spilled() { hint.peers.capacity() * size_of::<Peer>() } else { 0 }
-        };
-        self.entries.capacity() * size_of::<Option<Hint>>()
-            + self.entries.iter().flatten().map(spilled).sum::<usize>()
+        let many = |hint: &Hint| if let Hint::Many { peers, .. } = hint { size_of_val(&**peers) } else { 0 };
+        self.entries.capacity() * size_of::<Hint>() + self.entries.iter().map(many).sum::<usize>()
     }
 
     pub(super) fn forget_slice(&mut self, slice: Slice) {
         if let Some(entry) = self.entries.get_mut(slice.0 as usize % Self::SLOTS) {
-            *entry = None;
+            *entry = Hint::None;
         }
     }
 
     pub(super) fn forget_peer(&mut self, peer: Peer) {
-        for hint in self.entries.iter_mut().flatten() {
-            hint.peers.retain(|other| *other != peer);
+        for entry in &mut self.entries {
+            if let Some((slice, until, peers)) = entry.of().filter(|(_, _, peers)| peers.contains(&peer)) {
+                let left: Holders = peers.iter().copied().filter(|other| *other != peer).collect();
+                *entry = Hint::new(slice, until, &left);
+            }
         }
     }
 }
@@ -273,7 +302,15 @@ impl Hints {
 /// The last known load of peers that answered. Direct-mapped; who is not in it counts as idle.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Loads {
-    entries: Vec<(Peer, u8)>,
+    entries: Vec<Load>,
+}
+
+/// Not aligned, for there are many nodes in a simulation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+struct Load {
+    peer: Peer,
+    load: u8,
 }
 
 impl Loads {
@@ -284,22 +321,22 @@ impl Loads {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<(Peer, u8)>()
+        self.entries.capacity() * size_of::<Load>()
     }
 
     pub(super) fn note(&mut self, peer: Peer, load: u8, slots: u16) {
         let slots = usize::from(slots.max(1));
         if self.entries.len() != slots {
-            self.entries.resize(slots, (Peer(u32::MAX), 0));
+            self.entries.resize(slots, Load { peer: Peer(u32::MAX), load: 0 });
         }
-        self.entries[peer.0 as usize % slots] = (peer, load);
+        self.entries[peer.0 as usize % slots] = Load { peer, load };
     }
 
     pub(super) fn get(&self, peer: Peer) -> u8 {
         match self.entries.len() {
             0 => 0,
             slots => {
-                let (found, load) = self.entries[peer.0 as usize % slots];
+                let Load { peer: found, load } = self.entries[peer.0 as usize % slots];
                 if found == peer { load } else { 0 }
             }
         }

@@ -2,6 +2,7 @@
 
 use super::fetch::{At, Fetch};
 use super::footprint::tree_bytes;
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Chunk, Content, Node, Outbox, Output, Peer, Peers, Segment};
 use crate::model::{Rng, Time};
@@ -36,6 +37,10 @@ pub(super) struct Lookups {
     by_segment: BTreeMap<Segment, Lookup>,
     /// How many of them run.
     running: usize,
+}
+
+impl Nothing for Lookups {
+    const NOTHING: &'static Self = &Self { by_segment: BTreeMap::new(), running: 0 };
 }
 
 /// What an audit looks at.

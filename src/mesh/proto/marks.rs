@@ -3,6 +3,7 @@
 use super::Chunk;
 use super::footprint::tree_bytes;
 use super::prefetch;
+use super::rare::Rare;
 use crate::model::Class;
 use std::collections::BTreeMap;
 
@@ -35,7 +36,7 @@ pub(super) const SLOTS_MAX: u16 = u16::MAX - 4;
 pub(super) struct Marks {
     codes: Vec<u8>,
     /// By chunk number, slots that have no code.
-    apart: BTreeMap<u32, u16>,
+    apart: Rare<BTreeMap<u32, u16>>,
 }
 
 impl Marks {

@@ -8,6 +8,7 @@
 //! chance more at each of them, and an idle mesh says nothing. Who comes back is told the last documents by a few. What is
 //! missed all the same comes when a member asks for the newest ones.
 
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Content, Nearness, NewsId, Node, Outbox, Output, Peer, Peers};
 use crate::model::{Rng, Time};
@@ -34,6 +35,11 @@ pub(super) struct News {
     order: VecDeque<NewsId>,
     /// At most one a document.
     repeats: Vec<Repeat>,
+}
+
+impl Nothing for News {
+    const NOTHING: &'static Self =
+        &Self { seen: BTreeSet::new(), order: VecDeque::new(), repeats: Vec::new() };
 }
 
 /// What an audit looks at.

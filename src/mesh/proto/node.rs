@@ -5,6 +5,7 @@ use super::copies::Copies;
 use super::counts::Counts;
 use super::doubt::Doubts;
 use super::fetch::{Fetch, Fetches};
+use super::held::Held;
 use super::holders::{Hints, Homes, Loads};
 use super::lookups::Lookups;
 use super::marks::{Mark, Marks};
@@ -12,6 +13,7 @@ use super::news::News;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::possession::{Claims, Possession};
+use super::rare::Rare;
 use super::speed::Speeds;
 use super::timer::{KINDS_LEN, Timer, Timers};
 use super::uploads::Uploads;
@@ -57,22 +59,21 @@ pub struct Node<P, C, R> {
     pub(super) speeds: Speeds,
     pub(super) hints: Hints,
     pub(super) doubts: Doubts,
-    pub(super) distrusted: BTreeMap<Peer, Time>,
+    pub(super) distrusted: Rare<BTreeMap<Peer, Time>>,
     pub(super) pace: Pace,
     pub(super) window: Window,
-    /// Chunks stored of each slice, saturating.
-    pub(super) held: Vec<u16>,
-    pub(super) copies: Copies,
+    pub(super) held: Held,
+    pub(super) copies: Rare<Copies>,
     // What the end of a fetch is noted in.
     pub(super) pending: Pending,
     pub(super) possession: Possession,
-    pub(super) claims: Claims,
+    pub(super) claims: Rare<Claims>,
     // What seldom is needed.
-    pub(super) upstream: Upstream,
-    pub(super) lookups: Lookups,
-    pub(super) announces: Announces,
-    pub(super) news: News,
-    pub(super) counts: Counts,
+    pub(super) upstream: Rare<Upstream>,
+    pub(super) lookups: Rare<Lookups>,
+    pub(super) announces: Rare<Announces>,
+    pub(super) news: Rare<News>,
+    pub(super) counts: Rare<Counts>,
 }
 
 /// Peers whose misbehaviour is remembered (guess; 64 were too few among 134 who sent wrong bytes: each was asked again and again).
@@ -90,7 +91,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             settings,
             now: Time::ZERO,
             marks: Marks::default(),
-            held: Vec::new(),
+            held: Held::default(),
             pending: Pending::default(),
             fetches: Fetches::default(),
             pace: Pace::default(),
@@ -99,17 +100,17 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             homes: Homes::default(),
             hints: Hints::default(),
             loads: Loads::default(),
-            distrusted: BTreeMap::new(),
+            distrusted: Rare::default(),
             doubts: Doubts::default(),
-            upstream: Upstream::default(),
-            lookups: Lookups::default(),
-            announces: Announces::default(),
-            news: News::default(),
+            upstream: Rare::default(),
+            lookups: Rare::default(),
+            announces: Rare::default(),
+            news: Rare::default(),
             possession: Possession::default(),
-            claims: Claims::default(),
-            copies: Copies::default(),
+            claims: Rare::default(),
+            copies: Rare::default(),
             timers: Timers::new(),
-            counts: Counts::default(),
+            counts: Rare::default(),
         }
     }
 
@@ -150,7 +151,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// What was decided how often.
     pub fn counts(&self) -> Counts {
-        self.counts
+        *self.counts
     }
 
     /// Whether a chunk is on its way here, or is looked for.
@@ -187,13 +188,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub fn forget_slice(&mut self, slice: Slice) {
         self.homes.forget_slice(slice);
         self.hints.forget_slice(slice);
-        self.claims.forget_slice(slice);
+        if let Some(claims) = self.claims.there() {
+            claims.forget_slice(slice);
+        }
         if let Some(parts) = self.possession.parts_mut(slice) {
             *parts = 0;
         }
-        if let Some(held) = self.held.get_mut(slice.0 as usize) {
-            *held = 0;
-        }
+        self.held.forget(slice);
     }
 
     fn tick(&mut self, out: &mut Outbox) {
@@ -201,6 +202,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let mut fired = [None; KINDS_LEN];
         for slot in &mut fired {
             *slot = self.timers.fire(self.now);
+            if slot.is_none() {
+                break;
+            }
         }
         for timer in fired.into_iter().flatten() {
             match timer {
@@ -262,7 +266,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn usable(&self, fetch: &Fetch, peer: Peer) -> bool {
         peer != self.peers.me()
             && self.peers.is_up(peer)
-            && !fetch.bad.contains(&peer)
+            && !fetch.rare.bad.contains(&peer)
             && !fetch.is_asked(peer)
             && !self.is_doubted(fetch, peer)
             && self.peers.may_read(peer, fetch.slice)
@@ -282,7 +286,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.distrusted.insert(peer, now + Duration::from_secs(u64::from(self.settings.distrust_s)));
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
-        self.claims.forget_peer(peer);
+        if let Some(claims) = self.claims.there() {
+            claims.forget_peer(peer);
+        }
         out.push(Output::Distrust { peer });
     }
 
@@ -297,7 +303,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn peer_down(&mut self, peer: Peer, out: &mut Outbox) {
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
-        self.claims.forget_peer(peer);
+        if let Some(claims) = self.claims.there() {
+            claims.forget_peer(peer);
+        }
         self.doubts.forget_peer(peer);
         self.drop_copy_asks(|other, _, _| other == peer, out);
         self.check_copies();

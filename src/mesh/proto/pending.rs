@@ -2,6 +2,8 @@
 
 use super::Chunk;
 use super::fetch::Want;
+use super::rare::{Nothing, Rare};
+use super::spread::Spread;
 use crate::model::{Class, Rng, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,13 +45,23 @@ fn push(runs: &mut VecDeque<Run>, chunk: Chunk, deadline: Time) {
 #[derive(Clone, Debug, Default)]
 struct Queue {
     /// The oldest, one by one.
-    spread: VecDeque<Chunk>,
+    spread: Spread,
     /// Their deadlines, in step; empty while all of them have `deadline`.
     deadlines: VecDeque<Time>,
     deadline: Time,
     /// The others.
     runs: VecDeque<Run>,
     len: usize,
+}
+
+impl Nothing for Queue {
+    const NOTHING: &'static Self = &Self {
+        spread: Spread::NONE,
+        deadlines: VecDeque::new(),
+        deadline: Time::ZERO,
+        runs: VecDeque::new(),
+        len: 0,
+    };
 }
 
 impl Queue {
@@ -59,7 +71,7 @@ impl Queue {
     }
 
     fn oldest(&self) -> Option<Chunk> {
-        self.spread.front().copied().or_else(|| self.runs.front().map(|run| Chunk(run.first)))
+        self.spread.front().or_else(|| self.runs.front().map(|run| Chunk(run.first)))
     }
 
     /// Takes the oldest of the runs.
@@ -117,7 +129,8 @@ impl Queue {
     }
 
     fn remove(&mut self, chunk: Chunk) -> Option<Time> {
-        if let Some(index) = self.spread.iter().position(|other| *other == chunk) {
+        let place = self.spread.iter().position(|other| other == chunk);
+        if let Some(index) = place {
             self.spread.remove(index);
             self.len -= 1;
             return Some(self.deadlines.remove(index).unwrap_or(self.deadline));
@@ -138,7 +151,7 @@ impl Queue {
     fn iter(&self) -> impl Iterator<Item = (Chunk, Time)> {
         let deadlines = self.deadlines.iter().copied().chain(std::iter::repeat(self.deadline));
         let runs = self.runs.iter().flat_map(|run| run.chunks().map(|chunk| (chunk, run.deadline)));
-        self.spread.iter().copied().zip(deadlines).chain(runs)
+        self.spread.iter().zip(deadlines).chain(runs)
     }
 
     /// Takes out all that are due by `now` and appends them to `gone`; tells when the next one is.
@@ -150,7 +163,7 @@ impl Queue {
             self.spread.clear();
         } else {
             let mut deadlines = self.deadlines.iter();
-            self.spread.retain(|_| deadlines.next().is_none_or(|deadline| *deadline > now));
+            self.spread.retain(|| deadlines.next().is_none_or(|deadline| *deadline > now));
             self.deadlines.retain(|deadline| *deadline > now);
         }
         self.runs.retain(|run| run.deadline > now);
@@ -182,7 +195,7 @@ pub(super) struct FillRange {
 /// wants is bounded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
-    queues: [Queue; 3],
+    queues: [Rare<Queue>; 3],
     /// Fills in the order of their coming, of which nobody has thought ahead yet.
     unseen: VecDeque<Run>,
     unseen_len: usize,
@@ -277,7 +290,7 @@ impl Pending {
         len_of: impl Fn(Chunk) -> u32,
         rng: &mut impl Rng,
     ) -> Option<(Chunk, Want)> {
-        let queue = &mut self.queues[class as usize];
+        let queue = self.queues[class as usize].there()?;
         let oldest = queue.oldest()?;
         let taken = if class == Class::Fill {
             let each = u64::from(len_of(oldest)).max(1);
@@ -314,7 +327,7 @@ impl Pending {
     /// What waits, with its class and deadline: what an audit looks at.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Chunk, Class, Time)> {
         let classes = [Class::Read, Class::Prefetch, Class::Fill];
-        let of_class = |(class, queue): (Class, &'_ Queue)| {
+        let of_class = |(class, queue): (Class, &'_ Rare<Queue>)| {
             queue.iter().map(|(chunk, deadline)| (chunk, class, deadline)).collect::<Vec<_>>()
         };
         classes.into_iter().zip(&self.queues).flat_map(of_class)
@@ -324,15 +337,18 @@ impl Pending {
     pub(super) fn expire(&mut self, now: Time) -> (Vec<Chunk>, Time) {
         let (mut gone, mut next) = (Vec::new(), Time::NEVER);
         for queue in &mut self.queues {
-            next = next.min(queue.expire(now, &mut gone));
+            if let Some(queue) = queue.there() {
+                next = next.min(queue.expire(now, &mut gone));
+            }
         }
         (gone, next)
     }
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        let of = |queue: &Queue| {
-            queue.spread.capacity() * size_of::<Chunk>()
+        let of = |queue: &Rare<Queue>| {
+            queue.heap_bytes()
+                + queue.spread.heap_bytes()
                 + queue.deadlines.capacity() * size_of::<Time>()
                 + queue.runs.capacity() * size_of::<Run>()
         };

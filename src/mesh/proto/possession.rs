@@ -7,6 +7,7 @@
 
 use super::fetch::{At, Fetch};
 use super::footprint::tree_bytes;
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Chunk, Content, Nearness, Node, Outbox, Output, Peer, Peers, Settings, Slice, prefetch_list};
 use crate::model::{Rng, Time};
@@ -84,6 +85,10 @@ struct Teller {
     strikes: u8,
     /// Its claims are not taken before then.
     barred: Time,
+}
+
+impl Nothing for Claims {
+    const NOTHING: &'static Self = &Self { slices: BTreeMap::new(), tellers: Vec::new(), len: 0, hand: 0 };
 }
 
 impl Claims {
@@ -174,7 +179,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let index = slice.0 as usize;
         match self.possession.parts.get(index) {
             Some(parts) => *parts,
-            None => u64::from(self.held.get(index).is_some_and(|held| *held > 0)),
+            None => u64::from(self.held.get(slice) > 0),
         }
     }
 
@@ -185,9 +190,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         let (part, index) = (self.content.part(chunk), slice.0 as usize);
         if part > 0 && self.possession.parts.is_empty() {
-            self.possession.parts = self.held.iter().map(|held| u64::from(*held > 0)).collect();
+            self.possession.parts = self.held.iter().map(|held| u64::from(held > 0)).collect();
             // It is counted, but does not begin its slice.
-            if self.held.get(index) == Some(&1) {
+            if self.held.get(slice) == 1 {
                 self.possession.parts[index] = 0;
             }
         }
@@ -335,34 +340,31 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// `peer` does not have `chunk`, though it may have claimed it.
     pub(super) fn note_false_claim(&mut self, peer: Peer, chunk: Chunk) {
         let (slice, part) = (self.content.slice(chunk), self.content.part(chunk));
-        let Some((_, parts)) = self
-            .claims
-            .slices
-            .get_mut(&slice)
-            .and_then(|claims| claims.iter_mut().find(|claim| claim.0 == peer))
-        else {
-            return;
-        };
+        let Some(claims) = self.claims.there() else { return };
+        let of_slice = claims.slices.get_mut(&slice);
+        let claim = of_slice.and_then(|claims| claims.iter_mut().find(|claim| claim.0 == peer));
+        let Some((_, parts)) = claim else { return };
         if *parts >> part & 1 == 0 {
             return;
         }
         *parts &= !(1 << part);
         self.counts.possession_false += 1;
         let barred = self.now + Duration::from_secs(u64::from(self.settings.distrust_s));
-        let teller = self.claims.tellers.iter_mut().find(|teller| teller.peer == peer);
+        let teller = claims.tellers.iter_mut().find(|teller| teller.peer == peer);
         if let Some(teller) = teller {
             teller.strikes += 1;
             if teller.strikes >= STRIKES_MAX {
                 (teller.strikes, teller.barred) = (0, barred);
                 self.counts.possession_barred += 1;
-                self.claims.forget_peer(peer);
+                claims.forget_peer(peer);
             }
         }
     }
 
     /// `peer` delivered what it claimed to have, or something else: it is believed again.
     pub(super) fn note_true_claim(&mut self, peer: Peer) {
-        if let Some(teller) = self.claims.tellers.iter_mut().find(|teller| teller.peer == peer) {
+        let Some(claims) = self.claims.there() else { return };
+        if let Some(teller) = claims.tellers.iter_mut().find(|teller| teller.peer == peer) {
             teller.strikes = 0;
         }
     }

@@ -67,7 +67,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Calls what the end of a fetch is noted in.
     pub(crate) fn prefetch_end(&self, chunk: Chunk) {
         let slice = self.content.slice(chunk);
-        prefetch(self.held.as_ptr().wrapping_add(slice.0 as usize));
+        self.held.prefetch(slice);
         self.doubts.prefetch();
         let lines = std::mem::offset_of!(Self, upstream) - std::mem::offset_of!(Self, pending);
         prefetch_bytes(std::ptr::from_ref(&self.pending).cast(), lines);

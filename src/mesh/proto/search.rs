@@ -57,7 +57,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.named = true;
             return self.ask(fetch, peer, out);
         }
-        if fetch.again.is_some() {
+        if fetch.again().is_some() {
             let least = Duration::from_micros(u64::from(self.settings.backoff_us));
             let first = self.pace.transfer(fetch.len_bytes, 1, [least, PAUSE_MOST.max(least)]);
             return self.pause(fetch, u32::try_from(first.as_micros()).unwrap_or(u32::MAX));
@@ -68,7 +68,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 return self.release(&fetch, Mark::Nothing, out);
             }
             // A home is gone, or this node is one and has to find a source itself.
-            if (stage != Stage::Homes || !fetch.bad.is_empty()) && !fetch.claimed {
+            if (stage != Stage::Homes || !fetch.rare.bad.is_empty()) && !fetch.claimed {
                 self.add_claimants(&mut fetch);
                 if let Some(peer) = self.choose(&mut fetch) {
                     fetch.named = true;
@@ -78,9 +78,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match self.next_authority(&mut fetch) {
                 Some(peer) => {
                     fetch.named = false;
-                    self.counts.homes_failed_over += u64::from(stage == Stage::Homes && fetch.rank > 1);
-                    self.counts.peeks += u64::from(stage == Stage::Peek);
-                    self.counts.peeks_elsewhere += u64::from(stage == Stage::PeekCells);
+                    match stage {
+                        Stage::Homes if fetch.rank > 1 => self.counts.homes_failed_over += 1,
+                        Stage::Peek => self.counts.peeks += 1,
+                        Stage::PeekCells => self.counts.peeks_elsewhere += 1,
+                        _ => {}
+                    }
                     return self.ask(fetch, peer, out);
                 }
                 None if stage == Stage::Upstream => return self.go_upstream(fetch, out),
@@ -184,7 +187,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.candidates.clear();
         }
         let mut candidates = std::mem::take(&mut fetch.candidates);
-        candidates.retain(|peer| self.usable(fetch, *peer) && !fetch.tried.contains(peer));
+        candidates.retain(|peer| self.usable(fetch, peer) && !fetch.tried.contains(&peer));
         let mut best: Option<usize> = None;
         for _ in 0..self.settings.choices.max(1) {
             let index = self.rng.below(candidates.len());
@@ -257,7 +260,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// The pause is over.
     fn resume(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
-        let Some(peer) = fetch.again.take() else { return self.advance(fetch, out) };
+        let Some(peer) = fetch.take_again() else { return self.advance(fetch, out) };
         fetch.tries = 0;
         fetch.tried.clear();
         if !self.usable(&fetch, peer) {
@@ -318,15 +321,15 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 // Who was only remembered from another answer may be waiting itself, for somebody who waits for this node:
                 // before a home was asked, nobody else is worth asking again.
                 let home_first = (fetch.stage, fetch.rank) == (Stage::Homes, 0);
-                if !fetch.named || (fetch.again.is_none() && !home_first) {
-                    fetch.again = Some(peer);
+                if !fetch.named || (fetch.again().is_none() && !home_first) {
+                    fetch.set_again(peer);
                     fetch.rounds = fetch.rounds.saturating_add(1);
                     fetch.tries = 0;
-                    let since = match fetch.busy {
+                    let since = match fetch.busy() {
                         Some((other, since)) if other == peer => since,
                         _ => self.now,
                     };
-                    fetch.busy = Some((peer, since));
+                    fetch.set_busy(peer, since);
                     let most = Duration::from_secs(u64::from(self.settings.busy_max_s));
                     if fetch.peeked && self.now.since(since) > self.peek_max() {
                         fetch.mark_bad(peer);
@@ -379,7 +382,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Nothing is left to try.
     fn give_up(&mut self, mut fetch: Box<Fetch>, out: &mut Outbox) {
         let chunk = fetch.chunk;
-        if fetch.busy.is_some() && fetch.want.is_some_and(|want| want.deadline > self.now) {
+        if fetch.busy().is_some() && fetch.want().is_some_and(|want| want.deadline > self.now) {
             // Somebody has it and is only busy, and nobody else is left: late is better than never.
             fetch.begin_anew();
             return self.pause(fetch, BUSY_AGAIN_US);
@@ -387,7 +390,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.release(&fetch, Mark::Nothing, out);
         let until = self.now + millis(self.settings.ask_ms);
         self.upstream.note_hopeless(chunk, until);
-        for waiter in std::mem::take(&mut fetch.waiters) {
+        for waiter in fetch.take_waiters() {
             let holders = self.known_holders(chunk, waiter.peer);
             self.answer(waiter.ask, Answer::Missing { holders }, out);
         }
@@ -403,7 +406,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         for slot in self.fetches.due(now) {
             // What was done for an earlier slot may have ended this one.
             let Some(mut fetch) = self.fetches.take(slot) else { continue };
-            if fetch.want.is_some_and(|want| want.deadline <= now) {
+            if fetch.want().is_some_and(|want| want.deadline <= now) {
                 self.end_want(&mut fetch);
                 out.push(Output::GiveUp { chunk: fetch.chunk, why: GiveUp::Deadline });
             }

@@ -63,11 +63,30 @@ fn units(len_bytes: u32) -> u64 {
     u64::from(len_bytes / UNIT_BYTES) + 1
 }
 
+/// Not aligned, for there are many nodes in a simulation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+struct Speed {
+    peer: Peer,
+    log: u16,
+    seen: u8,
+}
+
+impl Speed {
+    fn new(peer: Peer, Quantile { log, seen }: Quantile) -> Self {
+        Self { peer, log, seen }
+    }
+
+    fn quantile(self) -> Quantile {
+        Quantile { log: self.log, seen: self.seen }
+    }
+}
+
 /// The pace of peers that answered lately, and how many more hedges may be made. Direct-mapped: a further peer
 /// displaces another.
 #[derive(Clone, Debug)]
 pub(super) struct Speeds {
-    entries: Vec<(Peer, Quantile)>,
+    entries: Vec<Speed>,
     all: Quantile,
     credit: u32,
 }
@@ -84,7 +103,7 @@ impl Speeds {
 
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<(Peer, Quantile)>()
+        self.entries.capacity() * size_of::<Speed>()
     }
 
     /// Notes that `peer` delivered `len_bytes` after `span`.
@@ -93,13 +112,12 @@ impl Speeds {
         let log = log2(nanos / units(len_bytes));
         let slots = usize::from(slots.max(1));
         if self.entries.len() != slots {
-            self.entries.resize(slots, (Peer(u32::MAX), Quantile::default()));
+            self.entries.resize(slots, Speed::new(Peer(u32::MAX), Quantile::default()));
         }
         let entry = &mut self.entries[peer.0 as usize % slots];
-        if entry.0 != peer {
-            *entry = (peer, Quantile::default());
-        }
-        entry.1.note(log);
+        let mut own = if { entry.peer } == peer { entry.quantile() } else { Quantile::default() };
+        own.note(log);
+        *entry = Speed::new(peer, own);
         self.all.note(log);
     }
 
@@ -108,12 +126,12 @@ impl Speeds {
     fn log_of(&self, peer: Peer) -> Option<u16> {
         let entry = match self.entries.len() {
             0 => None,
-            slots => Some(self.entries[peer.0 as usize % slots]).filter(|(found, _)| *found == peer),
+            slots => Some(self.entries[peer.0 as usize % slots]).filter(|speed| { speed.peer } == peer),
         };
         let all = self.all.is_settled().then_some(self.all.log);
-        match entry {
-            Some((_, own)) if own.is_settled() => Some(own.log),
-            Some((_, own)) => all.map(|all| all.max(own.log)),
+        match entry.map(Speed::quantile) {
+            Some(own) if own.is_settled() => Some(own.log),
+            Some(own) => all.map(|all| all.max(own.log)),
             None => all,
         }
     }

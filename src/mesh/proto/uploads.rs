@@ -40,13 +40,18 @@ struct Asked {
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     ask: Ask,
-    peer: Peer,
     class: Class,
     /// Whether it lives in this node's cell. A peer of another cell is a home there, for whom a cell waits.
     near: bool,
     since: Time,
     /// When it hears `Wait`.
     due: Time,
+}
+
+/// Room for so many more where there are so many already: a quarter more rather than twice as many, for there are many nodes in a
+/// simulation.
+fn more(len: usize) -> usize {
+    4.max(len / 4)
 }
 
 /// Asks by number, in its order. They are few and looked up at every turn, so they lie side by side; numbers that grow
@@ -78,7 +83,12 @@ impl Asks {
     fn insert(&mut self, ask: Ask, asked: Asked) {
         match self.place(ask) {
             Ok(place) => self.0[place].1 = asked,
-            Err(place) => self.0.insert(place, (ask, asked)),
+            Err(place) => {
+                if self.0.len() == self.0.capacity() {
+                    self.0.reserve_exact(more(self.0.len()));
+                }
+                self.0.insert(place, (ask, asked));
+            }
         }
     }
 
@@ -121,7 +131,8 @@ impl Uploads {
     /// The queued ask to serve next: the most urgent class, then those from other cells, then whose asker has the fewest uploads running, then
     /// the oldest. Every eighth time just the oldest, so that nobody starves.
     fn next(&mut self) -> Option<Queued> {
-        let running = |peer: Peer| {
+        let running = |ask: Ask| {
+            let Some(peer) = self.asks.get(ask).map(|asked| asked.peer) else { return 0 };
             let serving = |asked: &&Asked| asked.peer == peer && asked.state == State::Serving;
             self.asks.values().filter(serving).count()
         };
@@ -134,7 +145,7 @@ impl Uploads {
                     .queue
                     .iter()
                     .enumerate()
-                    .map(|(index, queued)| (queued.class, queued.near, running(queued.peer), index));
+                    .map(|(index, queued)| (queued.class, queued.near, running(queued.ask), index));
                 ranked.min()?.3
             }
         };
@@ -264,7 +275,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         asked.state = State::Queued;
         uploads.queued_bytes += u64::from(asked.len_bytes);
         let due = self.now + Duration::from_millis(SILENT_MS);
-        uploads.queue.push_back(Queued { ask, peer, class, near, since: self.now, due });
+        if uploads.queue.len() == uploads.queue.capacity() {
+            uploads.queue.reserve_exact(more(uploads.queue.len()));
+        }
+        uploads.queue.push_back(Queued { ask, class, near, since: self.now, due });
         self.timers.arm(Timer::Queue, due);
     }
 
@@ -272,7 +286,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn turn_away(&mut self, queued: Queued, out: &mut Outbox) {
         let Some(asked) = self.uploads.asks.get(queued.ask).copied() else { return };
         self.uploads.queued_bytes -= u64::from(asked.len_bytes);
-        self.redirect(queued.ask, queued.peer, asked.chunk, out);
+        self.redirect(queued.ask, asked.peer, asked.chunk, out);
     }
 
     fn redirect(&mut self, ask: Ask, peer: Peer, chunk: Chunk, out: &mut Outbox) {
@@ -300,13 +314,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             let Some(queued) = self.uploads.next() else { return };
             let Some(asked) = self.uploads.asks.get_mut(queued.ask) else { continue };
             self.uploads.queued_bytes -= u64::from(asked.len_bytes);
-            let chunk = asked.chunk;
+            let (chunk, peer) = (asked.chunk, asked.peer);
             if self.marks.get(chunk) == Mark::Held {
                 self.serve(queued.ask, out);
             } else {
                 // It was evicted while the ask stood in the queue.
                 asked.state = State::Waiting;
-                self.settle(queued.ask, queued.peer, chunk, queued.class, out);
+                self.settle(queued.ask, peer, chunk, queued.class, out);
             }
         }
     }
@@ -346,7 +360,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     fn drop_waiter(&mut self, ask: Ask, chunk: Chunk, out: &mut Outbox) {
         let Mark::Fetching(slot) = self.marks.get(chunk) else { return };
         let Some(mut fetch) = self.fetches.take(slot) else { return };
-        fetch.waiters.retain(|waiter| waiter.ask != ask);
+        fetch.keep_waiters(|waiter| waiter.ask != ask);
         self.put_or_abandon(fetch, out);
     }
 
@@ -425,16 +439,16 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             Nearness::Far => false,
         };
         // What is fetched for others as well stays when nobody here wants it any more.
-        let full = fetch.waiters.is_empty() && !fetch.copy && self.is_crowded();
+        let full = fetch.waiters().is_empty() && !fetch.copy && self.is_crowded();
         let most = if short { self.settings.waiters_max } else { self.settings.home_waiters_max };
-        if full || fetch.waiters.len() >= usize::from(most) {
+        if full || fetch.waiters().len() >= usize::from(most) {
             let mut holders: Holders = self.known_holders(chunk, peer);
             let room = holders.inline_size().saturating_sub(holders.len());
             if !short {
                 // The first waiters hold it soon, and none of them is waited for by this node.
                 // Some of those who are served first, in turn: each can serve as many again.
-                let soon = fetch.waiters.len().div_ceil(BRANCHES);
-                let (before, from) = fetch.waiters.split_at(self.rng.below(soon));
+                let soon = fetch.waiters().len().div_ceil(BRANCHES);
+                let (before, from) = fetch.waiters().split_at(self.rng.below(soon));
                 let first = from.iter().chain(before).map(|waiter| waiter.peer);
                 let near =
                     first.filter(|other| *other != peer && self.peers.nearness(*other) == Nearness::Cell);
@@ -471,7 +485,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let mut holders = self.known_holders(chunk, peer);
         holders.extend(elsewhere.filter(|source| *source != peer));
         let slice = self.content.slice(chunk);
-        if self.held.get(slice.0 as usize).is_some_and(|held| *held > 0) {
+        if self.held.get(slice) > 0 {
             holders.push(self.peers.me());
         }
         self.answer(ask, Answer::Missing { holders }, out);
@@ -494,7 +508,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             most
         };
         let due = self.now + span;
-        fetch.waiters.push(Waiter { ask, peer, class, due, short });
+        fetch.rare.waiters.push(Waiter { ask, peer, class, due, short });
         self.timers.arm(Timer::Waiters, due);
         self.answer(ask, Answer::Wait, out);
     }
@@ -506,7 +520,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let (mut tell, mut redirect) = (Vec::new(), Vec::new());
         let next = self.fetches.waiters_due(now, |fetch| {
             let chunk = fetch.chunk;
-            for waiter in fetch.waiters.iter_mut().filter(|waiter| waiter.due <= now) {
+            for waiter in fetch.rare.waiters.iter_mut().filter(|waiter| waiter.due <= now) {
                 if waiter.short {
                     redirect.push((waiter.ask, waiter.peer, chunk));
                 } else {
@@ -514,7 +528,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     tell.push(waiter.ask);
                 }
             }
-            fetch.waiters.retain(|waiter| waiter.due > now);
+            fetch.keep_waiters(|waiter| waiter.due > now);
         });
         for ask in tell {
             self.answer(ask, Answer::Wait, out);

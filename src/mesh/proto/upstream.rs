@@ -8,6 +8,7 @@ use super::budget::Budget;
 use super::fetch::{At, Fetch, Stage};
 use super::footprint::tree_bytes;
 use super::marks::Mark;
+use super::rare::Nothing;
 use super::timer::Timer;
 use super::{Chunk, Content, Failure, Node, Outbox, Output, Peers, Slice};
 use crate::model::{Class, Rng, Time};
@@ -31,6 +32,16 @@ pub(super) struct Upstream {
     last_place: u64,
     /// Chunks that nobody had, until when askers are told so at once.
     hopeless: VecDeque<(Chunk, Time)>,
+}
+
+impl Nothing for Upstream {
+    const NOTHING: &'static Self = &Self {
+        budget: Budget::FULL,
+        line: Vec::new(),
+        open: BTreeMap::new(),
+        last_place: 0,
+        hopeless: VecDeque::new(),
+    };
 }
 
 impl Upstream {
@@ -80,9 +91,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             (fetch.stage, fetch.rank) = (Stage::LastResort, 0);
             return self.advance(fetch, out);
         }
-        if fetch.place == 0 {
+        if fetch.rare.place == 0 {
             self.upstream.last_place += 1;
-            fetch.place = self.upstream.last_place;
+            fetch.rare.place = self.upstream.last_place;
         }
         fetch.at = At::Line;
         fetch.due = self.now + Duration::from_millis(u64::from(self.settings.origin_look_ms.max(1)));
@@ -109,14 +120,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// Whether a fetch may go although the link has no room: others of its slice are under way, and somebody here reads it or is
     /// about to. It travels with them, where it would cost a request of its own later; and a slice is little.
     fn is_company(&self, fetch: &Fetch) -> bool {
-        let class = fetch.want.map(|want| want.class).filter(|class| *class != Class::Fill);
+        let class = fetch.want().map(|want| want.class).filter(|class| *class != Class::Fill);
         self.upstream.open.contains_key(&fetch.slice)
             && class.is_some_and(|class| self.pace.is_below_bounds(class, &self.settings))
     }
 
     /// The place in line of who may go next.
     fn next_in_line(&self) -> Option<usize> {
-        let rank = |slot: &u16| self.fetches.get(*slot).map(|fetch| (fetch.class(), fetch.place));
+        let rank = |slot: &u16| self.fetches.get(*slot).map(|fetch| (fetch.class(), fetch.rare.place));
         let line = || self.upstream.line.iter().enumerate();
         let (first, index) = line().map(|(index, slot)| (rank(slot), index)).min()?;
         if self.has_room_upstream(first.map_or(Class::Fill, |(class, _)| class)) {

@@ -158,11 +158,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.window.of(false).add(want.class, fetch.len_bytes);
         self.timers.arm(Timer::Fetch, want.deadline);
         self.timers.arm(Timer::Aside, self.now + self.aside_after());
-        fetch.want = Some(want);
+        fetch.set_want(want);
     }
 
     pub(super) fn end_want(&mut self, fetch: &mut Fetch) -> Option<Want> {
-        let want = fetch.want.take()?;
+        let want = fetch.take_want()?;
         self.window.of(std::mem::take(&mut fetch.aside)).remove(want.class, fetch.len_bytes);
         Some(want)
     }
@@ -294,9 +294,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             if let Some(since) = fetch.asked_since(peer) {
                 self.speeds.note(peer, fetch.len_bytes, self.now.since(since), self.settings.speeds_max);
             }
-            self.counts.hedges_won +=
-                u64::from(fetch.hedge.as_deref().is_some_and(|hedge| hedge.peer == peer));
-            self.counts.origin_spared += u64::from(fetch.delayed && fetch.upstream_tries == 0);
+            if fetch.hedge().is_some_and(|hedge| hedge.peer == peer) {
+                self.counts.hedges_won += 1;
+            }
+            if fetch.delayed && fetch.upstream_tries == 0 {
+                self.counts.origin_spared += 1;
+            }
         }
         self.finish(fetch, Some(from), out);
     }
@@ -314,7 +317,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if self.end_want(&mut fetch).is_some() {
             out.push(Output::Deliver { chunk });
         }
-        let mut waiters = std::mem::take(&mut fetch.waiters);
+        let mut waiters = fetch.take_waiters();
         drop(fetch);
         // Peers of other cells before those of the own: they are homes there, for whom a cell waits.
         waiters.sort_by_key(|waiter| (waiter.class, self.peers.nearness(waiter.peer) == Nearness::Cell));
@@ -350,17 +353,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     fn note_stored(&mut self, chunk: Chunk) {
         let slice = self.content.slice(chunk);
-        let index = slice.0 as usize;
-        if index >= self.settings.numbers_max as usize {
+        if slice.0 >= self.settings.numbers_max {
             return;
         }
-        let len = self.held.len();
-        if len <= index {
-            // An eighth more rather than twice as many: there are many nodes in a simulation.
-            self.held.reserve_exact((index + 1 - len).max(len / 8));
-            self.held.resize(index + 1, 0);
-        }
-        self.held[index] = self.held[index].saturating_add(1);
+        self.held.add(slice);
         self.note_possession(chunk, slice);
         if self.peers.home(slice, 0) == Some(self.peers.me()) {
             self.plan_announcement(self.content.segment(slice));
@@ -376,10 +372,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         self.unnote_possession(chunk, slice);
         self.note_full();
         self.drop_copy_asks(|_, other, _| other == chunk, out);
-        // A saturated count is not known any more; it stays, and the slice never counts as empty.
-        if let Some(held) = self.held.get_mut(slice.0 as usize).filter(|held| **held < u16::MAX) {
-            *held = held.saturating_sub(1);
-        }
+        self.held.remove(slice);
     }
 
     /// [`Timer::Pending`]: gives up what nobody waits for any more.

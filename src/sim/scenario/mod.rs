@@ -40,8 +40,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::sync::Arc;
 use strategy::{Compare, Strategy};
 
-/// Most nodes times chunks that a run may have, or all that run at once: two bytes and a want each, below 4 GiB together.
-pub const NODE_CHUNKS_MAX: u64 = 200_000_000;
+/// Most nodes times chunks that a run may have, or all that run at once: a million nodes with 256. Two bytes each, and what a node
+/// takes whatever the content.
+pub const NODE_CHUNKS_MAX: u64 = 256_000_000;
 /// Most members of a region's cell times slices: what the table of homes holds.
 const CELL_SLICES_MAX: u64 = 10_000_000;
 

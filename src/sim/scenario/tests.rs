@@ -427,14 +427,14 @@ fn what_no_single_key_can_be_refused_for_names_its_line_too() {
         ("chunk_bytes = 65_536", "chunk_bytes = 65_537", "chunk_bytes = 65_537", "divisor"),
         ("slice_bytes = 1_048_576", "slice_bytes = 1_048_577", "chunk_bytes = 65_536", "1048577"),
         ("bytes = 100_000_000", "bytes = 100_000_000_000", "bytes = 100_000_000_000", "wants_max"),
-        ("model = 'exact'\n", "", "nodes = 140_000", "200 000 000"),
+        ("model = 'exact'\n", "", "nodes = 170_000", "256 000 000"),
         ("noticed_after_ms = 200", "noticed_after_ms = 300", "noticed_after_ms = 300", "300"),
         ("every_ms = 1_000", "every_ms = 15_000", "every_ms = 15_000", "last of 5 waves"),
     ] {
         assert!(WHOLE.contains(from), "{from}");
         let mut text = WHOLE.replacen(from, to, 1);
-        if part == "200 000 000" {
-            text = text.replace("nodes = 120", "nodes = 140_000");
+        if part == "256 000 000" {
+            text = text.replace("nodes = 120", "nodes = 170_000");
         }
         let error = Scenario::parse(&text).unwrap_err();
         let shown = text.lines().nth(error.line().unwrap() - 1).unwrap();
