@@ -15,6 +15,7 @@ mod bound;
 mod calendar;
 mod churn;
 mod crew;
+mod directory;
 mod engine;
 pub mod envelope;
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod footprint;
 mod layout;
 mod liar;
 mod network;
+mod notices;
+mod outflow;
 mod part;
 mod profile;
 mod published;

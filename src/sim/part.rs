@@ -91,6 +91,11 @@ impl Part {
         self.wake_at[(machine - self.first) as usize] = NEVER;
     }
 
+    /// The connections of those who died are no more.
+    pub(super) fn disconnect(&mut self, dies: impl Fn(u32) -> bool) {
+        self.delays.forget(dies);
+    }
+
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         let lists = self.order.capacity() + self.unsorted.capacity() + self.wake_at.capacity();
@@ -189,17 +194,19 @@ impl Part {
         calendar.recycle(events);
     }
 
-    /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if a link is cut.
+    /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if it reaches nobody.
     pub(super) fn receive(
         &mut self,
         now: u64,
         mail: impl Iterator<Item = Mail>,
-        waits: impl Fn(u32, u32) -> Option<u64>,
+        waits: impl Fn(u32, u32, &Event) -> Option<u64>,
     ) {
         for Mail { from, to, event } in mail {
             self.messages += 1;
-            if let Some(waits) = waits(from, to) {
-                let arrival = self.delays.arrival(now, from, to, event.stream(), waits);
+            if let Some(waits) = waits(from, to, &event) {
+                let is_ask = matches!(event, Event::Ask { .. });
+                let connects = if is_ask { self.delays.connects(now, from, to, waits) } else { 0 };
+                let arrival = self.delays.arrival(now + connects, from, to, event.stream(), waits);
                 self.calendar.push(now, arrival, to, event);
             }
         }
