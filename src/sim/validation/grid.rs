@@ -239,27 +239,15 @@ impl Trial {
 
     /// The scenario for `starling simulate`. Replacements begin when the real ones did, in milliseconds from the start.
     pub fn simulation(&self, calibrated: &Calibrated, replaced_at_ms: Option<u64>) -> String {
-        let Calibrated {
-            latency_us,
-            header_per_mille,
-            request_bytes,
-            connect_bytes,
-            first_byte_us,
-            prepare_ms,
-            ..
-        } = calibrated;
-        let mut text = format!(
-            "seed = {}\n{}[network]\nlatency_us = {latency_us}\nqueue_ms = {QUEUE_MS}\nheader_per_mille = {header_per_mille}\n\
-             request_bytes = {request_bytes}\nconnect_bytes = {connect_bytes}\nfirst_byte_us = {first_byte_us}\n",
-            self.seed,
-            self.fleet()
-        );
+        let [(_, network), (_, content), (_, deaths)] = calibrated.keys();
+        let mut text =
+            format!("seed = {}\n{}[network]\nqueue_ms = {QUEUE_MS}\n{network}", self.seed, self.fleet());
         if let Some(rate) = self.cell_mbit_s {
             let _ = write!(text, "[network.links]\ncell_up_mbit_s = {rate}\ncell_down_mbit_s = {rate}\n");
         }
         let _ = write!(
             text,
-            "[content]\nbytes = {}\nslice_bytes = {SLICE_BYTES}\nchunk_bytes = {}\nclass = \"Fill\"\nprepare_ms = {prepare_ms}\n\
+            "[content]\nbytes = {}\nslice_bytes = {SLICE_BYTES}\nchunk_bytes = {}\nclass = \"Fill\"\n{content}\
              deadline_s = {DEADLINE_S}\n[stratum]\nup_mbit_s = {}\nconnections = 512\n[settings]\nwindow_chunks = {}\n",
             self.bytes(),
             self.chunk_bytes,
@@ -270,10 +258,9 @@ impl Trial {
             let replaced = replaced_at_ms
                 .map_or(u64::MAX, |at| at.saturating_sub(killed.at_ms))
                 .clamp(2, 1_000 * u64::from(DEADLINE_S));
-            let noticed = calibrated.noticed_after_ms.min(replaced - 1);
             let _ = write!(
                 text,
-                "[deaths]\nper_cent = {}\nat_ms = {}\nnoticed_after_ms = {noticed}\nreplaced_after_ms = {replaced}\n",
+                "[deaths]\nper_cent = {}\nat_ms = {}\nreplaced_after_ms = {replaced}\n{deaths}",
                 killed.per_cent, killed.at_ms
             );
         }
