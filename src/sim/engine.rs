@@ -196,10 +196,7 @@ impl Engine {
         }
         let changes = Changes::new(scenario, seed, step_ns, &links);
         let links_count = links.count();
-        let outflows = (network.send_buffer_ms > 0).then(|| {
-            let steps = network.send_buffer_ms as f64 * 1e6 / step_ns as f64;
-            Outflows::new(links.rates()[..nodes].iter().map(|rate| rate * steps).collect())
-        });
+        let outflows = Outflows::of(scenario, &links, step_ns);
         let traffic = Traffic::new(network.model, links, &crew);
         let spread = Spread::new(scenario, seed).map(|(spread, first)| {
             first

@@ -1,6 +1,8 @@
 //! When an upload has left, for a node's decisions. A real node's connections take in what they may have in flight and half as much again
 //! (`src/mesh/transfer/outflow.rs`); what lies there is no upload any more, and makes room for another, though the link has not carried it.
 
+use super::network::Links;
+use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk};
 
 /// An upload that has not ended.
@@ -23,8 +25,16 @@ pub(super) struct Outflows {
 }
 
 impl Outflows {
+    /// Those of a scenario; `None` if connections hold nothing.
+    pub(super) fn of(scenario: &Scenario, links: &Links, step_ns: u64) -> Option<Self> {
+        let (nodes, hold_ms) = (scenario.fleet.nodes as usize, scenario.network.send_buffer_ms);
+        let steps = hold_ms as f64 * 1e6 / step_ns as f64;
+        let most = || links.rates()[..nodes].iter().map(|rate| rate * steps).collect();
+        (hold_ms > 0).then(|| Self::new(most()))
+    }
+
     /// Nodes whose connections hold so many bytes.
-    pub(super) fn new(most: Vec<f64>) -> Self {
+    fn new(most: Vec<f64>) -> Self {
         let uploads = vec![Vec::new(); most.len()];
         Self { most, uploads }
     }

@@ -24,7 +24,7 @@ const CHUNK_S_MAX: f64 = 0.15;
 /// much was sent twice as once.
 const QUEUE_MS: u32 = 200;
 /// Simulations by which a content is sized: the makespan grows nearly as it does.
-const SIZINGS: u32 = 5;
+const SIZINGS: u32 = 6;
 /// When replacements begin after a kill, for these simulations, in milliseconds.
 const REPLACED_AFTER_MS: u64 = 2_000;
 /// Bytes of a slice, as repositories have them.
@@ -163,6 +163,7 @@ impl Trial {
     /// [`ScenarioError`] if it is no scenario.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
     pub fn sized(mut self) -> Result<Self, ScenarioError> {
+        let mut nearest = (f64::INFINITY, self.chunks);
         for _ in 0..SIZINGS {
             let replaced_at_ms = self.killed.as_ref().map(|killed| killed.at_ms + REPLACED_AFTER_MS);
             let scenario = Scenario::parse(&self.simulation(&Calibrated::START, replaced_at_ms))?;
@@ -170,8 +171,14 @@ impl Trial {
             // Who has nothing by the deadline has a time nevertheless, which is the deadline.
             let factor =
                 if makespan_s.is_finite() { (self.seconds / makespan_s).clamp(0.1, 2.0) } else { 0.1 };
+            // Chance may make a smaller content take longer: the best of those that were tried.
+            let off = factor.max(1.0 / factor);
+            if off < nearest.0 {
+                nearest = (off, self.chunks);
+            }
             self.chunks = (f64::from(self.chunks) * factor).round().max(1.0) as u32;
         }
+        self.chunks = nearest.1;
         Ok(self)
     }
 
