@@ -21,7 +21,7 @@ use super::record::{Outcome, Record, Recorder, Recording};
 use super::root_spread::{RootSpread, Spread};
 use super::scenario::Scenario;
 use crate::mesh::proto::{Ask, Chunk, Content as _, Peer, Settings, Source};
-use crate::model::{Class, Time};
+use crate::model::{Class, Time, mix};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -419,9 +419,12 @@ impl Engine {
         at_once(&self.crew, alone, work, |(machines, part)| part.react(step, machines));
     }
 
-    /// Puts messages in line, each thread those to its part of the machines, in the order of the senders.
+    /// Puts messages in line, each thread those to its part of the machines, in the order of the senders, beginning with another sender at
+    /// each step: what reaches a machine in one step came at once, and with the same order each time the nodes with the highest
+    /// numbers would always be the last (seen: 1 % later of 10 000, 10 % in cells of 200).
     fn deliver(&mut self) {
         let now = self.now;
+        let first = sender_first(now, self.machines.len());
         let mut letters = 0;
         let mut to_part: Vec<Vec<Vec<Mail>>> = self.parts.iter().map(|_| Vec::new()).collect();
         for part in &mut self.parts {
@@ -438,7 +441,13 @@ impl Engine {
         };
         let work = self.parts.iter_mut().zip(&mut to_part);
         at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
-            part.receive(now, mail.iter_mut().flat_map(|mail| mail.drain(..)), waits);
+            for list in &mut *mail {
+                let later = list.partition_point(|letter| letter.from < first);
+                part.receive(now, list.drain(later..), waits);
+            }
+            for list in mail {
+                part.receive(now, list.drain(..), waits);
+            }
         });
         // They keep their memory.
         for (to, lists) in to_part.into_iter().enumerate() {
@@ -818,6 +827,12 @@ impl Newcomer {
         let reader = self.reading.as_ref().map(Reader::new);
         Machine::new(me, map, content.clone(), &self.settings, reader, self.seed)
     }
+}
+
+/// The machine whose messages are delivered first in a step: far from that of the steps before, and each as often as any other.
+fn sender_first(step: u64, machines: usize) -> u32 {
+    let random = u128::from(mix(step));
+    u32::try_from((random * machines as u128) >> 64).unwrap_or(0)
 }
 
 /// Does some work on each item, of which the crew has one each, or alone if it is not worth that.

@@ -22,7 +22,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         let small = self.upstream.heap_bytes()
             + self.lookups.heap_bytes()
             + self.announces.heap_bytes()
-            + self.distrusted.capacity() * size_of::<(Peer, Time)>();
+            + tree_bytes::<Peer, Time>(self.distrusted.len());
         [
             ("node itself", size_of::<Self>()),
             ("marks", self.marks.heap_bytes()),

@@ -108,20 +108,23 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
     }
 
-    /// The same for fills, a few windows ahead.
+    /// The same for fills, a few windows ahead. Notes which of them this node is the home of.
     pub(super) fn look_ahead_of_fills(&mut self, out: &mut Outbox) {
-        if !self.peers.has_other_regions() {
-            return self.pending.see_all();
-        }
-        let bytes = self.settings.fill_window_bytes.saturating_mul(AHEAD_WINDOWS);
-        let mut last = None;
-        while self.lookups.running < self.settings.lookups_ahead as usize {
+        let looks_up = self.peers.has_other_regions();
+        let windows = if looks_up { AHEAD_WINDOWS } else { 2 };
+        let bytes = self.settings.fill_window_bytes.saturating_mul(windows);
+        let (mut last, mut is_home) = (None, false);
+        while !looks_up || self.lookups.running < self.settings.lookups_ahead as usize {
             let Some(chunk) = self.pending.see(bytes, |chunk| self.content.len_bytes(chunk)) else { return };
             let slice = self.content.slice(chunk);
             if last != Some(slice) {
+                is_home = self.peers.home(slice, 0) == Some(self.peers.me());
                 self.look_up_ahead(chunk, out);
             }
             last = Some(slice);
+            if is_home {
+                self.pending.note_own(chunk);
+            }
         }
     }
 

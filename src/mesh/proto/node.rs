@@ -21,6 +21,7 @@ use super::{
     Chunk, Content, Failure, Holders, Input, Nearness, Outbox, Output, Peer, Peers, Settings, Slice, Source,
 };
 use crate::model::{Rng, Time};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub struct Node<P, C, R> {
     pub(super) speeds: Speeds,
     pub(super) hints: Hints,
     pub(super) doubts: Doubts,
-    pub(super) distrusted: Vec<(Peer, Time)>,
+    pub(super) distrusted: BTreeMap<Peer, Time>,
     pub(super) pace: Pace,
     pub(super) window: Window,
     /// Chunks stored of each slice, saturating.
@@ -74,8 +75,8 @@ pub struct Node<P, C, R> {
     pub(super) counts: Counts,
 }
 
-/// Peers whose misbehaviour is remembered; the oldest is forgotten first (guess).
-pub(super) const DISTRUSTED_MAX: usize = 64;
+/// Peers whose misbehaviour is remembered (guess; 64 were too few among 134 who sent wrong bytes: each was asked again and again).
+pub(super) const DISTRUSTED_MAX: usize = 1_024;
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     /// A node that stores and wants nothing yet.
@@ -98,7 +99,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             homes: Homes::default(),
             hints: Hints::default(),
             loads: Loads::default(),
-            distrusted: Vec::new(),
+            distrusted: BTreeMap::new(),
             doubts: Doubts::default(),
             upstream: Upstream::default(),
             lookups: Lookups::default(),
@@ -205,7 +206,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             match timer {
                 Timer::Fetch => self.fetches_due(out),
                 Timer::Aside => self.aside_due(out),
-                Timer::Gathered => self.begin_wants(out),
+                Timer::Gathered => self.gathered(out),
                 Timer::Pending => self.pending_due(out),
                 Timer::Queue => self.queue_due(out),
                 Timer::Waiters => self.waiters_due(out),
@@ -265,17 +266,20 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             && !fetch.is_asked(peer)
             && !self.is_doubted(fetch, peer)
             && self.peers.may_read(peer, fetch.slice)
-            && !self.distrusted.iter().any(|(other, until)| *other == peer && *until > self.now)
+            && self.distrusted.get(&peer).is_none_or(|until| *until <= self.now)
     }
 
     /// Notes that `peer` lies, and has its connections closed.
     pub(super) fn distrust(&mut self, peer: Peer, out: &mut Outbox) {
         let now = self.now;
-        self.distrusted.retain(|(other, until)| *other != peer && *until > now);
-        if self.distrusted.len() >= DISTRUSTED_MAX {
-            self.distrusted.remove(0);
+        self.distrusted.retain(|other, until| *other != peer && *until > now);
+        while self.distrusted.len() >= DISTRUSTED_MAX {
+            // Who would be asked again first, is now.
+            let Some(first) = self.distrusted.iter().min_by_key(|(_, until)| **until) else { break };
+            let first = *first.0;
+            self.distrusted.remove(&first);
         }
-        self.distrusted.push((peer, now + Duration::from_secs(u64::from(self.settings.distrust_s))));
+        self.distrusted.insert(peer, now + Duration::from_secs(u64::from(self.settings.distrust_s)));
         self.homes.forget_peer(peer);
         self.hints.forget_peer(peer);
         self.claims.forget_peer(peer);

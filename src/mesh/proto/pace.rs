@@ -85,7 +85,7 @@ impl Meter {
     }
 
     /// What the link moves in `span`, if that is known.
-    fn within(&self, span: Duration) -> Option<u64> {
+    pub(super) fn within(&self, span: Duration) -> Option<u64> {
         let bytes = u128::from(self.rate()?) * span.as_nanos() / 1_000_000_000;
         Some(u64::try_from(bytes).unwrap_or(u64::MAX))
     }

@@ -2,6 +2,7 @@
 
 use super::fetch::{At, Fetch, Want};
 use super::marks::Mark;
+use super::pending::FillRange;
 use super::timer::Timer;
 use super::{Chunk, Content, GiveUp, Nearness, Node, Outbox, Output, Peers, Source};
 use crate::model::{Class, Rng, Time};
@@ -89,8 +90,10 @@ impl Window {
     }
 }
 
-/// How long fills gather before the first of them begins (guess: nobody waits for them, and a tree is walked faster).
+/// How long fills gather at most before the first of them begins (guess: nobody waits for them).
 pub(super) const GATHER: Duration = Duration::from_millis(5);
+/// They begin before when no more has come for so long (guess: a tree is walked faster).
+const QUIET: Duration = Duration::from_millis(1);
 
 impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
     pub(super) fn wanted(&mut self, chunk: Chunk, class: Class, deadline: Time, out: &mut Outbox) {
@@ -122,7 +125,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.push_pending(chunk, Want { class, deadline });
                 if class == Class::Fill {
                     // Whoever wants a tree says so chunk by chunk: what begins at once would be the first few for everybody.
-                    return self.timers.arm(Timer::Gathered, self.now + GATHER);
+                    if self.pending.gather(self.now) {
+                        self.timers.arm(Timer::Gathered, self.now + QUIET);
+                    }
+                    return;
                 }
                 self.look_up_ahead(chunk, out);
             }
@@ -161,6 +167,14 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         Some(want)
     }
 
+    /// [`Timer::Gathered`]: fills begin, unless more of them come.
+    pub(super) fn gathered(&mut self, out: &mut Outbox) {
+        match self.pending.gathered(self.now, QUIET, GATHER) {
+            Some(due) => self.timers.arm(Timer::Gathered, due),
+            None => self.begin_wants(out),
+        }
+    }
+
     /// Begins as many pending wants as there is room for.
     pub(super) fn begin_wants(&mut self, out: &mut Outbox) {
         self.look_ahead_of_fills(out);
@@ -172,7 +186,12 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 let len_of = |chunk| content.len_bytes(chunk);
                 let first = self.peers.members().saturating_mul(self.settings.fill_first as usize);
                 let first = first.min(self.settings.fill_first_max as usize);
-                let range = (first, self.settings.fill_window_bytes);
+                let own = Duration::from_millis(u64::from(self.settings.fill_own_ms));
+                let range = FillRange {
+                    chunks: first,
+                    bytes: self.settings.fill_window_bytes,
+                    own_bytes: self.pace.down.within(own).unwrap_or(0),
+                };
                 let ahead = (self.settings.prefetch_window as usize, self.settings.prefetch_oldest_percent);
                 let taken = self.pending.take(class, range, ahead, len_of, &mut self.rng);
                 let Some((chunk, want)) = taken else { break };
