@@ -64,11 +64,11 @@ fn trials() -> Vec<Trial> {
 }
 
 const HIDDEN: Calibrated = Calibrated {
-    latency_us: 1_500,
+    latency_us: 1_000,
     header_per_mille: 95,
     request_bytes: 2_800,
     connect_bytes: 8_000,
-    connect_us: 9_000,
+    connect_us: 5_000,
     first_byte_us: 3_000,
     send_buffer_ms: 150,
     gossip_bytes_per_s: 9_000,
@@ -152,7 +152,7 @@ fn what_misses_a_promise_is_said_to() {
 fn few_recordings_are_refused() {
     let all: Vec<Recorded> = trials().iter().take(5).map(|trial| recorded(trial, &HIDDEN)).collect();
     let error = validate(&all, 1, 1, &mut |_, _| {}).unwrap_err();
-    assert_eq!(error.to_string(), "5 of 5 recordings can be used, 20 are the least");
+    assert_eq!(error.to_string(), "5 of 5 recordings can be used, 16 are the least");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn calibrated_values_are_keys_of_a_scenario() {
         document[name].as_table_mut().unwrap().extend(values);
     }
     let scenario = Scenario::parse(&document.to_string()).unwrap();
-    assert_eq!((scenario.network.latency_us, scenario.content.prepare_ms), (1_500, 700));
+    assert_eq!((scenario.network.latency_us, scenario.content.prepare_ms), (1_000, 700));
     assert!(keys["deaths"]["noticed_after_ms"].as_integer() == Some(4_000));
 }
 
