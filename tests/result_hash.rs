@@ -27,7 +27,7 @@ down_mbit_s = 200
 latency_us = 500
 region_latency_us = [[0, 20_000, 45_000], [20_000, 0, 31_000], [45_000, 31_000, 0]]
 loss_per_mille = 20
-lookup_ms = 150
+lookup_us = 4_000
 queue_ms = 5
 links.rack_up_mbit_s = 3_000
 links.rack_down_mbit_s = 3_000
@@ -136,27 +136,27 @@ strategies = ['starling', 'origin', 'proxies', 'dragonfly', 'kraken', 'spegel', 
 ";
 
 const RESULTS: [(&str, &str, &[&str]); 3] = [
-    ("everything", EVERYTHING, &["32bf1a293052ca6b"]),
-    ("crowd", CROWD, &["9f6e122188e9b605"]),
+    ("everything", EVERYTHING, &["f32376a248f26ebd"]),
+    ("crowd", CROWD, &["a7c2635e366f41bd"]),
     (
         "others",
         OTHERS,
         &[
-            "d768151e88357ebc",
+            "5ff6241e6d0e8a2b",
             "da826939150ee891",
             "4246bc55efe7cc5b",
             "bcadf92462a54fbc",
             "e3077d53447126c1",
             "00cb1c984c66abea",
             "cd63579eb2e00446",
-            "6401bc9216bac8a3",
+            "2aa9666cb6d84369",
             "e7c28e4bad0c7659",
             "7dc108bc74d1bbef",
             "dd6477a449284371",
             "f26aa72de434fbb3",
             "82ee2be8a4021d1d",
             "e937ffe99d284433",
-            "8357ac3a34696a21",
+            "899483904a89ed98",
             "024e84bc107d471e",
             "a2b0f03b62043b30",
             "c53985ed3c7c8a29",

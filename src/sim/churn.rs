@@ -1,6 +1,5 @@
 //! What goes wrong or takes longer: deaths, a stratum that does not answer some, and waits at busy links.
 
-use super::network::Traffic;
 use super::scenario::{Leaving, Scenario};
 use crate::model::{Generator, Rng};
 use std::collections::BTreeMap;
@@ -18,17 +17,25 @@ const STALLED: u64 = 0x7374_616c_6c73;
 pub(super) enum Fate {
     /// They die: nothing reaches them, and who asks them hears nothing.
     Dies,
-    /// The others notice.
+    /// The others notice, if all do at once.
     Noticed,
     /// Empty ones of the same number take their places.
     Replaced,
 }
 
-/// Nodes that die, and how many steps later that is noticed and they are replaced.
+/// How many steps after a death it is noticed, over how many more each notices it by itself, and when after the death another is in the place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spans {
+    pub(super) noticed: u64,
+    pub(super) within: u64,
+    pub(super) replaced: u64,
+}
+
+/// Nodes that die, and what follows when.
 #[derive(Clone, Debug)]
 struct Deaths {
     nodes: Vec<u32>,
-    after: [u64; 2],
+    spans: Spans,
 }
 
 /// Who dies when, of those that the scenario lets die together and of those that leave one by one.
@@ -42,6 +49,8 @@ pub(super) struct Churn {
     gone: Vec<bool>,
     /// Nodes that died.
     died: u32,
+    /// What follows when after the last deaths.
+    spans: Spans,
     /// Lists of fates so far.
     planned: usize,
     /// The last step at which whoever lets time pass was told to stop.
@@ -57,17 +66,21 @@ impl Churn {
         let steps = |ms: u64| ms * 1_000_000 / step_ns;
         let mut all = BTreeMap::new();
         for (number, deaths) in scenario.deaths.iter().enumerate() {
-            let after = [deaths.noticed_after_ms, deaths.replaced_after_ms].map(steps);
-            let dead = Deaths { nodes: victims(nodes, deaths.per_cent, seed, number), after };
+            let [noticed, within, replaced] =
+                [deaths.noticed_after_ms, deaths.noticed_within_ms, deaths.replaced_after_ms].map(steps);
+            let spans = Spans { noticed, within, replaced };
+            let dead = Deaths { nodes: victims(nodes, deaths.per_cent, seed, number), spans };
             all.insert((steps(deaths.at_ms), number), dead);
         }
         if let Some(leaving) = &scenario.churn {
-            let after = [leaving.noticed_after_ms, leaving.replaced_after_ms].map(steps);
+            let [noticed, within, replaced] =
+                [leaving.noticed_after_ms, leaving.noticed_within_ms, leaving.replaced_after_ms].map(steps);
+            let spans = Spans { noticed, within, replaced };
             for node in 0..nodes {
                 for ms in departures(leaving, Generator::stream(seed, LEAVING ^ (u64::from(node) + 1) << 24))
                 {
                     let key = (steps(ms), scenario.deaths.len());
-                    let none = || Deaths { nodes: Vec::new(), after };
+                    let none = || Deaths { nodes: Vec::new(), spans };
                     all.entry(key).or_insert_with(none).nodes.push(node);
                 }
             }
@@ -77,6 +90,7 @@ impl Churn {
             fates: BTreeMap::new(),
             gone: vec![false; nodes as usize],
             died: 0,
+            spans: Spans::default(),
             planned: 0,
             stopped: None,
         })
@@ -96,7 +110,7 @@ impl Churn {
                 }
                 return Some((fate, nodes));
             }
-            let (_, Deaths { mut nodes, after }) = self.deaths.pop_first()?;
+            let (_, Deaths { mut nodes, spans }) = self.deaths.pop_first()?;
             // Who is dead cannot die.
             nodes.retain(|node| !self.gone[*node as usize]);
             // Twice in one step is once.
@@ -106,7 +120,10 @@ impl Churn {
             }
             nodes.iter().for_each(|node| self.gone[*node as usize] = true);
             self.died += u32::try_from(nodes.len()).unwrap_or(0);
-            for (fate, after) in [Fate::Noticed, Fate::Replaced].into_iter().zip(after) {
+            self.spans = spans;
+            // Who waits for all to notice at once does so before the replacement.
+            let noticed = spans.noticed.min(spans.replaced.saturating_sub(1));
+            for (fate, after) in [(Fate::Noticed, noticed), (Fate::Replaced, spans.replaced)] {
                 self.fates.insert((first + after, self.planned), (fate, nodes.clone()));
                 self.planned += 1;
             }
@@ -131,6 +148,11 @@ impl Churn {
         let is_it =
             |(fate, nodes): &&(Fate, Vec<u32>)| *fate == Fate::Noticed && nodes.binary_search(&node).is_ok();
         self.fates.iter().find(|(_, planned)| is_it(planned)).map(|((step, _), _)| *step)
+    }
+
+    /// What follows when after the deaths that came last.
+    pub(super) fn spans(&self) -> Spans {
+        self.spans
     }
 
     /// How often a node died.
@@ -238,68 +260,9 @@ impl<R: Copy + PartialEq> Stall<R> {
     }
 }
 
-/// How long a message waits at each end's links, in half steps: it grows while the link is busy and falls while it is not,
-/// half as fast as time goes, so that no message overtakes an earlier one. It grows no further than until the link has carried all chunks that
-/// are under way on it: what was not sent stands in no queue.
-#[derive(Clone, Debug)]
-pub(super) struct Queues {
-    /// By end: uplink, downlink.
-    levels: Vec<[u64; 2]>,
-    /// By end: transfers on its uplink and on its downlink.
-    passing: Vec<[u32; 2]>,
-    chunk_bytes: f64,
-    most: u64,
-    last: u64,
-}
-
-impl Queues {
-    pub(super) fn new(scenario: &Scenario, ends: usize, step_ns: u64) -> Option<Self> {
-        let most = 2 * scenario.network.queue_ms * 1_000_000 / step_ns;
-        let chunk_bytes = f64::from(scenario.chunk_bytes());
-        let (levels, passing) = (vec![[0; 2]; ends], vec![[0; 2]; ends]);
-        (most > 0).then_some(Self { levels, passing, chunk_bytes, most, last: 0 })
-    }
-
-    pub(super) fn step<S: Copy>(&mut self, now: u64, traffic: &Traffic<S>) {
-        let passed = now - self.last;
-        self.last = now;
-        self.passing.fill([0; 2]);
-        for (from, to) in traffic.ends() {
-            self.passing[from as usize][0] += 1;
-            self.passing[to as usize][1] += 1;
-        }
-        for (end, (levels, passing)) in (0..).zip(self.levels.iter_mut().zip(&self.passing)) {
-            let rates = traffic.rates(end);
-            for (way, (level, busy)) in levels.iter_mut().zip(traffic.is_busy(end)).enumerate() {
-                let all = 2.0 * f64::from(passing[way]) * self.chunk_bytes / rates[way];
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "positive, and it saturates"
-                )]
-                let most = self.most.min(all as u64);
-                *level = if busy && *level < most {
-                    level.saturating_add(passed).min(most)
-                } else if busy {
-                    level.saturating_sub(passed).max(most)
-                } else {
-                    level.saturating_sub(passed)
-                };
-            }
-        }
-    }
-
-    /// The waits on the way from one end to another, in steps.
-    pub(super) fn steps(&self, from: u32, to: u32) -> u64 {
-        (self.levels[from as usize][0] + self.levels[to as usize][1]) / 2
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::crew::Crew;
-    use crate::sim::network::{Flow, Links, Model};
     use crate::sim::scenario::Scenario;
 
     /// 120 nodes, in steps of a millisecond.
@@ -393,6 +356,7 @@ mod tests {
             at_ms: 2_000,
             for_ms: 20_000,
             noticed_after_ms: 1,
+            noticed_within_ms: 0,
             replaced_after_ms: 2,
         };
         for node in [0, 7, 119] {
@@ -402,57 +366,5 @@ mod tests {
                 left.iter().filter(|(other, _)| *other == node).map(|(_, step)| *step).collect();
             assert!(seen.iter().all(|step| own.contains(step)), "whoever else there is: {own:?} {seen:?}");
         }
-    }
-
-    #[test]
-    fn a_busy_link_makes_messages_wait_and_none_overtakes_another() {
-        let text = include_str!("../../simulations/scenarios/rollout-32.toml");
-        // 20 Mbit/s are 10 bytes in 4 µs.
-        let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
-        let mut traffic = Traffic::alone(Model::Fluid, links);
-        traffic.start(Flow { from: 0, to: 1, what: () }, 200);
-        let mut queues = Queues {
-            levels: vec![[0; 2]; 2],
-            passing: vec![[0; 2]; 2],
-            chunk_bytes: 200.0,
-            most: 16,
-            last: 0,
-        };
-        let (mut longest, mut last) = (0, 0);
-        for now in 1..60 {
-            traffic.step(&mut Vec::new());
-            queues.step(now, &traffic);
-            let arrives = now + queues.steps(0, 1);
-            assert!(arrives >= last, "step {now}");
-            last = arrives;
-            longest = longest.max(queues.steps(0, 1));
-        }
-        assert_eq!((longest, queues.steps(0, 1), queues.steps(1, 0)), (16, 0, 0));
-    }
-
-    #[test]
-    fn nobody_waits_for_longer_than_all_that_is_under_way_takes() {
-        let text = include_str!("../../simulations/scenarios/rollout-32.toml");
-        let links = Links::new(&Scenario::parse(text).unwrap(), 1, 4_000);
-        let mut traffic = Traffic::new(Model::Fluid, links, &Crew::new(1));
-        // 10 bytes a step: one transfer after the other of 6 steps each, and none waits in the sender's queue.
-        let mut queues = Queues {
-            levels: vec![[0; 2]; 2],
-            passing: vec![[0; 2]; 2],
-            chunk_bytes: 60.0,
-            most: 2_000,
-            last: 0,
-        };
-        let (mut ended, mut longest) = (Vec::new(), 0);
-        traffic.start(Flow { from: 0, to: 1, what: () }, 60);
-        for now in 1..200 {
-            traffic.step(&mut ended);
-            if ended.pop().is_some() {
-                traffic.start(Flow { from: 0, to: 1, what: () }, 60);
-            }
-            queues.step(now, &traffic);
-            longest = longest.max(queues.steps(0, 1));
-        }
-        assert_eq!(longest, 12, "6 steps at either end");
     }
 }

@@ -6,14 +6,16 @@
 //! on the machine that runs it: the same seed and scenario give the same run.
 
 use super::arrival::{Arrivals, Start};
-use super::churn::{Churn, Fate, Queues, Stall};
+use super::churn::{Churn, Fate, Spans, Stall};
 use super::crew::Crew;
+use super::directory::{Around, Directory, Kademlia};
 use super::fleet::{EVENT_KINDS, Effect, Event, Incoming, Machine, Map};
 use super::footprint::Footprint;
 use super::layout::Layout;
 use super::liar::Liar;
-use super::line::Line;
-use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Traffic, node_rates};
+use super::line::{Letter, Line};
+use super::network::{Changes, Delays, Flow, Handle, Links, LinksOfAKind, Queues, Traffic, node_rates};
+use super::outflow::{Outflows, Upload};
 use super::part::{Part, Step};
 use super::reader::{ReadPlan, Reader};
 use super::record::{Outcome, Record, Recorder, Recording};
@@ -24,8 +26,6 @@ use crate::model::{Class, Time, mix};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Providers that the DHT tells of.
-const PROVIDERS_MAX: usize = 20;
 /// Events that must be due at once before a second thread helps (guess: to wake one costs as much as some ten).
 const WORTH_A_THREAD: usize = 256;
 
@@ -68,7 +68,6 @@ pub(super) struct Engine {
     delays: Delays,
     changes: Changes,
     step_ns: u64,
-    lookup: u64,
     wire: Wire,
     /// Who has sent to whom, if that costs anything the first time.
     connected: BTreeSet<(u32, u32)>,
@@ -79,11 +78,15 @@ pub(super) struct Engine {
     from_stratum: BTreeMap<(u32, Chunk), Handle>,
     /// Requests to the stratum that a cut link keeps.
     cut_off: Vec<(u32, Chunk)>,
-    announced: BTreeMap<u32, Vec<Peer>>,
+    directory: Box<dyn Directory>,
     queues: Option<Queues>,
+    /// What nodes' connections hold, if they hold anything.
+    outflows: Option<Outflows>,
     churn: Option<Churn>,
     /// By dead node: those outside of its cell who had a transfer with it. They notice as its cell does: their connection ends.
     stranded: BTreeMap<u32, Vec<u32>>,
+    /// Deaths that some may not have noticed: when all have, who died, and when.
+    forgotten: Vec<(u64, u32, u64)>,
     stall: Option<Stall<Chunk>>,
     /// Who begins when, unless all do at once.
     arrivals: Option<Arrivals>,
@@ -193,6 +196,8 @@ impl Engine {
             parts[to as usize / each].calendar.push(0, step, to, event);
         }
         let changes = Changes::new(scenario, seed, step_ns, &links);
+        let links_count = links.count();
+        let outflows = Outflows::of(scenario, &links, step_ns);
         let traffic = Traffic::new(network.model, links, &crew);
         let spread = Spread::new(scenario, seed).map(|(spread, first)| {
             first
@@ -212,9 +217,11 @@ impl Engine {
             crew,
             parts,
             each: short(each),
-            queues: Queues::new(scenario, nodes + 1, step_ns),
+            queues: Queues::new(scenario, links_count, step_ns),
+            outflows,
             churn,
             stranded: BTreeMap::new(),
+            forgotten: Vec::new(),
             stall: Stall::new(scenario, seed, step_ns),
             arrivals,
             spread,
@@ -225,7 +232,6 @@ impl Engine {
             traffic,
             map,
             step_ns,
-            lookup: steps(network.lookup_ms * 1_000_000, step_ns),
             wire: Wire {
                 header_per_mille: u64::from(network.header_per_mille),
                 request_bytes: u64::from(network.request_bytes),
@@ -238,7 +244,7 @@ impl Engine {
             stratum_line: VecDeque::new(),
             from_stratum: BTreeMap::new(),
             cut_off: Vec::new(),
-            announced: BTreeMap::new(),
+            directory: Box::new(Kademlia::new(scenario.fleet.nodes, seed, step_ns, network.lookup_us)),
             deadline,
             unfinished: nodes,
             someone_ended: false,
@@ -304,7 +310,7 @@ impl Engine {
 
     /// Messages that nodes sent.
     pub(super) fn messages(&self) -> u64 {
-        self.parts.iter().map(|part| part.messages).sum::<u64>() + self.requests
+        self.parts.iter().map(|part| part.messages).sum::<u64>() + self.requests + self.directory.requests()
     }
 
     /// Steps, and how long one is in nanoseconds.
@@ -434,9 +440,12 @@ impl Engine {
             }
         }
         let (queues, changes, links) = (&self.queues, &self.changes, self.traffic.links());
-        let waits = |from: u32, to: u32| {
-            let waits = || queues.as_ref().map_or(0, |queues| queues.steps(from, to));
-            (!changes.cut(links, from, to)).then(waits)
+        let map = &self.map;
+        let waits = |letter: &Letter| {
+            let (from, to) = (letter.from(), letter.to());
+            let waits = || queues.as_ref().map_or(0, |queues| queues.steps(&links.path(from, to)));
+            let is_lost = letter.is_unasked() && map.is_mistaken(from, to);
+            (!changes.cut(links, from, to) && !is_lost).then(waits)
         };
         let work = self.parts.iter_mut().zip(&mut to_part);
         at_once(&self.crew, letters < WORTH_A_THREAD, work, |(part, mail)| {
@@ -480,14 +489,17 @@ impl Engine {
         }
     }
 
-    /// Steps from one node to another, with the waits at both links.
-    fn way(&self, from: u32, to: u32) -> u64 {
-        self.delays.way(from, to) + self.waits(from, to)
+    /// Uploads of a node that its connections take in have left it, for its decisions.
+    fn take_in(&mut self, from: u32) {
+        let Some(outflows) = &mut self.outflows else { return };
+        for Upload { ask, to, chunk, .. } in outflows.take_in(from) {
+            self.push(self.now + 1, from, Event::Sent { ask, to, chunk });
+        }
     }
 
     /// How long a message waits at links.
     fn waits(&self, from: u32, to: u32) -> u64 {
-        self.queues.as_ref().map_or(0, |queues| queues.steps(from, to))
+        self.queues.as_ref().map_or(0, |queues| queues.steps(&self.traffic.links().path(from, to)))
     }
 
     /// The end that is the stratum.
@@ -525,16 +537,15 @@ impl Engine {
         }
     }
 
-    /// Lets nodes die, lets others notice, and begins replacements, when it is time.
+    /// Lets nodes die and begins replacements, when it is time.
     fn replace_the_dead(&mut self) {
         let Some(mut churn) = self.churn.take() else { return };
+        self.map.notices.set_now(self.now);
         while let Some((fate, nodes)) = churn.next(self.now) {
             match fate {
-                Fate::Dies => self.die(&nodes),
-                Fate::Noticed => {
-                    nodes.iter().for_each(|node| self.map.set_away(*node, true));
-                    self.tell_of(&nodes, Event::Down);
-                }
+                Fate::Dies => self.die(&nodes, churn.spans()),
+                // Each does so by itself.
+                Fate::Noticed => {}
                 Fate::Replaced => self.replace(&nodes),
             }
         }
@@ -542,15 +553,26 @@ impl Engine {
             self.parts[0].calendar.push_wake(self.now, step, 0);
         }
         self.churn = Some(churn);
+        let (map, now) = (&self.map, self.now);
+        self.forgotten.retain(|(over, node, died)| {
+            let is_over = *over <= now;
+            if is_over {
+                map.notices.forget(*node, *died);
+            }
+            !is_over
+        });
     }
 
     /// Nodes die, which are in ascending order.
-    fn die(&mut self, nodes: &[u32]) {
+    fn die(&mut self, nodes: &[u32], spans: Spans) {
         let dies = |node: u32| nodes.binary_search(&node).is_ok();
         for node in nodes {
             self.machines[*node as usize].dead = true;
+            self.map.notices.died(*node, spans);
+            self.directory.died(self.now, *node);
         }
         self.connected.retain(|(from, to)| !dies(*from) && !dies(*to));
+        self.parts.iter_mut().for_each(|part| part.disconnect(dies));
         for flow in self.traffic.stop_ends(nodes) {
             match flow.what {
                 Carried::FromStratum { chunk } => {
@@ -566,9 +588,16 @@ impl Engine {
                 }
             }
         }
+        if let Some(outflows) = &mut self.outflows {
+            outflows.forget(dies);
+        }
         self.stratum_line.retain(|waiting| !dies(waiting.0));
         self.cut_off.retain(|waiting| !dies(waiting.0));
         self.fill_stratum();
+        self.tell_of(nodes, Event::Down);
+        // By then all have noticed it, and there are others in their places.
+        let over = self.now + (spans.noticed + 3 * spans.within).max(spans.replaced) + 1;
+        self.forgotten.extend(nodes.iter().map(|node| (over, *node, self.now)));
     }
 
     /// Empty nodes take the places of dead ones.
@@ -579,7 +608,6 @@ impl Engine {
             self.machines[*node as usize] = self.newcomer.machine(*node, &self.map, &self.content);
             self.parts[(*node / self.each) as usize].renew(*node);
             self.machines[*node as usize].liar = liar;
-            self.map.set_away(*node, false);
             // Who had not begun when it died begins in its turn.
             let start = self.arrivals.as_ref().map_or(Some(0), |arrivals| arrivals.start(*node));
             if start.is_some_and(|start| start <= now) {
@@ -608,7 +636,8 @@ impl Engine {
         }
     }
 
-    /// Tells of each of `whom` the members of its cell, and who was stranded when it died. All others see it when they look.
+    /// Tells of each of `whom` the members of its cell, and who was stranded when it died, when they have noticed its death. All others see
+    /// it when they look.
     fn tell_of(&mut self, whom: &[u32], event: fn(u32) -> Event) {
         for node in whom {
             let members = self.map.members_of(self.map.cell_of(*node)).filter(|to| to != node);
@@ -616,7 +645,9 @@ impl Engine {
             stranded.sort_unstable();
             stranded.dedup();
             for to in members.chain(stranded) {
-                self.push(self.now + 1, to, event(*node));
+                let near = self.map.cell_of(to) == self.map.cell_of(*node);
+                let noticed = self.map.notices.when(to, *node, near).unwrap_or(self.now);
+                self.push(noticed.max(self.now) + 1, to, event(*node));
             }
         }
     }
@@ -637,11 +668,19 @@ impl Engine {
                         bytes = bytes.saturating_add(self.wire.connect_bytes);
                     }
                     incoming.flow = Some(self.traffic.start(flow, bytes));
+                    if let Some(outflows) = &mut self.outflows {
+                        outflows.push(from, Upload { ask, to, chunk, bytes, is_sent: false });
+                        self.take_in(from);
+                    }
                 }
             }
             Effect::StopServing(flow) => {
-                if let Some(flow) = flow {
-                    self.traffic.stop(flow);
+                let stopped = flow.and_then(|flow| self.traffic.stop(flow));
+                if let Some(Flow { from, to, what: Carried::Upload { ask, chunk } }) = stopped
+                    && let Some(outflows) = &mut self.outflows
+                {
+                    outflows.end(from, to, ask, chunk);
+                    self.take_in(from);
                 }
             }
             Effect::Upstream(chunk) => {
@@ -664,14 +703,13 @@ impl Engine {
                 self.fill_stratum();
             }
             Effect::Find(segment) => {
-                let peers = self.announced.get(&segment.0).cloned().unwrap_or_default().into_boxed_slice();
-                self.push(now + self.lookup, from, Event::Providers { segment, peers });
+                let found =
+                    self.ask_directory(|directory, around| directory.find(now, from, segment, around));
+                let peers = found.peers.into_boxed_slice();
+                self.push(found.at.max(now + 1), from, Event::Providers { segment, peers });
             }
             Effect::Announce(segment) => {
-                let providers = self.announced.entry(segment.0).or_default();
-                if providers.len() < PROVIDERS_MAX {
-                    providers.push(Peer(from));
-                }
+                self.ask_directory(|directory, around| directory.announce(now, from, segment, around));
             }
             Effect::Spread(to) => self.hand_on(from, to),
             Effect::Heard => {
@@ -688,6 +726,15 @@ impl Engine {
                 self.begin(starts.unwrap_or_default());
             }
         }
+    }
+
+    fn ask_directory<T>(&mut self, ask: impl FnOnce(&mut dyn Directory, &Around<'_>) -> T) -> T {
+        let (map, machines, changes, links) =
+            (&self.map, &self.machines, &self.changes, self.traffic.links());
+        let reaches = |from: u32, to: u32| !machines[to as usize].dead && !changes.cut(links, from, to);
+        let place = |node: u32| (map.cell_of(node), map.region_of(node));
+        let around = Around { delays: &self.delays, place: &place, reaches: &reaches };
+        ask(self.directory.as_mut(), &around)
     }
 
     /// The new root goes to a peer: over a connection that is made first, which is a way there and back.
@@ -750,9 +797,14 @@ impl Engine {
                 } else {
                     Event::Data { chunk, from: Source::Peer(Peer(flow.from)) }
                 };
-                let way = self.way(flow.from, flow.to) + self.wire.first_byte;
+                let way = self.delays.way(flow.from, flow.to) + self.wire.first_byte;
                 self.push(now + 1 + way, flow.to, data);
-                self.push(now + 1, flow.from, Event::Sent { ask, to: flow.to, chunk });
+                let outflows = self.outflows.as_mut();
+                let upload = outflows.and_then(|outflows| outflows.end(flow.from, flow.to, ask, chunk));
+                if !upload.is_some_and(|upload| upload.is_sent) {
+                    self.push(now + 1, flow.from, Event::Sent { ask, to: flow.to, chunk });
+                }
+                self.take_in(flow.from);
             }
             Carried::FromStratum { chunk } => {
                 self.strata_bytes += u64::from(self.content.len_bytes(chunk));
@@ -765,7 +817,7 @@ impl Engine {
                 }
                 let data = Event::Data { chunk, from: Source::Strata };
                 let request = self.delays.way(flow.to, flow.from);
-                let way = request + self.way(flow.from, flow.to) + self.wire.first_byte;
+                let way = request + self.delays.way(flow.from, flow.to) + self.wire.first_byte;
                 self.push(now + 1 + way, flow.to, data);
                 self.fill_stratum();
             }

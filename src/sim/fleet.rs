@@ -7,6 +7,7 @@ use super::layout::Layout;
 use super::liar::Liar;
 use super::line::{self, Glance, Line, Spare};
 use super::network::Handle;
+use super::notices::Notices;
 use super::reader::{Outcome, Reader};
 use super::scenario::Scenario;
 use crate::mesh::proto::{
@@ -16,7 +17,6 @@ use crate::mesh::proto::{
 };
 use crate::model::{Class, Generator, Rng as _, Time, mix};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Ranks of homes that are known; the core asks for no more by default.
 const RANKS: usize = 16;
@@ -51,10 +51,8 @@ pub(super) struct Map {
     lease_places: usize,
     /// By cell.
     contacts: Vec<Vec<Peer>>,
-    /// By node: whether the others believe it to be dead. Changes between steps only.
-    away: Vec<AtomicBool>,
-    /// How many they are.
-    away_count: AtomicU32,
+    /// Who believes whom to be dead.
+    pub(super) notices: Notices,
 }
 
 impl Map {
@@ -72,8 +70,7 @@ impl Map {
             lease_cells: Vec::new(),
             lease_places: LEASE_PLACES.min(scenario.fleet.cells_per_region as usize),
             contacts: Vec::new(),
-            away: (0..nodes).map(|_| AtomicBool::new(false)).collect(),
-            away_count: AtomicU32::new(0),
+            notices: Notices::new(scenario.somebody_dies().then_some(nodes), seed),
         };
         let keys = scenario.keys.as_deref().cloned().unwrap_or_default();
         let salt = mix(seed);
@@ -152,19 +149,18 @@ impl Map {
         let contacts = self.contacts.iter().map(Vec::capacity).sum::<usize>();
         (self.cell_of.capacity() + self.homes.capacity() + self.lease_cells.capacity() + contacts)
             * size_of::<u32>()
-            + self.away.capacity()
+            + self.notices.heap_bytes()
     }
 
-    /// From now on the others believe that a node is dead, or that it is not.
-    pub(super) fn set_away(&self, node: u32, is_away: bool) {
-        if self.away[node as usize].swap(is_away, Ordering::Relaxed) != is_away {
-            let one = if is_away { 1 } else { u32::MAX };
-            self.away_count.fetch_add(one, Ordering::Relaxed);
-        }
+    /// Whether one node believes that another is dead.
+    fn is_away(&self, viewer: u32, node: u32) -> bool {
+        self.notices.is_away(viewer, node, || self.cell_of(viewer) == self.cell_of(node))
     }
 
-    fn is_away(&self, node: u32) -> bool {
-        self.away[node as usize].load(Ordering::Relaxed)
+    /// Whether what one node sends another is for one that died, whose place another has by now: then it reaches nobody.
+    pub(super) fn is_mistaken(&self, from: u32, to: u32) -> bool {
+        !self.notices.is_quiet()
+            && self.notices.is_mistaken(from, to, || self.cell_of(from) == self.cell_of(to))
     }
 
     /// The cell of a node. The stratum, whose number follows the last node's, lies outside of all cells.
@@ -231,7 +227,7 @@ impl CellView {
 
     /// The home of the given rank among the living.
     fn living_home(&self, cell: u32, slice: Slice, rank: usize) -> Option<Peer> {
-        if self.map.away_count.load(Ordering::Relaxed) == 0 {
+        if self.map.notices.is_quiet() {
             return self.map.home(cell, slice, rank);
         }
         (0..).map_while(|rank| self.map.home(cell, slice, rank)).filter(|peer| self.is_up(*peer)).nth(rank)
@@ -267,7 +263,7 @@ impl Peers for CellView {
     }
 
     fn is_up(&self, peer: Peer) -> bool {
-        peer.0 < self.map.nodes && !self.map.is_away(peer.0)
+        peer.0 < self.map.nodes && (self.map.notices.is_quiet() || !self.map.is_away(self.me, peer.0))
     }
 
     fn has_other_regions(&self) -> bool {

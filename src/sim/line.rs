@@ -322,6 +322,20 @@ impl Letter {
         }
     }
 
+    /// Whether it asks for a chunk.
+    pub(super) fn is_ask(&self) -> bool {
+        self.words[1] & KIND == ASK
+    }
+
+    /// Whether it goes to whom its sender believes to be there, and not to somebody who just asked.
+    pub(super) fn is_unasked(&self) -> bool {
+        match self.words[1] & KIND {
+            ASK | WITHDRAW => true,
+            APART => matches!(self.apart, Event::Possession { .. }),
+            _ => false,
+        }
+    }
+
     /// See [`Event::stream`].
     pub(super) fn stream(&self) -> u32 {
         match self.words[1] & KIND {

@@ -15,6 +15,7 @@ mod bound;
 mod calendar;
 mod churn;
 mod crew;
+mod directory;
 mod engine;
 pub mod envelope;
 #[cfg(test)]
@@ -25,6 +26,8 @@ mod layout;
 mod liar;
 mod line;
 mod network;
+mod notices;
+mod outflow;
 mod part;
 mod profile;
 mod published;

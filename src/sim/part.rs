@@ -2,7 +2,7 @@
 
 use super::calendar::Calendar;
 use super::fleet::{EVENT_KINDS, Effects, Event, Machine};
-use super::line::{Glance, Line};
+use super::line::{Glance, Letter, Line};
 use super::network::Delays;
 use crate::mesh::proto::Outbox;
 use crate::model::Time;
@@ -88,6 +88,11 @@ impl Part {
     /// Another machine has this number now: nobody wakes it.
     pub(super) fn renew(&mut self, machine: u32) {
         self.wake_at[(machine - self.first) as usize] = NEVER;
+    }
+
+    /// The connections of those who died are no more.
+    pub(super) fn disconnect(&mut self, dies: impl Fn(u32) -> bool) {
+        self.delays.forget(dies);
     }
 
     /// Bytes on the heap.
@@ -186,14 +191,16 @@ impl Part {
         calendar.recycle(events);
     }
 
-    /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if a link is cut.
-    pub(super) fn receive(&mut self, now: u64, mail: &mut [Line], waits: impl Fn(u32, u32) -> Option<u64>) {
+    /// Puts messages to its machines in line. `waits` says for how many steps one waits at links, and `None` if it reaches nobody.
+    pub(super) fn receive(&mut self, now: u64, mail: &mut [Line], waits: impl Fn(&Letter) -> Option<u64>) {
         for line in mail {
             self.messages += line.len() as u64;
             line.pour(|letter| {
-                let (from, to) = (letter.from(), letter.to());
-                if let Some(waits) = waits(from, to) {
-                    let arrival = self.delays.arrival(now, from, to, letter.stream(), waits);
+                if let Some(waits) = waits(&letter) {
+                    let (from, to) = (letter.from(), letter.to());
+                    let connects =
+                        if letter.is_ask() { self.delays.connects(now, from, to, waits) } else { 0 };
+                    let arrival = self.delays.arrival(now + connects, from, to, letter.stream(), waits);
                     self.calendar.push_letter(now, arrival, letter);
                 }
             });

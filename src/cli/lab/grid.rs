@@ -11,7 +11,7 @@ use std::path::Path;
 /// What rates and content are multiplied by when a run was void, and how often.
 const SLOWER: f64 = 0.75;
 /// Runs of a trial at most.
-const TRIES_MAX: i32 = 3;
+const TRIES_MAX: i32 = 2;
 
 /// Makes the options of a run of a scenario, which says how far it is.
 pub(super) type Prepare<'a> = dyn for<'b> Fn(Scenario, &'b dyn Fn(&str)) -> Options<'b> + 'a;

@@ -35,6 +35,16 @@ pub(in crate::sim) struct Delays {
     region_of: Vec<u16>,
     step_ns: u64,
     loss: Option<Loss>,
+    contacts: Option<Contacts>,
+}
+
+/// Connections by who made them, where that takes time.
+#[derive(Clone, Debug)]
+struct Contacts {
+    /// What a handshake takes beside its ways.
+    steps: u64,
+    /// By who made it and to whom, when it is there.
+    ready: BTreeMap<(u32, u32), u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +88,26 @@ impl Delays {
             region_of: (0..nodes).map(|node| u16::try_from(region_of(node)).unwrap_or(u16::MAX)).collect(),
             step_ns,
             loss,
+            contacts: (network.connect_us > 0).then(|| Contacts {
+                steps: (network.connect_us * 1_000).div_ceil(step_ns),
+                ready: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// For how many more steps an ask waits until there is a connection: with the first one from a node to another, one is made, which is a
+    /// way there and back, with the same waits at links, before it (RFC 9001, section 4.1: the client may send with the end of the handshake).
+    pub(in crate::sim) fn connects(&mut self, now: u64, from: u32, to: u32, waits: u64) -> u64 {
+        let there_and_back = self.way(from, to) + self.way(to, from) + 2 * waits;
+        let Some(contacts) = &mut self.contacts else { return 0 };
+        let ready = contacts.ready.entry((from, to)).or_insert(now + there_and_back + contacts.steps);
+        ready.saturating_sub(now)
+    }
+
+    /// The connections of those who died are no more.
+    pub(in crate::sim) fn forget(&mut self, dies: impl Fn(u32) -> bool) {
+        if let Some(contacts) = &mut self.contacts {
+            contacts.ready.retain(|(from, to), _| !dies(*from) && !dies(*to));
         }
     }
 
@@ -152,6 +182,9 @@ mod tests {
         if let Some(loss) = network.get("loss_per_mille") {
             scenario.network.loss_per_mille = loss.clone().try_into().unwrap();
         }
+        if let Some(connect) = network.get("connect_us") {
+            scenario.network.connect_us = connect.clone().try_into().unwrap();
+        }
         Delays::new(&scenario, 1, 100_000, |node| node * regions / 40)
     }
 
@@ -194,6 +227,19 @@ mod tests {
         }
         assert!((1_700..1_900).contains(&late[1]) && (140..220).contains(&late[2]), "{late:?}");
         assert!(late[0] > 17_800 && late[7] == 0, "{late:?}");
+    }
+
+    #[test]
+    fn the_first_ask_waits_for_a_connection_and_those_behind_it_as_long_as_it_takes() {
+        let mut delays = delays("connect_us = 2_000", 1);
+        // 5 steps of way, 20 of processors.
+        let waits = |delays: &mut Delays, now: u64, to: u32| delays.connects(now, 1, to, 3);
+        assert_eq!(waits(&mut delays, 100, 2), 5 + 5 + 6 + 20);
+        assert_eq!([110, 136, 500].map(|now| waits(&mut delays, now, 2)), [26, 0, 0]);
+        assert_eq!((waits(&mut delays, 500, 3), delays.connects(500, 2, 1, 0)), (36, 30), "each has its own");
+        delays.forget(|node| node == 3);
+        assert_eq!((waits(&mut delays, 900, 3), waits(&mut delays, 900, 2)), (36, 0));
+        assert_eq!(self::delays("", 1).connects(1, 2, 3, 4), 0);
     }
 
     #[test]

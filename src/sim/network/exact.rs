@@ -253,6 +253,10 @@ impl Network for Exact {
         Usage { bytes: bytes + self.used[at] * span, busy_steps: before + busy_steps }
     }
 
+    fn left(&self, number: u32) -> f64 {
+        self.transfers[self.indices[number as usize] as usize].left
+    }
+
     fn heap_bytes(&self) -> usize {
         self.transfers.capacity() * (size_of::<Transfer>() + size_of::<u32>())
             + self.capacity.capacity() * (2 * size_of::<f64>() + size_of::<Usage>())

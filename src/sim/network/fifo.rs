@@ -205,6 +205,10 @@ impl Network for Fifo {
         usage
     }
 
+    fn left(&self, number: u32) -> f64 {
+        self.transfers[number as usize].bytes
+    }
+
     fn heap_bytes(&self) -> usize {
         let waiting: usize = self.links.iter().map(|link| link.line.capacity()).sum();
         self.links.capacity() * size_of::<Link>()

@@ -10,6 +10,8 @@ use crate::sim::scenario::Scenario;
 
 /// Sets the draw of classes apart from all other randomness.
 const CLASSES: u64 = 0x0063_6c61_7373_6573;
+/// The part of a link that is kept free for what is no transfer, at most.
+const KEPT_FREE_MOST: f64 = 0.9;
 /// Most shared links on the way of a transfer: out of and into a rack, a cell and a region.
 pub(super) const SHARED_MAX: usize = 6;
 /// The same with both ends' own links.
@@ -121,6 +123,8 @@ pub(in crate::sim) struct Links {
     racks: Vec<u32>,
     racks_per_cell: u32,
     cells_per_region: u32,
+    /// By link, in bytes a step: what passes it all the time beside transfers. Empty if that is nothing.
+    background: Vec<f64>,
 }
 
 /// By node: its class, and as many as there are classes for none. Empty without classes.
@@ -188,6 +192,7 @@ impl Links {
             racks: Vec::new(),
             racks_per_cell: scenario.fleet.racks_per_cell,
             cells_per_region: scenario.fleet.cells_per_region,
+            background: Vec::new(),
         };
         for (tier, direction) in WAY {
             let [up, down] = scenario.network.links.of(tier);
@@ -207,7 +212,37 @@ impl Links {
                 None => links.rates.extend(links.ample(tier, direction, groups)),
             }
         }
+        let network = &scenario.network;
+        let out = if scenario.cells() > 1 { network.gossip_out_bytes_per_s } else { 0 };
+        let gossip = [network.gossip_bytes_per_s + out, out];
+        links.keep_free(gossip.map(|bytes_per_s| per_step(bytes_per_s as f64 * 8.0 / 1e6)));
         links
+    }
+
+    /// Keeps some bytes a step of each node's links free, and for each member of a cell some of the cell's.
+    fn keep_free(&mut self, [own, of_cell]: [f64; 2]) {
+        if own == 0.0 && of_cell == 0.0 {
+            return;
+        }
+        self.background = vec![0.0; self.rates.len()];
+        for node in 0..self.nodes {
+            for link in [node, self.ends() + node] {
+                self.background[link as usize] = own;
+            }
+            let Some(cell) = self.group(Tier::Cell, node) else { continue };
+            for shared in self.shared.iter().filter(|shared| shared.tier == Tier::Cell) {
+                self.background[(shared.first + cell) as usize] += of_cell;
+            }
+        }
+        for (rate, background) in self.rates.iter_mut().zip(&mut self.background) {
+            *background = background.min(*rate * KEPT_FREE_MOST);
+            *rate -= *background;
+        }
+    }
+
+    /// What passes some links all the time beside transfers, in bytes a step.
+    pub(super) fn background(&self, links: std::ops::Range<u32>) -> f64 {
+        self.background.get(links.start as usize..links.end as usize).map_or(0.0, |of| of.iter().sum())
     }
 
     /// As much as the nodes of each group can take together, which limits nothing.
@@ -233,12 +268,12 @@ impl Links {
     }
 
     /// By link, in bytes a step.
-    pub(super) fn rates(&self) -> &[f64] {
+    pub(in crate::sim) fn rates(&self) -> &[f64] {
         &self.rates
     }
 
     /// The number of links.
-    pub(super) fn count(&self) -> u32 {
+    pub(in crate::sim) fn count(&self) -> u32 {
         u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
     }
 
@@ -249,7 +284,7 @@ impl Links {
     }
 
     /// The first of those that belong to racks, cells and regions.
-    pub(super) fn first_shared(&self) -> u32 {
+    pub(in crate::sim) fn first_shared(&self) -> u32 {
         2 * self.ends()
     }
 

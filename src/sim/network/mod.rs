@@ -16,6 +16,7 @@ mod links;
 mod load;
 #[cfg(test)]
 mod oracle_tests;
+mod queues;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use keys::{NodeClass, check_classes};
 pub use links::class_rates;
 pub(super) use links::{Links, Servers, classes, node_rates};
 pub use load::NetworkLoad;
+pub(super) use queues::Queues;
 
 use super::crew::Crew;
 use crate::mesh::proto::prefetch;
@@ -85,6 +87,9 @@ trait Network: std::fmt::Debug {
 
     /// What a link did until now.
     fn usage(&self, link: u32) -> Usage;
+
+    /// Bytes that a transfer has left to move.
+    fn left(&self, number: u32) -> f64;
 
     /// Bytes on the heap, without the small lists of some models.
     fn heap_bytes(&self) -> usize;
@@ -172,11 +177,6 @@ impl<S: Copy> Traffic<S> {
         self.under_way == 0
     }
 
-    /// Whether an end's uplink and its downlink were busy in the last step.
-    pub(super) fn is_busy(&self, end: u32) -> [bool; 2] {
-        [end, self.links.ends() + end].map(|link| self.network.is_busy(link))
-    }
-
     /// Begins a transfer.
     pub(super) fn start(&mut self, flow: Flow<S>, bytes: u32) -> Handle {
         let number = self.free.pop().unwrap_or_else(|| {
@@ -248,14 +248,18 @@ impl<S: Copy> Traffic<S> {
         self.network.set_rate(link, self.links.rates()[link as usize] * factor);
     }
 
-    /// The ends of all transfers under way, the sending one first.
-    pub(super) fn ends(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.entries.iter().filter_map(|entry| entry.flow.as_ref()).map(|flow| (flow.from, flow.to))
+    /// The ways of all transfers under way, and what each has left to move.
+    pub(super) fn under_way(&self) -> impl Iterator<Item = (Path, f64)> + '_ {
+        let of = |(number, entry): (u32, &Entry<S>)| {
+            let flow = entry.flow.as_ref()?;
+            Some((self.links.path(flow.from, flow.to), self.network.left(number)))
+        };
+        (0..).zip(&self.entries).filter_map(of)
     }
 
-    /// Bytes that an end's uplink and its downlink can carry in a step.
-    pub(super) fn rates(&self, end: u32) -> [f64; 2] {
-        [end, self.links.ends() + end].map(|link| self.links.rates()[link as usize])
+    /// Whether a link was busy in the last step.
+    pub(super) fn is_link_busy(&self, link: u32) -> bool {
+        self.network.is_busy(link)
     }
 
     /// The receiving ends of all transfers under way.
@@ -287,7 +291,8 @@ impl<S: Copy> Traffic<S> {
     }
 
     fn usage_of(&self, kind: String, links: std::ops::Range<u32>, steps: u64) -> LinksOfAKind {
-        let (mut bytes, mut busy_steps, mut busiest) = (0.0, 0.0, (links.start, Usage::default()));
+        let background = self.links.background(links.clone()) * steps as f64;
+        let (mut bytes, mut busy_steps, mut busiest) = (background, 0.0, (links.start, Usage::default()));
         let count = links.len();
         for link in links {
             let usage = self.network.usage(link);

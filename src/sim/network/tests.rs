@@ -127,13 +127,14 @@ fn a_link_is_busy_while_it_is_full() {
         let mut traffic = traffic(model, false);
         let (from, to) =
             (24, (0..24).find(|node| traffic.links.rates()[25 + *node as usize] == 125_000.0).unwrap());
+        let downlink = 25 + to;
         traffic.start(Flow { from, to, what: 0 }, 1_000_000);
         for now in 1..=7 {
             traffic.step(&mut Vec::new());
-            assert!(traffic.is_busy(to)[1] && !traffic.is_busy(to)[0], "{model:?} {now}");
+            assert!(traffic.is_link_busy(downlink) && !traffic.is_link_busy(to), "{model:?} {now}");
         }
         finish(&mut traffic);
-        assert!(!traffic.is_busy(to)[1], "{model:?}");
+        assert!(!traffic.is_link_busy(downlink), "{model:?}");
         let kinds = traffic.usage(16);
         let downlinks = &kinds[2];
         assert_eq!((downlinks.kind.as_str(), downlinks.links), ("downlinks of nodes", 24));

@@ -18,9 +18,19 @@ pub struct Deaths {
     /// When, in milliseconds.
     pub at_ms: u64,
     /// When the others notice, in milliseconds after that. Until then who asks them hears nothing.
+    #[serde(default = "default_noticed_after_ms")]
     pub noticed_after_ms: u64,
+    /// Over how long a time after that they do, each by itself, in milliseconds. 0: all at once.
+    #[serde(default)]
+    pub noticed_within_ms: u64,
     /// When the replacements begin, in milliseconds after the deaths.
     pub replaced_after_ms: u64,
+}
+
+/// How long membership takes with the node's own constants (`src/mesh/swim/mod.rs`): 1.6 s until somebody probes the dead, 1 s until it is
+/// suspected, 2.5 s in which it may speak up, 1 s until all know.
+fn default_noticed_after_ms() -> u64 {
+    6_000
 }
 
 pub(super) const DEATHS: Table = Table {
@@ -48,15 +58,24 @@ pub(super) const DEATHS: Table = Table {
             name: "noticed_after_ms",
             kind: DAY_MS,
             unit: "ms",
-            preset: Preset::Required,
-            meaning: "how long after their death the others notice; until then who asks them hears nothing",
+            preset: Preset::Is("6000"),
+            meaning: "how long after their death the others notice at the earliest; until then who asks them hears nothing. As long as the \
+                      node's own membership takes",
+        },
+        Key {
+            name: "noticed_within_ms",
+            kind: DAY_MS,
+            unit: "ms",
+            preset: Preset::Is("0"),
+            meaning: "each notices by itself: members of the cell within so long after that, nearly together, others after it within twice as \
+                      long; with 0 all notice at once",
         },
         Key {
             name: "replaced_after_ms",
             kind: DAY_MS,
             unit: "ms",
             preset: Preset::Required,
-            meaning: "how long after the deaths the replacements are there; longer than `deaths.noticed_after_ms`",
+            meaning: "how long after the deaths the replacements are there; longer than `deaths.noticed_after_ms`, unless each notices by itself",
         },
     ],
 };
@@ -73,7 +92,11 @@ pub struct Leaving {
     /// How long they do, in milliseconds after that.
     pub for_ms: u64,
     /// When the others notice, in milliseconds after a node left.
+    #[serde(default = "default_noticed_after_ms")]
     pub noticed_after_ms: u64,
+    /// Over how long a time after that they do, each by itself, in milliseconds. 0: all at once.
+    #[serde(default)]
+    pub noticed_within_ms: u64,
     /// When another takes its place, in milliseconds after it left.
     pub replaced_after_ms: u64,
 }
@@ -110,15 +133,23 @@ pub(super) const CHURN: Table = Table {
             name: "noticed_after_ms",
             kind: DAY_MS,
             unit: "ms",
-            preset: Preset::Required,
-            meaning: "how long after it left the others notice; until then who asks it hears nothing",
+            preset: Preset::Is("6000"),
+            meaning: "how long after it left the others notice at the earliest; until then who asks it hears nothing. As long as the node's \
+                      own membership takes",
+        },
+        Key {
+            name: "noticed_within_ms",
+            kind: DAY_MS,
+            unit: "ms",
+            preset: Preset::Is("0"),
+            meaning: "each notices by itself, as with `deaths.noticed_within_ms`",
         },
         Key {
             name: "replaced_after_ms",
             kind: DAY_MS,
             unit: "ms",
             preset: Preset::Required,
-            meaning: "how long after it left another is in its place; longer than `churn.noticed_after_ms`",
+            meaning: "how long after it left another is in its place; longer than `churn.noticed_after_ms`, unless each notices by itself",
         },
     ],
 };
@@ -135,12 +166,14 @@ pub(super) fn check_deaths(scenario: &Scenario) -> Result<(), ScenarioError> {
     for (number, deaths) in all.iter().enumerate() {
         let key = format!("deaths[{number}].noticed_after_ms");
         let must = format!("less than deaths.replaced_after_ms, which is {}", deaths.replaced_after_ms);
-        check(deaths.noticed_after_ms < deaths.replaced_after_ms, &key, deaths.noticed_after_ms, must)?;
+        let is_less = deaths.noticed_within_ms > 0 || deaths.noticed_after_ms < deaths.replaced_after_ms;
+        check(is_less, &key, deaths.noticed_after_ms, must)?;
     }
     let Some(churn) = &scenario.churn else { return Ok(()) };
     let must = format!("less than churn.replaced_after_ms, which is {}", churn.replaced_after_ms);
     let noticed = churn.noticed_after_ms;
-    check(noticed < churn.replaced_after_ms, "churn.noticed_after_ms", noticed, must)?;
+    let is_less = churn.noticed_within_ms > 0 || noticed < churn.replaced_after_ms;
+    check(is_less, "churn.noticed_after_ms", noticed, must)?;
     let departures = u64::from(scenario.fleet.nodes) * churn.for_ms / (1_000 * u64::from(churn.lifetime_s));
     let must =
         format!("so long that at most {DEPARTURES_MAX} departures are to be expected, not {departures}");

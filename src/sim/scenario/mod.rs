@@ -139,6 +139,11 @@ pub enum Seeds {
 }
 
 impl Scenario {
+    /// Whether nodes die or leave.
+    pub(super) fn somebody_dies(&self) -> bool {
+        !self.deaths.is_empty() || self.churn.is_some()
+    }
+
     /// Reads and checks a scenario that names no files: one run of a file that asks for several, without what is swept.
     ///
     /// # Errors

@@ -250,13 +250,15 @@ pub struct Spegel {
     pub streams: u32,
     /// From the question who has a layer to the answer.
     pub resolve_ms: u64,
+    /// From the announcement of a layer until it is known.
+    pub announce_ms: u64,
     /// Providers that are tried before the stratum.
     pub tries: u32,
 }
 
 impl Default for Spegel {
     fn default() -> Self {
-        Self { layers: 8, streams: 3, resolve_ms: 20, tries: 3 }
+        Self { layers: 8, streams: 3, resolve_ms: 20, announce_ms: 200, tries: 3 }
     }
 }
 
@@ -407,7 +409,14 @@ pub(super) const SPEGEL: Table = Table {
             kind: Kind::Whole(0, 60_000),
             unit: "ms",
             preset: Preset::Is("20"),
-            meaning: "from the question who has a layer to the answer; an announcement is known after `network.lookup_ms`",
+            meaning: "from the question who has a layer to the answer",
+        },
+        Key {
+            name: "announce_ms",
+            kind: Kind::Whole(0, 60_000),
+            unit: "ms",
+            preset: Preset::Is("200"),
+            meaning: "from the announcement of a layer until it is known",
         },
         few("tries", "3", "those who have a layer that are tried before the stratum"),
     ],

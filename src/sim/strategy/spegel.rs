@@ -7,7 +7,7 @@
 //! come. containerd fetches three layers at once (`max_concurrent_downloads` of its CRI plugin).
 //!
 //! A look-up takes `resolve_ms` and finds whoever announced the layer, of whom one is drawn; an announcement can be found after
-//! `network.lookup_ms`. Left out: manifests, that Kademlia finds some providers more often than others, a bound on uploads
+//! `strategy.spegel.announce_ms`. Left out: manifests, that Kademlia finds some providers more often than others, a bound on uploads
 //! (there is none), and disks. A layer that breaks off goes on where it was. Announcements of the dead are there until all
 //! notice their death.
 
@@ -31,7 +31,7 @@ pub(super) enum Note {
 pub(super) struct Spegel {
     streams: u32,
     resolve_ms: u64,
-    lookup_ms: u64,
+    announce_ms: u64,
     tries_max: u32,
     layers: u32,
     /// By node: the first layer that it did not ask for yet.
@@ -88,7 +88,7 @@ impl Strategy for Spegel {
         Self {
             streams: spegel.streams,
             resolve_ms: spegel.resolve_ms,
-            lookup_ms: scenario.network.lookup_ms,
+            announce_ms: spegel.announce_ms,
             tries_max: spegel.tries,
             layers,
             next: vec![0; nodes],
@@ -113,7 +113,7 @@ impl Strategy for Spegel {
     fn received(&mut self, stream: &Stream, _piece: u32, world: &mut World<Note>) {
         if stream.is_over() {
             let layer = Self::layer_of(stream, world);
-            world.later(stream.to, self.lookup_ms, Note::Announced(layer));
+            world.later(stream.to, self.announce_ms, Note::Announced(layer));
             self.fetch_next(stream.to, world);
         }
     }

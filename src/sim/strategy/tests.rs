@@ -117,7 +117,7 @@ fn in_a_binary_tree_two_children_share_a_link_and_twice_the_nodes_are_one_level_
 fn whole_layers_come_from_the_registry_until_somebody_has_announced_them() {
     // One after the other: the first fetches all from the registry, the others from those before.
     let rolling = text("spegel", 6, [1, 1], "", "[arrival.rolling]\nnodes = 1\n");
-    let report = run_of(&rolling.replace("latency_us = 500\n", "latency_us = 500\nlookup_ms = 0\n"), 1);
+    let report = run_of(&format!("{rolling}[strategy.spegel]\nannounce_ms = 0\n"), 1);
     assert_eq!((report.rollout.completed, report.rollout.strata_bytes), (6, 100_000_000), "{report:?}");
     assert!(is_near(report.own_p50_s, ALONE + 3.0 * 0.02, 0.08), "{report:?}");
     // At once: nobody has announced the first three of eight layers, and all are about as far.
@@ -129,9 +129,8 @@ fn whole_layers_come_from_the_registry_until_somebody_has_announced_them() {
     assert_eq!((report.rollout.completed, report.rollout.strata_copies), (40, 20.0), "{report:?}");
     assert!(report.rollout.most_given_copies > 0.5 && report.own_p99_s < 6.0, "{report:?}");
     // Announcements that come too late are as good as none.
-    let slow = text("spegel", 40, [1, 1], "", "")
-        .replace("latency_us = 500\n", "latency_us = 500\nlookup_ms = 60_000\n");
-    let report = run_of(&slow, 1);
+    let slow = text("spegel", 40, [1, 1], "", "");
+    let report = run_of(&format!("{slow}[strategy.spegel]\nannounce_ms = 60_000\n"), 1);
     assert_eq!(report.rollout.strata_copies, 40.0);
     assert!(is_near(report.rollout.makespan_s, 8.0, 0.03), "{report:?}");
 }

@@ -5,7 +5,8 @@ use super::calendar::Calendar;
 use super::pieces::{Held, Layout};
 use crate::mesh::proto::Chunk;
 use crate::model::{Generator, Time};
-use crate::sim::churn::{Queues, Stall};
+use crate::sim::churn::Stall;
+use crate::sim::network::Queues;
 use crate::sim::network::{Changes, Delays, Flow, Handle, Links, Traffic, node_rates};
 use crate::sim::record::{Outcome, Recorder, Recording};
 use crate::sim::scenario::{Cache, Scenario};
@@ -214,7 +215,7 @@ impl<N: Copy> World<N> {
             calendar: Calendar::new(),
             delays,
             changes: Changes::new(scenario, seed, step_ns, &links),
-            queues: Queues::new(scenario, ends, step_ns),
+            queues: Queues::new(scenario, links.count(), step_ns),
             stall: Stall::new(scenario, seed, step_ns),
             traffic: Traffic::alone(scenario.network.model, links),
             step_ns,
@@ -319,7 +320,7 @@ impl<N: Copy> World<N> {
     }
 
     fn waits(&self, from: u32, to: u32) -> u64 {
-        self.queues.as_ref().map_or(0, |queues| queues.steps(from, to))
+        self.queues.as_ref().map_or(0, |queues| queues.steps(&self.traffic.links().path(from, to)))
     }
 
     fn is_live(&self, id: StreamId) -> bool {

@@ -24,7 +24,7 @@ const CHUNK_S_MAX: f64 = 0.15;
 /// much was sent twice as once.
 const QUEUE_MS: u32 = 200;
 /// Simulations by which a content is sized: the makespan grows nearly as it does.
-const SIZINGS: u32 = 5;
+const SIZINGS: u32 = 6;
 /// When replacements begin after a kill, for these simulations, in milliseconds.
 const REPLACED_AFTER_MS: u64 = 2_000;
 /// Bytes of a slice, as repositories have them.
@@ -163,6 +163,7 @@ impl Trial {
     /// [`ScenarioError`] if it is no scenario.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
     pub fn sized(mut self) -> Result<Self, ScenarioError> {
+        let mut nearest = (f64::INFINITY, self.chunks);
         for _ in 0..SIZINGS {
             let replaced_at_ms = self.killed.as_ref().map(|killed| killed.at_ms + REPLACED_AFTER_MS);
             let scenario = Scenario::parse(&self.simulation(&Calibrated::START, replaced_at_ms))?;
@@ -170,8 +171,14 @@ impl Trial {
             // Who has nothing by the deadline has a time nevertheless, which is the deadline.
             let factor =
                 if makespan_s.is_finite() { (self.seconds / makespan_s).clamp(0.1, 2.0) } else { 0.1 };
+            // Chance may make a smaller content take longer: the best of those that were tried.
+            let off = factor.max(1.0 / factor);
+            if off < nearest.0 {
+                nearest = (off, self.chunks);
+            }
             self.chunks = (f64::from(self.chunks) * factor).round().max(1.0) as u32;
         }
+        self.chunks = nearest.1;
         Ok(self)
     }
 
@@ -239,27 +246,15 @@ impl Trial {
 
     /// The scenario for `starling simulate`. Replacements begin when the real ones did, in milliseconds from the start.
     pub fn simulation(&self, calibrated: &Calibrated, replaced_at_ms: Option<u64>) -> String {
-        let Calibrated {
-            latency_us,
-            header_per_mille,
-            request_bytes,
-            connect_bytes,
-            first_byte_us,
-            prepare_ms,
-            ..
-        } = calibrated;
-        let mut text = format!(
-            "seed = {}\n{}[network]\nlatency_us = {latency_us}\nqueue_ms = {QUEUE_MS}\nheader_per_mille = {header_per_mille}\n\
-             request_bytes = {request_bytes}\nconnect_bytes = {connect_bytes}\nfirst_byte_us = {first_byte_us}\n",
-            self.seed,
-            self.fleet()
-        );
+        let [(_, network), (_, content), (_, deaths)] = calibrated.keys();
+        let mut text =
+            format!("seed = {}\n{}[network]\nqueue_ms = {QUEUE_MS}\n{network}", self.seed, self.fleet());
         if let Some(rate) = self.cell_mbit_s {
             let _ = write!(text, "[network.links]\ncell_up_mbit_s = {rate}\ncell_down_mbit_s = {rate}\n");
         }
         let _ = write!(
             text,
-            "[content]\nbytes = {}\nslice_bytes = {SLICE_BYTES}\nchunk_bytes = {}\nclass = \"Fill\"\nprepare_ms = {prepare_ms}\n\
+            "[content]\nbytes = {}\nslice_bytes = {SLICE_BYTES}\nchunk_bytes = {}\nclass = \"Fill\"\n{content}\
              deadline_s = {DEADLINE_S}\n[stratum]\nup_mbit_s = {}\nconnections = 512\n[settings]\nwindow_chunks = {}\n",
             self.bytes(),
             self.chunk_bytes,
@@ -270,10 +265,9 @@ impl Trial {
             let replaced = replaced_at_ms
                 .map_or(u64::MAX, |at| at.saturating_sub(killed.at_ms))
                 .clamp(2, 1_000 * u64::from(DEADLINE_S));
-            let noticed = calibrated.noticed_after_ms.min(replaced - 1);
             let _ = write!(
                 text,
-                "[deaths]\nper_cent = {}\nat_ms = {}\nnoticed_after_ms = {noticed}\nreplaced_after_ms = {replaced}\n",
+                "[deaths]\nper_cent = {}\nat_ms = {}\nreplaced_after_ms = {replaced}\n{deaths}",
                 killed.per_cent, killed.at_ms
             );
         }
@@ -341,7 +335,7 @@ mod tests {
             let killed_ms = trial.killed.as_ref().map_or(0, |killed| killed.at_ms);
             let scenario = Scenario::parse(&sized.simulation(&Calibrated::START, Some(killed_ms + 2_000)));
             let took_s = simulate(&scenario.unwrap(), None, 1, &mut |_| {}).rollout.makespan_s;
-            assert!((0.6..1.5).contains(&(took_s / sized.seconds)) && took_s < 30.0, "{took_s}: {sized:?}");
+            assert!((0.6..1.5).contains(&(took_s / sized.seconds)) && took_s < 35.0, "{took_s}: {sized:?}");
             assert!(sized.chunks >= 16, "{sized:?}");
             assert_eq!(
                 (sized.seed, &sized.mbit_s, &sized.killed),

@@ -246,6 +246,15 @@ impl<const SHARED: usize> Block<SHARED> {
         }
     }
 
+    /// What a transfer has left to move.
+    pub(super) fn left(&self, crosses: bool, index: u32, number: u32) -> f64 {
+        let left = if crosses { &self.crossing.left } else { &self.plain.left };
+        let begins = || self.starts.iter().find(|start| start.flow.number == number);
+        left.get(index as usize)
+            .copied()
+            .unwrap_or_else(|| begins().map_or(0.0, |start| f64::from(start.bytes)))
+    }
+
     /// Forgets a transfer; its links owe what is given.
     pub(super) fn remove(&mut self, crosses: bool, index: u32, owed: f64) -> Gone<SHARED> {
         self.enter();

@@ -208,6 +208,11 @@ impl<const SHARED: usize> Network for Fluid<SHARED> {
         side.usage(index)
     }
 
+    fn left(&self, number: u32) -> f64 {
+        let Place { list, index } = self.places[number as usize];
+        self.blocks[(list / 2) as usize].left(list % 2 == 1, index, number)
+    }
+
     fn heap_bytes(&self) -> usize {
         self.wide.heap_bytes()
             + self.tallies.iter().map(Tally::heap_bytes).sum::<usize>()
