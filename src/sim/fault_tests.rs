@@ -114,7 +114,7 @@ fn a_root_that_spreads_reaches_all_and_they_begin_when_they_hear_of_it() {
     assert!((5.0..21.0).contains(&root.messages_each), "{root:?}");
     assert!((report.last_start_s - root.heard_s.max).abs() < 1e-9 && at_once.root.is_none());
     let slow = run("[arrival.news]\nnodes = 1\nhandshake_ms = 600\n").root.unwrap();
-    assert!(slow.heard_s.p50 > 3.0 * root.heard_s.p50, "{slow:?} {root:?}");
+    assert!(slow.heard_s.p50 > 2.5 * root.heard_s.p50, "{slow:?} {root:?}");
     let many = run("[arrival.news]\nnodes = 40\n").root.unwrap();
     assert!(many.heard_s.p50 < 0.01, "half of them know it from the beginning: {many:?}");
 }

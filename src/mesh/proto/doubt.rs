@@ -17,6 +17,8 @@ pub(super) const DOUBTED_MAX: usize = 256;
 /// Peers of which the last delivery is remembered; a further one displaces another. Who is forgotten counts from the ask at
 /// hand (guess).
 const DELIVERED_SLOTS: usize = 256;
+/// How often the time that 95 of 100 answers take may pass instead of what the chunk takes at the slowest speed, where that is less (guess).
+const USUAL_TIMES: u32 = 16;
 /// Doublings of the time for which somebody is doubted (guess: up to eight minutes).
 const DOUBLINGS_MAX: u8 = 4;
 
@@ -167,14 +169,13 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         }
         let slowest = u64::from(self.settings.slowest_bytes_per_s.max(1));
         let alone = Duration::from_millis(u64::from(fetch.len_bytes) * 1_000 / slowest);
+        let usual = self.speeds.usual(peer, fetch.len_bytes);
+        let alone = usual.map_or(alone, |usual| alone.min(USUAL_TIMES * usual));
         // A home may have to look for providers, and a lease may lapse before it gets the chunk.
         let lookup = if self.peers.has_other_regions() { self.settings.lookup_ms } else { 0 };
         let beyond = Duration::from_millis(u64::from(self.settings.lease_ms.saturating_add(lookup)));
         let patience = u32::from(fetch.behind) * (once + alone + beyond);
-        waited > patience && {
-            let usual = self.speeds.usual(peer, fetch.len_bytes).unwrap_or_default();
-            is_idle(patience.max(2 * usual))
-        }
+        waited > patience && is_idle(patience.max(2 * usual.unwrap_or_default()))
     }
 
     /// How many, itself included, an authority may have to wait for one after the other: each rank for those before it, and

@@ -115,7 +115,7 @@ fn calibration_finds_hidden_parameters_and_the_other_half_confirms_them() {
     assert!(calibrated[MAKESPAN].accuracy.median[0] < 0.06, "{:?}", calibrated[MAKESPAN]);
     for figure in [5, 6, 7] {
         let [before, after] = [&guessed, &calibrated].map(|rows| rows[figure].accuracy.median[0]);
-        assert!(after < 0.04 && after < 0.6 * before, "{}: {before}, {after}", FIGURES[figure]);
+        assert!(after < 0.04 && after < 0.85 * before, "{}: {before}, {after}", FIGURES[figure]);
     }
     for (promise, (place, ..)) in found.promises.iter().zip(PROMISES) {
         let accuracy = &found.held_back[place].accuracy;
@@ -144,7 +144,7 @@ fn what_misses_a_promise_is_said_to() {
             node.completed_s = node.completed_s.map(|at| at * 1.5);
         }
     }
-    let found = validate(&all, 9, 2, &mut |_, _| {}).unwrap();
+    let found = test(&all, HIDDEN, 9, 2).unwrap();
     assert_eq!((found.promises[0].figure, found.promises[0].holds), ("makespan", false));
 }
 
