@@ -37,7 +37,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Recorded>, CliError> {
 
 /// All recordings of a folder, in the order of their names.
 pub(super) fn read_all(directory: &Path) -> Result<Vec<Recorded>, CliError> {
-    let failed = |error: &io::Error| CliError::failed(format!("{}: {error}", directory.display()));
+    let failed = |error: &io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "; `starling lab --grid DIR` records real nodes into a folder",
+            _ => "",
+        };
+        CliError::failed(format!("{}: {error}{hint}", directory.display()))
+    };
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).map_err(|error| failed(&error))? {
         let path = entry.map_err(|error| failed(&error))?.path();
