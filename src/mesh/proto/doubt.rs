@@ -159,7 +159,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
 
     /// Whether `peer`, who has said `Wait` or `Busy` to `fetch` since `since`, has delivered nothing at all for too long.
     /// Each rank may have had to wait for those before it; and where everybody takes long, it may, too.
-    pub(super) fn shirks(&self, fetch: &Fetch, peer: Peer, since: Time) -> bool {
+    pub(super) fn shirks(&self, fetch: &Fetch, peer: Peer, since: Time, behind: u8) -> bool {
         let once = Duration::from_millis(u64::from(self.settings.ask_ms));
         // Nobody is idle for longer than he was waited for: most answers need no look at what he delivered.
         let waited = self.now.since(since);
@@ -174,15 +174,20 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         // A home may have to look for providers, and a lease may lapse before it gets the chunk.
         let lookup = if self.peers.has_other_regions() { self.settings.lookup_ms } else { 0 };
         let beyond = Duration::from_millis(u64::from(self.settings.lease_ms.saturating_add(lookup)));
-        let patience = u32::from(fetch.behind) * (once + alone + beyond);
+        // A home that would go to another cell next costs the strata nothing if it is wrong.
+        let is_home = || {
+            behind > 1 && !self.leases(fetch.slice) && self.rank_of(self.peers.me(), fetch.slice).is_some()
+        };
+        let behind = if waited > once && is_home() { behind - 1 } else { behind };
+        let patience = u32::from(behind) * (once + alone + beyond);
         waited > patience && is_idle(patience.max(2 * usual.unwrap_or_default()))
     }
 
     /// How many, itself included, an authority may have to wait for one after the other: each rank for those before it, and
     /// a home for that of another cell.
-    pub(super) fn behind(&self, fetch: &Fetch) -> u8 {
+    pub(super) fn behind(&self, fetch: &Fetch, named: bool) -> u8 {
         match fetch.stage {
-            _ if fetch.named => 1,
+            _ if named => 1,
             Stage::Homes => fetch.rank.max(1).saturating_add(u8::from(!self.leases(fetch.slice))),
             Stage::Lease => fetch.rank.max(1),
             _ => 1,

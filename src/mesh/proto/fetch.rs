@@ -42,6 +42,8 @@ pub(super) struct Asked {
     pub(super) named: bool,
     /// Whether it said `Wait`: it is alive, and gets the chunk or queues it.
     pub(super) waits: bool,
+    /// How many, itself included, it may have to wait for one after the other.
+    pub(super) behind: u8,
 }
 
 /// Where a fetch stands.
@@ -321,9 +323,9 @@ impl Fetch {
     /// The second source becomes the first.
     pub(super) fn promote(&mut self) -> bool {
         let Some(hedge) = self.take_hedge() else { return false };
-        let Asked { peer, since, due, named, waits } = hedge;
+        let Asked { peer, since, due, named, waits, behind } = hedge;
         (self.at, self.since, self.due) = (At::Peer(peer), since, due);
-        (self.named, self.waits, self.peeked) = (named, waits, false);
+        (self.named, self.waits, self.peeked, self.behind) = (named, waits, false, behind);
         true
     }
 

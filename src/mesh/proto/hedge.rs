@@ -65,7 +65,8 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
             fetch.tried.push(peer);
             let ask = Duration::from_millis(u64::from(self.settings.ask_ms));
             self.doubts.note_asked(peer, self.now, due.since(self.now) + ask);
-            fetch.rare.hedge = Some(Asked { peer, since: self.now, due, named, waits: false });
+            let behind = self.behind(&fetch, named);
+            fetch.rare.hedge = Some(Asked { peer, since: self.now, due, named, waits: false, behind });
             out.push(Output::Ask { peer, chunk: fetch.chunk, class: fetch.class() });
         } else if self.now < stalled {
             fetch.hedge_at = stalled;
@@ -89,6 +90,11 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         if !in_reach || (fetch.waits && !stalled) {
             return None;
         }
+        // Who said `Busy` and named the first source names others: it is asked once more.
+        let asked = |peer: Peer| fetch.tried.iter().filter(|tried| **tried == peer).count();
+        if let Some(peer) = fetch.again().filter(|peer| asked(*peer) < 2 && self.usable(fetch, *peer)) {
+            return Some((peer, false));
+        }
         self.next_authority(fetch).map(|peer| (peer, false))
     }
 
@@ -98,7 +104,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         match answer {
             Answer::Wait => {
                 if self.now.since(hedge.since) > self.wait_max(hedge.named)
-                    || self.shirks(&fetch, hedge.peer, hedge.since)
+                    || self.shirks(&fetch, hedge.peer, hedge.since, hedge.behind)
                 {
                     out.push(Output::Cancel { peer: hedge.peer, chunk: fetch.chunk });
                     self.doubt(hedge.peer, hedge.since);
@@ -110,6 +116,9 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                 self.fetches.put(fetch);
             }
             Answer::Busy { holders } => {
+                if !hedge.named {
+                    fetch.tries = 0;
+                }
                 self.note_advice(&mut fetch, &holders);
                 self.hedge_over(fetch, false, out);
             }

@@ -209,7 +209,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         fetch.waits = false;
         fetch.due = self.patience(fetch.len_bytes);
         fetch.peeked = matches!(fetch.stage, Stage::Peek | Stage::PeekCells) && !fetch.named;
-        fetch.behind = self.behind(&fetch);
+        fetch.behind = self.behind(&fetch, fetch.named);
         if fetch.peeked {
             // A courtesy that has another way out.
             fetch.due = fetch.due.min(self.now + self.peek_max());
@@ -296,7 +296,7 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
         match answer {
             Answer::Wait => {
                 if self.now.since(fetch.since) > self.wait_max(fetch.named)
-                    || self.shirks(&fetch, peer, fetch.since)
+                    || self.shirks(&fetch, peer, fetch.since, fetch.behind)
                 {
                     out.push(Output::Cancel { peer, chunk });
                     self.note_false_claim(peer, chunk);
@@ -331,9 +331,10 @@ impl<P: Peers, C: Content, R: Rng> Node<P, C, R> {
                     };
                     fetch.set_busy(peer, since);
                     let most = Duration::from_secs(u64::from(self.settings.busy_max_s));
-                    if fetch.peeked && self.now.since(since) > self.peek_max() {
+                    // Who has it and no room says so at once. Who let wait before waits for it, perhaps for this node.
+                    if fetch.peeked && (fetch.waits || self.now.since(since) > self.peek_max()) {
                         fetch.mark_bad(peer);
-                    } else if self.now.since(since) > most || self.shirks(&fetch, peer, since) {
+                    } else if self.now.since(since) > most || self.shirks(&fetch, peer, since, fetch.behind) {
                         self.doubt(peer, since);
                         fetch.mark_bad(peer);
                     }
