@@ -1,6 +1,6 @@
 //! Hedges: a second source beside a slow one, the first to deliver wins, and never more than a share of all asks.
 
-use super::node_tests::{One, asked_of};
+use super::node_tests::{One, asked_of, busy};
 use super::testing::{Faults, MS, Net};
 use super::*;
 use crate::model::{Class, Time};
@@ -89,6 +89,50 @@ fn a_source_that_gets_the_chunk_itself_is_not_gone_around_until_it_stalls() {
     assert_eq!(one.pass(Duration::from_millis(1_900)), [], "the next rank would only turn to the first");
     one.told(first, chunk, Answer::Wait);
     assert_eq!(asked_of(&one.pass(Duration::from_millis(200))), [second]);
+}
+
+#[test]
+fn a_second_home_that_was_asked_beside_the_first_may_wait_for_it() {
+    let (mut one, mut chunks) = acquainted(&Settings::default());
+    let chunk = chunks.next().unwrap();
+    let homes = [0, 1].map(|rank| one.home(chunk, rank));
+    one.want(chunk, Class::Fill);
+    let (mut asked, mut left) = ([Some(one.now), None], [None; 2]);
+    for _ in 0..60 {
+        let mut outputs = one.pass(500 * MS);
+        for place in 0..2 {
+            if asked[place].is_some() && left[place].is_none() {
+                outputs.extend(one.told(homes[place], chunk, Answer::Wait));
+            }
+        }
+        if asked_of(&outputs).contains(&homes[1]) {
+            asked[1] = Some(one.now);
+        }
+        for place in 0..2 {
+            if cancelled(&outputs).contains(&homes[place]) {
+                left[place] = Some(one.now);
+            }
+        }
+    }
+    let [first, second] = [0, 1].map(|place| left[place].unwrap().since(asked[place].unwrap()));
+    assert!(
+        second >= 2 * first - 1_000 * MS,
+        "the first was left after {first:?}, the second after {second:?}"
+    );
+}
+
+#[test]
+fn who_named_a_source_that_stalls_is_asked_for_another() {
+    let (mut one, mut chunks) = acquainted(&Settings::default());
+    let chunk = chunks.next().unwrap();
+    let home = one.home(chunk, 0);
+    let others: Vec<u32> =
+        (1..20).filter(|peer| (0..4).all(|rank| one.home(chunk, rank) != Peer(*peer))).collect();
+    one.want(chunk, Class::Fill);
+    assert_eq!(asked_of(&one.told(home, chunk, busy(&others[..1]))), [Peer(others[0])]);
+    one.told(Peer(others[0]), chunk, Answer::Wait);
+    assert_eq!(asked_of(&one.pass(2_100 * MS)), [home], "not the next rank");
+    assert_eq!(asked_of(&one.told(home, chunk, busy(&others[1..2]))), [Peer(others[1])]);
 }
 
 #[test]

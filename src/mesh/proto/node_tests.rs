@@ -585,3 +585,16 @@ fn one_chunk_goes_to_a_few_at_once_and_others_are_sent_to_them() {
     one.input(Input::Served { ask: Ask(1), ok: true });
     assert_eq!(one.ask(5, 7, chunk, Class::Fill), [Output::Serve { ask: Ask(7) }]);
 }
+
+#[test]
+fn a_next_rank_that_let_wait_and_is_busy_then_does_not_have_it() {
+    let mut one = One::new(20, Settings::default());
+    let chunk = one.ranked(0);
+    let (first, second) = (one.home(chunk, 1), one.home(chunk, 2));
+    assert_eq!(asked_of(&one.want(chunk, Class::Read)), [first], "it is new and empty");
+    assert_eq!(asked_of(&one.told(first, chunk, Answer::Wait)), []);
+    assert_eq!(asked_of(&one.told(first, chunk, busy(&[]))), [second], "not the same again");
+    // Who says so at once may have it and no room.
+    assert_eq!(asked_of(&one.told(second, chunk, busy(&[]))), []);
+    assert_eq!(asked_of(&one.pass(Duration::from_millis(100))), [second]);
+}
