@@ -136,20 +136,20 @@ strategies = ['starling', 'origin', 'proxies', 'dragonfly', 'kraken', 'spegel', 
 ";
 
 const RESULTS: [(&str, &str, &[&str]); 3] = [
-    ("everything", EVERYTHING, &["0bde8a3718d14a92"]),
+    ("everything", EVERYTHING, &["f90b2d95628115df"]),
     ("crowd", CROWD, &["bb1ef6bdfacb0a12"]),
     (
         "others",
         OTHERS,
         &[
-            "c8432e00e7b976de",
+            "d2188917c0ee6a87",
             "da826939150ee891",
             "4246bc55efe7cc5b",
             "bcadf92462a54fbc",
             "e3077d53447126c1",
             "00cb1c984c66abea",
             "cd63579eb2e00446",
-            "17a7a4c004909df3",
+            "92da93abb480169d",
             "e7c28e4bad0c7659",
             "7dc108bc74d1bbef",
             "dd6477a449284371",
