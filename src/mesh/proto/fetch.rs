@@ -540,7 +540,8 @@ mod tests {
         let bytes = fetches.heap_bytes();
         let mut fetch = fetches.take(slot).unwrap();
         let (due, named) = (Time::from_nanos(5), false);
-        fetch.rare.hedge = Some(Asked { peer: Peer(3), since: Time::ZERO, due, named, waits: false, behind: 1 });
+        fetch.rare.hedge =
+            Some(Asked { peer: Peer(3), since: Time::ZERO, due, named, waits: false, behind: 1 });
         assert!(fetch.is_asked(Peer(3)) && fetch.next_due() == due);
         fetches.put(fetch);
         assert!(fetches.heap_bytes() > bytes && fetches.in_step());
